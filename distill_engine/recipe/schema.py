@@ -1,0 +1,228 @@
+"""A recipe: everything that decides what is learnt. One frozen model per section, a sentence per field.
+
+How it runs (ZeRO stage, precision, communication) belongs to the DeepSpeed JSON, not here.
+Units are in the names. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LayerMapName = Literal["parlai", "uniform", "first_last", "first"]
+LayerMap = LayerMapName | list[int]
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: read-only, and no key that we do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TeacherSection(Section):
+    """The model that is imitated. It is never trained."""
+
+    path: str | None = Field(None, description="Folder or Hugging Face name; null: train without a teacher.")
+    revision: str | None = Field(None, description="Commit or tag of a Hugging Face name; pin it for long runs.")
+
+
+class StudentSection(Section):
+    """The model that is trained. Sizes left out are the teacher's."""
+
+    family: Literal["blenderbot", "bart"] | None = Field(
+        None, description="Architecture; null: the teacher's (needed when there is no teacher)."
+    )
+    init: Literal["teacher_layers", "random"] = Field(
+        "teacher_layers",
+        description="teacher_layers: copy embeddings and mapped layers; random: start from scratch.",
+    )
+    encoder_layers: PositiveInt | None = Field(None, description="Encoder depth.")
+    decoder_layers: PositiveInt | None = Field(None, description="Decoder depth.")
+    width: PositiveInt | None = Field(None, description="Model width (d_model).")
+    ffn_width: PositiveInt | None = Field(None, description="Inner width of the feed-forward layers.")
+    heads: PositiveInt | None = Field(None, description="Attention heads, encoder and decoder alike.")
+    positions: PositiveInt | None = Field(None, description="Rows of the position tables.")
+    dropout: Fraction | None = Field(None, description="Dropout; null: the teacher's.")
+    attention_dropout: Fraction | None = Field(None, description="Dropout of attention weights.")
+    encoder_init_map: LayerMap = Field("parlai", description="Teacher layer copied into each encoder layer.")
+    decoder_init_map: LayerMap = Field("parlai", description="Teacher layer copied into each decoder layer.")
+    copy_final_norms: bool = Field(
+        True, description="Also copy embedding and final layer norms; false is what ParlAI does."
+    )
+    train_position_tables: bool = Field(
+        True, description="false keeps the position tables frozen, as ParlAI does with sinusoidal ones."
+    )
+    projections: Literal["auto", "always"] = Field(
+        "auto",
+        description="Linear maps from student to teacher width. auto: only where widths differ; always: also "
+        "between equal widths, as ParlAI's narrow agents.",
+    )
+    activation_checkpointing: bool = Field(False, description="Recompute layers in the backward pass.")
+
+
+class LossWeights(Section):
+    """Coefficient of every loss term. At 0 a term is neither captured nor computed."""
+
+    task: NonNegative = Field(1.0, description="Cross-entropy with the gold reply.")
+    encoder: NonNegative = Field(0.0, description="Mean squared error of the encoder's output.")
+    embedding: NonNegative = Field(0.0, description="MSE of token embeddings, encoder and decoder summed.")
+    hidden: NonNegative = Field(0.0, description="MSE of mapped layers' outputs, encoder and decoder summed.")
+    self_attention: NonNegative = Field(0.0, description="MSE of self-attention scores before softmax, both stacks.")
+    cross_attention: NonNegative = Field(0.0, description="MSE of encoder-decoder attention scores before softmax.")
+    prediction: NonNegative = Field(0.0, description="KL divergence from the teacher's next-token distribution.")
+
+
+class LossesSection(Section):
+    """What is minimised."""
+
+    definition: Literal["parlai", "invariant"] = Field(
+        "invariant",
+        description="invariant: sums over valid elements / global counts, independent of padding, split and ranks; "
+        "parlai: ParlAI's numbers (means per micro-batch and rank, padded keys counted).",
+    )
+    weights: LossWeights = Field(default_factory=lambda: LossWeights())
+    temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
+    clamp: Positive | None = Field(
+        65504.0, description="Largest squared error of one element (embedding, hidden, attention); null: no clamp."
+    )
+    encoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each encoder layer.")
+    decoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each decoder layer.")
+
+
+class TaskSource(Section):
+    """One data source. A recipe lists one or more; their names label the metrics."""
+
+    name: str = Field(description="`demo`, `parlai_text`, `conversations`, or a dialogue task's ParlAI name.")
+    label: str | None = Field(None, description="Name in metrics; null: same as name.")
+    weight: Positive = Field(1.0, description="Share of the training mixture, relative to the other tasks.")
+    train: str | None = Field(None, description="Training file (file formats only).")
+    valid: str | None = Field(None, description="Validation file (file formats only).")
+    test: str | None = Field(None, description="Test file (file formats only).")
+    label_turns: Literal["second_speaker", "first_speaker", "both"] = Field(
+        "second_speaker", description="conversations: whose turns are learnt."
+    )
+    train_examples: PositiveInt | None = Field(None, description="Use only the first N training examples.")
+    valid_examples: PositiveInt | None = Field(None, description="Use only the first N validation examples.")
+    seed: int = Field(0, description="demo: seed of the generator.")
+
+
+class DataSection(Section):
+    """Which dialogues, and how they become token ids (ParlAI's rules)."""
+
+    tasks: list[TaskSource] = Field(min_length=1, description="Sources of the training mixture.")
+    root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue tasks.")
+    tokenizer: str | None = Field(None, description="Tokenizer folder or name; null: the teacher's.")
+    context_tokens: PositiveInt = Field(128, description="Contexts keep their last N tokens, end token included.")
+    label_tokens: PositiveInt = Field(128, description="Labels keep their first N tokens, end token included.")
+    delimiter: str = Field("\n", description="Text between history entries, tokenised on its own.")
+    history_end_token: bool = Field(
+        False, description="Append the end token to contexts (BlenderBot 3B does; BART always has its own)."
+    )
+
+
+class BatchSection(Section):
+    """How many examples make a step."""
+
+    per_rank: PositiveInt = Field(16, description="Examples of one micro-batch on one rank.")
+    accumulation_steps: PositiveInt = Field(1, description="Micro-batches per optimizer step.")
+    pad_to_multiple_of: PositiveInt = Field(1, description="Round padded lengths up to this (8 for fp16 in ParlAI).")
+
+
+class OptimizerSection(Section):
+    """How gradients become updates."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="torch.optim name.")
+    learning_rate: Positive = Field(description="Peak learning rate.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's moment decay rates.")
+    eps: Positive = Field(1e-8, description="Adam's denominator floor.")
+    amsgrad: bool = Field(False, description="AMSGrad variant (what ParlAI's `adam` means).")
+    weight_decay: NonNegative = Field(0.0, description="adamw: decoupled; adam, sgd: L2.")
+    momentum: Fraction = Field(0.0, description="sgd only.")
+    clip_norm: Positive | None = Field(0.1, description="Clip the global gradient norm to this; null: no clipping.")
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves, counted in applied optimizer steps."""
+
+    name: Literal["constant", "linear", "cosine", "reduce_on_plateau"] = Field("constant")
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up from warmup_start * learning_rate.")
+    warmup_start: Fraction = Field(1e-4, description="Share of the learning rate at the first warm-up step.")
+    total_steps: PositiveInt | None = Field(None, description="linear, cosine: where they end; null: stop.max_steps.")
+    final_share: Fraction = Field(0.0, description="linear, cosine: share of the learning rate at the end.")
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="reduce_on_plateau: factor of a drop.")
+    patience: int = Field(3, ge=0, description="reduce_on_plateau: bad validations before a drop.")
+    threshold: NonNegative = Field(1e-4, description="reduce_on_plateau: relative improvement that counts.")
+
+
+class ValidationSection(Section):
+    """When the student is measured, and what the numbers decide. Whichever trigger fires first wins."""
+
+    every_steps: PositiveInt | None = Field(None, description="Validate every N applied optimizer steps.")
+    every_epochs: Positive | None = Field(None, description="Validate every N epochs of training examples.")
+    every_seconds: Positive | None = Field(None, description="Validate every N seconds (agreed across ranks).")
+    metric: str = Field("ppl", description="Metric that decides best and patience; see docs/metrics.md.")
+    direction: Literal["min", "max"] = Field("min", description="Which way is better.")
+    patience: int | None = Field(20, gt=0, description="Stop after N validations without improvement; null: never.")
+    stop_at: float | None = Field(None, description="Stop once the metric is at least this good.")
+    per_rank_batch: PositiveInt | None = Field(None, description="Validation batch on one rank; null: batch.per_rank.")
+    save_after_validation: bool = Field(True, description="Write a checkpoint after each validation.")
+
+
+class StopSection(Section):
+    """Limits of a run; null means no limit."""
+
+    max_steps: PositiveInt | None = Field(None, description="Applied optimizer steps.")
+    max_epochs: Positive | None = Field(None, description="Passes over the training examples.")
+    max_seconds: Positive | None = Field(None, description="Seconds of training, summed over restarts.")
+    max_skipped_steps: PositiveInt = Field(100, description="Give up after N skipped steps (overflow, NaN) in a row.")
+
+
+class CheckpointSection(Section):
+    """Resuming. Checkpoints are complete or absent, never half-written."""
+
+    every_steps: PositiveInt | None = Field(None, description="Also save every N applied optimizer steps.")
+    every_seconds: Positive | None = Field(None, description="Also save every N seconds.")
+    keep_last: PositiveInt = Field(2, description="Complete checkpoints kept for resuming.")
+
+
+class WandbSection(Section):
+    """Weights & Biases. The key comes from the environment or ~/.netrc, never from here."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online when a key is found, else offline."
+    )
+    project: str = Field("distill", description="W&B project.")
+    entity: str | None = Field(None, description="W&B team or user.")
+    group: str | None = Field(None, description="Groups the runs of a sweep.")
+    tags: list[str] = Field(default_factory=list)
+
+
+class LoggingSection(Section):
+    """Who hears about it."""
+
+    every_steps: PositiveInt = Field(10, description="Log training metrics every N applied optimizer steps.")
+    wandb: WandbSection = Field(default_factory=lambda: WandbSection())
+
+
+class Recipe(Section):
+    """One run, complete: the same recipe on the same machine gives the same student."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder and the W&B run.")
+    seed: int = Field(1, ge=0, description="Seeds initial weights, dropout and data order.")
+    teacher: TeacherSection = Field(default_factory=lambda: TeacherSection())
+    student: StudentSection = Field(default_factory=lambda: StudentSection())
+    losses: LossesSection = Field(default_factory=lambda: LossesSection())
+    data: DataSection
+    batch: BatchSection = Field(default_factory=lambda: BatchSection())
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = Field(default_factory=lambda: ScheduleSection())
+    validation: ValidationSection = Field(default_factory=lambda: ValidationSection())
+    stop: StopSection = Field(default_factory=lambda: StopSection())
+    checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection())
+    logging: LoggingSection = Field(default_factory=lambda: LoggingSection())

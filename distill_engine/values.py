@@ -1,0 +1,133 @@
+"""The shared words: small values that flow between the parts of the engine.
+
+Axis letters, used in every shape comment of this package:
+
+    B  examples of a micro-batch         H  attention heads
+    S  context (encoder) positions       Q  query positions of an attention
+    T  label (decoder) positions         K  key positions of an attention
+    L  positions of either stack         E  size of one head
+    D  model width                       V  vocabulary
+    M  mapped layer pairs of one term
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+
+class Stack(str, Enum):
+    """One of the two halves of a sequence-to-sequence model."""
+
+    ENCODER = "encoder"
+    DECODER = "decoder"
+
+
+class AttentionKind(str, Enum):
+    """The three attentions of a sequence-to-sequence model."""
+
+    ENCODER_SELF = "encoder_self"
+    DECODER_SELF = "decoder_self"
+    CROSS = "cross"
+
+    @property
+    def query_stack(self) -> Stack:
+        """The stack whose tokens ask, and whose layers are counted."""
+        return Stack.ENCODER if self is AttentionKind.ENCODER_SELF else Stack.DECODER
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank, right-padded.
+
+    input_ids         [B, S] int64
+    attention_mask    [B, S] int64, 1 at real context tokens
+    decoder_input_ids [B, T] int64, exactly what the decoder reads
+    labels            [B, T] int64, aligned with decoder_input_ids, -100 where nothing is predicted
+    task_ids          [B] int64, index into the run's list of tasks (metrics per task)
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    decoder_input_ids: Tensor
+    labels: Tensor
+    task_ids: Tensor
+
+    @property
+    def label_mask(self) -> Tensor:
+        """[B, T] bool: positions that are predicted."""
+        return self.labels != IGNORED_LABEL
+
+    @property
+    def context_mask(self) -> Tensor:
+        """[B, S] bool: real context tokens."""
+        return self.attention_mask != 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device (non-blocking)."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """What one model must show in one forward pass; everything else is neither kept nor computed.
+
+    Layer numbers are 0-based and belong to the model that is asked.
+    """
+
+    logits: bool = True
+    encoder_output: bool = False
+    embeddings: frozenset[Stack] = frozenset()
+    hidden: Mapping[Stack, tuple[int, ...]] = field(default_factory=dict)
+    attention: Mapping[AttentionKind, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """The two factors of pre-softmax attention scores `scale * query @ key^T`.
+
+    query [B, H, Q, E], key [B, H, K, E]; `scale` is the model's own (normally 1 / sqrt(E)).
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model showed for one batch, keyed by the model's own layer numbers.
+
+    logits         [B, T, V], or None when not asked
+    encoder_output [B, S, D]
+    embeddings     stack -> [B, L, D], token embedding only: unscaled, without positions or norm
+    hidden         (stack, layer) -> [B, L, D], output of the whole layer (residual stream)
+    attention      (kind, layer) -> QueryKey
+    """
+
+    logits: Tensor | None = None
+    encoder_output: Tensor | None = None
+    embeddings: Mapping[Stack, Tensor] = field(default_factory=dict)
+    hidden: Mapping[tuple[Stack, int], Tensor] = field(default_factory=dict)
+    attention: Mapping[tuple[AttentionKind, int], QueryKey] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TermValue:
+    """One loss term of one micro-batch on one rank: `sum` still has to be divided.
+
+    sum       [] float32 with gradient: summed over elements, mean over mapped layers
+    count     [] float32: what the sum is divided by to become this micro-batch's own mean
+    per_layer [M] float32 without gradient: the same sum for each mapped layer alone (empty if the term has none)
+    """
+
+    sum: Tensor
+    count: Tensor
+    per_layer: Tensor
