@@ -1,0 +1,102 @@
+"""Linear maps from student width to teacher width, in a module beside the student, never inside it.
+
+Training needs {student, projections}; export receives `student`, so "remove the projections" is not a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from distill_engine.values import Batch, FeatureRequest, Features, Stack
+
+
+class Projections(nn.Module):
+    """One map per requested feature: encoder output, embedding of each stack, every layer's hidden states.
+
+    Initialised as in ParlAI: weights normal(0, 0.02), biases 0. Only what the request asks for exists, so no
+    parameter is ever unused.
+    """
+
+    def __init__(self, request: FeatureRequest, student_width: int, teacher_width: int, seed: int) -> None:
+        super().__init__()
+
+        def linear() -> nn.Linear:
+            layer = nn.Linear(student_width, teacher_width)
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+            return layer
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder_output = linear() if request.encoder_output else None
+            self.embedding = nn.ModuleDict(
+                {stack.value: linear() for stack in Stack if stack in request.embeddings}
+            )
+            self.hidden = nn.ModuleDict(
+                {
+                    stack.value: nn.ModuleDict({str(n): linear() for n in request.hidden[stack]})
+                    for stack in Stack
+                    if stack in request.hidden
+                }
+            )
+
+    def forward(self, features: Features) -> Features:
+        """The same features with encoder output, embeddings and hidden states at the teacher's width."""
+        output = features.encoder_output
+        if output is not None and self.encoder_output is not None:
+            output = self.encoder_output(output)
+        return replace(
+            features,
+            encoder_output=output,
+            embeddings={stack: self.embedding[stack.value](x) for stack, x in features.embeddings.items()},
+            hidden={
+                (stack, n): self._hidden(stack, n)(x) for (stack, n), x in features.hidden.items()
+            },
+        )
+
+    def _hidden(self, stack: Stack, layer: int) -> nn.Module:
+        maps = self.hidden[stack.value]
+        assert isinstance(maps, nn.ModuleDict)
+        return maps[str(layer)]
+
+
+class StudentModule(nn.Module):
+    """What the engine trains: the adapted student and its projections (None where widths agree)."""
+
+    def __init__(self, adapter: nn.Module, projections: Projections | None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.projections = projections
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face student alone, as it is exported."""
+        return self.adapter.model  # type: ignore[return-value]
+
+    def forward(self, batch: Batch, request: FeatureRequest) -> tuple[Features, list[Tensor]]:
+        """Features at the teacher's width, and every tensor in them as a flat list (DeepSpeed hooks outputs it can
+        see: tensors in tuples, lists and dicts, not dataclasses).
+
+        Raises RuntimeError if gradients are on and a feature cannot carry them (reentrant checkpointing does that).
+        """
+        features = self.adapter(batch, request)
+        if self.projections is not None:
+            features = self.projections(features)
+        tensors = feature_tensors(features)
+        if self.training and torch.is_grad_enabled() and not all(t.requires_grad for t in tensors):
+            raise RuntimeError(
+                "a captured student feature carries no gradient: activation checkpointing must be non-reentrant "
+                "(use_reentrant=False), and no requested layer may be frozen."
+            )
+        return features, tensors
+
+
+def feature_tensors(features: Features) -> list[Tensor]:
+    """Every tensor of `features`, in a fixed order."""
+    single = [t for t in (features.logits, features.encoder_output) if t is not None]
+    pairs = [t for qk in features.attention.values() for t in (qk.query, qk.key)]
+    return [*single, *features.embeddings.values(), *features.hidden.values(), *pairs]

@@ -1,0 +1,85 @@
+"""Single tensors of a checkpoint folder, straight from disk.
+
+The student is built from the teacher's files before any engine exists: nothing is gathered from ZeRO-3 shards and
+no second full copy of the teacher is ever in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_TIED_EMBEDDINGS = (
+    "model.shared.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+
+
+class WeightsError(ValueError):
+    """A checkpoint folder does not hold what is needed."""
+
+
+class WeightFiles:
+    """Lazy view of the weights in a Hugging Face folder (safetensors, sharded or not, or pytorch_model.bin)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = self._locate()
+
+    def _locate(self) -> dict[str, Path]:
+        """Tensor name -> file that holds it."""
+        for kind in ("model.safetensors", "pytorch_model.bin"):
+            index = self.folder / f"{kind}.index.json"
+            if index.is_file():
+                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                missing = sorted({f for f in names.values() if not (self.folder / f).is_file()})
+                if missing:
+                    raise WeightsError(f"{self.folder}: {index.name} names {', '.join(missing)}, which is not there.")
+                return {name: self.folder / file for name, file in names.items()}
+            single = self.folder / kind
+            if single.is_file():
+                return dict.fromkeys(_names_in(single), single)
+        raise WeightsError(
+            f"{self.folder} holds no model.safetensors or pytorch_model.bin (nor an index of one). "
+            "Give a folder written by save_pretrained."
+        )
+
+    def resolve(self, name: str) -> str | None:
+        """The stored name of a parameter: as it is, without the head model's prefix, or a tied twin of it."""
+        candidates = _TIED_EMBEDDINGS if name in _TIED_EMBEDDINGS else (name,)
+        for candidate in (name, *candidates):
+            for stored in (candidate, candidate.removeprefix("model.")):
+                if stored in self._files:
+                    return stored
+        return None
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the dtype it is stored in. Raises WeightsError if it is not there or unreadable."""
+        stored = self.resolve(name)
+        if stored is None:
+            raise WeightsError(f"{self.folder}: no tensor named {name!r} among its {len(self._files)} tensors.")
+        file = self._files[stored]
+        if file.suffix == ".safetensors":
+            with _open_safetensors(file) as handle:
+                return handle.get_tensor(stored)
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)[stored]
+
+
+def _open_safetensors(file: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202  safetensors ships no types
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} cannot be read as safetensors: {error}. The download may be incomplete.") from error
+
+
+def _names_in(file: Path) -> list[str]:
+    if file.suffix == ".safetensors":
+        with _open_safetensors(file) as handle:
+            return list(handle.keys())
+    return list(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
