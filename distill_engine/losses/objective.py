@@ -185,7 +185,7 @@ class Objective:
         return sum_across_ranks(local.sum(dim=0)).clamp(min=1.0).expand_as(local)
 
     def total(self, terms: Mapping[str, TermValue], divisors: Tensor) -> Tensor:
-        """Weighted sum of `terms` over one row of `divisors`: this micro-batch's share of the global loss, [] float32."""
+        """Weighted sum of `terms` over one row of `divisors`: this micro-batch's share of the global loss, []."""
         weighted = [
             weight * value.sum / divisors[index].float()
             for index, ((_, weight), value) in enumerate(zip(self.term_weights.items(), terms.values(), strict=True))

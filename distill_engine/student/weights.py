@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,7 +72,7 @@ class WeightFiles:
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)[stored]
 
 
-def _open_safetensors(file: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202  safetensors ships no types
+def _open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -1,0 +1,145 @@
+"""The process group: who I am, and the few collectives the rest of the program needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+_REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class LaunchError(RuntimeError):
+    """The environment does not describe a usable process group."""
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def rank_facts(environment: MutableMapping[str, str]) -> RankFacts:
+    """Read the facts that a launcher left; without any, this is a group of one, and its address is filled in.
+
+    Raises LaunchError if some of the variables are there and others are not, or if one is not a number.
+    """
+    present = [name for name in _REQUIRED if name in environment]
+    if not {"RANK", "WORLD_SIZE"} & set(present):
+        environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        environment["MASTER_PORT"] = str(free_port())
+    missing = [name for name in _REQUIRED if name not in environment]
+    if missing:
+        raise LaunchError(
+            f"the launcher set {', '.join(present)} but not {', '.join(missing)}. "
+            "Start with `deepspeed`, or set all five variables."
+        )
+    try:
+        facts = RankFacts(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    except ValueError as error:
+        raise LaunchError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
+    if not 0 <= facts.rank < facts.world_size:
+        raise LaunchError(f"RANK is {facts.rank} but WORLD_SIZE is {facts.world_size}: ranks count from 0.")
+    return facts
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback interface now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Ranks:
+    """The running process group."""
+
+    def __init__(self, facts: RankFacts) -> None:
+        self.rank = facts.rank
+        self.world_size = facts.world_size
+        self.local_rank = facts.local_rank
+        self.device = torch.device(get_accelerator().device_name(facts.local_rank))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over ranks, as a new tensor."""
+        total = tensor.clone()
+        if self.world_size > 1:
+            dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; every rank gets the same answer."""
+        if self.world_size == 1:
+            return flag
+        answer = torch.tensor(int(flag), device=self.device)  # bool is not a reduction type of NCCL
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return bool(answer.item())
+
+    def all_true(self, flag: bool) -> bool:
+        """Whether every rank says so; every rank gets the same answer."""
+        return not self.any(not flag)
+
+    def broadcast(self, value: Value) -> Value:
+        """Rank 0's value on every rank (picklable)."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, in rank order, on every rank (picklable)."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
+    """Join the process group described by the environment and choose this rank's device.
+
+    Raises LaunchError for a contradictory environment.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    facts = rank_facts(os.environ)
+    accelerator = get_accelerator()
+    on_cpu = accelerator.device_name() == "cpu"
+    if not on_cpu:
+        if facts.local_rank >= accelerator.device_count():
+            raise LaunchError(
+                f"rank {facts.rank} wants device {facts.local_rank}, but this node shows "
+                f"{accelerator.device_count()}. Start one rank per device."
+            )
+        accelerator.set_device(facts.local_rank)
+    if not dist.is_initialized():
+        backend = "gloo" if on_cpu else accelerator.communication_backend_name()
+        deepspeed.init_distributed(
+            dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, distributed_port=0
+        )
+    return Ranks(facts)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,198 @@
+"""The student's training engine: ZeRO-2, gradients summed, one backward per micro-batch.
+
+DeepSpeed averages twice by default, over accumulation and over ranks. The objective already divides by global
+counts, so both are switched off, in this file only: `backward(..., scale_wrt_gas=False)` here, and
+`gradient_allreduce_op: sum`, which `engine.ds_config` puts into every student configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from distill_engine.values import Batch, FeatureRequest, Features
+
+_TAG = "engine"
+
+
+class StudentEngineError(RuntimeError):
+    """The student's engine is not what the run needs."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How gradients become updates; see the recipe's optimizer section."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    amsgrad: bool = False
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The torch optimizer. DeepSpeed's own would be compiled on first use; torch's fused one is as fast."""
+        groups = _parameter_groups(module, self.weight_decay)
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
+        return kind(
+            groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, amsgrad=self.amsgrad, fused=True
+        )
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters; with weight decay, biases and norms (vectors) form a group that is not decayed."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if weight_decay == 0:
+        return [{"params": trained, "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one optimizer step did.
+
+    applied    False if the step was skipped (fp16 overflow, or a gradient that is not finite)
+    grad_norm  global norm before clipping, None if skipped
+    loss_scale factor of the loss in the backward pass, 1.0 without fp16
+    """
+
+    applied: bool
+    grad_norm: float | None
+    loss_scale: float
+
+
+class StudentEngine:
+    """Trains {student, projections}. Also a checkpoint part: `save` and `load` are collective."""
+
+    def __init__(self, module: nn.Module, ds_config: Mapping[str, Any], optimizer: OptimizerSettings) -> None:
+        """Raises StudentEngineError if the student was sharded by mistake or DeepSpeed chose another ZeRO stage."""
+        sharded = [name for name, p in module.named_parameters() if hasattr(p, "ds_id")]
+        if sharded:
+            raise StudentEngineError(
+                f"{len(sharded)} student parameters are sharded (first: {sharded[0]}): the teacher's ZeRO-3 "
+                "configuration leaked into the student."
+            )
+        engine, self._optimizer, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer.build(module), config=dict(ds_config)
+        )
+        asked = ds_config["zero_optimization"]["stage"]
+        if engine.zero_optimization_stage() != asked:
+            raise StudentEngineError(
+                f"the student runs under ZeRO stage {engine.zero_optimization_stage()}, the configuration asks {asked}."
+            )
+        self._engine = engine
+        self._accumulation_steps = engine.gradient_accumulation_steps()
+        self._micro_step = 0
+
+    @property
+    def module(self) -> Any:
+        """The module that is trained (engine wrapping taken off)."""
+        return self._engine.module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights in forward and backward passes."""
+        return next(self.module.parameters()).dtype
+
+    def train(self) -> None:
+        """Dropout on."""
+        self._engine.train()
+
+    def eval(self) -> None:
+        """Dropout off."""
+        self._engine.eval()
+
+    def features(self, batch: Batch, request: FeatureRequest) -> Features:
+        """One forward pass, projected to the teacher's width."""
+        features, _ = self._engine(batch, request)
+        return features
+
+    def backward(self, total: Tensor) -> None:
+        """Backward of one micro-batch's share of the global loss.
+
+        Called exactly once per micro-batch: under ZeRO-2 a second backward of the same micro-batch would silently
+        throw away the first one's gradients.
+        """
+        if self._micro_step >= self._accumulation_steps:
+            raise StudentEngineError("backward was called again before step: one backward per micro-batch.")
+        self._engine.backward(total, scale_wrt_gas=False)
+        self._micro_step += 1
+        if self._micro_step < self._accumulation_steps:
+            self._engine.step()  # counts the micro-batch; nothing is updated before the last one
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        """Clip, update (or skip) and clear the gradients of all micro-batches since the last step."""
+        if self._micro_step != self._accumulation_steps:
+            raise StudentEngineError(
+                f"step after {self._micro_step} of {self._accumulation_steps} micro-batches of the optimizer step."
+            )
+        self._micro_step = 0
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss_scale = self.loss_scale
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        norm = self._engine.get_global_grad_norm() if applied else None
+        return StepOutcome(applied, None if norm is None else float(norm), loss_scale)
+
+    @property
+    def loss_scale(self) -> float:
+        """Current factor of the fp16 loss scaler; 1.0 without fp16."""
+        return float(self._engine.loss_scale()) if self._engine.fp16_enabled() else 1.0
+
+    def parameter_count(self) -> int:
+        """Elements of the exported student (projections not counted, tied tensors once)."""
+        return sum(p.numel() for p in self.module.model.parameters())
+
+    # ---- checkpoint part ------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's shard and, on rank 0, the module. Collective: a rank whose disk is full still takes
+        part in every barrier and raises OSError afterwards."""
+        if self._micro_step != 0:
+            raise StudentEngineError("checkpoints are taken between optimizer steps only.")
+        with _deferred_errors(self._engine.checkpoint_engine) as errors:
+            self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        if errors:
+            raise OSError(f"{folder}: {errors[0]}") from errors[0]
+
+    def load(self, folder: Path) -> None:
+        """Restore weights, optimizer state and loss scale. Raises StudentEngineError if DeepSpeed loads nothing."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise StudentEngineError(f"{folder}: DeepSpeed found no checkpoint there.")
+        self._micro_step = 0
+
+
+@contextmanager
+def _deferred_errors(checkpoint_engine: Any) -> Iterator[list[Exception]]:
+    """Collect write errors instead of raising them inside DeepSpeed's collective save, where the other ranks would
+    wait for this one until the time-out."""
+    errors: list[Exception] = []
+    write: Callable[..., Any] = checkpoint_engine.save
+
+    def save(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            errors.append(error)
+            return None
+
+    checkpoint_engine.save = save
+    try:
+        yield errors
+    finally:
+        checkpoint_engine.save = write

@@ -1,0 +1,99 @@
+"""The student as others use it: a Hugging Face folder, verified before it counts, published in one atomic step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from distill_engine.values import Batch
+
+_CARD = "README.md"
+
+
+class ExportError(RuntimeError):
+    """The written folder does not hold the same model."""
+
+
+def write_student(model: PreTrainedModel, tokenizer: Any, folder: Path, card: str, probe: Batch) -> None:
+    """Write weights (safetensors), config, generation config, tokenizer and model card into a new folder.
+
+    The folder is then loaded again as a user would and its logits are compared with the live model's. The weights
+    are those that were validated: in mixed precision the 16-bit ones, not the optimizer's float32 copies.
+
+    Raises ExportError if they differ (the folder is removed), OSError if it cannot be written.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / _CARD).write_text(card, encoding="utf-8")
+        _verify(model, folder, probe)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@torch.no_grad()
+def _verify(model: PreTrainedModel, folder: Path, probe: Batch) -> None:
+    dtype = next(model.parameters()).dtype
+    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    lost = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["unexpected_keys"]))
+    if lost:
+        raise ExportError(f"{folder}: tensors missing or unknown after reloading: {', '.join(lost[:5])}.")
+    was_training = model.training
+    model.eval()
+    probe = probe.to(model.device)
+    expected = _logits(model, probe)
+    actual = _logits(loaded.to(model.device).eval(), probe)
+    model.train(was_training)
+    allowed = 1e-4 if dtype == torch.float32 else 2e-2
+    worst = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1.0))
+    if not worst <= allowed:
+        raise ExportError(f"{folder}: reloaded logits differ from the live model's by {worst:.3g} (relative).")
+
+
+def _logits(model: PreTrainedModel, probe: Batch) -> torch.Tensor:
+    output = model(
+        input_ids=probe.input_ids,
+        attention_mask=probe.attention_mask,
+        decoder_input_ids=probe.decoder_input_ids,
+        use_cache=False,
+    )
+    return output.logits.float()
+
+
+def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Write a new version into `exports/<name>` and make `link` point at it, atomically; older versions go.
+
+    A reader sees the old complete folder or the new complete folder, never a mixture, also if the writer is killed.
+    Returns the new version's folder.
+    """
+    versions = link.parent / "exports"
+    versions.mkdir(parents=True, exist_ok=True)
+    target = _unused(versions / name)
+    unfinished = versions / f".tmp-{name}"
+    write(unfinished)
+    unfinished.rename(target)
+    fresh_link = link.parent / f".{link.name}.new"
+    fresh_link.unlink(missing_ok=True)
+    fresh_link.symlink_to(Path("exports") / name, target_is_directory=True)
+    fresh_link.replace(link)
+    for old in versions.iterdir():
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _unused(folder: Path) -> Path:
+    """The folder, or a numbered sibling if a run that was killed had already published this step."""
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}.{number}")
+    return candidate

@@ -1,0 +1,87 @@
+"""How good the student's predictions are, teacher-forced: sums per task, to be divided after all ranks are added up.
+
+Names and meanings are ParlAI's: `ppl` is exp(summed token loss / label tokens) of one task, `token_em` counts
+examples whose every label token is predicted, `teacher_acc` (here teacher_agreement) counts label positions where
+student and teacher predict the same token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distill_engine.values import IGNORED_LABEL, Batch
+
+COLUMNS = ("loss_sum", "tokens", "correct", "agreeing", "exact", "examples")
+
+
+@torch.no_grad()
+def quality_sums(student_logits: Tensor, teacher_logits: Tensor | None, batch: Batch, tasks: int) -> Tensor:
+    """[tasks, len(COLUMNS)] float64 sums of one micro-batch. Dummy examples (no label at all) count nowhere.
+
+    student_logits, teacher_logits  [B, T, V]; without a teacher `agreeing` stays 0
+    """
+    mask = batch.label_mask  # [B, T]
+    loss = functional.cross_entropy(
+        student_logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    predicted = student_logits.argmax(dim=-1)
+    correct = (predicted == batch.labels) & mask
+    agreeing = torch.zeros_like(mask)
+    if teacher_logits is not None:
+        agreeing = (predicted == teacher_logits.argmax(dim=-1)) & mask
+    real = mask.any(dim=1)
+    exact = real & (correct.sum(dim=1) == mask.sum(dim=1))
+    per_example = torch.stack(
+        [
+            loss.double().sum(dim=1),
+            mask.sum(dim=1).double(),
+            correct.sum(dim=1).double(),
+            agreeing.sum(dim=1).double(),
+            exact.double(),
+            real.double(),
+        ],
+        dim=1,
+    )  # [B, columns]
+    sums = torch.zeros(tasks, len(COLUMNS), dtype=torch.float64, device=per_example.device)
+    return sums.index_add_(0, batch.task_ids, per_example)
+
+
+def quality_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> dict[str, float]:
+    """Named values from globally summed [tasks, columns]: per task, macro (mean over tasks, as ParlAI) and micro.
+
+    A task without label tokens is left out. ppl saturates at infinity.
+    """
+    values: dict[str, float] = {}
+    losses, ppls = [], []
+    for label, row in zip(labels, sums.tolist(), strict=True):
+        named = dict(zip(COLUMNS, row, strict=True))
+        if named["tokens"] == 0:
+            continue
+        loss = named["loss_sum"] / named["tokens"]
+        losses.append(loss)
+        ppls.append(_exp(loss))
+        values[f"{label}/loss"] = loss
+        values[f"{label}/ppl"] = ppls[-1]
+        values[f"{label}/token_accuracy"] = named["correct"] / named["tokens"]
+        if with_teacher:
+            values[f"{label}/teacher_agreement"] = named["agreeing"] / named["tokens"]
+    everything = dict(zip(COLUMNS, sums.sum(dim=0).tolist(), strict=True))
+    if everything["tokens"] == 0:
+        return {}
+    values["loss"] = sum(losses) / len(losses)
+    values["ppl"] = sum(ppls) / len(ppls)
+    values["ppl_micro"] = _exp(everything["loss_sum"] / everything["tokens"])
+    values["token_accuracy"] = everything["correct"] / everything["tokens"]
+    values["token_exact_match"] = everything["exact"] / everything["examples"]
+    if with_teacher:
+        values["teacher_agreement"] = everything["agreeing"] / everything["tokens"]
+    return values
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

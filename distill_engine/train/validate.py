@@ -1,0 +1,82 @@
+"""Teacher-forced validation: every example once over all ranks, global numbers, the same on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distill_engine.losses.objective import Objective
+from distill_engine.losses.quality import COLUMNS, quality_sums, quality_values
+from distill_engine.values import Batch, FeatureRequest, Features
+
+
+class Shows(Protocol):
+    """A model that shows features (either engine, or a plain adapter in evaluation)."""
+
+    def features(self, batch: Batch, request: FeatureRequest) -> Features:
+        """One forward pass."""
+        ...
+
+
+class SumsRanks(Protocol):
+    """The part of the process group that validation needs."""
+
+    device: torch.device
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over ranks."""
+        ...
+
+
+class Validator:
+    """Runs the validation set through student and teacher and returns named values.
+
+    The loader yields equally many batches on every rank (short ranks get dummy batches without labels), because
+    each forward pass of a sharded teacher is a collective.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], objective: Objective, task_labels: Sequence[str], ranks: SumsRanks
+    ) -> None:
+        self._batches = batches
+        self._objective = objective
+        self._labels = list(task_labels)
+        self._ranks = ranks
+
+    @torch.no_grad()
+    def run(self, student: Shows, teacher: Shows | None) -> dict[str, float]:
+        """Metrics by name (without the `valid/` prefix); the student must be in eval mode."""
+        started = time.perf_counter()
+        weights = self._objective.term_weights
+        device = self._ranks.device
+        quality = torch.zeros(len(self._labels), len(COLUMNS), dtype=torch.float64, device=device)
+        terms = torch.zeros(len(weights), 2, dtype=torch.float64, device=device)  # sum, count
+        for batch in self._batches:
+            batch = batch.to(device)
+            taught = None if teacher is None else teacher.features(batch, self._objective.teacher_request())
+            shown = student.features(batch, self._objective.student_request())
+            assert shown.logits is not None
+            quality += quality_sums(shown.logits, None if taught is None else taught.logits, batch, len(self._labels))
+            for index, value in enumerate(self._objective.terms(shown, taught, batch).values()):
+                terms[index, 0] += value.sum
+                terms[index, 1] += value.count
+        summed = self._ranks.sum(torch.cat([quality.flatten(), terms.flatten()]))
+        quality = summed[: quality.numel()].view_as(quality)
+        values = quality_values(quality, self._labels, teacher is not None)
+        values |= self._term_values(summed[quality.numel() :].view(-1, 2))
+        values["seconds"] = time.perf_counter() - started
+        return values
+
+    def _term_values(self, sums: Tensor) -> dict[str, float]:
+        values = {}
+        total = 0.0
+        for (term, weight), (value, count) in zip(self._objective.term_weights.items(), sums.tolist(), strict=True):
+            raw = value / max(count, 1.0)
+            values[f"term/{term}/raw"] = raw
+            total += weight * raw
+        values["total"] = total
+        return values
