@@ -24,6 +24,10 @@ class LaunchError(RuntimeError):
     """The environment does not describe a usable process group."""
 
 
+class RanksApartError(RuntimeError):
+    """The ranks are not at the same step."""
+
+
 @dataclass(frozen=True)
 class RankFacts:
     """This process among the others."""
@@ -73,6 +77,10 @@ class Ranks:
         self.local_rank = facts.local_rank
         self.device = torch.device(get_accelerator().device_name(facts.local_rank))
 
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Whether this accelerator can train in a floating type."""
+        return dtype in get_accelerator().supported_dtypes()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Elementwise sum over ranks, as a new tensor."""
         total = tensor.clone()
@@ -87,6 +95,23 @@ class Ranks:
         answer = torch.tensor(int(flag), device=self.device)  # bool is not a reduction type of NCCL
         dist.all_reduce(answer, op=dist.ReduceOp.MAX)
         return bool(answer.item())
+
+    def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
+        """One reduction per step: whether any rank wants to stop, and rank 0's clock.
+
+        Raises RanksApartError on every rank that is not at the mean step: collectives of different steps would
+        otherwise pair up silently.
+        """
+        if self.world_size == 1:
+            return stop, seconds
+        mine = [float(stop), seconds if self.rank == 0 else 0.0, float(step)]
+        stops, agreed_seconds, steps = self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
+        if steps != step * self.world_size:
+            raise RanksApartError(
+                f"rank {self.rank} is at step {step}, the {self.world_size} ranks together at {steps:g} (the sum of "
+                "their steps): a rank has skipped or repeated a step. Start the same command again to resume."
+            )
+        return stops > 0, agreed_seconds
 
     def all_true(self, flag: bool) -> bool:
         """Whether every rank says so; every rank gets the same answer."""
@@ -132,6 +157,9 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
             )
         accelerator.set_device(facts.local_rank)
     if not dist.is_initialized():
+        # Without this DeepSpeed compiles a shared-memory collective on first use on a CPU: it needs a compiler, and
+        # a killed build leaves a lock on which every later start hangs.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         backend = "gloo" if on_cpu else accelerator.communication_backend_name()
         deepspeed.init_distributed(
             dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, distributed_port=0

@@ -15,11 +15,18 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from distill_engine.values import Batch, FeatureRequest, Features
 
 _TAG = "engine"
+
+# The only classes, besides tensors and containers, that DeepSpeed's shards may hold: a checkpoint that names any
+# other is refused before it is unpickled.
+CHECKPOINT_CLASSES = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
 
 
 class StudentEngineError(RuntimeError):

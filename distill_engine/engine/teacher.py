@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from distill_engine.engine.distributed import Ranks
-from distill_engine.models.adapter import adapt
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -28,8 +27,18 @@ class TeacherEngine:
     Every forward pass is a chain of all-gathers: all ranks must call `features` equally often.
     """
 
-    def __init__(self, folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype, ranks: Ranks) -> None:
-        """Load from a local folder. Raises TeacherError if anything is missing, unsharded or trainable."""
+    def __init__(
+        self,
+        folder: Path,
+        ds_config: Mapping[str, Any],
+        dtype: torch.dtype,
+        ranks: Ranks,
+        adapt: Callable[[PreTrainedModel], nn.Module],
+    ) -> None:
+        """Load from a local folder; `adapt` wraps the model into what shows features (models.adapter).
+
+        Raises TeacherError if anything is missing or not sharded.
+        """
         model = _load_sharded(folder, ds_config, dtype)
         _require_sharded(model, ranks.world_size)
         model.requires_grad_(False).eval()

@@ -26,14 +26,10 @@ def quality_sums(student_logits: Tensor, teacher_logits: Tensor | None, batch: B
     student_logits, teacher_logits  [B, T, V]; without a teacher `agreeing` stays 0
     """
     mask = batch.label_mask  # [B, T]
+    correct, agreeing = _hits(student_logits, teacher_logits, batch.labels)
     loss = functional.cross_entropy(
         student_logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
     )
-    predicted = student_logits.argmax(dim=-1)
-    correct = (predicted == batch.labels) & mask
-    agreeing = torch.zeros_like(mask)
-    if teacher_logits is not None:
-        agreeing = (predicted == teacher_logits.argmax(dim=-1)) & mask
     real = mask.any(dim=1)
     exact = real & (correct.sum(dim=1) == mask.sum(dim=1))
     per_example = torch.stack(
@@ -41,7 +37,7 @@ def quality_sums(student_logits: Tensor, teacher_logits: Tensor | None, batch: B
             loss.double().sum(dim=1),
             mask.sum(dim=1).double(),
             correct.sum(dim=1).double(),
-            agreeing.sum(dim=1).double(),
+            (torch.zeros_like(mask) if agreeing is None else agreeing).sum(dim=1).double(),
             exact.double(),
             real.double(),
         ],
@@ -49,6 +45,24 @@ def quality_sums(student_logits: Tensor, teacher_logits: Tensor | None, batch: B
     )  # [B, columns]
     sums = torch.zeros(tasks, len(COLUMNS), dtype=torch.float64, device=per_example.device)
     return sums.index_add_(0, batch.task_ids, per_example)
+
+
+@torch.no_grad()
+def accuracy_counts(
+    student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Label positions that the student predicts, where it agrees with the teacher (None without one), and all; []."""
+    correct, agreeing = _hits(student_logits, teacher_logits, labels)
+    return correct.sum(), None if agreeing is None else agreeing.sum(), (labels != IGNORED_LABEL).sum()
+
+
+def _hits(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """[B, T] bool each: predicted the label; predicted what the teacher predicts."""
+    predicted = student_logits.argmax(dim=-1)
+    correct = predicted == labels  # a label of -100 is no prediction
+    if teacher_logits is None:
+        return correct, None
+    return correct, (predicted == teacher_logits.argmax(dim=-1)) & (labels != IGNORED_LABEL)
 
 
 def quality_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> dict[str, float]:

@@ -1,0 +1,66 @@
+"""What every reader gives: episodes of turns; and what it is given: a task's description by value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "valid", "test"]
+LabelTurns = Literal["second_speaker", "first_speaker", "both"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One example: somebody says `text`, the model learns to answer `label`."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One conversation. The context of a turn is every earlier text and label of the episode, then its own text."""
+
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One data source, as plain values with the names that a recipe uses.
+
+    name        which reader: `parlai_text`, `conversations`, `demo`
+    label       name in metrics; None: same as name (read it through `title`)
+    weight      share of the training mixture, relative to the other tasks
+    train, valid, test   file of each split, for the file formats
+    label_turns conversations: whose turns are learnt
+    train_examples, valid_examples, test_examples   keep only the first N examples of a split; None: all
+    seed        demo: seed of the generator
+    root        folder that holds downloaded dialogue tasks, for readers that look there
+    """
+
+    name: str
+    label: str | None = None
+    weight: float = 1.0
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    label_turns: LabelTurns = "second_speaker"
+    train_examples: int | None = None
+    valid_examples: int | None = None
+    test_examples: int | None = None
+    seed: int = 0
+    root: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The task's name in metrics and messages."""
+        return self.label or self.name
+
+    def file(self, split: Split) -> str | None:
+        """The file named for a split, or None."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
+    def limit(self, split: Split) -> int | None:
+        """How many examples of a split are used; None: all."""
+        limits = {"train": self.train_examples, "valid": self.valid_examples, "test": self.test_examples}
+        return limits[split]

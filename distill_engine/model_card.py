@@ -1,0 +1,73 @@
+"""The README.md of an exported student: what it is, how good it was when it was exported, how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_SHOWN = ("ppl", "ppl_micro", "loss", "token_accuracy", "token_exact_match", "teacher_agreement")
+
+_TEMPLATE = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- distillation
+- {family}
+---
+
+# {name}
+
+A {family} student{of_teacher}, {parameters:,} parameters, exported at its best validation so far (step {step}).
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
+```
+
+## Validation
+
+| metric | value |
+|---|---|
+{rows}
+
+Teacher-forced, over the whole validation set. `ppl` is the mean of the tasks' perplexities.
+
+## Recipe
+
+```yaml
+{recipe}```
+
+## Machine
+
+```json
+{machine}
+```
+"""
+
+
+def model_card(
+    *,
+    recipe_yaml: str,
+    name: str,
+    family: str,
+    teacher: str | None,
+    parameters: int,
+    step: int,
+    metrics: Mapping[str, float],
+    machine: Mapping[str, Any],
+) -> str:
+    """Markdown with the metadata block that model hubs read."""
+    ordered = [key for key in _SHOWN if key in metrics] + sorted(key for key in metrics if "/" in key)
+    return _TEMPLATE.format(
+        name=name,
+        family=family,
+        of_teacher=f" of `{teacher}`" if teacher else "",
+        parameters=parameters,
+        step=step,
+        rows="\n".join(f"| {key} | {metrics[key]:.5g} |" for key in ordered),
+        recipe=recipe_yaml if recipe_yaml.endswith("\n") else recipe_yaml + "\n",
+        machine=json.dumps(dict(machine), indent=2),
+    )

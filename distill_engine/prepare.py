@@ -1,0 +1,184 @@
+"""Everything about a run that needs no process group and no GPU: checked and loaded, or refused with all reasons.
+
+`distill check` stops here; training goes on with the result. Nothing in it depends on the rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from distill_engine.data.episodes import TaskSpec
+from distill_engine.data.errors import DataError
+from distill_engine.data.layout import SequenceLayout
+from distill_engine.data.tasks import has_split, read_task
+from distill_engine.data.tokenised import TokenisedTask
+from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
+from distill_engine.models.adapter import family_of
+from distill_engine.models.bart_family import FAMILIES, Family
+from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.problem import Problem, raise_if_any
+from distill_engine.recipe.rules import check_recipe
+from distill_engine.recipe.schema import Recipe, TaskSource
+from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+
+_OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked recipe with what it names, loaded."""
+
+    recipe: Recipe
+    family: Family
+    teacher_folder: Path | None
+    teacher_config: Mapping[str, Any] | None
+    tokenizer: Any
+    layout: SequenceLayout
+    task_labels: tuple[str, ...]
+    train_tasks: tuple[TokenisedTask, ...]
+    valid_tasks: tuple[TokenisedTask, ...]
+    valid_labels: tuple[str, ...]
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe, if it is sound by itself. Raises RecipeError with every problem at once."""
+    recipe = load_recipe(path, overrides)
+    raise_if_any(path, check_recipe(recipe))
+    return recipe
+
+
+def prepare(recipe: Recipe, source: Path | str) -> Prepared:
+    """Load and check teacher configuration, tokenizer and data.
+
+    Raises RecipeError for what does not fit together, DataError for bad files.
+    """
+    folder = teacher_folder(recipe)
+    config = None if folder is None else _read_config(folder, source)
+    if config is not None:
+        raise_if_any(source, check_against_teacher(recipe, config))
+    family = family_of(config) if config is not None else FAMILIES[str(recipe.student.family)]
+    tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
+    layout = _layout(recipe, family, tokenizer, config, source)
+    encoder = DialogueTokenizer(
+        tokenizer, layout, recipe.data.delimiter, recipe.data.context_tokens, recipe.data.label_tokens
+    )
+    specs = [_task_spec(task, recipe.data.root) for task in recipe.data.tasks]
+    train = tuple(_tokenised(spec, encoder, "train") for spec in specs)
+    with_valid = [spec for spec in specs if has_split(spec, "valid")]
+    valid = tuple(_tokenised(spec, encoder, "valid") for spec in with_valid)
+    if config is not None:
+        largest = max(task.largest_id for task in (*train, *valid))
+        raise_if_any(source, _ids_fit(largest, config))
+    return Prepared(
+        recipe=recipe,
+        family=family,
+        teacher_folder=folder,
+        teacher_config=config,
+        tokenizer=tokenizer,
+        layout=layout,
+        task_labels=tuple(spec.title for spec in specs),
+        train_tasks=train,
+        valid_tasks=valid,
+        valid_labels=tuple(spec.title for spec in with_valid),
+    )
+
+
+def teacher_folder(recipe: Recipe) -> Path | None:
+    """The teacher's local folder: as given, or downloaded from Hugging Face (the cache makes that idempotent)."""
+    path = recipe.teacher.path
+    if path is None:
+        return None
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        files = list_repo_files(path, revision=recipe.teacher.revision)
+        pickled = ["*.bin"] if any(name.endswith(".safetensors") for name in files) else []
+        unused = _OTHER_FRAMEWORKS + pickled
+        return Path(snapshot_download(path, revision=recipe.teacher.revision, ignore_patterns=unused))
+    except RepositoryNotFoundError as error:
+        raise_if_any("teacher.path", [_no_teacher(path, "is neither a folder here nor a Hugging Face model")])
+        raise AssertionError from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return _cached_or_refuse(path, recipe.teacher.revision, error)
+
+
+def _cached_or_refuse(path: str, revision: str | None, error: Exception) -> Path:
+    """Without a network a model that was downloaded before is still good."""
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = f"is no folder here, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
+        raise_if_any("teacher.path", [_no_teacher(path, what)])
+        raise AssertionError from error
+
+
+def _no_teacher(path: str, what: str) -> Problem:
+    return Problem(
+        "teacher.path",
+        f"is {path!r}, which {what}",
+        "The teacher is a folder written by save_pretrained or a model's name on the Hub",
+        "Correct the path, or download it on a node with network access first (HF_HOME says where it goes)",
+    )
+
+
+def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = Problem("teacher.path", f"is {str(folder)!r}: config.json cannot be read ({error})")
+        raise_if_any(source, [problem])
+        raise AssertionError from error
+    return config
+
+
+def _layout(
+    recipe: Recipe, family: Family, tokenizer: Any, config: Mapping[str, Any] | None, source: Path | str
+) -> SequenceLayout:
+    own = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    missing = [name for name, value in own.items() if value is None]
+    problems = [Problem("data.tokenizer", f"has no {name}", "Padding, start and end need tokens") for name in missing]
+    if config is not None:
+        # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
+        problems += check_tokenizer(min(len(tokenizer), int(config["vocab_size"])), own, config)
+    raise_if_any(source, problems)
+    special = (own["pad_token_id"], own["bos_token_id"], own["eos_token_id"])
+    return SequenceLayout.of_family(
+        special,
+        wraps_context=family.wraps_context,
+        end_before_start=family.end_before_start,
+        history_end_token=recipe.data.history_end_token,
+    )
+
+
+def _ids_fit(largest: int, config: Mapping[str, Any]) -> list[Problem]:
+    rows = int(config["vocab_size"])
+    if largest < rows:
+        return []
+    return [
+        Problem(
+            "data.tokenizer",
+            f"gives the id {largest}, but the teacher has {rows} embedding rows",
+            "Every id has an embedding row",
+            "Use the tokenizer that the teacher was trained with",
+        )
+    ]
+
+
+def _task_spec(task: TaskSource, root: str | None) -> TaskSpec:
+    return TaskSpec(**task.model_dump(), root=root)
+
+
+def _tokenised(spec: TaskSpec, encoder: DialogueTokenizer, split: Any) -> TokenisedTask:
+    task = encoder.tokenise(read_task(spec, split))
+    if len(task) == 0:
+        raise DataError(f"Task {spec.title!r} has no {split} example. Correct its file, or leave the task out.")
+    return task

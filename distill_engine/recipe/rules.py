@@ -1,0 +1,254 @@
+"""Rules between the sections of a recipe that need no model: one small function each.
+
+A rule yields a Problem for each thing that is wrong; `check_recipe` runs them all. `teacher_rules` has those
+that need the teacher's config.json, `data_rules` those about sources and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from distill_engine.recipe.data_rules import DATA_RULES
+from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
+from distill_engine.recipe.schema import LayerMap, LossWeights, Recipe
+from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+
+__all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "check_tokenizer", "raise_if_any"]
+
+Rule = Callable[[Recipe], Iterator[Problem]]
+
+STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "heads", "positions")
+
+# The last part of a metric's name -> the direction in which it is better.
+DIRECTIONS = {"ppl": "min", "loss": "min", "token_accuracy": "max", "teacher_agreement": "max"}
+
+
+def check_recipe(recipe: Recipe) -> list[Problem]:
+    """All problems between sections, in the order of the rules; an empty list when the recipe is sound."""
+    return [problem for rule in RULES for problem in rule(recipe)]
+
+
+def used_weights(weights: LossWeights, *, distillation_only: bool = True) -> dict[str, float]:
+    """Terms with a weight above 0; `task` is the one term that is no distillation."""
+    left_out = ("task",) if distillation_only else ()
+    return {name: value for name, value in weights.model_dump().items() if value > 0 and name not in left_out}
+
+
+def something_is_learnt(recipe: Recipe) -> Iterator[Problem]:
+    """At least one weight is above 0."""
+    if not used_weights(recipe.losses.weights, distillation_only=False):
+        yield Problem(
+            "losses.weights",
+            "are all 0",
+            "Then nothing is learnt",
+            "Set losses.weights.task: 1 to train on the data, or weights of distillation terms above 0",
+        )
+
+
+def teacher_is_used(recipe: Recipe) -> Iterator[Problem]:
+    """A teacher is there to be imitated, or to have its layers copied."""
+    idle = recipe.teacher.path is not None and not used_weights(recipe.losses.weights)
+    if idle and recipe.student.init != "teacher_layers":
+        yield Problem(
+            "teacher.path",
+            f"is {recipe.teacher.path!r}, but all distillation weights (losses.weights) are 0",
+            f"With student.init: {recipe.student.init} such a teacher would do nothing",
+            "Set teacher.path: null, or give a term a weight, such as losses.weights.prediction: 1",
+        )
+
+
+def weights_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
+    """Distillation terms compare with somebody."""
+    used = used_weights(recipe.losses.weights)
+    if recipe.teacher.path is None and used:
+        terms = ", ".join(f"{name} {value:g}" for name, value in used.items())
+        yield Problem(
+            "losses.weights",
+            f"has distillation terms ({terms}), but teacher.path is null",
+            "These terms measure the distance to a teacher",
+            "Set teacher.path, or set these weights to 0",
+        )
+
+
+def copied_layers_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
+    """teacher_layers copies from somewhere."""
+    if recipe.teacher.path is None and recipe.student.init == "teacher_layers":
+        yield Problem(
+            "student.init",
+            "is teacher_layers, but teacher.path is null",
+            "Layers are copied from a teacher",
+            "Set teacher.path, or student.init: random",
+        )
+
+
+def revision_has_a_name(recipe: Recipe) -> Iterator[Problem]:
+    """A revision belongs to a teacher."""
+    if recipe.teacher.path is None and recipe.teacher.revision is not None:
+        what = f"is {recipe.teacher.revision!r}, but teacher.path is null"
+        yield Problem("teacher.revision", what, fix="Set teacher.path, or remove the revision")
+
+
+def student_alone_is_complete(recipe: Recipe) -> Iterator[Problem]:
+    """Without a teacher there is nobody to take sizes from."""
+    if recipe.teacher.path is not None:
+        return
+    for key in ("family", *STUDENT_SIZES):
+        if getattr(recipe.student, key) is None:
+            yield Problem(f"student.{key}", "is missing", "Without a teacher the student's sizes have no default")
+    if recipe.data.tokenizer is None:
+        rule = "Without a teacher the tokenizer has no default"
+        yield Problem("data.tokenizer", "is missing", rule, "Name a tokenizer folder or a Hugging Face name")
+
+
+def width_divides_into_heads(recipe: Recipe) -> Iterator[Problem]:
+    """Every attention head is equally wide."""
+    width, heads = recipe.student.width, recipe.student.heads
+    if width is not None and heads is not None and width % heads:
+        yield Problem(
+            "student.width",
+            f"is {width}, which {heads} heads (student.heads) do not divide",
+            "Every head is width / heads wide",
+            f"The nearest width that works is {max(1, round(width / heads)) * heads}",
+        )
+
+
+def layer_maps_fit(recipe: Recipe) -> Iterator[Problem]:
+    """An explicit layer map has one teacher layer, counted from 0, for each student layer."""
+    for stack in ("encoder", "decoder"):
+        depth: int | None = getattr(recipe.student, f"{stack}_layers")
+        yield from map_problems(f"student.{stack}_init_map", getattr(recipe.student, f"{stack}_init_map"), depth)
+        supervision: LayerMap = getattr(recipe.losses, f"{stack}_layer_map")
+        yield from map_problems(f"losses.{stack}_layer_map", supervision, depth)
+
+
+def map_problems(path: str, layer_map: LayerMap, depth: int | None) -> Iterator[Problem]:
+    """What is wrong with one map for a student stack of `depth` layers (None: not known yet)."""
+    if isinstance(layer_map, str):
+        return
+    negative = [layer for layer in layer_map if layer < 0]
+    if negative:
+        yield Problem(path, f"is {layer_map}, with the entry {negative[0]}", "Teacher layers are counted from 0")
+    if depth is not None and len(layer_map) != depth:
+        what = f"has {len(layer_map)} entries, but the student has {depth} layers there"
+        yield Problem(path, what, "A map names one teacher layer for each student layer")
+
+
+def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:
+    """No token stands beyond the student's position tables."""
+    positions = recipe.student.positions
+    if positions is None:
+        return
+    for key in ("context_tokens", "label_tokens"):
+        tokens = getattr(recipe.data, key)
+        # BART's decoder reads one token more than it predicts: it starts with </s> <s>.
+        needed = tokens + (1 if key == "label_tokens" and recipe.student.family == "bart" else 0)
+        if needed > positions:
+            yield Problem(
+                f"data.{key}",
+                f"is {tokens}, but the student has {positions} positions (student.positions)",
+                f"It needs {needed} positions",
+                f"Set student.positions: {needed}, or a smaller data.{key}",
+            )
+
+
+def schedule_has_an_end(recipe: Recipe) -> Iterator[Problem]:
+    """linear and cosine fall towards a known step, which lies behind the warm-up."""
+    schedule, limit = recipe.schedule, recipe.stop.max_steps
+    end = schedule.total_steps or limit
+    if schedule.name not in ("linear", "cosine"):
+        return
+    if end is None:
+        what = f"is {schedule.name}, but schedule.total_steps and stop.max_steps are null"
+        yield Problem("schedule.name", what, "It needs to know its last step", "Set one of the two")
+    elif schedule.warmup_steps >= end:
+        what = f"is {schedule.warmup_steps}, but the schedule ends at step {end}"
+        yield Problem("schedule.warmup_steps", what, "Warm-up comes before the end")
+
+
+def first_step_moves(recipe: Recipe) -> Iterator[Problem]:
+    """A warm-up that starts at 0 wastes its first step."""
+    if recipe.schedule.warmup_start == 0:
+        yield Problem(
+            "schedule.warmup_start",
+            "is 0",
+            "The first step of the warm-up should move the weights",
+            "Set a share of the learning rate above 0, such as 1e-4",
+        )
+
+
+def validates(recipe: Recipe) -> bool:
+    """Whether anything triggers a validation."""
+    triggers = recipe.validation
+    return any((triggers.every_steps, triggers.every_epochs, triggers.every_seconds))
+
+
+def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
+    """Whatever waits for a validation metric needs validations."""
+    waiting = {
+        "schedule.name": ("reduce_on_plateau", recipe.schedule.name == "reduce_on_plateau"),
+        "validation.patience": (recipe.validation.patience, recipe.validation.patience is not None),
+        "validation.stop_at": (recipe.validation.stop_at, recipe.validation.stop_at is not None),
+    }
+    for path, (value, waits) in waiting.items():
+        if waits and not validates(recipe):
+            yield Problem(
+                path,
+                f"is {value}, but no validation ever runs",
+                "It acts on the metric of validations",
+                "Set validation.every_steps, every_epochs or every_seconds"
+                + ("" if path == "schedule.name" else f", or {path}: null"),
+            )
+
+
+def direction_fits_metric(recipe: Recipe) -> Iterator[Problem]:
+    """A known metric is not optimised the wrong way round."""
+    metric, direction = recipe.validation.metric, recipe.validation.direction
+    right = DIRECTIONS.get(metric.rsplit("/", 1)[-1], direction)
+    if right != direction:
+        what = f"is {direction}, but {metric} (validation.metric) is better when it is {right}imal"
+        yield Problem("validation.direction", what, fix=f"Set validation.direction: {right}")
+
+
+def run_stops(recipe: Recipe) -> Iterator[Problem]:
+    """Something ends the run: a limit, patience or a goal."""
+    stop = recipe.stop
+    limits = (stop.max_steps, stop.max_epochs, stop.max_seconds)
+    if not any((*limits, recipe.validation.patience, recipe.validation.stop_at is not None)):
+        yield Problem(
+            "stop",
+            "has no limit, and validation.patience and validation.stop_at are null",
+            "Such a run never stops",
+            "Set stop.max_steps, max_epochs or max_seconds, or validation.patience",
+        )
+
+
+def optimizer_keys_are_used(recipe: Recipe) -> Iterator[Problem]:
+    """No key that the chosen optimizer would ignore."""
+    optimizer = recipe.optimizer
+    if optimizer.momentum and optimizer.name != "sgd":
+        what = f"is {optimizer.momentum:g}, but optimizer.name is {optimizer.name}"
+        fix = "Set optimizer.momentum: 0 (adam and adamw have betas instead), or optimizer.name: sgd"
+        yield Problem("optimizer.momentum", what, "Only sgd has momentum", fix)
+    if optimizer.amsgrad and optimizer.name == "sgd":
+        fix = "Set optimizer.amsgrad: false, or optimizer.name: adam"
+        yield Problem("optimizer.amsgrad", "is true, but optimizer.name is sgd", "Only adam and adamw have it", fix)
+
+
+RULES: tuple[Rule, ...] = (
+    something_is_learnt,
+    teacher_is_used,
+    weights_have_a_teacher,
+    copied_layers_have_a_teacher,
+    revision_has_a_name,
+    student_alone_is_complete,
+    width_divides_into_heads,
+    layer_maps_fit,
+    positions_are_enough,
+    schedule_has_an_end,
+    first_step_moves,
+    metric_is_measured,
+    direction_fits_metric,
+    run_stops,
+    optimizer_keys_are_used,
+    *DATA_RULES,
+)

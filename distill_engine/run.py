@@ -1,0 +1,86 @@
+"""Composition root: the only file that sees the whole recipe and builds every part of a training run.
+
+    deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json [--recipe FILE] [--set a.b=value] [--run-dir DIR]
+
+Exit codes: 0 done; 75 stopped by a signal and checkpointed, start again to go on; 78 bad recipe, configuration or
+data (starting again cannot help); anything else failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# `deepspeed distill_engine/run.py` puts this file's own folder first on the path, where our module names would
+# shadow other packages' ones. The folder above it is the one that holds the package.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
+if str(_HERE.parent) not in sys.path:
+    sys.path.insert(0, str(_HERE.parent))
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+
+from distill_engine.exit_codes import BAD_INPUT  # noqa: E402
+from distill_engine.recipe.problem import RecipeError  # noqa: E402
+from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
+
+DEFAULT_RECIPE = _HERE.parent / "recipes" / "demo.yaml"
+DEFAULT_DS_CONFIG = _HERE.parent / "ds_configs" / "zero2.json"
+DEFAULT_TEACHER_DS_CONFIG = _HERE.parent / "ds_configs" / "teacher_zero3.json"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user says on the command line."""
+
+    ds_config: Path = DEFAULT_DS_CONFIG
+    teacher_ds_config: Path = DEFAULT_TEACHER_DS_CONFIG
+    recipe: Path = DEFAULT_RECIPE
+    overrides: tuple[str, ...] = ()
+    run_dir: Path | None = None
+
+
+def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
+    """Command line of a rank, as the launchers call it."""
+    parser = argparse.ArgumentParser(
+        prog="run.py", description="Distil a teacher into a student under DeepSpeed.", allow_abbrev=False
+    )
+    parser.add_argument("--ds_config", "--ds-config", type=Path, default=DEFAULT_DS_CONFIG, metavar="FILE",
+                        help="DeepSpeed JSON of the student: ZeRO stage, precision, communication")  # fmt: skip
+    parser.add_argument("--teacher_ds_config", "--teacher-ds-config", type=Path, default=DEFAULT_TEACHER_DS_CONFIG,
+                        metavar="FILE", help="DeepSpeed JSON of the teacher (ZeRO-3)")  # fmt: skip
+    parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, metavar="FILE", help="what is learnt")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
+                        help="change one value of the recipe; may be repeated")  # fmt: skip
+    parser.add_argument("--run-dir", "--run_dir", type=Path, default=None, metavar="DIR",
+                        help="run folder (default: runs/<recipe name>); start again with the same to resume")  # fmt: skip
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    return TrainOptions(
+        given.ds_config, given.teacher_ds_config, given.recipe, tuple(given.overrides), given.run_dir
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code. Errors a user can cause are printed once, without a traceback."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    speaks = os.environ.get("RANK", "0") == "0"
+    quiet_libraries(0 if speaks else 1)  # before anything imports torch and transformers
+    try:
+        from distill_engine.prepare import read_recipe
+
+        recipe = read_recipe(options.recipe, options.overrides)  # dies in a second, before anything is started
+    except RecipeError as error:
+        if speaks:
+            sys.stderr.write(f"{error}\n")
+        return BAD_INPUT
+    from distill_engine.assemble import train
+
+    return train(recipe, options, speaks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Running averages that stay on the device until somebody wants to read them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class RanksDisagreeError(RuntimeError):
+    """The ranks hold different metric names, so their sums cannot be added."""
+
+
+class Averages:
+    """Named sums and counts in float64, read back only by `reduce`.
+
+    Adding never waits for the device. Every rank must hold the same names when it reduces: names that a
+    rank may not meet (a task without an example there) are declared up front and start at 0.
+    float64 exists on CPU and CUDA, not on Apple's MPS.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", names: Iterable[str] = ()) -> None:
+        self._device = torch.device(device)
+        self._declared = tuple(names)
+        self._cells: dict[str, tuple[Tensor, Tensor]] = {}
+        self._reset()
+
+    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Adds [] `total` and its [] `count` (any real dtype, gradients are not followed)."""
+        held = self._cells.get(name)
+        if held is None:
+            held = self._cells[name] = self._zeros()
+        held[0].add_(total.detach())
+        held[1].add_(count.detach() if isinstance(count, Tensor) else count)
+
+    def reduce(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Global total / count per name, names sorted; starts over afterwards.
+
+        `sum_across_ranks` is called once with one [2N + 2] float64 tensor and returns the sum of all ranks'
+        tensors. A name whose global count is 0 is left out. This is the only place that waits for the device.
+        Raises RanksDisagreeError when the ranks hold equally many but different names.
+        """
+        names = sorted(self._cells)
+        signature = float(zlib.crc32("\n".join(names).encode()))
+        check = torch.tensor([1.0, signature], dtype=torch.float64, device=self._device)
+        cells = [cell for name in names for cell in self._cells[name]]
+        packed = torch.cat([check, torch.stack(cells)]) if cells else check
+        ranks, signatures, *values = sum_across_ranks(packed).tolist()
+        # crc32 < 2^32 and ranks < 2^20: the product is exact in float64.
+        if signatures != signature * ranks:
+            raise RanksDisagreeError(
+                f"The {ranks:.0f} ranks average different metrics; this one holds {names}. All ranks must hold the "
+                "same names: declare every name when Averages is built."
+            )
+        self._reset()
+        return {
+            name: total / count
+            for name, total, count in zip(names, values[::2], values[1::2], strict=True)
+            if count != 0
+        }
+
+    def state_dict(self) -> dict[str, tuple[float, float]]:
+        """name -> (sum, count) of this rank, exact; so that a resumed interval averages the same steps."""
+        names = sorted(self._cells)
+        cells = [cell for name in names for cell in self._cells[name]]
+        values = torch.stack(cells).tolist() if cells else []
+        return dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True))
+
+    def load_state_dict(self, state: Mapping[str, tuple[float, float]]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._reset()
+        for name, (total, count) in state.items():
+            self._cells[name] = (self._zero().fill_(total), self._zero().fill_(count))
+
+    def _reset(self) -> None:
+        self._cells = {name: self._zeros() for name in self._declared}
+
+    def _zeros(self) -> tuple[Tensor, Tensor]:
+        return self._zero(), self._zero()
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self._device)

@@ -1,0 +1,232 @@
+"""The registry of metrics: every name that reaches a log, a dashboard or the screen is described here.
+
+Names are paths (`valid/ppl`). Patterns hold placeholders that stand for part of a run's own words:
+
+    {term}    a loss term, one of TERMS             {layer}   0-based number of a mapped student layer
+    {task}    a task's label in the recipe          {metric}  what follows `valid/` in a validation metric
+
+`python -m distill_engine.telemetry.metrics` prints `docs/metrics.md`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal
+
+Direction = Literal["lower", "higher", "neither"]
+
+TERMS: Mapping[str, str] = MappingProxyType(
+    {
+        "task": "cross-entropy with the gold reply",
+        "encoder": "squared error of the encoder's output",
+        "encoder_embedding": "squared error of the encoder's token embeddings",
+        "decoder_embedding": "squared error of the decoder's token embeddings",
+        "encoder_hidden": "squared error of the mapped encoder layers' outputs",
+        "decoder_hidden": "squared error of the mapped decoder layers' outputs",
+        "encoder_self_attention": "squared error of encoder self-attention scores before softmax",
+        "decoder_self_attention": "squared error of decoder self-attention scores before softmax",
+        "cross_attention": "squared error of encoder-decoder attention scores before softmax",
+        "prediction": "KL divergence from the teacher's next-token distribution",
+    }
+)
+TIME_PARTS: Mapping[str, str] = MappingProxyType(
+    {
+        "teacher": "the teacher's forward pass",
+        "student": "the student's forward pass",
+        "losses": "computing loss terms",
+        "backward": "the backward pass",
+        "optimizer": "the optimizer and its communication",
+        "data": "waiting for data",
+        "other": "everything else",
+    }
+)
+
+
+class UnknownMetricError(KeyError):
+    """A metric name that the registry does not hold."""
+
+    def __str__(self) -> str:
+        """The message as written; KeyError would show it in quotes."""
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, or a family of them when `name` is a pattern.
+
+    `better` says which way is progress; 'neither' marks facts that are not good or bad in themselves.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    better: Direction
+    section: str
+
+
+Row = tuple[str, str, Direction, str]
+
+
+def _section(title: str, *rows: Row) -> tuple[Metric, ...]:
+    """Metrics of one section from rows of (name, unit, better, meaning)."""
+    return tuple(Metric(name, unit, meaning, better, title) for name, unit, better, meaning in rows)
+
+
+_AGREE = "Label tokens where student and teacher rank the same token first"
+_FIRST = "Label tokens that the student ranks first"
+_EXACT = "Replies whose every token the student ranks first"
+
+REGISTRY: tuple[Metric, ...] = (
+    *_section(
+        "Progress",
+        ("step", "steps", "neither", "Applied optimizer steps: the horizontal axis of every chart."),
+        ("train/epoch", "epochs", "neither", "Passes over the training examples, with fraction."),
+        ("train/examples", "examples", "neither", "Training examples consumed on all ranks."),
+    ),
+    *_section("Losses", ("train/total", "", "lower", "Weighted sum of all terms: what is minimised.")),
+    *_section(
+        "Loss terms",
+        ("train/term/{term}/raw", "", "lower", "One term before its weight."),
+        ("train/term/{term}/weighted", "", "lower", "One term times its weight: its part of the total."),
+    ),
+    *_section(
+        "Loss terms by layer",
+        ("train/term/{term}/layer/{layer}", "", "lower", "The raw term of one mapped student layer."),
+    ),
+    *_section(
+        "Quality",
+        ("train/ppl", "", "lower", "exp of the cross-entropy per label token since the last record."),
+        ("train/token_accuracy", "share", "higher", f"{_FIRST}."),
+        ("train/teacher_agreement", "share", "higher", f"{_AGREE}."),
+    ),
+    *_section(
+        "Optimizer",
+        ("train/lr", "", "neither", "Learning rate of the last applied step."),
+        ("train/grad_norm", "", "neither", "Global gradient norm before clipping."),
+        ("train/loss_scale", "", "neither", "fp16 loss scale; 1 in bf16 and fp32."),
+        ("train/skipped_steps", "steps", "lower", "Steps skipped so far, restarts included (overflow, NaN)."),
+    ),
+    *_section(
+        "Throughput",
+        ("train/tokens_per_second", "tokens/s", "higher", "Context and label tokens of all ranks, without padding."),
+        ("train/padding_share", "share", "lower", "Positions that hold padding."),
+        ("time/seconds_per_step", "s", "lower", "Seconds per optimizer step, validation and saving left out."),
+    ),
+    *_section(
+        "Time shares",
+        *((f"time/share/{part}", "share", "neither", f"Part of a step: {what}.") for part, what in TIME_PARTS.items()),
+    ),
+    *_section(
+        "Memory",
+        ("memory/peak_gib", "GiB", "lower", "Peak accelerator memory of one rank since the last record."),
+        ("memory/host_gib", "GiB", "lower", "Resident host memory of one rank's process."),
+    ),
+    *_section(
+        "Validation",
+        ("valid/ppl", "", "lower", "Perplexity per task, averaged over tasks (as ParlAI reports it)."),
+        ("valid/ppl_micro", "", "lower", "Perplexity over the label tokens of all tasks together."),
+        ("valid/loss", "nats/token", "lower", "Cross-entropy with the gold reply, averaged over tasks."),
+        ("valid/token_accuracy", "share", "higher", f"{_FIRST}, averaged over tasks."),
+        ("valid/token_exact_match", "share", "higher", f"{_EXACT}, averaged over tasks."),
+        ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, averaged over tasks."),
+        ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
+        ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
+        ("valid/seconds", "s", "lower", "Duration of the validation."),
+    ),
+    *_section(
+        "Validation by task",
+        ("valid/{task}/ppl", "", "lower", "Perplexity on one task."),
+        ("valid/{task}/loss", "nats/token", "lower", "Cross-entropy with the gold reply on one task."),
+        ("valid/{task}/token_accuracy", "share", "higher", f"{_FIRST}, on one task."),
+        ("valid/{task}/token_exact_match", "share", "higher", f"{_EXACT}, on one task."),
+        ("valid/{task}/teacher_agreement", "share", "higher", f"{_AGREE}, on one task."),
+    ),
+    *_section(
+        "Best",
+        ("best/{metric}", "its own", "neither", "Best value so far of the metric that decides which student is kept."),
+    ),
+)
+
+_PLACEHOLDERS = {"term": "|".join(TERMS), "task": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    literal = [re.escape(part) for part in parts[::2]]
+    groups = [f"(?P<{name}>{_PLACEHOLDERS[name]})" for name in parts[1::2]]
+    return re.compile("".join(a + b for a, b in zip(literal, [*groups, ""], strict=True)))
+
+
+_EXPRESSIONS = tuple((_expression(metric.name), metric) for metric in REGISTRY)
+
+
+@lru_cache(maxsize=4096)
+def describe(name: str) -> Metric:
+    """The registered metric of this concrete name, with `name` filled in.
+
+    `best/X` takes unit and direction from `valid/X`.
+    Raises UnknownMetricError (a KeyError) when nothing in the registry matches.
+    """
+    for expression, metric in _EXPRESSIONS:
+        found = expression.fullmatch(name)
+        if found is None:
+            continue
+        if "metric" in found.groupdict():
+            source = describe(f"valid/{found['metric']}")
+            return replace(metric, name=name, unit=source.unit, better=source.better)
+        return replace(metric, name=name)
+    raise UnknownMetricError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, [metric.name for metric in REGISTRY], n=1)
+    hint = f" Did you mean `{near[0]}`?" if near else ""
+    return (
+        f"`{name}` is not a registered metric.{hint} Only names of distill_engine/telemetry/metrics.py may be "
+        "logged, so that no chart can point at nothing; docs/metrics.md lists them. Register it there first."
+    )
+
+
+def sections() -> dict[str, list[Metric]]:
+    """Section -> its metrics, both in registry order."""
+    grouped: dict[str, list[Metric]] = {}
+    for metric in REGISTRY:
+        grouped.setdefault(metric.section, []).append(metric)
+    return grouped
+
+
+_HEADER = """# Metrics
+
+Generated from `distill_engine/telemetry/metrics.py`; do not edit, run
+
+    python -m distill_engine.telemetry.metrics > docs/metrics.md
+
+The same names appear in W&B and in `metrics.jsonl`. `train/...` averages over the steps since the last
+record, `valid/...` covers every validation example exactly once. A recipe's `validation.metric` is a
+validation name without `valid/`: `ppl`, `ppl_micro`, `token_accuracy`, `my_task/ppl`.
+"""
+
+
+def _table(metrics: list[Metric]) -> list[str]:
+    rows = [f"| `{m.name}` | {m.unit or '-'} | {m.better} | {m.meaning} |" for m in metrics]
+    return ["| name | unit | better | meaning |", "|---|---|---|---|", *rows]
+
+
+def render_markdown() -> str:
+    """The text of `docs/metrics.md`."""
+    lines = [_HEADER]
+    for section, metrics in sections().items():
+        lines += [f"## {section}", "", *_table(metrics), ""]
+    terms = [f"| `{name}` | {meaning} |" for name, meaning in TERMS.items()]
+    lines += ["## Values of `{term}`", "", "| term | what it measures |", "|---|---|", *terms, ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_markdown())

@@ -1,0 +1,114 @@
+"""Keeps libraries from talking over the run: known noise is dropped, everything else is heard once."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TextIO
+
+# Read when the libraries are imported; a user's own setting wins.
+_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",  # key mismatches on loading are checked by the engine itself
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # also switches off transformers' bars for reading and writing weights
+    "TOKENIZERS_PARALLELISM": "false",  # else every forked data worker warns about it
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # c10d retries connections with a warning each
+}
+_LOGGERS = ("DeepSpeed", "transformers", "huggingface_hub", "torch.distributed", "torch.utils.cpp_extension")
+
+# Each was seen in a run in which nothing was wrong.
+_KNOWN_WARNINGS = (
+    r"`?torch\.distributed\.\w+`? is deprecated",  # DeepSpeed 0.19 on torch 2.13
+    r".*using the device under current context",  # NCCL barrier; every rank has set its device
+    r"The pynvml package is deprecated",
+    r"Can't initialize NVML",  # machines without a GPU
+)
+_KNOWN_LOG_MESSAGES = re.compile("Setting accelerator to CPU|Unable to find hostfile")
+_KNOWN_PRINTS = re.compile(
+    r"DeepSpeed \S+ built successfully"
+    r"|Using \S+ as PyTorch extensions root"
+    r"|(Creating|Detected) .*(extension|ninja)"
+    r"|(Emitting ninja build file|Building extension module|Loading extension module|No modifications detected) ?"
+    r"|ninja: no work to do"
+    r"|Time to load \S+ op:"
+)
+
+
+class _NoiseFilter(logging.Filter):
+    """Survives libraries that set their logger's level while being imported, as DeepSpeed does."""
+
+    def __init__(self, lowest: int) -> None:
+        super().__init__()
+        self._lowest = lowest
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        return record.levelno >= self._lowest and not _KNOWN_LOG_MESSAGES.search(record.getMessage())
+
+
+def quiet_libraries(rank: int) -> None:
+    """Rank 0 hears warnings that are not known noise; other ranks hear errors only.
+
+    To be called before torch, transformers and deepspeed are imported (some settings are read then); calling
+    it again is harmless. Errors and exceptions are never touched.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    lowest = logging.WARNING if rank == 0 else logging.ERROR
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for old in [held for held in logger.filters if isinstance(held, _NoiseFilter)]:
+            logger.removeFilter(old)
+        logger.addFilter(_NoiseFilter(lowest))
+    if rank != 0:
+        warnings.simplefilter("ignore")
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def library_prints_dropped() -> Iterator[None]:
+    """While inside, known lines that libraries `print` do not appear; all other output passes unchanged.
+
+    Meant around the start of the engines, where DeepSpeed builds and announces its operators.
+    """
+    with redirect_stdout(_LineFilter(sys.stdout)), redirect_stderr(_LineFilter(sys.stderr)):
+        yield
+
+
+class _LineFilter(io.TextIOBase):
+    """Passes text on, except whole lines that are known noise and the line break after them."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+        self._dropping = False
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            if _KNOWN_PRINTS.match(line):
+                self._dropping = not line.endswith("\n")
+            elif self._dropping and line == "\n":
+                self._dropping = False
+            else:
+                self._target.write(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def isatty(self) -> bool:
+        return self._target.isatty()
+
+    def fileno(self) -> int:
+        return self._target.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._target.encoding

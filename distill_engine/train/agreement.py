@@ -1,0 +1,77 @@
+"""Doing something on all ranks that may fail on one, so that all ranks learn of it and none waits for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+RANKS_NAMED = 4
+
+
+class Ranks(Protocol):
+    """The processes of a run, seen from one of them.
+
+    The engine implements it over torch.distributed. `gather` is all that agreement needs: a flag, a reason or a
+    digest of every rank, known to every rank.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks in rank order, on every rank. Collective; values are small and picklable.
+
+        Raises when a rank is gone; the caller lets that end the process.
+        """
+
+
+class RankFailures(Exception):
+    """An action failed on some ranks. Raised on every rank, with the reason of each that failed."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = dict(reasons)
+
+    def __str__(self) -> str:
+        named = [f"rank {rank}: {reason}" for rank, reason in list(self.reasons.items())[:RANKS_NAMED]]
+        more = len(self.reasons) - len(named)
+        return "; ".join(named) + (f"; and {more} more ranks" if more else "")
+
+
+def plain_reason(error: Exception) -> str:
+    """An exception as one short sentence: its type, and its text if it has one."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def everywhere(
+    ranks: Ranks, action: Callable[[], T], explain: Callable[[Exception], str] = plain_reason
+) -> list[T]:
+    """Run `action` on this rank, wait for all ranks, and return what each returned.
+
+    Collective: every rank calls it. If `action` raised on any rank, RankFailures is raised on all of them. An action
+    that itself talks to other ranks must reach the same collective calls on every rank, also when it fails.
+    """
+    value, reason = None, None
+    try:
+        value = action()
+    except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
+        reason = explain(error)
+    outcomes = ranks.gather((value, reason))
+    reasons = {rank: failed for rank, (_, failed) in enumerate(outcomes) if failed is not None}
+    if reasons:
+        raise RankFailures(reasons)
+    return [outcome for outcome, _ in outcomes]
+
+
+def on_first_rank(
+    ranks: Ranks, action: Callable[[], T], explain: Callable[[Exception], str] = plain_reason
+) -> T:
+    """Run `action` on rank 0 only and return its value on every rank. Collective; fails like `everywhere`."""
+    return everywhere(ranks, lambda: action() if ranks.rank == 0 else None, explain)[0]  # type: ignore[return-value]

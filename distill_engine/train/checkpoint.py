@@ -1,0 +1,244 @@
+"""Checkpoints that are complete or absent: kill the run at any instant, and the newest complete one still loads.
+
+All ranks write their parts into a temporary folder, agree that every one succeeded, digest and force the files to the
+disk; then rank 0 writes the manifest and renames the folder. Only that rename makes it a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distill_engine.train.agreement import RankFailures, Ranks, everywhere, on_first_rank, plain_reason
+from distill_engine.train.checkpoint_folder import TEMPORARY, CheckpointFolder, CheckpointInfo
+from distill_engine.train.faults import fault_point
+from distill_engine.train.files import remove_tree, write_failure
+from distill_engine.train.manifest import CheckpointError, FileFacts, Manifest, digest_written, list_files
+from distill_engine.train.parts import Part
+from distill_engine.train.trust import scan_pickles
+
+T = TypeVar("T")
+_WRITER = re.compile(r"rank_(\d+)")
+_LOG = logging.getLogger(__name__)
+
+__all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints"]
+
+
+class _PartFailed(Exception):
+    """A part raised; carries which and what."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(name, error)
+        self.name = name
+        self.error = error
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder that all ranks share.
+
+    identity          what must not change between saving and resuming (flat; JSON values): recipe, data, tokenizer...
+    keep_last         complete checkpoints kept
+    max_failed_saves  saves in a row that may fail before the run is ended
+    allowed_globals   classes that the parts' own pickles (*.pt) may name; every such file is read by torch's restricted
+                      unpickler before any part loads. None: not done, for parts that only ever load restricted
+    warn              called on rank 0 with one line for people
+
+    `save`, `latest_complete` and `resume` are collective. The caller holds the run folder's RunLock.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        identity: Mapping[str, Any],
+        keep_last: int,
+        max_failed_saves: int = 3,
+        allowed_globals: Collection[Callable[..., object]] | None = None,
+        warn: Callable[[str], None] = _LOG.warning,
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"keep_last is {keep_last}; a run needs a checkpoint to resume from: use 1 or more.")
+        # Through JSON, so that it compares equal to what is read back (tuples become lists).
+        self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+        self._ranks = ranks
+        self._max_failed_saves = max_failed_saves
+        self._allowed_globals = allowed_globals
+        self._warn = warn
+        self._failed_saves = 0
+        self._disk = CheckpointFolder(folder, keep_last=keep_last, warn=warn)
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self._disk.path
+
+    def save(self, step: int, parts: Mapping[str, Part]) -> bool:
+        """Write a checkpoint of `step`; whether there is one now.
+
+        A failure on any rank (a full disk, say) leaves the earlier checkpoints as they are, warns, and lets training
+        go on; `max_failed_saves` failures in a row raise CheckpointError on all ranks. `parts` has the same names in
+        the same order on every rank; a name is a plain folder name.
+        """
+        temporary = self.folder / f"{TEMPORARY}step-{step:08d}"
+        try:
+            name = self._write(step, temporary, parts)
+        except RankFailures as failures:
+            if self._ranks.rank == 0:
+                remove_tree(temporary)
+            self._count_failure(step, failures)
+            return False
+        self._failed_saves = 0
+        if self._ranks.rank == 0:
+            self._disk.tidy(name)
+        return True
+
+    def latest_complete(self) -> CheckpointInfo | None:
+        """The newest checkpoint that verifies, or None if there never was one. Collective; deletes nothing.
+
+        Rank 0 looks, all ranks get the answer. A checkpoint passed over is named in a warning with the reason.
+        CheckpointError if there are checkpoints but none verifies, or somebody else could have written them.
+        """
+        try:
+            return on_first_rank(self._ranks, self._disk.newest_that_verifies, self._load_reason)
+        except RankFailures as failures:
+            raise CheckpointError(failures.reasons[0]) from failures
+
+    def resume(self, parts: Mapping[str, Part]) -> int | None:
+        """Load the newest complete checkpoint into `parts` on all ranks; its step, or None for a fresh start.
+
+        Collective. Also removes what a killed run left half-written or half-deleted. CheckpointError if the
+        checkpoint is of another run, of another number of ranks, has other parts, or a part cannot take it up.
+        """
+        try:
+            on_first_rank(self._ranks, self._disk.remove_leftovers)
+            info = self.latest_complete()
+            if info is None:
+                return None
+            self._refuse_other_run(info)
+            self._refuse_other_parts(info, parts)
+            self._refuse_hostile(info)
+            load = _each_part(parts, lambda name, part: part.load(info.folder / name))
+            everywhere(self._ranks, load, self._load_reason)
+        except RankFailures as failures:
+            raise CheckpointError(f"The checkpoint in {self.folder} could not be loaded: {failures}") from failures
+        return info.step
+
+    def _write(self, step: int, temporary: Path, parts: Mapping[str, Part]) -> str:
+        """Every line waits for all ranks, and ends on all of them if it failed on one."""
+        self._on_first(lambda: self._disk.prepare(temporary, parts))
+        self._everywhere(lambda: _save_parts(temporary, parts))
+        digests = self._everywhere(lambda: self._digest_mine(temporary))
+        facts = {name: fact for of_rank in digests for name, fact in of_rank.items()}
+        manifest = Manifest(step, self._ranks.world_size, self.identity, tuple(parts), facts)
+        return self._on_first(lambda: self._disk.commit(temporary, manifest))
+
+    def _digest_mine(self, temporary: Path) -> dict[str, FileFacts]:
+        files = list_files(temporary)
+        return {name: digest_written(path) for name, path in files.items() if self._writer(name) == self._ranks.rank}
+
+    def _writer(self, name: str) -> int:
+        """The rank that wrote a file, told by its name. A wrong guess costs speed, not safety."""
+        named = _WRITER.search(name)
+        return int(named[1]) % self._ranks.world_size if named else 0
+
+    def _count_failure(self, step: int, failures: RankFailures) -> None:
+        self._failed_saves += 1
+        count = f"failure {self._failed_saves} of {self._max_failed_saves} in a row"
+        if self._failed_saves >= self._max_failed_saves:
+            raise CheckpointError(
+                f"Checkpoint of step {step} could not be written in {self.folder} ({count}): {failures}. Training on "
+                "would risk everything since the last complete one. Free space or repair the disk, then start the "
+                "same command again: it continues from there."
+            )
+        if self._ranks.rank == 0:
+            self._warn(
+                f"Checkpoint of step {step} was not written ({count}): {failures}. Earlier checkpoints are kept, "
+                "training goes on, the next save tries again."
+            )
+
+    def _refuse_other_run(self, info: CheckpointInfo) -> None:
+        rows = [(key, _shown(info.identity, key), _shown(self.identity, key)) for key in info.identity | self.identity]
+        changes = [f"\n  {key}: {old} -> {new}" for key, old, new in sorted(rows) if old != new]
+        if changes:
+            raise CheckpointError(
+                f"Checkpoint {info.folder} belongs to another run (checkpoint -> now):{''.join(changes)}\n"
+                "A run can only be continued unchanged. Set these back, or choose another run folder (--run-dir)."
+            )
+        if info.world_size != self._ranks.world_size:
+            raise CheckpointError(
+                f"Checkpoint {info.folder} was written by {info.world_size} ranks, this run has "
+                f"{self._ranks.world_size}. Optimizer and data are divided by rank: start it with {info.world_size} "
+                "ranks, or choose another run folder (--run-dir)."
+            )
+
+    def _refuse_other_parts(self, info: CheckpointInfo, parts: Mapping[str, Part]) -> None:
+        missing = [f"lacks {name}" for name in parts if name not in info.parts]
+        extra = [f"has {name} besides" for name in info.parts if name not in parts]
+        if missing or extra:
+            raise CheckpointError(
+                f"Checkpoint {info.folder} {' and '.join(missing + extra)}: this program saves "
+                f"{', '.join(parts)}. It was written by another version: go on with that version, or choose another "
+                "run folder (--run-dir)."
+            )
+
+    def _refuse_hostile(self, info: CheckpointInfo) -> None:
+        allowed = self._allowed_globals
+        if allowed is None:
+            return
+        try:
+            on_first_rank(self._ranks, lambda: scan_pickles(info.folder, allowed), self._load_reason)
+        except RankFailures as failures:
+            raise CheckpointError(failures.reasons[0]) from failures
+
+    def _save_reason(self, error: Exception) -> str:
+        if isinstance(error, _PartFailed):
+            return f"part {error.name}: {self._save_reason(error.error)}"
+        return write_failure(error, self.folder)
+
+    def _load_reason(self, error: Exception) -> str:
+        if isinstance(error, _PartFailed):
+            return f"part {error.name}: {self._load_reason(error.error)}"
+        return str(error) if isinstance(error, CheckpointError) else plain_reason(error)
+
+    def _everywhere(self, action: Callable[[], T]) -> list[T]:
+        return everywhere(self._ranks, action, self._save_reason)
+
+    def _on_first(self, action: Callable[[], T]) -> T:
+        return on_first_rank(self._ranks, action, self._save_reason)
+
+
+def _save_parts(temporary: Path, parts: Mapping[str, Part]) -> None:
+    def save(name: str, part: Part) -> None:
+        fault_point("before_part")
+        part.save(temporary / name)
+
+    _each_part(parts, save)()
+    fault_point("after_parts")
+
+
+def _each_part(parts: Mapping[str, Part], call: Callable[[str, Part], None]) -> Callable[[], None]:
+    """An action that calls every part, also after one has failed, and then raises what failed first.
+
+    Stopping at the first failure would leave other ranks alone in a collective call of the next part.
+    """
+
+    def action() -> None:
+        failed: _PartFailed | None = None
+        for name, part in parts.items():
+            try:
+                call(name, part)
+            except Exception as error:  # agreed on by all ranks afterwards
+                failed = failed or _PartFailed(name, error)
+        if failed is not None:
+            raise failed from failed.error
+
+    return action
+
+
+def _shown(identity: Mapping[str, Any], key: str) -> str:
+    return json.dumps(identity[key]) if key in identity else "(absent)"

@@ -1,0 +1,203 @@
+"""The folder of checkpoints as one process sees it: names, the newest that verifies, completing, deleting.
+
+    .tmp-step-00000123/     being written; means nothing
+        <part>/...          one sub-folder per part
+        manifest.json       written last: step, world size, identity, size and SHA-256 of every file
+    step-00000123/          the same folder, renamed: complete
+    step-00000123.1/        saved again at the same step; newer than the one without a number
+    .trash-step-00000100/   being deleted; means nothing
+    latest                  name of the newest, for people; never read by the program
+
+Newest means the highest step in the name, never the latest time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_engine.train.agreement import plain_reason
+from distill_engine.train.faults import fault_point
+from distill_engine.train.files import (
+    free_bytes,
+    protect,
+    readable_bytes,
+    remove_tree,
+    replace_file,
+    sync_folder,
+    write_failure,
+)
+from distill_engine.train.manifest import (
+    BadCheckpoint,
+    CheckpointError,
+    Manifest,
+    list_files,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+from distill_engine.train.trust import refuse_foreign
+
+TEMPORARY = ".tmp-"
+TRASH = ".trash-"
+POINTER = "latest"
+_NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<again>\d+))?")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint whose every file was compared with its digest."""
+
+    folder: Path
+    step: int
+    world_size: int
+    identity: dict[str, Any]
+    parts: tuple[str, ...]
+    bytes: int
+
+
+class CheckpointFolder:
+    """What rank 0 does with the checkpoints on disk. Knows nothing of other ranks.
+
+    keep_last  complete checkpoints that `tidy` leaves
+    warn       called with one line for people
+    """
+
+    def __init__(self, path: Path, *, keep_last: int, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self._keep_last = keep_last
+        self._warn = warn
+        self._rejected: set[str] = set()
+        self._last_bytes = 0
+
+    def prepare(self, temporary: Path, parts: Iterable[str]) -> None:
+        """Make an empty temporary folder with one folder per part. OSError also when it is foreseeably too big."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        protect(self.path)
+        remove_tree(temporary)
+        left = free_bytes(self.path)
+        if left < self._last_bytes:
+            needed = f"the last checkpoint took {readable_bytes(self._last_bytes)}, {readable_bytes(left)} are free"
+            raise OSError(errno.ENOSPC, needed)
+        temporary.mkdir()
+        for name in parts:
+            (temporary / name).mkdir()
+
+    def commit(self, temporary: Path, manifest: Manifest) -> str:
+        """Turn a fully written temporary folder into a checkpoint; its name. OSError leaves it temporary."""
+        unseen = sorted(list_files(temporary).keys() ^ manifest.files.keys())
+        if unseen:
+            raise OSError(errno.ESTALE, f"not all ranks see {unseen[0]}: the folder is not shared")
+        write_manifest(temporary, manifest)
+        for parent, _, _ in os.walk(temporary):
+            protect(Path(parent))
+            sync_folder(Path(parent))
+        name = self._free_name(manifest.step)
+        fault_point("before_rename")
+        temporary.rename(self.path / name)
+        sync_folder(self.path)
+        fault_point("after_rename")
+        self._last_bytes = _total_bytes(manifest)
+        return name
+
+    def tidy(self, new: str) -> None:
+        """Point `latest` at the new checkpoint and delete old ones. The new one is safe already, so only warn."""
+        try:
+            temporary = self.path / f"{TEMPORARY}{POINTER}"
+            replace_file(self.path / POINTER, f"{new}\n".encode(), temporary, fault="before_pointer")
+            self._prune(new)
+        except OSError as error:
+            reason = write_failure(error, self.path)
+            self._warn(f"Checkpoint {new} is complete, but tidying up after it failed: {reason}")
+
+    def newest_that_verifies(self) -> CheckpointInfo | None:
+        """The newest good checkpoint, with a warning for each passed over; None if there is none at all.
+
+        CheckpointError if there are checkpoints but none is good, or somebody else could have written them.
+        """
+        reasons: list[str] = []
+        for name in self._names():
+            try:
+                info = self._verified(name)
+            except BadCheckpoint as bad:
+                self._rejected.add(name)
+                reasons.append(f"{name}: {bad}")
+                continue
+            for reason in reasons:
+                self._warn(f"Checkpoint {reason}. It is not used; going back to {name}.")
+            self._last_bytes = info.bytes
+            return info
+        if reasons:
+            listed = "".join(f"\n  {reason}" for reason in reasons)
+            raise CheckpointError(
+                f"None of the checkpoints in {self.path} can be used:{listed}\nStarting afresh would hide that loss. "
+                "Put a good copy back, or choose another run folder (--run-dir) to start from the beginning."
+            )
+        return None
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed run left half-written or half-deleted."""
+        for pattern in (f"{TEMPORARY}*", f"{TRASH}*"):
+            for path in self.path.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    remove_tree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _verified(self, name: str) -> CheckpointInfo:
+        folder = self.path / name
+        refuse_foreign(folder)
+        manifest = read_manifest(folder)
+        if manifest.step != _order(name)[0]:
+            raise BadCheckpoint(f"it is of step {manifest.step}: it was renamed")
+        try:
+            verify_files(folder, manifest)
+        except OSError as error:
+            raise BadCheckpoint(f"it cannot be read ({plain_reason(error)})") from error
+        return CheckpointInfo(
+            folder,
+            manifest.step,
+            manifest.world_size,
+            manifest.identity,
+            manifest.parts,
+            _total_bytes(manifest),
+        )
+
+    def _prune(self, new: str) -> None:
+        """Keep the new one and the newest others; what did not verify at the start goes first."""
+        others = [name for name in self._names() if name != new]
+        kept = [name for name in others if name not in self._rejected][: self._keep_last - 1]
+        for name in others:
+            if name not in kept:
+                trash = self.path / f"{TRASH}{name}"
+                remove_tree(trash)
+                (self.path / name).rename(trash)
+                fault_point("in_prune")
+                remove_tree(trash)
+
+    def _free_name(self, step: int) -> str:
+        again = [_order(name)[1] for name in self._names() if _order(name)[0] == step]
+        return f"step-{step:08d}" + (f".{max(again) + 1}" if again else "")
+
+    def _names(self) -> list[str]:
+        """Folders that claim to be complete, newest first."""
+        if not self.path.is_dir():
+            return []
+        names = [path.name for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(names, key=_order, reverse=True)
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Step, and how often it was saved again. Only for names that match."""
+    named = _NAME.fullmatch(name)
+    assert named is not None, name
+    return int(named["step"]), int(named["again"] or 0)
+
+
+def _total_bytes(manifest: Manifest) -> int:
+    return sum(facts.bytes for facts in manifest.files.values())

@@ -1,0 +1,52 @@
+"""Named places where a test can break the program on purpose.
+
+The environment variable DISTILL_FAULT says where, as `name[@rank][#nth]`:
+
+    in_part@1#2         SIGKILL rank 1 when it passes the point `in_part` for the second time
+    enospc:in_part@1    there, and on every later pass, fail like a full disk instead (OSError ENOSPC)
+
+Without `@rank` any rank is hit (its number is the environment variable RANK, 0 if unset); without `#nth` every pass.
+Unset, a fault point costs one look at the environment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+from collections import Counter
+
+VARIABLE = "DISTILL_FAULT"
+POINTS = (
+    "before_part",  # every rank, before each part writes
+    "in_part",  # every rank, half of a file of a part is written
+    "after_parts",  # every rank, its parts are written, other ranks may still write
+    "in_manifest",  # rank 0, half of the manifest is written
+    "before_rename",  # rank 0, everything is on disk under the temporary name
+    "after_rename",  # rank 0, the checkpoint is complete, `latest` still names the one before
+    "before_pointer",  # rank 0, half of the new pointer is written beside the old one
+    "in_prune",  # rank 0, an old checkpoint is renamed but not deleted
+)
+_SPECIFICATION = re.compile(r"(?P<full>enospc:)?(?P<name>\w+)(?:@(?P<rank>\d+))?(?:#(?P<nth>\d+))?")
+_passes: Counter[str] = Counter()
+
+
+def fault_point(name: str) -> None:
+    """Die by SIGKILL or raise OSError here, if DISTILL_FAULT asks for it; otherwise nothing."""
+    specification = os.environ.get(VARIABLE)
+    if not specification:
+        return
+    fault = _SPECIFICATION.fullmatch(specification)
+    if fault is None or fault["name"] not in POINTS:
+        raise ValueError(f"{VARIABLE} is {specification!r}; use name[@rank][#nth], name one of {', '.join(POINTS)}.")
+    _passes[name] += 1
+    if name != fault["name"]:
+        return
+    if fault["rank"] and fault["rank"] != os.environ.get("RANK", "0"):
+        return
+    if fault["nth"] and int(fault["nth"]) != _passes[name]:
+        return
+    if fault["full"]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"(fault point {name})")
+    os.kill(os.getpid(), signal.SIGKILL)

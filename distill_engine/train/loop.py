@@ -1,0 +1,374 @@
+"""The training loop: step, log, validate, save. It knows no DeepSpeed, no W&B and no YAML."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distill_engine.losses.objective import Objective
+from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.learning_rate import LearningRate
+from distill_engine.train.meter import Meter, peak_memory_gib
+from distill_engine.train.parts import JsonPart, Part, RngPart
+from distill_engine.train.policies import EarlyStopping, Every, KeepBest
+from distill_engine.train.progress import EndReason, Limits, Progress
+from distill_engine.train.stop_request import StopRequest
+from distill_engine.train.stopwatch import Stopwatch
+from distill_engine.train.validate import Shows, Validator
+from distill_engine.values import Batch
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, and starting again would not help."""
+
+
+class Ranks(Protocol):
+    """The process group, as the loop sees it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over ranks."""
+        ...
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value."""
+        ...
+
+    def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
+        """Whether any rank wants to stop, and rank 0's clock; raises if ranks are at different steps."""
+        ...
+
+
+class Student(Shows, Part, Protocol):
+    """The engine that trains (engine.student)."""
+
+    def train(self) -> None:
+        """Dropout on."""
+        ...
+
+    def eval(self) -> None:
+        """Dropout off."""
+        ...
+
+    def backward(self, total: Tensor) -> None:
+        """Backward of one micro-batch."""
+        ...
+
+    def step(self, learning_rate: float) -> Any:
+        """Update; see engine.student.StepOutcome."""
+        ...
+
+
+class Batches(Protocol):
+    """The endless training data of this rank (data.loader)."""
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of one optimizer step, all ranks and micro-batches together."""
+        ...
+
+    @property
+    def epoch(self) -> float:
+        """Epochs handed out so far."""
+        ...
+
+    def next_group(self) -> list[Batch]:
+        """The micro-batches of one optimizer step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Global position."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        ...
+
+
+class Sinks(Protocol):
+    """Where metrics go (telemetry.sinks)."""
+
+    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
+        """Write one record everywhere."""
+        ...
+
+    def phase(self, name: str) -> None:
+        """Show what the run does now."""
+        ...
+
+    def advance(self, step: int, until_validation: str | None = None, eta_seconds: float | None = None) -> None:
+        """Show progress."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Tell a person."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Forget records of later steps."""
+        ...
+
+
+@dataclass
+class Policies:
+    """The decisions of a run; every one is a pure state machine that lives in the checkpoint."""
+
+    learning_rate: LearningRate
+    keep_best: KeepBest
+    early_stopping: EarlyStopping
+    log_when: Every
+    validate_when: Every
+    save_when: Every
+    limits: Limits = field(default_factory=Limits)
+    metric: str = "ppl"
+    save_after_validation: bool = True
+
+
+@dataclass
+class Trainer:
+    """One run. Fields are its parts; `publish_best(values, step)` is collective and called at each new best."""
+
+    student: Student
+    teacher: Shows | None
+    objective: Objective
+    batches: Batches
+    validator: Validator | None
+    policies: Policies
+    checkpoints: Checkpoints
+    ranks: Ranks
+    meter: Meter
+    sinks: Sinks
+    publish_best: Callable[[dict[str, float], int], None]
+    stop_request: StopRequest = field(default_factory=StopRequest)
+    extra_parts: Mapping[str, Part] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress()
+        self._watch = Stopwatch(self.ranks.device)
+        self._clock = time.perf_counter()
+        self._unsaved = True
+        self._last_outcome: Any = None
+        self._last_learning_rate = 0.0
+
+    # ---- the loop --------------------------------------------------------------------------------------------
+
+    def run(self) -> EndReason:
+        """Train until a limit, a policy or a signal says stop; resumes where the newest good checkpoint ends.
+
+        Raises TrainingError if every step is skipped, CheckpointError if a checkpoint can be neither read nor
+        written.
+        """
+        self._resume()
+        self.sinks.phase("training")
+        self.student.train()
+        while (reason := self._end_reason()) is None:
+            self._step()
+            if self._due(self.policies.log_when):
+                self._log()
+            if self._due(self.policies.validate_when):
+                self._validate()
+            elif self._due(self.policies.save_when):
+                self._save()
+        if reason is not EndReason.STOP_REQUESTED and self._validation_is_stale():
+            self._validate()  # the last steps count too
+        self._save()  # also on a stop request: the next start resumes here
+        return reason
+
+    def _step(self) -> None:
+        with self._watch.phase("data"):
+            group = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
+        # counts before any forward pass: every micro-batch divides by the same global counts
+        divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
+        for batch, divisor in zip(group, divisors, strict=True):
+            self._micro_batch(batch, divisor, len(group))
+        self._last_learning_rate = self.policies.learning_rate.at(self.progress.steps)
+        with self._watch.phase("optimizer"):
+            self._last_outcome = self.student.step(self._last_learning_rate)
+        self.meter.count_step()
+        self._count(self._last_outcome.applied)
+
+    def _micro_batch(self, batch: Batch, divisor: Tensor, micro_batches: int) -> None:
+        taught = None
+        if self.teacher is not None:
+            with self._watch.phase("teacher"):
+                taught = self.teacher.features(batch, self.objective.teacher_request())
+        with self._watch.phase("student"):
+            shown = self.student.features(batch, self.objective.student_request())
+        with self._watch.phase("losses"):
+            terms = self.objective.terms(shown, taught, batch)
+            share = self.objective.total(terms, divisor)
+            self.meter.add_micro_batch(batch, terms, share, shown, taught, micro_batches)
+        with self._watch.phase("backward"):
+            self.student.backward(share)
+
+    def _count(self, applied: bool) -> None:
+        self.progress.count_step(applied)
+        self._agree()
+        self._unsaved = True
+        limit = self.policies.limits.max_skipped_steps
+        if self.progress.skipped_in_a_row >= limit:
+            raise TrainingError(
+                f"{limit} optimizer steps in a row were skipped (stop.max_skipped_steps): the gradients are not "
+                f"finite. Last applied step: {self.progress.steps}, loss scale {self._last_outcome.loss_scale:g}. "
+                "Lower optimizer.learning_rate, use a bf16 DeepSpeed config, or look for bad data."
+            )
+        if applied:
+            self._show_progress()
+
+    def _agree(self) -> None:
+        """One small reduction: the stop flag of any rank, rank 0's clock, and a check that all are at one step."""
+        now = time.perf_counter()
+        seconds = self.progress.seconds + now - self._clock
+        self._clock = now
+        stop, self.progress.seconds = self.ranks.agree(self._attempts(), self.stop_request.requested, seconds)
+        self.stop_request.requested = stop
+
+    def _attempts(self) -> int:
+        return self.progress.steps + self.progress.skipped_steps
+
+    def _validation_is_stale(self) -> bool:
+        if self.validator is None or self.progress.steps == 0:
+            return False
+        return self.policies.validate_when.state_dict()["step"] != self.progress.steps
+
+    def _end_reason(self) -> EndReason | None:
+        if self.stop_request.requested:
+            return EndReason.STOP_REQUESTED
+        verdict = self.policies.early_stopping.verdict
+        if verdict is not None:
+            return EndReason(verdict.value)
+        return self.policies.limits.reached(self.progress, self.batches.epoch)
+
+    # ---- what happens between steps ----------------------------------------------------------------------------
+
+    def _moment(self) -> tuple[int, float, float]:
+        return self.progress.steps, self.batches.epoch, self.progress.seconds
+
+    def _due(self, trigger: Every) -> bool:
+        applied = self._last_outcome is not None and self._last_outcome.applied
+        return applied and trigger.due(*self._moment())
+
+    def _log(self) -> None:
+        self.policies.log_when.fired(*self._moment())
+        if not self.meter.pending:
+            return
+        shares, wall = self._watch.shares()
+        values = self.meter.read(self.ranks.sum, wall)
+        values |= {f"time/share/{phase}": share for phase, share in shares.items()}
+        outcome = self._last_outcome
+        values["train/lr"] = self._last_learning_rate
+        if outcome.grad_norm is not None:
+            values["train/grad_norm"] = outcome.grad_norm
+        values["train/loss_scale"] = outcome.loss_scale
+        values["train/skipped_steps"] = float(self.progress.skipped_steps)
+        values["train/epoch"] = self.batches.epoch
+        values["train/examples"] = float(self._attempts() * self.batches.examples_per_step)
+        peak = peak_memory_gib(self.ranks.device)
+        if peak is not None:
+            values["memory/peak_gib"] = peak
+        self.sinks.record("train", self.progress.steps, self.progress.seconds, values)
+
+    def _validate(self) -> None:
+        assert self.validator is not None, "the recipe rules refuse validation triggers without validation data"
+        self._log()
+        self.sinks.phase("validating")
+        self.student.eval()
+        # rank 0's numbers for everybody: decisions must not differ in the last bit
+        values: dict[str, float] = self.ranks.broadcast(self.validator.run(self.student, self.teacher))
+        self.student.train()
+        self._decide(values)
+        self._agree()  # the time until the next validation counts from the end of this one
+        self.policies.validate_when.fired(*self._moment())
+        if self.policies.save_after_validation:
+            self._save()
+        self.sinks.phase("training")
+        self._watch.restart()
+
+    def _decide(self, values: dict[str, float]) -> None:
+        policies = self.policies
+        if policies.metric not in values:
+            raise TrainingError(
+                f"validation.metric is {policies.metric!r}, which validation did not produce. It produced: "
+                f"{', '.join(sorted(values))}."
+            )
+        self._unsaved = True
+        value = values[policies.metric]
+        policies.learning_rate.observe(values["loss"], self.progress.steps)
+        policies.early_stopping.observe(value)
+        before = policies.keep_best.best
+        improved = policies.keep_best.observe(value)
+        named = {f"valid/{name}": number for name, number in values.items()}
+        if policies.keep_best.best is not None:
+            named[f"best/{policies.metric}"] = policies.keep_best.best
+        self.sinks.record("valid", self.progress.steps, self.progress.seconds, named)
+        if improved:
+            self.sinks.message(
+                f"new best {policies.metric}: {value:.4g}" + ("" if before is None else f" (before: {before:.4g})")
+            )
+            self.publish_best(values, self.progress.steps)
+        else:
+            self.sinks.message(
+                f"{policies.metric} {value:.4g} did not beat the best, "
+                + ("none yet" if before is None else f"{before:.4g}")
+                + f" ({policies.early_stopping.bad_validations} in a row)"
+            )
+
+    def _save(self) -> None:
+        self._log()  # the logging interval is not part of the checkpoint: what is pending is written now
+        if not self._unsaved:
+            return
+        self.policies.save_when.fired(*self._moment())
+        self.sinks.phase("saving")
+        if self.checkpoints.save(self.progress.steps, self._parts()):
+            self._unsaved = False
+        self.sinks.phase("training")
+        self._watch.restart()
+
+    def _parts(self) -> dict[str, Part]:
+        policies, rank = self.policies, self.ranks.rank
+        stateful: dict[str, Any] = {
+            "progress": self.progress,
+            "batches": self.batches,
+            "learning_rate": policies.learning_rate,
+            "keep_best": policies.keep_best,
+            "early_stopping": policies.early_stopping,
+            "log_when": policies.log_when,
+            "validate_when": policies.validate_when,
+            "save_when": policies.save_when,
+        }
+        parts: dict[str, Part] = {name: JsonPart(holder, rank) for name, holder in stateful.items()}
+        return {"student": self.student, "rng": RngPart(rank), **parts, **self.extra_parts}
+
+    def _resume(self) -> None:
+        step = self.checkpoints.resume(self._parts())
+        if step is not None:
+            self.sinks.rewind(step)
+            self.sinks.message(f"resumed after step {step}; initial weights and other start options are not used")
+            self._unsaved = False
+        self._clock = time.perf_counter()
+        self._watch.restart()
+
+    def _show_progress(self) -> None:
+        remaining = self.policies.validate_when.remaining(*self._moment())
+        parts: Sequence[str] = [
+            text
+            for text, value in (
+                (f"{remaining.steps} steps", remaining.steps),
+                (f"{remaining.seconds or 0:.0f} s", remaining.seconds),
+                (f"{remaining.epochs or 0:.2f} epochs", remaining.epochs),
+            )
+            if value is not None
+        ]
+        limit = self.policies.limits.max_steps
+        eta = None
+        if limit is not None and self.progress.steps:
+            eta = (limit - self.progress.steps) * self.progress.seconds / self.progress.steps
+        self.sinks.advance(self.progress.steps, " or ".join(parts) or None, eta)

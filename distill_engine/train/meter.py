@@ -1,0 +1,103 @@
+"""Turns what happens in a step into named training metrics, kept on the device until they are logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distill_engine.losses.objective import Objective
+from distill_engine.losses.quality import accuracy_counts
+from distill_engine.values import Batch, Features, TermValue
+
+_TOKENS = "tokens_per_step"
+
+
+class RunningAverages(Protocol):
+    """Sums and counts by name (telemetry.averages)."""
+
+    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Add a sum and what it is to be divided by."""
+        ...
+
+    def reduce(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Global averages since the last call."""
+        ...
+
+
+class Meter:
+    """Metrics of training steps, averaged over the logging interval, all micro-batches and ranks."""
+
+    def __init__(self, objective: Objective, averages: RunningAverages, world_size: int) -> None:
+        self._objective = objective
+        self._averages = averages
+        self._world_size = world_size
+        self._steps = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether steps were added since the last reading."""
+        return self._steps > 0
+
+    def add_micro_batch(
+        self,
+        batch: Batch,
+        terms: Mapping[str, TermValue],
+        share: Tensor,
+        student: Features,
+        teacher: Features | None,
+        micro_batches: int,
+    ) -> None:
+        """One micro-batch; `share` is its share of the step's global loss. Never waits for the device."""
+        add = self._averages.add
+        of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
+        per_batch = self._objective.definition == "parlai"  # a mean of means: every micro-batch weighs the same
+        for term, value in terms.items():
+            scale = value.count.clamp(min=1.0) if per_batch else value.count.new_ones(())
+            count = 1.0 if per_batch else value.count
+            add(f"train/term/{term}/raw", value.sum.detach() / scale, count)
+            for layer, layer_sum in enumerate(value.per_layer):
+                add(f"train/term/{term}/layer/{layer}", layer_sum / scale, count)
+        add("train/total", share.detach(), of_step)
+        tokens = batch.label_mask.sum() + batch.context_mask.sum()
+        add(_TOKENS, tokens, of_step)
+        positions = batch.labels.numel() + batch.input_ids.numel()
+        add("train/padding_share", positions - tokens, float(positions))
+        if student.logits is not None:
+            correct, agreeing, labels = accuracy_counts(
+                student.logits.detach(), None if teacher is None else teacher.logits, batch.labels
+            )
+            add("train/token_accuracy", correct, labels)
+            if agreeing is not None:
+                add("train/teacher_agreement", agreeing, labels)
+
+    def count_step(self) -> None:
+        """All micro-batches of a step were added."""
+        self._steps += 1
+
+    def read(self, sum_across_ranks: Callable[[Tensor], Tensor], wall_seconds: float) -> dict[str, float]:
+        """Named values since the last reading; one reduction, one wait for the device."""
+        values = self._averages.reduce(sum_across_ranks)
+        steps, self._steps = self._steps, 0
+        values["train/tokens_per_second"] = values.pop(_TOKENS, 0.0) * steps / wall_seconds
+        values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
+        for term, weight in self._objective.term_weights.items():
+            raw = values.get(f"train/term/{term}/raw")
+            if raw is not None:
+                values[f"train/term/{term}/weighted"] = weight * raw
+        task = values.get("train/term/task/raw")
+        if task is not None:
+            values["train/ppl"] = math.exp(task) if task < 700 else math.inf
+        return values
+
+
+def peak_memory_gib(device: torch.device) -> float | None:
+    """Most memory allocated on the accelerator since the last call, GiB; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

@@ -1,0 +1,1 @@
+"""Launching on clusters: plain Python, no torch."""

@@ -1,0 +1,179 @@
+"""Every recipe and every DeepSpeed JSON that is shipped can be used as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config
+from distill_engine.recipe.load import load_recipe, recipe_digest, resolved_yaml
+from distill_engine.recipe.rules import check_against_teacher, check_recipe
+from distill_engine.recipe.schema import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+STUDENT_CONFIGS = sorted((ROOT / "ds_configs").glob("zero2*.json"))
+TEACHER_CONFIGS = sorted((ROOT / "ds_configs").glob("teacher*.json"))
+PARLAI_TASKS = ["blended_skill_talk", "wizard_of_wikipedia", "convai2:normalized", "empathetic_dialogues"]
+
+# The numbers of the published config.json files.
+TEACHERS = {
+    "facebook/blenderbot-3B": {
+        "model_type": "blenderbot",
+        "d_model": 2560,
+        "encoder_layers": 2,
+        "decoder_layers": 24,
+        "encoder_attention_heads": 32,
+        "decoder_attention_heads": 32,
+        "encoder_ffn_dim": 10240,
+        "decoder_ffn_dim": 10240,
+        "max_position_embeddings": 128,
+    },
+    "facebook/bart-large": {
+        "model_type": "bart",
+        "d_model": 1024,
+        "encoder_layers": 12,
+        "decoder_layers": 12,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "encoder_ffn_dim": 4096,
+        "decoder_ffn_dim": 4096,
+        "max_position_embeddings": 1024,
+    },
+}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_there_is_something_to_check():
+    shipped = {"bart_distilbert.yaml", "bart_tinybert.yaml", "bb3b_distilbert.yaml", "bb3b_tinybert.yaml"}
+    assert shipped <= set(names(RECIPES))
+    assert names(STUDENT_CONFIGS) == ["zero2.json", "zero2_bf16.json", "zero2_fp32.json", "zero2_offload.json"]
+    assert names(TEACHER_CONFIGS) == ["teacher_zero3.json"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_every_recipe_is_sound(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    unread = [f"data.tasks.{i}.name" for i, task in enumerate(recipe.data.tasks) if task.name in PARLAI_TASKS]
+    problems = check_recipe(recipe)
+    assert [problem.path for problem in problems] == unread, "\n".join(map(str, problems))
+    assert all("there is no reader for this task yet" in str(problem) for problem in problems)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_every_recipe_survives_being_written(path, tmp_path):
+    recipe = load_recipe(path)
+    copy = tmp_path / "recipe.yaml"
+    copy.write_text(resolved_yaml(recipe), encoding="utf-8")
+    assert load_recipe(copy) == recipe
+    assert recipe_digest(load_recipe(copy)) == recipe_digest(recipe)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_every_recipe_fits_its_published_teacher(path):
+    recipe = load_recipe(path)
+    if recipe.teacher.path in TEACHERS:
+        problems = check_against_teacher(recipe, TEACHERS[recipe.teacher.path])
+        assert problems == [], "\n".join(map(str, problems))
+
+
+def bb3b_tinybert() -> Recipe:
+    return load_recipe(ROOT / "recipes" / "bb3b_tinybert.yaml")
+
+
+def test_the_sample_command_is_what_the_recipe_says():
+    recipe = bb3b_tinybert()
+    assert (recipe.student.width, recipe.student.ffn_width) == (2560, 10240)
+    assert (recipe.student.encoder_layers, recipe.student.decoder_layers) == (2, 9)
+    assert (recipe.student.init, recipe.student.projections) == ("random", "always")
+    assert recipe.losses.weights.model_dump() == {
+        "task": 1,
+        "encoder": 0,
+        "embedding": 4,
+        "hidden": 64,
+        "self_attention": 4,
+        "cross_attention": 64,
+        "prediction": 64,
+    }
+    assert [task.name for task in recipe.data.tasks] == PARLAI_TASKS
+    assert (recipe.batch.per_rank, recipe.optimizer.learning_rate) == (16, 1e-4)
+    assert recipe.schedule.name == "reduce_on_plateau"
+    validation = recipe.validation
+    assert (validation.every_seconds, validation.every_steps, validation.every_epochs) == (900, None, None)
+    assert (validation.metric, validation.direction, validation.patience) == ("ppl", "min", 20)
+    assert validation.save_after_validation
+    assert recipe.stop.max_steps is recipe.stop.max_epochs is recipe.stop.max_seconds is None
+
+
+def test_task_shares_are_what_parlais_episode_weights_amount_to():
+    weights = [task.weight for task in bb3b_tinybert().data.tasks]
+    # 1,3,3,3 times the mean turns of a training episode (examples / episodes of each task)
+    turns = [27_018 / 4_819, 74_092 / 18_430, 131_438 / 17_878, 64_636 / 39_057]
+    expected = [weight * mean for weight, mean in zip([1, 3, 3, 3], turns, strict=True)]
+    assert weights == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", STUDENT_CONFIGS, ids=names(STUDENT_CONFIGS))
+@pytest.mark.parametrize("fp16_supported", [True, False])
+def test_every_student_config_resolves_and_deepspeed_takes_it(path, fp16_supported):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    final, notes = student_config(
+        load_ds_config(path),
+        batch_per_rank=4,
+        accumulation_steps=2,
+        world_size=1,
+        clip_norm=0.1,
+        fp16_supported=fp16_supported,
+        bf16_supported=True,
+    )
+    parsed = DeepSpeedConfig(json.loads(json.dumps(final)))
+    assert parsed.zero_optimization_stage == 2
+    assert parsed.gradient_allreduce_op == "sum"
+    assert parsed.gradient_clipping == 0.1
+    assert parsed.train_batch_size == 8
+    assert parsed.float16_config.enabled == (precision_of(final) == "fp16")
+    assert parsed.bfloat16_config.enabled == (precision_of(final) == "bf16")
+    asks_fp16 = "fp16" in json.loads(path.read_text())
+    assert len(notes) == (1 if asks_fp16 and not fp16_supported else 0)
+
+
+@pytest.mark.parametrize("path", TEACHER_CONFIGS, ids=names(TEACHER_CONFIGS))
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_every_teacher_config_resolves_and_deepspeed_takes_it(path, dtype):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    final = teacher_config(load_ds_config(path), dtype=dtype, batch_per_rank=4, world_size=1)
+    parsed = DeepSpeedConfig(json.loads(json.dumps(final)))
+    assert parsed.zero_optimization_stage == 3
+    assert (parsed.float16_config.enabled, parsed.bfloat16_config.enabled) == (dtype == "fp16", dtype == "bf16")
+
+
+def test_the_readme_of_ds_configs_names_every_key_and_file():
+    text = (ROOT / "ds_configs" / "README.md").read_text(encoding="utf-8")
+    for path in [*STUDENT_CONFIGS, *TEACHER_CONFIGS]:
+        assert f"`{path.name}`" in text
+        for key in re.findall(r'"(\w+)":', path.read_text(encoding="utf-8")):
+            assert re.search(rf"\b{key}\b", text), f"{path.name}: {key} is not explained in ds_configs/README.md"
+
+
+SAMPLE_FLAGS = """
+    --allow-missing-init-opts --init-model --init-opt --model --teacher-model --batchsize --embedding-size
+    --ffn-size --fp16 --gpu --learningrate --lr-scheduler --max-lr-steps --max-train-time --model-parallel
+    --save-after-valid --skip-generation --task -veps -vmm -vmt -vp -vtim --n-encoder-layers --n-decoder-layers
+    --embedding-loss-coeff --hidden-loss-coeff --self-attn-loss-coeff --enc-dec-attn-loss-coeff
+    --encoder-loss-coeff --pred-loss-coeff --task-loss-coeff --model-file
+"""
+
+
+@pytest.mark.parametrize("flag", SAMPLE_FLAGS.split())
+def test_every_flag_of_the_sample_command_has_its_row(flag):
+    text = (ROOT / "docs" / "parlai.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| `{flag}[ `]", text, re.MULTILINE), f"docs/parlai.md has no row for {flag}"

@@ -1,0 +1,252 @@
+"""Readers against small files of our own, against ParlAI's rows when they are at hand, and against bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from distill_engine.data import tasks, text_files
+from distill_engine.data.conversations import sides, spoken
+from distill_engine.data.parlai_text import chosen_label, parse_line
+from distill_engine.data.tasks import DataError, Episode, TaskSpec, Turn, check_source, has_split, read_task
+
+FILES = Path(__file__).parents[2] / "fixtures" / "data"
+
+
+def written(folder: Path, content: str | bytes) -> str:
+    path = folder / "data.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def parlai_text(path: str | Path, **values) -> TaskSpec:
+    return TaskSpec("parlai_text", train=str(path), **values)
+
+
+def conversations(path: str | Path, **values) -> TaskSpec:
+    return TaskSpec("conversations", train=str(path), **values)
+
+
+def refusal(spec: TaskSpec) -> str:
+    with pytest.raises(DataError) as caught:
+        read_task(spec, "train")
+    return str(caught.value)
+
+
+# -- ParlAI text -------------------------------------------------------------------------------------------------
+
+
+def test_parlai_text_escapes_bars_and_episode_ends():
+    episodes = read_task(parlai_text(FILES / "chat_train.txt"), "train")
+    assert [len(episode.turns) for episode in episodes] == [2, 1, 1]
+    assert episodes[0].turns[0] == Turn(
+        "your persona: i mend clocks.\ngood morning !", "morning ! shall i look at your watch ?"
+    )
+    assert episodes[1].turns == (Turn("it is 10:45 ?", "a\tb"),)  # `episode_done:False` ends an episode, too
+    assert episodes[2].turns[0].label == "is closed by the end of the file"
+
+
+def test_several_labels_are_kept_apart_and_a_bar_in_a_label_survives():
+    line = parse_line("text:a\tlabels:x|y__PIPE__z", "here")
+    assert line.labels == ("x", "y|z")
+
+
+def test_the_drawn_label_depends_on_the_line_number_alone():
+    labels = ("a", "b", "c")
+    drawn = [chosen_label(labels, number) for number in range(1, 3001)]
+    assert drawn == [chosen_label(labels, number) for number in range(1, 3001)]
+    assert all(900 < drawn.count(label) < 1100 for label in labels)
+
+
+def test_an_empty_value_of_episode_done_goes_on(tmp_path):
+    path = written(tmp_path, "text:a\tlabels:b\tepisode_done:\ntext:c\tlabels:d\n")
+    assert [len(episode.turns) for episode in read_task(parlai_text(path), "train")] == [2]
+
+
+def test_trailing_space_windows_line_ends_and_byte_order_mark(tmp_path):
+    path = written(tmp_path, b"\xef\xbb\xbftext:a\tlabels:b\t \r\n\r\ntext:c\tlabels:\tepisode_done:True\r\n")
+    assert read_task(parlai_text(path), "train") == [Episode((Turn("a", "b"), Turn("c", "")))]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("labels:x", ["no field `text`", "Add it"]),
+        ("text:x", ["no field `labels`", "Add it"]),
+        ("text:x\teval_labels:y", ["`eval_labels`", "Rename"]),
+        ("text:x\ty\tlabels:z", ["'y' is not `key:value`", "Correct the line"]),
+        ("   ", ["no field `text`"]),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, line, words):
+    path = written(tmp_path, f"text:good\tlabels:fine\n\n{line}\n")
+    message = refusal(parlai_text(path))
+    assert all(word in message for word in [f"{path}, line 3", *words])
+
+
+def test_a_file_without_episode_ends_is_warned_about(tmp_path, caplog):
+    path = written(tmp_path, "text:a\tlabels:b\n" * 101)
+    assert len(read_task(parlai_text(path), "train")) == 1
+    assert "episode_done" in caplog.text
+
+
+# -- Conversations -----------------------------------------------------------------------------------------------
+
+
+def test_conversations_second_speaker():
+    episodes = read_task(conversations(FILES / "talks_train.jsonl"), "train")
+    assert episodes == [
+        Episode((Turn("hello", "good day"), Turn("is it late ?", "a little"))),
+        Episode((Turn("tick", "tock"),)),
+    ]
+
+
+def test_conversations_first_speaker_answers_silence():
+    episodes = read_task(conversations(FILES / "talks_train.jsonl", label_turns="first_speaker"), "train")
+    assert episodes[0] == Episode((Turn("__SILENCE__", "hello"), Turn("good day", "is it late ?")))
+    assert episodes[2] == Episode((Turn("__SILENCE__", "nobody answers"),))
+
+
+def test_both_sides_are_two_episodes_first_speaker_first():
+    assert sides(["a", "b", "c"], "both") == [
+        Episode((Turn("__SILENCE__", "a"), Turn("b", "c"))),
+        Episode((Turn("a", "b"),)),
+    ]
+    assert sides([], "both") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"dialog": [[{"id": "a", "tex', ["not JSON"]),
+        ("[" * 100_000, ["not JSON"]),
+        ("[1, 2]", ["no list of lists under `dialog`"]),
+        ('{"dialog": [{"id": "a", "text": "b"}]}', ["no list of lists"]),
+        ('{"dialog": [[{"id": "a", "text": "b"}, {"id": "b"}]]}', ["turn 2", "no string under `text`"]),
+        ('{"dialog": [["hello", "there"]]}', ["turn 1", "no string under `text`"]),
+        ('{"dialog": [[{"text": "\\ud83d"}]]}', ["half a surrogate pair"]),
+    ],
+)
+def test_a_malformed_conversation_is_named(tmp_path, line, words):
+    path = written(tmp_path, '{"dialog": [[{"text": "a"}, {"text": "b"}]]}\n' + line + "\n")
+    message = refusal(conversations(path))
+    assert all(word in message for word in [f"{path}, line 2", *words])
+
+
+def test_a_conversation_nobody_answers_is_no_example(tmp_path):
+    path = written(tmp_path, '{"dialog": [[{"text": "hello"}]]}\n')
+    assert "holds no example" in refusal(conversations(path))
+    assert spoken('{"dialog": []}', "here") == []
+
+
+# -- Files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [parlai_text, conversations])
+def test_files_that_cannot_be_read(tmp_path, spec):
+    assert "There is no file" in refusal(spec(tmp_path / "absent.txt"))
+    assert "is a folder" in refusal(spec(tmp_path))
+    assert "is empty" in refusal(spec(written(tmp_path, "")))
+    assert "cannot be read" in refusal(spec(written(tmp_path, "") + "/inside"))
+    assert "holds no example" in refusal(spec(written(tmp_path, "\n\n")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_without_permission(tmp_path):
+    path = written(tmp_path, "text:a\tlabels:b\n")
+    Path(path).chmod(0)
+    assert "Permission denied" in refusal(parlai_text(path))
+
+
+def test_wrong_encoding_names_line_and_byte(tmp_path):
+    path = written(tmp_path, "text:ok\tlabels:ok\ntext:caf\xe9\tlabels:b\n".encode("latin-1"))
+    assert f"{path}, line 2, byte 9: not UTF-8" in refusal(parlai_text(path))
+
+
+def test_a_huge_line_is_refused_without_reading_it_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "LONGEST_LINE_BYTES", 2**20)
+    path = written(tmp_path, "text:a\tlabels:b\ntext:" + "x" * 2**21)
+    message = refusal(parlai_text(path))
+    assert "line 2: longer than 1 MiB" in message
+    assert len(message) < 500
+
+
+# -- Tasks by name -----------------------------------------------------------------------------------------------
+
+
+def test_a_task_without_reader_is_refused_with_the_readers_there_are():
+    message = refusal(TaskSpec("wizard_of_wikipedia"))
+    assert "no reader for the task 'wizard_of_wikipedia'" in message
+    assert "conversations, demo, parlai_text" in message
+    assert "Did you mean parlai_text?" in refusal(TaskSpec("parlai_txt"))
+
+
+def test_a_split_without_file():
+    spec = parlai_text(FILES / "chat_train.txt")
+    assert has_split(spec, "train") and not has_split(spec, "valid")
+    assert has_split(TaskSpec("demo"), "valid")
+    with pytest.raises(DataError, match="names no valid file"):
+        read_task(spec, "valid")
+
+
+def test_check_source_finds_what_needs_no_reading(tmp_path):
+    check_source(parlai_text(FILES / "chat_train.txt"), "train")
+    check_source(TaskSpec("demo"), "test")
+    with pytest.raises(DataError, match="There is no file"):
+        check_source(parlai_text(tmp_path / "absent"), "train")
+
+
+def test_limits_count_examples_and_cut_the_last_episode():
+    spec = parlai_text(FILES / "chat_train.txt", train_examples=1)
+    assert [len(episode.turns) for episode in read_task(spec, "train")] == [1]
+    assert [len(e.turns) for e in read_task(parlai_text(FILES / "chat_train.txt", train_examples=3), "train")] == [2, 1]
+
+
+def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
+    asked = []
+
+    def demo_episodes(split, count, seed):
+        asked.append((split, count, seed))
+        return [Episode((Turn("a", "b"),))]
+
+    from distill_engine.data import demo
+
+    monkeypatch.setattr(demo, "demo_episodes", demo_episodes)
+    spec = TaskSpec("demo", valid_examples=7, seed=5)
+    assert len(read_task(spec, "valid")) == 1
+    assert asked == [("valid", 7, 5)]
+
+
+def test_title_is_the_label_or_the_name():
+    assert (TaskSpec("demo").title, TaskSpec("demo", label="small talk").title) == ("demo", "small talk")
+    assert set(tasks.READERS) == {"parlai_text", "conversations", "demo"}
+
+
+# -- ParlAI's own rows -------------------------------------------------------------------------------------------
+
+GENERIC = {
+    "parlaiformat_train": ("my_parlaiformat_train.txt", "parlai_text", "second_speaker"),
+    "parlaiformat_valid": ("my_parlaiformat_valid.txt", "parlai_text", "second_speaker"),
+    "jsonfile_train_secondspeaker": ("my_conversations_train.jsonl", "conversations", "second_speaker"),
+    "jsonfile_train_firstspeaker": ("my_conversations_train.jsonl", "conversations", "first_speaker"),
+    "jsonfile_train_both": ("my_conversations_train.jsonl", "conversations", "both"),
+}
+
+
+@pytest.mark.skipif("TASKDATA_DIR" not in os.environ, reason="TASKDATA_DIR names no folder of ParlAI's rows")
+@pytest.mark.parametrize("case", GENERIC)
+def test_rows_that_parlai_produced(case):
+    root = Path(os.environ["TASKDATA_DIR"])
+    file, reader, label_turns = GENERIC[case]
+    lines = (root / f"expected_generic_{case}.jsonl").read_text("utf-8").splitlines()
+    expected = [json.loads(line) for line in lines]
+    spec = TaskSpec(reader, train=str(root / "raw" / "generic" / file), label_turns=label_turns)
+    episodes = read_task(spec, "train")
+    found = [(number, position, turn) for number, e in enumerate(episodes) for position, turn in enumerate(e.turns)]
+    assert [(number, position, turn.text) for number, position, turn in found] == [
+        (row["episode"], row["turn"], row["text"]) for row in expected
+    ]
+    assert all(turn.label in row["labels"] for (_, _, turn), row in zip(found, expected, strict=True))

@@ -1,0 +1,359 @@
+"""Rules between sections: each is broken once, alone, and says what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_engine.recipe.rules import check_against_teacher, check_recipe, check_tokenizer
+from distill_engine.recipe.schema import Recipe
+
+# A sound recipe without a teacher, as nested values.
+ALONE: dict[str, Any] = {
+    "name": "alone",
+    "student": {
+        "family": "blenderbot",
+        "init": "random",
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "width": 64,
+        "ffn_width": 128,
+        "heads": 4,
+        "positions": 128,
+    },
+    "data": {"tasks": [{"name": "demo"}], "tokenizer": "a/tokenizer"},
+    "optimizer": {"learning_rate": 1e-3},
+    "validation": {"every_steps": 100},
+}
+
+# A sound recipe that copies a teacher's layers.
+TAUGHT: dict[str, Any] = {
+    "name": "taught",
+    "teacher": {"path": "a/teacher"},
+    "student": {"init": "teacher_layers", "encoder_layers": 2, "decoder_layers": 3},
+    "losses": {"weights": {"hidden": 64, "self_attention": 4, "cross_attention": 64, "prediction": 64}},
+    "data": {"tasks": [{"name": "demo"}]},
+    "optimizer": {"learning_rate": 1e-3},
+    "validation": {"every_steps": 100},
+}
+
+BLENDERBOT: dict[str, Any] = {
+    "model_type": "blenderbot",
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "vocab_size": 8008,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+BART = {**BLENDERBOT, "model_type": "bart", "vocab_size": 50265, "pad_token_id": 1, "bos_token_id": 0}
+
+
+def changed(base: dict[str, Any], **changes: Any) -> Recipe:
+    """`base` with sections merged in; a section's value None removes the section."""
+    merged = {key: value for key, value in base.items() if changes.get(key, "") is not None}
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            merged[key] = {**merged.get(key, {}), **value}
+        elif value is not None:
+            merged[key] = value
+    return Recipe.model_validate(merged)
+
+
+def lines(problems: list[Any]) -> list[str]:
+    return [str(problem) for problem in problems]
+
+
+@pytest.mark.parametrize("base", [ALONE, TAUGHT])
+def test_sound_recipes_have_no_problems(base):
+    assert lines(check_recipe(changed(base))) == []
+
+
+# Each row: base, changes, path of the one problem, what its text says.
+BROKEN = [
+    (ALONE, {"losses": {"weights": {"task": 0}}}, "losses.weights", "are all 0. Then nothing is learnt"),
+    (ALONE, {"losses": {"weights": {"hidden": 64}}}, "losses.weights", r"\(hidden 64\), but teacher.path is null"),
+    (ALONE, {"student": {"init": "teacher_layers"}}, "student.init", "Set teacher.path, or student.init: random"),
+    (ALONE, {"teacher": {"revision": "abc"}}, "teacher.revision", "but teacher.path is null"),
+    (ALONE, {"student": {"width": None}}, "student.width", "is missing. Without a teacher"),
+    (ALONE, {"student": {"family": None}}, "student.family", "is missing. Without a teacher"),
+    (ALONE, {"data": {"tokenizer": None}}, "data.tokenizer", "is missing. Without a teacher"),
+    (
+        ALONE,
+        {"student": {"width": 65}},
+        "student.width",
+        r"is 65, which 4 heads \(student.heads\) do not divide.*is 64",
+    ),
+    (ALONE, {"student": {"positions": 100}, "data": {"label_tokens": 50}}, "data.context_tokens", "has 100 positions"),
+    (
+        ALONE,
+        {"student": {"family": "bart"}},
+        "data.label_tokens",
+        "It needs 129 positions. Set student.positions: 129",
+    ),
+    (
+        ALONE,
+        {"student": {"decoder_init_map": [0, 1]}},
+        "student.decoder_init_map",
+        "has 2 entries, but the student has 3",
+    ),
+    (
+        ALONE,
+        {"losses": {"encoder_layer_map": [0, -1]}},
+        "losses.encoder_layer_map",
+        "with the entry -1. Teacher layers",
+    ),
+    (ALONE, {"schedule": {"name": "linear"}}, "schedule.name", "needs to know its last step"),
+    (
+        ALONE,
+        {"schedule": {"name": "cosine", "warmup_steps": 9}, "stop": {"max_steps": 9}},
+        "schedule.warmup_steps",
+        "is 9, but the schedule ends at step 9",
+    ),
+    (ALONE, {"schedule": {"warmup_start": 0}}, "schedule.warmup_start", "is 0. The first step"),
+    (ALONE, {"validation": {"every_steps": None}}, "validation.patience", "is 20, but no validation ever runs"),
+    (
+        ALONE,
+        {"validation": {"every_steps": None, "patience": None, "stop_at": 1.0}},
+        "validation.stop_at",
+        "or validation.stop_at: null",
+    ),
+    (
+        ALONE,
+        {
+            "validation": {"every_steps": None, "patience": None},
+            "schedule": {"name": "reduce_on_plateau"},
+            "stop": {"max_steps": 5},
+        },
+        "schedule.name",
+        "is reduce_on_plateau, but no validation ever runs",
+    ),
+    (ALONE, {"validation": {"direction": "max"}}, "validation.direction", "ppl .* is better when it is minimal"),
+    (ALONE, {"validation": {"metric": "demo/token_accuracy"}}, "validation.direction", "when it is maximal"),
+    (ALONE, {"validation": {"patience": None}}, "stop", "Such a run never stops"),
+    (ALONE, {"optimizer": {"momentum": 0.9}}, "optimizer.momentum", "is 0.9, but optimizer.name is adamw. Only sgd"),
+    (ALONE, {"optimizer": {"name": "sgd", "amsgrad": True}}, "optimizer.amsgrad", "Only adam and adamw"),
+    (ALONE, {"data": {"tasks": [{"name": "dmeo"}]}}, "data.tasks.0.name", r"unknown task.*Did you mean demo\?"),
+    (
+        ALONE,
+        {"data": {"tasks": [{"name": "demo"}, {"name": "demo"}]}},
+        "data.tasks",
+        r"has 2 entries \(0, 1\) that are called 'demo'",
+    ),
+    (
+        ALONE,
+        {"data": {"tasks": [{"name": "demo", "valid": "x.txt"}]}},
+        "data.tasks.0.valid",
+        "the demo makes its own dialogues. Remove valid",
+    ),
+    (
+        TAUGHT,
+        {"student": {"init": "random"}, "losses": {"weights": {"task": 1}}},
+        "teacher.path",
+        "all distillation weights .* are 0.*Set teacher.path: null, or give a term a weight",
+    ),
+]
+
+
+@pytest.mark.parametrize("base, changes, path, said", BROKEN, ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)])
+def test_each_rule_alone(base, changes, path, said):
+    problems = check_recipe(changed(base, **changes))
+    assert [problem.path for problem in problems] == [path], lines(problems)
+    assert re.search(said, str(problems[0])), str(problems[0])
+
+
+def test_a_pruned_student_may_be_fine_tuned_with_all_distillation_weights_0():
+    assert lines(check_recipe(changed(TAUGHT, losses={"weights": {"task": 1}}))) == []
+
+
+@pytest.mark.parametrize(
+    "task", ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
+)
+def test_tasks_without_a_reader_say_so(task):
+    (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": task}]}))
+    assert problem.path == "data.tasks.0.name"
+    assert f"is '{task}', and there is no reader for this task yet" in str(problem)
+    assert "parlai_text" in problem.fix and "conversations" in problem.fix
+
+
+def test_all_problems_come_at_once():
+    recipe = changed(ALONE, optimizer={"momentum": 0.9}, student={"width": 65}, data={"tasks": [{"name": "x"}]})
+    assert {problem.path for problem in check_recipe(recipe)} == {
+        "optimizer.momentum",
+        "student.width",
+        "data.tasks.0.name",
+    }
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def file_recipe(**files: str | None) -> Recipe:
+    return changed(ALONE, data={"tasks": [{"name": "parlai_text", **files}]})
+
+
+def full(path: Path) -> str:
+    path.write_text("text:a\tlabels:b\n", encoding="utf-8")
+    return str(path)
+
+
+def test_file_tasks_with_their_files_are_sound(tmp_path):
+    recipe = file_recipe(train=full(tmp_path / "train.txt"), valid=full(tmp_path / "valid.txt"))
+    assert lines(check_recipe(recipe)) == []
+
+
+def test_a_file_task_needs_a_training_file(tmp_path):
+    (problem,) = check_recipe(file_recipe(valid=full(tmp_path / "valid.txt")))
+    assert str(problem).startswith("data.tasks.0.train is missing. A parlai_text task reads files.")
+
+
+def test_files_that_cannot_be_read_are_told_together(tmp_path):
+    full(tmp_path / "train.txt")
+    (tmp_path / "empty.txt").write_text("")
+    recipe = file_recipe(train=str(tmp_path / "trian.txt"), valid=str(tmp_path / "empty.txt"), test=str(tmp_path))
+    missing, empty, folder = lines(check_recipe(recipe))
+    assert "trian.txt', which does not exist" in missing and "Did you mean train.txt?" in missing
+    assert "empty.txt', which is empty" in empty
+    assert "which is a folder" in folder
+
+
+def test_a_metric_without_a_validation_split_is_an_error(tmp_path):
+    (problem,) = check_recipe(file_recipe(train=full(tmp_path / "train.txt")))
+    assert problem.path == "data.tasks"
+    assert "(validation.every_steps) and decide by ppl (validation.metric)" in str(problem)
+
+
+def test_one_task_with_a_validation_split_is_enough(tmp_path):
+    tasks = [{"name": "conversations", "train": full(tmp_path / "train.jsonl")}, {"name": "demo"}]
+    assert lines(check_recipe(changed(ALONE, data={"tasks": tasks}))) == []
+
+
+# --- against the teacher ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [BLENDERBOT, BART])
+def test_a_fitting_teacher_has_no_problems(config):
+    recipe = changed(TAUGHT, data={"label_tokens": 127})
+    assert lines(check_against_teacher(recipe, config)) == []
+
+
+RANDOM = {"init": "random", "width": 32, "ffn_width": 64}
+
+# Each row: changes to TAUGHT, changes to the config, path of the one problem, what its text says.
+MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    ({"student": {"family": "bart"}}, {}, "student.family", "is bart, but the teacher is a blenderbot model"),
+    ({"student": {"decoder_layers": 7}}, {}, "student.decoder_layers", "is 7, but the teacher's decoder has 6 layers"),
+    ({"student": {**RANDOM, "encoder_layers": 3}}, {}, "student.encoder_layers", "is at most as deep as its teacher"),
+    ({"student": {"decoder_init_map": [0, 3, 6]}}, {}, "student.decoder_init_map", "with the entry 6.*numbered 0 to 5"),
+    ({"losses": {"decoder_layer_map": [0, 3, 6]}}, {}, "losses.decoder_layer_map", "with the entry 6"),
+    (
+        {"student": {"encoder_layers": None, "encoder_init_map": [0]}},
+        {},
+        "student.encoder_init_map",
+        "so the student has 2. Set student.encoder_layers: 1",
+    ),
+    (
+        {"student": {"width": 32}},
+        {},
+        "student.width",
+        "is 32, but the teacher has 64, and student.init is teacher_layers",
+    ),
+    ({"student": {"ffn_width": 64}}, {}, "student.ffn_width", "is 64, but the teacher has 128"),
+    ({"student": {**RANDOM, "width": 30}}, {}, "student.width", "encoder of width 30 with 4 heads"),
+    ({"student": {"positions": 256}}, {}, "student.positions", "position table has 128 rows"),
+    (
+        {"data": {"context_tokens": 129}},
+        {},
+        "data.context_tokens",
+        "is 129, but the teacher's position table has 128 rows",
+    ),
+    ({}, {"model_type": "bart"}, "data.label_tokens", "A bart model needs 129 for them. Set data.label_tokens: 127"),
+    ({}, {"model_type": "t5"}, "teacher.path", "has model_type 't5'. Teachers can be: blenderbot, bart"),
+    ({}, {"d_model": None}, "teacher.path", "has a config.json with d_model null"),
+]
+
+
+@pytest.mark.parametrize("changes, config, path, said", MISFITS, ids=[f"{row[2]}-{i}" for i, row in enumerate(MISFITS)])
+def test_each_misfit_alone(changes, config, path, said):
+    problems = check_against_teacher(changed(TAUGHT, **changes), {**BLENDERBOT, **config})
+    assert [problem.path for problem in problems] == [path], lines(problems)
+    assert re.search(said, str(problems[0])), str(problems[0])
+
+
+def test_head_counts_that_differ_have_the_exact_message():
+    recipe = changed(TAUGHT, student={**RANDOM, "heads": 16}, losses={"weights": {"self_attention": 4}})
+    config = {**BLENDERBOT, "encoder_attention_heads": 32, "decoder_attention_heads": 32}
+    (problem,) = check_against_teacher(recipe, config)
+    assert str(problem) == (
+        "losses.weights.self_attention is 4, but the teacher has 32 heads and the student 16 (student.heads). "
+        "Attention matrices can only be compared head by head. "
+        "Set student.heads: 32, or losses.weights.self_attention: 0."
+    )
+
+
+def test_head_counts_may_differ_without_attention_terms():
+    recipe = changed(TAUGHT, student={**RANDOM, "heads": 2}, losses={"weights": {"hidden": 64}})
+    assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
+
+
+def test_each_attention_term_that_cannot_be_compared_is_told():
+    recipe = changed(TAUGHT, student={**RANDOM, "heads": 2})
+    paths = [problem.path for problem in check_against_teacher(recipe, BLENDERBOT)]
+    assert paths == ["losses.weights.self_attention", "losses.weights.cross_attention"]
+
+
+def test_a_deeper_student_is_fine_where_no_map_is_used():
+    recipe = changed(TAUGHT, student={**RANDOM, "decoder_layers": 9}, losses={"weights": {"prediction": 1}})
+    assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
+
+
+def test_a_deeper_student_may_list_its_layers():
+    maps = {"decoder_layer_map": [0, 0, 1, 1, 2, 2, 5]}
+    recipe = changed(TAUGHT, student={**RANDOM, "decoder_layers": 7}, losses={**TAUGHT["losses"], **maps})
+    assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
+
+
+def test_an_incomplete_config_tells_every_missing_number():
+    config = {"model_type": "bart"}
+    assert len(check_against_teacher(changed(TAUGHT), config)) == 8
+
+
+# --- tokenizer -------------------------------------------------------------------------------------------------
+
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_a_fitting_tokenizer_has_no_problems():
+    assert check_tokenizer(8008, SPECIAL, BLENDERBOT) == []
+    assert check_tokenizer(8000, SPECIAL, BLENDERBOT) == []
+
+
+@pytest.mark.parametrize(
+    "size, said", [(8009, "gives ids up to 8008, but the teacher has 8008 embedding rows"), (5000, "knows 5000 ids")]
+)
+def test_another_vocabulary(size, said):
+    (problem,) = check_tokenizer(size, SPECIAL, BLENDERBOT)
+    assert said in str(problem)
+
+
+def test_other_special_tokens():
+    problems = lines(check_tokenizer(8008, {**SPECIAL, "pad_token_id": 1, "bos_token_id": None}, BLENDERBOT))
+    assert problems[0].startswith("data.tokenizer has pad_token_id 1, but the teacher's config.json says 0.")
+    assert "bos_token_id null" in problems[1]
+
+
+def test_special_tokens_that_the_config_does_not_name_are_free():
+    assert check_tokenizer(8008, SPECIAL, {"vocab_size": 8008, "bos_token_id": None}) == []
+
+
+def test_a_config_without_a_vocabulary():
+    assert "vocab_size null" in str(check_tokenizer(8008, SPECIAL, {})[0])

@@ -1,0 +1,166 @@
+"""Online runs against a stand-in for W&B's server on loopback: upload, continuation, a server that dies.
+
+The stand-in answers the four GraphQL calls that wandb 0.31 makes and keeps what is posted; it shows what we
+ask of wandb, not how W&B's cloud behaves.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+KEY = "canary0" + "b3fdc1a95e72" * 4
+
+# Reads one JSON list of records a line from stdin, so that the test decides when things happen.
+_PROGRAM = """
+import json, sys
+from distill_engine.telemetry.sinks import Record
+from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+
+sink = WandbSink(sys.argv[1], "name", WandbOptions("project"), {"recipe": {"seed": 3}},
+                 lambda text: print(text, flush=True), init_timeout_seconds=20, finish_timeout_seconds=2)
+for line in sys.stdin:
+    for step in json.loads(line):
+        sink.write(Record("train", step, 1.0, {"train/total": 1.0 / step}))
+    print("wrote", flush=True)
+sink.close("finished")
+print("closed", flush=True)
+"""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.run = None
+        self.rows = []
+        self.upserts = []
+        self.dead = False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def die(self):
+        self.dead = True  # for connections that are still open
+        self.shutdown()
+        self.server_close()
+
+    def graphql(self, query, variables):
+        project = {"id": "p", "name": "project", "entity": {"id": "e", "name": "team"}}
+        if "RunResumeStatus" in query:
+            return {"model": {**project, "bucket": self.run}}
+        if "UpsertBucket" in query:
+            self.upserts.append(variables)
+            inserted, self.run = self.run is None, self.state(variables["name"])
+            bucket = {"id": "b", "name": variables["name"], "displayName": "name", "project": project, "config": "{}"}
+            return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
+        if "CreateRunFiles" in query:
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        return {}
+
+    def state(self, name):
+        tail = json.dumps([json.dumps(self.rows[-1])] if self.rows else [])
+        counts = {"historyLineCount": len(self.rows), "eventsLineCount": 0, "logLineCount": 0}
+        texts = {"summaryMetrics": "{}", "config": "{}", "wandbConfig": "{}", "eventsTail": "[]", "historyTail": tail}
+        return {"id": "b", "name": name, "displayName": "name", "tags": [], **counts, **texts}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        if self.server.dead:
+            self.close_connection = True
+            return
+        answer = {}
+        if self.path == "/graphql":
+            asked = json.loads(body)
+            answer = {"data": self.server.graphql(asked["query"], asked.get("variables"))}
+        elif self.path.endswith("/file_stream"):
+            self.keep(json.loads(body))
+        payload = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def keep(self, posted):
+        lines = posted.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+        self.server.rows += [json.loads(line) for line in lines]
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.die()
+
+
+@pytest.fixture
+def start(tmp_path, server):
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
+    url = f"http://127.0.0.1:{server.server_port}"
+    own = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url}
+    children = []
+
+    def begin():
+        child = subprocess.Popen(
+            [sys.executable, str(program), str(tmp_path / "run")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**clean, **own},
+        )
+        children.append(child)
+        return child
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_a_restart_continues_the_run_on_the_server(tmp_path, server, start):
+    for steps in ([10, 20], [20, 30]):
+        said, _ = start().communicate(json.dumps(steps), timeout=120)
+        run_id = (tmp_path / "run" / "wandb_run_id").read_text().strip()
+        url = f"http://127.0.0.1:{server.server_port}/team/project/runs/{run_id}"
+        assert said.splitlines() == [f"W&B: {url}", "wrote", "closed"]
+    assert {upsert["name"] for upsert in server.upserts} == {run_id}
+    assert [row["step"] for row in server.rows if "step" in row] == [10, 20, 20, 30]
+    assert json.loads(server.upserts[0]["config"])["recipe"]["value"] == {"seed": 3}
+
+
+def test_a_server_that_dies_mid_run_costs_at_most_the_finish_timeout(tmp_path, server, start):
+    child = start()
+    assert child.stdout.readline().startswith("W&B: http://127.0.0.1")
+    server.die()
+    said, _ = child.communicate("[1]\n[2, 3]\n", timeout=60)
+    assert child.returncode == 0
+    lines = said.splitlines()
+    assert lines[:2] == ["wrote", "wrote"] and lines[3:] == ["closed"]
+    assert lines[2].startswith("W&B: the upload did not end within 2 s. To upload it later: wandb sync ")
+    assert Path(lines[2].rsplit(" ", 1)[1]).is_dir()
+
+
+def test_the_key_is_in_no_file(tmp_path, server, start):
+    start().communicate("[1]\n", timeout=120)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 3
+    assert [path for path in written if b"canary0" in path.read_bytes()] == []

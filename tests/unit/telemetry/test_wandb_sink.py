@@ -1,0 +1,183 @@
+"""W&B runs are really written, continue under one id, and never stop or delay training without a bound."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+KEY = "canary0" + "b3fdc1a95e72" * 4
+
+_PROGRAM = """
+import json, pathlib, sys
+from distill_engine.telemetry.sinks import Record
+from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+
+folder, mode, steps, run_id = json.loads(sys.argv[1])
+said = []
+options = WandbOptions("project", group="group", tags=("a", "b"), mode=mode)
+sink = WandbSink(folder, "name", options, {"recipe": {"seed": 3}}, said.append, run_id=run_id, init_timeout_seconds=3)
+for step in steps:
+    sink.write(Record("train", step, 0.5 * step, {"train/total": 1.0 / step, "train/lr": float("nan")}))
+    sink.write(Record("event", step, 0.5 * step, text="no values"))
+lines = [file.read_bytes() for file in pathlib.Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+leaked = any(b"canary0" in line for line in lines)
+sink.close("finished")
+print(json.dumps([said, sink.run_id, "wandb" in sys.modules, leaked]))
+"""
+
+
+class Outcome:
+    def __init__(self, done):
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        lines = done.stdout.splitlines()
+        assert len(lines) == 1, lines  # nothing but the program itself spoke
+        self.said, self.run_id, self.imported, self.key_in_command_lines = json.loads(lines[0])
+
+
+def run(folder, mode="offline", steps=(1, 2, 3), run_id=None, **environment):
+    base = next(parent for parent in folder.parents if parent.is_dir())
+    home, program = base / "home", base / "program.py"
+    home.mkdir(exist_ok=True)
+    program.write_text(_PROGRAM)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
+    arguments = json.dumps([str(folder), mode, list(steps), run_id])
+    done = subprocess.run(
+        [sys.executable, str(program), arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**clean, "PYTHONPATH": str(ROOT), "HOME": str(home), **environment},
+    )
+    return Outcome(done)
+
+
+def transaction_log(path):
+    """The records of a .wandb file: LevelDB's log format after a 7-byte header, protobuf inside."""
+    from wandb.proto import wandb_internal_pb2
+
+    content = path.read_bytes()
+    position, block, parts, records = 7, 32768, [], []
+    while position + 7 <= len(content):
+        if block - position % block < 7:
+            position += block - position % block
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        if kind == 0:
+            break
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole record, last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            records.append(record)
+            parts = []
+    return records
+
+
+def history(folder):
+    rows = []
+    for log in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for record in transaction_log(log):
+            if record.WhichOneof("record_type") == "history":
+                rows.append({item.key or item.nested_key[0]: item.value_json for item in record.history.item})
+    return rows
+
+
+def test_offline_run_holds_values_over_steps_and_the_config(tmp_path):
+    outcome = run(tmp_path / "run", steps=(10, 20))
+    assert outcome.said == []
+    rows = history(tmp_path / "run")
+    assert [(json.loads(row["step"]), json.loads(row["train/total"])) for row in rows] == [(10, 0.1), (20, 0.05)]
+    assert rows[0]["train/lr"] in ("NaN", '"NaN"')
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    records = transaction_log(log)
+    begun = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (begun.project, begun.run_group, begun.display_name) == ("project", "group", "name")
+    assert sorted(begun.tags) == ["a", "b"]
+    assert {item.key or item.nested_key[0]: item.value_json for item in begun.config.update}["recipe"] == '{"seed":3}'
+    axes = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
+    assert any(axis.glob_name == "*" and axis.step_metric == "step" for axis in axes)
+    assert list((tmp_path / "home").rglob(".netrc")) == []
+
+
+def test_a_restart_continues_the_same_run(tmp_path):
+    first = run(tmp_path / "run", steps=(1, 2))
+    second = run(tmp_path / "run", steps=(2, 3))
+    assert first.run_id == second.run_id == (tmp_path / "run" / "wandb_run_id").read_text().strip()
+    folders = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{first.run_id}"))
+    assert len(folders) == 2
+    assert [int(row["step"]) for row in history(tmp_path / "run")] == [1, 2, 2, 3]
+
+
+def test_an_id_from_the_checkpoint_wins_over_the_file(tmp_path):
+    run(tmp_path / "run")
+    assert run(tmp_path / "run", run_id="fromckpt").run_id == "fromckpt"
+    assert (tmp_path / "run" / "wandb_run_id").read_text().strip() == "fromckpt"
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_without_a_key_one_line_says_offline_and_how_to_sync(tmp_path, mode):
+    outcome = run(tmp_path / "run", mode=mode)
+    where = tmp_path / "run" / "wandb" / f"offline-run-*-{outcome.run_id}"
+    assert outcome.said == [
+        f"W&B: no API key found; this run is logged offline. To upload it later: wandb sync {where}"
+    ]
+    assert len(history(tmp_path / "run")) == 3
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("source", ["environment", "netrc"])
+def test_unreachable_server_falls_back_and_the_key_is_nowhere(tmp_path, source):
+    port = closed_port()
+    environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
+    if source == "environment":
+        environment["WANDB_API_KEY"] = KEY
+    else:
+        environment["NETRC"] = str(tmp_path / "netrc")
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1:{port}\n  login user\n  password {KEY}\n")
+    outcome = run(tmp_path / "run", mode="auto", **environment)
+    assert len(outcome.said) == 1
+    assert "connection refused; this run is logged offline. To upload it later: wandb sync" in outcome.said[0]
+    assert len(history(tmp_path / "run")) == 3
+    assert not outcome.key_in_command_lines
+    written = [path for folder in ("run", "home") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert len(written) > 3
+    assert [path for path in written if b"canary0" in path.read_bytes()] == []
+
+
+def test_a_malformed_key_falls_back_without_showing_it(tmp_path):
+    outcome = run(tmp_path / "run", mode="auto", WANDB_API_KEY="canary0")
+    assert len(outcome.said) == 1 and "API key must have 40+ characters" in outcome.said[0]
+    assert "canary0" not in outcome.said[0]
+    assert len(history(tmp_path / "run")) == 3
+
+
+def test_disabled_does_not_even_import_wandb(tmp_path):
+    outcome = run(tmp_path / "run", mode="disabled")
+    assert (outcome.said, outcome.run_id, outcome.imported) == ([], None, False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_obeys_wandb_mode(tmp_path):
+    assert run(tmp_path / "run", mode="auto", WANDB_MODE="disabled").imported is False
+    assert run(tmp_path / "run", mode="auto", WANDB_MODE="offline").said == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    Path(tmp_path / "file").touch()
+    outcome = run(tmp_path / "file" / "run")
+    assert len(outcome.said) == 1 and outcome.said[0].startswith("W&B: not available, this run is not logged there")
