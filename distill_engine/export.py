@@ -68,6 +68,25 @@ def _logits(model: PreTrainedModel, probe: Batch) -> torch.Tensor:
     return output.logits.float()
 
 
+def verify_folder(folder: Path) -> None:
+    """Load a copied folder as a user would and run it once. Raises ExportError if that does not work."""
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        with torch.no_grad():
+            finite = bool(torch.isfinite(_logits(model, probe_of(model))).all())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ExportError(f"{folder} does not load with transformers: {error}") from error
+    if not finite:
+        raise ExportError(f"{folder}: the model's logits are not finite.")
+
+
+def probe_of(model: PreTrainedModel) -> Batch:
+    """A small batch of ordinary token ids for a model, the same every time."""
+    vocabulary = model.config.vocab_size
+    ids = (torch.arange(14).view(2, 7) * 37 + 11) % vocabulary
+    return Batch(ids, torch.ones_like(ids), ids.flip(1), ids, torch.zeros(2, dtype=torch.long))
+
+
 def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
     """Write a new version into `exports/<name>` and make `link` point at it, atomically; older versions go.
 

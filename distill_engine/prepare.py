@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,7 @@ from distill_engine.data.tokenised import TokenisedTask
 from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.models.adapter import family_of
 from distill_engine.models.bart_family import FAMILIES, Family
-from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, raise_if_any
-from distill_engine.recipe.rules import check_recipe
 from distill_engine.recipe.schema import Recipe, TaskSource
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 
@@ -45,13 +43,6 @@ class Prepared:
     train_tasks: tuple[TokenisedTask, ...]
     valid_tasks: tuple[TokenisedTask, ...]
     valid_labels: tuple[str, ...]
-
-
-def read_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe, if it is sound by itself. Raises RecipeError with every problem at once."""
-    recipe = load_recipe(path, overrides)
-    raise_if_any(path, check_recipe(recipe))
-    return recipe
 
 
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:

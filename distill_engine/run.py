@@ -25,6 +25,7 @@ from dataclasses import dataclass  # noqa: E402
 
 from distill_engine.exit_codes import BAD_INPUT  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
+from distill_engine.recipe.rules import read_recipe  # noqa: E402
 from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
 
 DEFAULT_RECIPE = _HERE.parent / "recipes" / "demo.yaml"
@@ -56,7 +57,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe; may be repeated")  # fmt: skip
     parser.add_argument("--run-dir", "--run_dir", type=Path, default=None, metavar="DIR",
-                        help="run folder (default: runs/<recipe name>); start again with the same to resume")  # fmt: skip
+                        help="run folder (default runs/<recipe name>); the same one again resumes")  # fmt: skip
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     return TrainOptions(
@@ -65,14 +66,16 @@ def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as one rank of a launcher's ranks, or alone; returns the exit code."""
+    return run_training(parse_arguments(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_training(options: TrainOptions) -> int:
     """Train; returns the exit code. Errors a user can cause are printed once, without a traceback."""
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     speaks = os.environ.get("RANK", "0") == "0"
     quiet_libraries(0 if speaks else 1)  # before anything imports torch and transformers
     try:
-        from distill_engine.prepare import read_recipe
-
-        recipe = read_recipe(options.recipe, options.overrides)  # dies in a second, before anything is started
+        recipe = read_recipe(options.recipe, options.overrides)  # dies in a second, before torch is even imported
     except RecipeError as error:
         if speaks:
             sys.stderr.write(f"{error}\n")

@@ -66,34 +66,36 @@ def _hits(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor)
 
 
 def quality_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> dict[str, float]:
-    """Named values from globally summed [tasks, columns]: per task, macro (mean over tasks, as ParlAI) and micro.
+    """Named values from globally summed [tasks, columns].
 
-    A task without label tokens is left out. ppl saturates at infinity.
+    Per task as `<label>/<name>`; without a label the unweighted mean over tasks (macro, as ParlAI); `ppl_micro`
+    pools all tasks' tokens. A task without label tokens is left out; no token at all gives no value. ppl saturates
+    at infinity.
     """
-    values: dict[str, float] = {}
-    losses, ppls = [], []
-    for label, row in zip(labels, sums.tolist(), strict=True):
-        named = dict(zip(COLUMNS, row, strict=True))
-        if named["tokens"] == 0:
-            continue
-        loss = named["loss_sum"] / named["tokens"]
-        losses.append(loss)
-        ppls.append(_exp(loss))
-        values[f"{label}/loss"] = loss
-        values[f"{label}/ppl"] = ppls[-1]
-        values[f"{label}/token_accuracy"] = named["correct"] / named["tokens"]
-        if with_teacher:
-            values[f"{label}/teacher_agreement"] = named["agreeing"] / named["tokens"]
-    everything = dict(zip(COLUMNS, sums.sum(dim=0).tolist(), strict=True))
-    if everything["tokens"] == 0:
+    per_task = {
+        label: _of_task(dict(zip(COLUMNS, row, strict=True)), with_teacher)
+        for label, row in zip(labels, sums.tolist(), strict=True)
+        if row[COLUMNS.index("tokens")] > 0
+    }
+    if not per_task:
         return {}
-    values["loss"] = sum(losses) / len(losses)
-    values["ppl"] = sum(ppls) / len(ppls)
-    values["ppl_micro"] = _exp(everything["loss_sum"] / everything["tokens"])
-    values["token_accuracy"] = everything["correct"] / everything["tokens"]
-    values["token_exact_match"] = everything["exact"] / everything["examples"]
+    rows = list(per_task.values())
+    values = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    total = dict(zip(COLUMNS, sums.sum(dim=0).tolist(), strict=True))
+    values["ppl_micro"] = _exp(total["loss_sum"] / total["tokens"])
+    return values | {f"{label}/{name}": value for label, row in per_task.items() for name, value in row.items()}
+
+
+def _of_task(sums: dict[str, float], with_teacher: bool) -> dict[str, float]:
+    loss = sums["loss_sum"] / sums["tokens"]
+    values = {
+        "loss": loss,
+        "ppl": _exp(loss),
+        "token_accuracy": sums["correct"] / sums["tokens"],
+        "token_exact_match": sums["exact"] / sums["examples"],
+    }
     if with_teacher:
-        values["teacher_agreement"] = everything["agreeing"] / everything["tokens"]
+        values["teacher_agreement"] = sums["agreeing"] / sums["tokens"]
     return values
 
 

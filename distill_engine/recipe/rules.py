@@ -6,9 +6,11 @@ that need the teacher's config.json, `data_rules` those about sources and files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from distill_engine.recipe.data_rules import DATA_RULES
+from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import LayerMap, LossWeights, Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
@@ -21,6 +23,13 @@ STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "head
 
 # The last part of a metric's name -> the direction in which it is better.
 DIRECTIONS = {"ppl": "min", "loss": "min", "token_accuracy": "max", "teacher_agreement": "max"}
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, if it is sound by itself. Raises RecipeError with every problem at once."""
+    recipe = load_recipe(path, overrides)
+    raise_if_any(path, check_recipe(recipe))
+    return recipe
 
 
 def check_recipe(recipe: Recipe) -> list[Problem]:

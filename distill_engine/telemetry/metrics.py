@@ -2,7 +2,7 @@
 
 Names are paths (`valid/ppl`). Patterns hold placeholders that stand for part of a run's own words:
 
-    {term}    a loss term, one of TERMS             {layer}   0-based number of a mapped student layer
+    {term}    a loss term, one of TERMS             {layer}   0-based position among the term's mapped layers
     {task}    a task's label in the recipe          {metric}  what follows `valid/` in a validation metric
 
 `python -m distill_engine.telemetry.metrics` prints `docs/metrics.md`.
@@ -97,7 +97,7 @@ REGISTRY: tuple[Metric, ...] = (
     ),
     *_section(
         "Loss terms by layer",
-        ("train/term/{term}/layer/{layer}", "", "lower", "The raw term of one mapped student layer."),
+        ("train/term/{term}/layer/{layer}", "", "lower", "The raw term of one of its mapped layer pairs."),
     ),
     *_section(
         "Quality",
@@ -132,9 +132,9 @@ REGISTRY: tuple[Metric, ...] = (
         ("valid/ppl", "", "lower", "Perplexity per task, averaged over tasks (as ParlAI reports it)."),
         ("valid/ppl_micro", "", "lower", "Perplexity over the label tokens of all tasks together."),
         ("valid/loss", "nats/token", "lower", "Cross-entropy with the gold reply, averaged over tasks."),
-        ("valid/token_accuracy", "share", "higher", f"{_FIRST}, averaged over tasks."),
-        ("valid/token_exact_match", "share", "higher", f"{_EXACT}, averaged over tasks."),
-        ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, averaged over tasks."),
+        ("valid/token_accuracy", "share", "higher", f"{_FIRST}, all tasks together."),
+        ("valid/token_exact_match", "share", "higher", f"{_EXACT}, all tasks together."),
+        ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, all tasks together."),
         ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
         ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
         ("valid/seconds", "s", "lower", "Duration of the validation."),

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill_engine.losses.objective import Objective
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.learning_rate import LearningRate
-from distill_engine.train.meter import Meter, peak_memory_gib
+from distill_engine.train.meter import Meter, memory_gib
 from distill_engine.train.parts import JsonPart, Part, RngPart
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits, Progress
@@ -271,9 +271,7 @@ class Trainer:
         values["train/skipped_steps"] = float(self.progress.skipped_steps)
         values["train/epoch"] = self.batches.epoch
         values["train/examples"] = float(self._attempts() * self.batches.examples_per_step)
-        peak = peak_memory_gib(self.ranks.device)
-        if peak is not None:
-            values["memory/peak_gib"] = peak
+        values |= memory_gib(self.ranks.device)
         self.sinks.record("train", self.progress.steps, self.progress.seconds, values)
 
     def _validate(self) -> None:
@@ -303,23 +301,13 @@ class Trainer:
         value = values[policies.metric]
         policies.learning_rate.observe(values["loss"], self.progress.steps)
         policies.early_stopping.observe(value)
-        before = policies.keep_best.best
         improved = policies.keep_best.observe(value)
         named = {f"valid/{name}": number for name, number in values.items()}
         if policies.keep_best.best is not None:
             named[f"best/{policies.metric}"] = policies.keep_best.best
         self.sinks.record("valid", self.progress.steps, self.progress.seconds, named)
         if improved:
-            self.sinks.message(
-                f"new best {policies.metric}: {value:.4g}" + ("" if before is None else f" (before: {before:.4g})")
-            )
             self.publish_best(values, self.progress.steps)
-        else:
-            self.sinks.message(
-                f"{policies.metric} {value:.4g} did not beat the best, "
-                + ("none yet" if before is None else f"{before:.4g}")
-                + f" ({policies.early_stopping.bad_validations} in a row)"
-            )
 
     def _save(self) -> None:
         self._log()  # the logging interval is not part of the checkpoint: what is pending is written now

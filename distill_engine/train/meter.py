@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -94,10 +95,10 @@ class Meter:
         return values
 
 
-def peak_memory_gib(device: torch.device) -> float | None:
-    """Most memory allocated on the accelerator since the last call, GiB; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    peak = torch.cuda.max_memory_allocated(device) / 2**30
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak
+def memory_gib(device: torch.device) -> dict[str, float]:
+    """Most memory allocated on the accelerator since the last call, and the host's high-water mark of this process."""
+    values = {"memory/host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts KiB
+    if device.type == "cuda":
+        values["memory/peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+    return values

@@ -90,6 +90,12 @@ def test_only_displays_hear_about_phases_and_messages():
     ]
 
 
+def test_record_is_write_in_plain_values():
+    keeper = Keeper()
+    SinkGroup([keeper], lambda text: pytest.fail(text)).record("train", 3, 1.5, {"train/total": 2.0})
+    assert keeper.records == [RECORD]
+
+
 def test_a_group_without_sinks_accepts_everything():
     group = SinkGroup([], lambda text: pytest.fail(text))
     group.write(RECORD)

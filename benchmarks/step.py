@@ -1,0 +1,366 @@
+"""How long one training step takes, next to the time that its arithmetic alone would take on this machine.
+
+    python benchmarks/step.py --preset parlai_cpu
+    deepspeed --num_accelerators 2 benchmarks/step.py --preset demo
+
+Builds a run as the product does (same builder, engines, loop and files under ds_configs/), with random weights and
+random tokens, and times the trainer's own steps. Prints one JSON line; benchmarks/README.md explains its fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
+
+quiet_libraries(int(os.environ.get("RANK", "0")))  # before anything imports torch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from distill_engine.assemble import _Builder  # noqa: E402
+from distill_engine.data.layout import SequenceLayout  # noqa: E402
+from distill_engine.data.tokenised import TokenisedTask, TokenLimits  # noqa: E402
+from distill_engine.engine import distributed  # noqa: E402
+from distill_engine.engine.distributed import Ranks  # noqa: E402
+from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config  # noqa: E402
+from distill_engine.models.bart_family import FAMILIES  # noqa: E402
+from distill_engine.prepare import Prepared  # noqa: E402
+from distill_engine.recipe.schema import Recipe  # noqa: E402
+from distill_engine.student.build import StudentSizes, build_student, fresh_config  # noqa: E402
+from distill_engine.telemetry.machine import machine_record  # noqa: E402
+from distill_engine.telemetry.sinks import SinkGroup  # noqa: E402
+from distill_engine.train.loop import Trainer  # noqa: E402
+
+PAD, START, END, FIRST_WORD = 0, 1, 2, 4
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model of the pair."""
+
+    width: int
+    ffn_width: int
+    encoder_layers: int
+    decoder_layers: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is timed: TinyBERT-style Blenderbot, every example full, so that no token is padding.
+
+    threads  per process; None leaves torch's choice
+    """
+
+    teacher: Size
+    student: Size
+    heads: int
+    vocabulary: int
+    batch: int
+    context_tokens: int
+    label_tokens: int
+    definition: str
+    threads: int | None = None
+    warm_up: int = 3
+    steps: int = 15
+
+
+PRESETS = {
+    "parlai_cpu": Preset(
+        Size(512, 2048, 2, 12), Size(256, 1024, 2, 6), heads=8, vocabulary=8008, batch=16, context_tokens=128,
+        label_tokens=32, definition="parlai", threads=2,
+    ),
+    "demo": Preset(
+        Size(96, 256, 2, 6), Size(48, 128, 2, 2), heads=4, vocabulary=1024, batch=16, context_tokens=128,
+        label_tokens=32, definition="invariant", steps=30,
+    ),
+    "tiny": Preset(
+        Size(32, 64, 1, 2), Size(16, 32, 1, 1), heads=2, vocabulary=64, batch=4, context_tokens=16, label_tokens=8,
+        definition="invariant", threads=1, warm_up=1, steps=3,
+    ),
+}  # fmt: skip
+WEIGHTS = {"task": 1, "embedding": 4, "hidden": 64, "self_attention": 4, "cross_attention": 64, "prediction": 64}
+
+
+# ---- the floor: arithmetic that no implementation can leave out ------------------------------------------------
+
+
+def arithmetic_gflop(preset: Preset) -> float:
+    """Matrix products of one step of one rank, in units of 10^9 multiplications or additions.
+
+    Teacher forward, student and projections forward and twice that backward (gradients of inputs and of weights).
+    Everything that is no matrix product counts as nothing, and so do the score products of the attention terms,
+    because the models' own attentions compute the same scores.
+    """
+    projections = (2 + preset.student.encoder_layers + preset.student.decoder_layers, preset.student, preset.teacher)
+    return (
+        _forward_gflop(preset, preset.teacher)
+        + 3 * _forward_gflop(preset, preset.student)
+        + 3 * _projection_gflop(preset, *projections[1:])
+    )
+
+
+def _forward_gflop(preset: Preset, size: Size) -> float:
+    contexts, labels = preset.batch * preset.context_tokens, preset.batch * preset.label_tokens
+    square, ffn = size.width**2, 2 * size.width * size.ffn_width
+    causal_keys = (preset.label_tokens + 1) / 2  # mean over queries
+    encoder_layer = contexts * (4 * square + ffn + 2 * preset.context_tokens * size.width)
+    decoder_layer = labels * (6 * square + ffn + 2 * (causal_keys + preset.context_tokens) * size.width)
+    cross_keys = contexts * 2 * square
+    logits = labels * size.width * preset.vocabulary
+    pairs = size.encoder_layers * encoder_layer + size.decoder_layers * (decoder_layer + cross_keys) + logits
+    return 2 * pairs / GIGA
+
+
+def _projection_gflop(preset: Preset, student: Size, teacher: Size) -> float:
+    contexts, labels = preset.batch * preset.context_tokens, preset.batch * preset.label_tokens
+    tokens = contexts * (1 + student.encoder_layers) + labels * (1 + student.decoder_layers)
+    return 2 * tokens * student.width * teacher.width / GIGA
+
+
+class MatmulRate:
+    """This process's rate of large square matrix products, sampled between the steps: whatever else the machine does
+    then slows both alike."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, side: int) -> None:
+        self._a = torch.randn(side, side).to(device, dtype)
+        self._b = torch.randn(side, side).to(device, dtype)
+        self._out = torch.empty_like(self._a)
+        self._gflop = 2 * side**3 / GIGA
+        self.samples: list[float] = []
+
+    def sample(self, products: int = 3) -> None:
+        """Add the rate of the fastest of some products."""
+        seconds = []
+        for _ in range(products):
+            started = time.perf_counter()
+            torch.mm(self._a, self._b, out=self._out)
+            _wait(self._out.device)
+            seconds.append(time.perf_counter() - started)
+        self.samples.append(self._gflop / min(seconds))
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------
+
+
+def recipe_of(name: str, preset: Preset) -> Recipe:
+    """The preset as a recipe: ParlAI's sample command in the preset's sizes (its `adam` is AMSGrad)."""
+    student = asdict(preset.student)
+    return Recipe.model_validate(
+        {
+            "name": f"step-{name}",
+            "student": {
+                **student, "init": "random", "heads": preset.heads, "positions": preset.context_tokens,
+                "dropout": 0.0, "attention_dropout": 0.0, "projections": "always", "train_position_tables": False,
+            },
+            "losses": {"definition": preset.definition, "weights": WEIGHTS},
+            "data": {
+                "tasks": [{"name": "demo"}],
+                "context_tokens": preset.context_tokens,
+                "label_tokens": preset.label_tokens,
+            },
+            "batch": {"per_rank": preset.batch},
+            "optimizer": {"name": "adam", "amsgrad": True, "learning_rate": 1e-4, "clip_norm": 0.1},
+        }
+    )  # fmt: skip
+
+
+def write_teacher(preset: Preset, folder: Path) -> None:
+    """A teacher with random weights, as a folder that the teacher's engine loads."""
+    family = FAMILIES["blenderbot"]
+    size = preset.teacher
+    sizes = StudentSizes(
+        size.encoder_layers, size.decoder_layers, size.width, size.ffn_width, preset.heads, preset.context_tokens,
+        dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    config = fresh_config(family, sizes, preset.vocabulary, {"pad": PAD, "start": START, "end": END})
+    build_student(family, config, None, seed=2).save_pretrained(folder)
+
+
+def random_task(preset: Preset, examples: int = 512) -> TokenisedTask:
+    """Examples of random words whose contexts and labels are exactly as long as the limits."""
+    length = preset.context_tokens + preset.label_tokens
+    tokens = np.random.default_rng(3).integers(FIRST_WORD, preset.vocabulary, examples * length, dtype=np.int32)
+    begin = np.arange(examples, dtype=np.int64) * length
+    context_end, label_end = begin + preset.context_tokens, begin + length
+    return TokenisedTask(
+        tokens,
+        np.stack([begin, context_end, context_end, label_end], axis=1),
+        _layout(),
+        TokenLimits(preset.context_tokens, preset.label_tokens),
+    )
+
+
+def _layout() -> SequenceLayout:
+    family = FAMILIES["blenderbot"]
+    return SequenceLayout.of_family(
+        (PAD, START, END),
+        wraps_context=family.wraps_context,
+        end_before_start=family.end_before_start,
+        history_end_token=False,
+    )
+
+
+@contextmanager
+def trainer_of(name: str, preset: Preset, precision: str, ranks: Ranks) -> Iterator[Trainer]:
+    """The trainer that the product would build for the preset."""
+    with tempfile.TemporaryDirectory() as mine:
+        folder = Path(ranks.broadcast(mine))
+        teacher = folder / "teacher"
+        if ranks.rank == 0:
+            write_teacher(preset, teacher)
+        ranks.barrier()
+        recipe = recipe_of(name, preset)
+        task = random_task(preset)
+        ready = Prepared(
+            recipe=recipe,
+            family=FAMILIES["blenderbot"],
+            teacher_folder=teacher,
+            teacher_config=json.loads((teacher / "config.json").read_text(encoding="utf-8")),
+            tokenizer=None,
+            layout=_layout(),
+            task_labels=("random",),
+            train_tasks=(task,),
+            valid_tasks=(),
+            valid_labels=(),
+        )
+        student_ds, teacher_ds = _ds_configs(recipe, precision, ranks)
+        trainer = _Builder(ready, folder, ranks, SinkGroup([], print)).trainer(student_ds, teacher_ds)
+        trainer.student.train()
+        yield trainer
+        trainer.batches.close()  # type: ignore[attr-defined]
+        ranks.barrier()
+
+
+def _ds_configs(recipe: Recipe, precision: str, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = ROOT / "ds_configs"
+    student, _ = student_config(
+        load_ds_config(folder / f"zero2_{precision}.json"),
+        batch_per_rank=recipe.batch.per_rank,
+        accumulation_steps=1,
+        world_size=ranks.world_size,
+        clip_norm=recipe.optimizer.clip_norm,
+        fp16_supported=False,
+        bf16_supported=True,
+        optimizer=recipe.optimizer.model_dump(),
+    )
+    teacher = teacher_config(
+        load_ds_config(folder / "teacher_zero3.json"),
+        dtype="bf16" if precision == "bf16" else "fp32",
+        batch_per_rank=recipe.batch.per_rank,
+        world_size=ranks.world_size,
+    )
+    return student, teacher
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------
+
+
+def measure(trainer: Trainer, preset: Preset, rate: MatmulRate, steps: int) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each step, and the share of each phase in all of them."""
+    device, watch = trainer.ranks.device, trainer._watch
+    for _ in range(preset.warm_up):
+        rate.sample()
+        trainer._step()
+    rate.samples.clear()
+    seconds = []
+    spent: dict[str, float] = {}
+    for _ in range(steps):
+        rate.sample()
+        trainer.ranks.barrier()  # type: ignore[attr-defined]
+        _wait(device)
+        watch.restart()
+        started = time.perf_counter()
+        trainer._step()
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+        shares, wall = watch.shares()
+        for phase, share in shares.items():
+            spent[phase] = spent.get(phase, 0.0) + share * wall
+    total = sum(spent.values())
+    return seconds, {phase: value / total for phase, value in spent.items()}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """High-water mark: of the allocator on CUDA, of the resident process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def report(name: str, precision: str, preset: Preset, steps: int | None) -> dict[str, Any]:
+    """Measure a preset in this process group; the result, complete on rank 0."""
+    if preset.threads is not None:
+        torch.set_num_threads(preset.threads)
+    ranks = distributed.start()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rate = MatmulRate(dtype, ranks.device, side=min(2048, 4 * preset.teacher.width))
+    with trainer_of(name, preset, precision, ranks) as trainer:
+        seconds, shares = measure(trainer, preset, rate, steps or preset.steps)
+        final_loss_is_finite = trainer._last_outcome.applied
+    if not final_loss_is_finite:
+        raise SystemExit("the last step was skipped: its gradients were not finite; the timing means nothing.")
+    ordered = sorted(seconds)
+    median, last = statistics.median(ordered), len(ordered) - 1
+    gflop, gflops = arithmetic_gflop(preset), statistics.median(rate.samples)
+    tokens = preset.batch * (preset.context_tokens + preset.label_tokens) * ranks.world_size
+    return {
+        "preset": name,
+        "precision": precision,
+        "definition": preset.definition,
+        "ranks": ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "steps": len(seconds),
+        "seconds_per_step": median,
+        "p20": ordered[round(0.2 * last)],
+        "p80": ordered[round(0.8 * last)],
+        "tokens_per_second": tokens / median,
+        "peak_memory_mib": peak_memory_mib(ranks.device),
+        "arithmetic_gflop": gflop,
+        "matmul_gflops": gflops,
+        "floor_seconds": gflop / gflops,
+        "ratio_to_floor": median * gflops / gflop,
+        "time_shares": shares,
+        "machine": machine_record(),
+    }
+
+
+def main() -> int:
+    """Measure what the command line asks for and print one JSON line."""
+    parser = argparse.ArgumentParser(description="Seconds per training step, and the floor of this machine.")
+    parser.add_argument("--preset", choices=PRESETS, default="parlai_cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--steps", type=int, default=None, help="timed steps (default: the preset's)")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # launchers add it
+    asked = parser.parse_args()
+    with redirect_stdout(sys.stderr):  # libraries print; standard output holds the one line
+        result = report(asked.preset, asked.precision, PRESETS[asked.preset], asked.steps)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result))
+    distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

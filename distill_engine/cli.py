@@ -1,0 +1,151 @@
+"""The `distill` command: no logic of its own, only calls. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.run import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG, TrainOptions
+from distill_engine.telemetry.quiet import quiet_libraries
+
+app = typer.Typer(
+    help="Shrink big encoder-decoder language models into fast students.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_OUT = Console()
+_ERR = Console(stderr=True)
+
+RecipeOption = Annotated[Path, typer.Option("--recipe", help="Recipe (YAML): what is learnt.", show_default=True)]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
+]
+DsConfigOption = Annotated[
+    Path, typer.Option("--ds-config", "--ds_config", help="DeepSpeed JSON of the student: ZeRO, precision.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
+
+
+@app.command()
+def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> None:  # noqa: B006  typer copies it
+    """Check a recipe, its teacher's configuration, its tokenizer and its data, before any GPU time is spent."""
+    ready = _prepared(recipe, overrides)
+    table = Table("task", "training examples", "validation examples", title=f"{recipe}: no problems")
+    valid = dict(zip(ready.valid_labels, map(len, ready.valid_tasks), strict=True))
+    for label, task in zip(ready.task_labels, ready.train_tasks, strict=True):
+        table.add_row(label, f"{len(task):,}", f"{valid.get(label, 0):,}")
+    _OUT.print(table)
+
+
+@app.command()
+def train(
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    ds_config: DsConfigOption = DEFAULT_DS_CONFIG,
+    teacher_ds_config: Annotated[
+        Path, typer.Option("--teacher-ds-config", "--teacher_ds_config", help="DeepSpeed JSON of the teacher.")
+    ] = DEFAULT_TEACHER_DS_CONFIG,
+    overrides: SetOption = [],  # noqa: B006
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Run folder (default runs/<name>); the same one again resumes.")
+    ] = None,
+) -> None:
+    """Distil with one rank in this process.
+
+    For several GPUs start the same program with a launcher:
+    `deepspeed distill_engine/run.py --recipe FILE --ds_config FILE`.
+    """
+    from distill_engine.run import run_training
+
+    raise typer.Exit(run_training(TrainOptions(ds_config, teacher_ds_config, recipe, tuple(overrides), run_dir)))
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Model folders, run folders (their best/), or Hub names.")],
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Recipe that names the data; default: the first run folder's.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Teacher to compare with; default: the recipe's.")
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Also measure ms per reply.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Teacher-forced perplexity, token accuracy and agreement with the teacher on the recipe's validation data."""
+    from distill_engine.compare import CompareError, compare
+
+    try:
+        rows = compare(models, recipe, overrides, teacher, latency)
+    except (CompareError, ValueError) as error:
+        _refuse(error)
+    _print_rows(rows)
+    if json_file is not None:
+        json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    target: Annotated[Path, typer.Argument(help="New folder for the student.")],
+    which: Annotated[
+        Literal["best", "last"],
+        typer.Option(help="best: the best validated student; last: the newest checkpoint's."),
+    ] = "best",
+) -> None:
+    """Write a run's student as a Hugging Face folder: weights, config, tokenizer, model card; no projections."""
+    from distill_engine.export_run import export_run
+
+    try:
+        step = export_run(run, target, which)
+    except (ValueError, OSError, RuntimeError) as error:
+        _refuse(error)
+    _OUT.print(f"{which} student of {run} (step {step}) is in {target}")
+
+
+def _prepared(recipe: Path, overrides: list[str]) -> Any:
+    from distill_engine.prepare import prepare
+    from distill_engine.recipe.rules import read_recipe
+
+    try:
+        return prepare(read_recipe(recipe, overrides), recipe)
+    except ValueError as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(BAD_INPUT)
+
+
+def _print_rows(rows: dict[str, dict[str, float]]) -> None:
+    names = [name for name in next(iter(rows.values())) if "/" not in name]
+    table = Table("model")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for model, values in rows.items():
+        table.add_row(model, *(_shown(values.get(name)) for name in names))
+    _OUT.print(table)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def main() -> None:
+    """Console script."""
+    quiet_libraries(0)  # before any command imports torch and transformers
+    app(prog_name="distill")
+
+
+if __name__ == "__main__":
+    main()

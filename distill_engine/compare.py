@@ -1,0 +1,97 @@
+"""Several models side by side on one recipe's validation data: quality, size, and milliseconds per reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distill_engine.data.loader import ValidationLoader
+from distill_engine.evaluate import evaluate_models, load_model, parameter_count
+from distill_engine.latency import measure_latency
+from distill_engine.prepare import Prepared, prepare
+from distill_engine.recipe.rules import read_recipe
+
+_LATENCY_CONTEXTS = 23  # 3 of them warm up
+
+
+class CompareError(ValueError):
+    """What was asked cannot be compared."""
+
+
+def compare(
+    models: Sequence[str],
+    recipe_file: Path | None,
+    overrides: Sequence[str],
+    teacher: str | None,
+    with_latency: bool,
+) -> dict[str, dict[str, float]]:
+    """One row of named values per model.
+
+    models       model folders, run folders (their `best`), or names on the Hub
+    recipe_file  whose validation data is used; None: the first run folder's recipe.yaml
+    teacher      None: the recipe's, if it has one
+
+    Raises CompareError or another ValueError that says what to correct.
+    """
+    file = recipe_file or _recipe_of(models)
+    ready = prepare(read_recipe(file, overrides), file)
+    if not ready.valid_tasks:
+        raise CompareError(f"{file}: no task has validation data. Name some in data.tasks.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = {name: load_model(_folder(name), device) for name in models}
+    taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
+    teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device)
+    return compare_loaded(loaded, teacher_model, ready, device, with_latency)
+
+
+def compare_loaded(
+    models: dict[str, PreTrainedModel],
+    teacher: PreTrainedModel | None,
+    ready: Prepared,
+    device: torch.device,
+    with_latency: bool,
+) -> dict[str, dict[str, float]]:
+    """The rows of `compare` for models in memory."""
+    loader = ValidationLoader(ready.valid_tasks, ready.layout, per_rank=32, rank=0, world_size=1)
+    quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)
+    rows = {name: {"parameters": float(parameter_count(models[name])), **quality[name]} for name in models}
+    if with_latency:
+        for name, latency in measure_latency(models, _contexts(ready, device)).items():
+            rows[name]["ms_per_reply"] = latency.median_ms
+    return rows
+
+
+def _contexts(ready: Prepared, device: torch.device) -> list[Tensor]:
+    task = ready.valid_tasks[0]
+    count = min(_LATENCY_CONTEXTS, len(task))
+    stride = max(1, len(task) // count)
+    ids = [task.example(number * stride).context_ids for number in range(count)]
+    return [torch.tensor(context, dtype=torch.long, device=device)[None] for context in ids]
+
+
+def _recipe_of(models: Sequence[str]) -> Path:
+    for name in models:
+        file = Path(name) / "recipe.yaml"
+        if file.is_file():
+            return file
+    raise CompareError(
+        f"no recipe given, and none of {', '.join(models)} is a run folder with a recipe.yaml. Name the data with "
+        "--recipe FILE."
+    )
+
+
+def _folder(name: str) -> str:
+    best = Path(name) / "best"
+    return str(best) if best.is_dir() else name
+
+
+def _loaded_once(name: str, loaded: dict[str, PreTrainedModel], device: torch.device) -> PreTrainedModel:
+    """The teacher may be one of the compared models; it need not be in memory twice."""
+    for other, model in loaded.items():
+        if Path(_folder(other)).resolve() == Path(name).resolve():
+            return model
+    return load_model(name, device)
