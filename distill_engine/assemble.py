@@ -28,7 +28,7 @@ from distill_engine.engine.ds_config import (
     teacher_config,
 )
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine, StudentEngineError
-from distill_engine.engine.teacher import TeacherEngine, TeacherError
+from distill_engine.engine.teacher import TeacherEngine, TeacherError, TeacherFilesError
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED
 from distill_engine.export import ExportError, publish, write_student
 from distill_engine.losses.objective import Objective, Weights
@@ -57,7 +57,9 @@ from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.train.agreement import RankFailures, on_first_rank
 from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.files import write_failure
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.loop import Policies, Trainer, TrainingError
 from distill_engine.train.manifest import CheckpointError
@@ -71,7 +73,7 @@ from distill_engine.values import Batch, Stack
 if TYPE_CHECKING:
     from distill_engine.run import TrainOptions
 
-_BAD_INPUT_ERRORS = (RecipeError, DsConfigError, DataError, WeightsError, RunFolderError)
+_BAD_INPUT_ERRORS = (RecipeError, DsConfigError, DataError, WeightsError, TeacherFilesError, RunFolderError)
 _RUN_ERRORS = (LaunchError, TeacherError, StudentEngineError, CheckpointError, TrainingError)
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LOG = logging.getLogger(__name__)
@@ -120,17 +122,30 @@ def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
         sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
         stopped = reason is EndReason.STOP_REQUESTED
         sinks.close("stopped" if stopped else "finished")
+        ranks.barrier()  # launchers end the other ranks when one exits with a code: rank 0 may still be uploading
     return STOPPED_AND_SAVED if stopped else DONE
 
 
 def _on_every_node(ranks: Ranks, action: Callable[[], Prepared]) -> Prepared:
-    """The first rank of each node goes ahead (a download, say), the others follow from its cache."""
-    if ranks.local_rank == 0:
-        result = action()
-        ranks.barrier()
-        return result
-    ranks.barrier()
-    return action()
+    """The first rank of each node goes ahead (a download, say), the others follow from its cache.
+
+    What one rank cannot read ends all of them with the reason, instead of leaving the others to wait.
+    """
+    done: list[Prepared] = []
+    for turn in (True, False):
+        error: Exception | None = None
+        if (ranks.local_rank == 0) is turn:
+            try:
+                done.append(action())
+            except _BAD_INPUT_ERRORS as bad:
+                error = bad
+        reasons = ranks.gather(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                raise DataError(f"rank {rank}: {reason}")
+    return done[0]
 
 
 def _ds_configs(
@@ -158,24 +173,40 @@ def _ds_configs(
 def _claim_run_folder(folder: Path, recipe: Recipe, configs: dict[str, Any], ranks: Ranks) -> None:
     """Write recipe.yaml and the DeepSpeed configurations; refuse a folder that belongs to another recipe.
 
-    Raises RunFolderError with each difference.
+    Collective. Raises RunFolderError on all ranks, with each difference, or if the files cannot be written.
     """
+
+    def explain(error: Exception) -> str:
+        if isinstance(error, RunFolderError):
+            return str(error)
+        return f"The run folder {folder} cannot be used: {write_failure(error, folder)}"
+
+    try:
+        on_first_rank(ranks, lambda: _write_run_files(folder, recipe, configs), explain)
+    except RankFailures as failures:
+        raise RunFolderError(failures.reasons[0]) from failures
+
+
+def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> None:
     file = folder / "recipe.yaml"
-    refusal = ""
-    if ranks.rank == 0:
-        if file.is_file():
-            changes = recipe_difference(load_recipe(file), recipe).mathematics
-            refusal = "\n".join(f"  {change}" for change in changes)
-        if not refusal:
-            file.write_text(resolved_yaml(recipe), encoding="utf-8")
-            for name, config in configs.items():
-                (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    refusal = ranks.broadcast(refusal)
-    if refusal:
-        raise RunFolderError(
-            f"{folder} holds a run of another recipe (its recipe.yaml -> now):\n{refusal}\n"
-            "Choose another folder (--run-dir), set these values back to continue that run, or remove the folder."
-        )
+    if file.is_file():
+        changes = recipe_difference(load_recipe(file), recipe).mathematics
+        if changes:
+            listed = "\n".join(f"  {change}" for change in changes)
+            raise RunFolderError(
+                f"{folder} holds a run of another recipe (its recipe.yaml -> now):\n{listed}\n"
+                "Choose another folder (--run-dir), set these values back to continue that run, or remove the folder."
+            )
+    _replace_text(file, resolved_yaml(recipe))
+    for name, config in configs.items():
+        _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """In one step: a kill in the middle must not leave half a recipe, with which no restart would be allowed."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Ranks) -> SinkGroup:

@@ -101,7 +101,7 @@ def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
     unfinished.rename(target)
     fresh_link = link.parent / f".{link.name}.new"
     fresh_link.unlink(missing_ok=True)
-    fresh_link.symlink_to(Path("exports") / name, target_is_directory=True)
+    fresh_link.symlink_to(Path("exports") / target.name, target_is_directory=True)
     fresh_link.replace(link)
     for old in versions.iterdir():
         if old != target:

@@ -9,6 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
@@ -19,6 +20,10 @@ from distill_engine.values import Batch, FeatureRequest, Features
 
 class TeacherError(RuntimeError):
     """The teacher cannot be loaded as it must be: complete, sharded and frozen."""
+
+
+class TeacherFilesError(TeacherError):
+    """The teacher's files are damaged or incomplete: loading them again cannot help."""
 
 
 class TeacherEngine:
@@ -71,8 +76,10 @@ def _load_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
     switch = HfDeepSpeedConfig(dict(ds_config))
     try:
         model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except OSError as error:
-        raise TeacherError(f"teacher.path {folder}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise TeacherFilesError(
+            f"teacher.path {folder}: its weights cannot be read: {error}. Copy or download the model again."
+        ) from error
     finally:
         del switch
         unset_hf_deepspeed_config()
@@ -84,7 +91,7 @@ def _load_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
     }
     problems = [f"{kind} {', '.join(names[:5])}" for kind, names in wrong.items() if names]
     if problems:
-        raise TeacherError(
+        raise TeacherFilesError(
             f"teacher.path {folder}: its weights do not fit its config.json ({'; '.join(problems)}). "
             "Missing tensors would be random numbers; give a complete checkpoint of the model."
         )

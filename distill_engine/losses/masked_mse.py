@@ -19,8 +19,10 @@ def masked_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor, clamp: float 
     clamp             largest squared difference of one element, or None
     returns           [] float32
     """
-    squared = (student.float() - teacher.float()).square()  # [B, L, D]
+    # A masked position may hold inf or nan. It is emptied before the square, whose derivative there would otherwise
+    # be 0 * inf = nan.
+    difference = (student.float() - teacher.float()).masked_fill_(~mask[..., None], 0.0)  # [B, L, D]
+    squared = difference.square()
     if clamp is not None:
         squared = squared.clamp(max=clamp)
-    # masked_fill and not multiplication: a masked position may hold inf or nan
-    return squared.mean(dim=-1).masked_fill(~mask, 0.0).sum()
+    return squared.mean(dim=-1).sum()

@@ -19,9 +19,8 @@ from distill_engine.values import IGNORED_LABEL
 
 def task_sum(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy with the labels; [B, T, V] and [B, T] (-100 ignored) -> [] float32."""
-    return functional.cross_entropy(
-        student_logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-    )
+    keep = labels != IGNORED_LABEL  # picked out, not ignored: an inf or nan at padding would give a nan gradient
+    return functional.cross_entropy(student_logits[keep].float(), labels[keep], reduction="sum")
 
 
 def prediction_sum(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:

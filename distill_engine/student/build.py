@@ -115,14 +115,16 @@ def build_student(family: Family, config: PretrainedConfig, init: TeacherLayers 
 
 @torch.no_grad()
 def initialise_randomly(model: PreTrainedModel, family: Family) -> None:
-    """ParlAI's initial distributions: embeddings normal with std 1/sqrt(D), matrices Xavier uniform, biases 0.
+    """ParlAI's initial distributions: embeddings normal of std 1/sqrt(D), attention Xavier normal, FFN Xavier uniform.
 
-    Position tables: sinusoidal for Blenderbot (ParlAI's fixed codes), normal for BART (learned there).
+    Position tables: sinusoidal for Blenderbot (ParlAI's fixed codes), normal for BART (learned there). Biases are 0,
+    as ParlAI's comments intend; its code leaves torch's small random ones.
     """
     width = model.config.d_model
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not model.lm_head:
-            nn.init.xavier_uniform_(module.weight)
+            fill = nn.init.xavier_normal_ if "attn." in name else nn.init.xavier_uniform_
+            fill(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     shared = model.model.shared.weight

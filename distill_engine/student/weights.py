@@ -7,6 +7,8 @@ no second full copy of the teacher is ever in memory.
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,15 @@ class WeightsError(ValueError):
 
 
 class WeightFiles:
-    """Lazy view of the weights in a Hugging Face folder (safetensors, sharded or not, or pytorch_model.bin)."""
+    """Lazy view of the weights in a Hugging Face folder (safetensors, sharded or not, or pytorch_model.bin).
+
+    A pickled file is opened once and kept while this object lives. Its tensors are mapped from the disk, except in
+    the format from before torch 1.6, which can only be read as a whole.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._pickled: dict[Path, dict[str, Tensor]] = {}
         self._files = self._locate()
 
     def _locate(self) -> dict[str, Path]:
@@ -38,18 +45,29 @@ class WeightFiles:
         for kind in ("model.safetensors", "pytorch_model.bin"):
             index = self.folder / f"{kind}.index.json"
             if index.is_file():
-                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                names = _weight_map(index)
                 missing = sorted({f for f in names.values() if not (self.folder / f).is_file()})
                 if missing:
                     raise WeightsError(f"{self.folder}: {index.name} names {', '.join(missing)}, which is not there.")
                 return {name: self.folder / file for name, file in names.items()}
             single = self.folder / kind
             if single.is_file():
-                return dict.fromkeys(_names_in(single), single)
+                return dict.fromkeys(self._names_in(single), single)
         raise WeightsError(
             f"{self.folder} holds no model.safetensors or pytorch_model.bin (nor an index of one). "
             "Give a folder written by save_pretrained."
         )
+
+    def _names_in(self, file: Path) -> list[str]:
+        if file.suffix == ".safetensors":
+            with _open_safetensors(file) as handle:
+                return list(handle.keys())
+        return list(self._unpickled(file))
+
+    def _unpickled(self, file: Path) -> dict[str, Tensor]:
+        if file not in self._pickled:
+            self._pickled[file] = _unpickle(file)
+        return self._pickled[file]
 
     def resolve(self, name: str) -> str | None:
         """The stored name of a parameter: as it is, without the head model's prefix, or a tied twin of it."""
@@ -66,10 +84,24 @@ class WeightFiles:
         if stored is None:
             raise WeightsError(f"{self.folder}: no tensor named {name!r} among its {len(self._files)} tensors.")
         file = self._files[stored]
-        if file.suffix == ".safetensors":
-            with _open_safetensors(file) as handle:
-                return handle.get_tensor(stored)
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)[stored]
+        try:
+            if file.suffix == ".safetensors":
+                with _open_safetensors(file) as handle:
+                    return handle.get_tensor(stored)
+            return self._unpickled(file)[stored]
+        except (SafetensorError, KeyError) as error:
+            raise WeightsError(
+                f"{file} does not hold {stored!r}, although the index beside it says so. Download the folder again."
+            ) from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{index} is no index of weight files ({type(error).__name__}: {error}). Download the folder again."
+        ) from error
 
 
 def _open_safetensors(file: Path) -> Any:
@@ -79,8 +111,10 @@ def _open_safetensors(file: Path) -> Any:
         raise WeightsError(f"{file} cannot be read as safetensors: {error}. The download may be incomplete.") from error
 
 
-def _names_in(file: Path) -> list[str]:
-    if file.suffix == ".safetensors":
-        with _open_safetensors(file) as handle:
-            return list(handle.keys())
-    return list(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+def _unpickle(file: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise WeightsError(
+            f"{file} cannot be read as weights ({type(error).__name__}: {error}). The download may be incomplete."
+        ) from error

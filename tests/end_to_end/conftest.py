@@ -161,7 +161,7 @@ def program(tmp_path_factory) -> Program:
 def tiny_config(family: str, **sizes):
     """2 encoder and 4 decoder layers of width 32; ids as the demo tokenizer has them."""
     common = {
-        "vocab_size": 512,
+        "vocab_size": len(AutoTokenizer.from_pretrained(TOKENIZER)),
         "d_model": 32,
         "encoder_layers": 2,
         "decoder_layers": 4,

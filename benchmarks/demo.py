@@ -1,0 +1,138 @@
+"""`make demo`: distils a small Blenderbot on this machine and shows what that was worth.
+
+Two runs of the demo recipe with equal students, data and steps, one with the teacher and one without it, then one
+table of teacher and both students. Everything is in runs/demo; summary.json holds the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from runs import DEMO_RECIPE, ROOT, RunFailedError, start_run, this_machine
+
+CONSOLE = Console()
+COLUMNS = ("parameters", "valid_ppl", "token_accuracy", "teacher_agreement", "ms_per_reply")
+# The same student on its own: nothing of the teacher, neither its losses nor its weights. Its learning rate is the
+# best one found for it.
+WITHOUT_TEACHER = (
+    "teacher.path=null",
+    "student.init=random",
+    "data.tokenizer=recipes/demo/tokenizer",
+    *(
+        f"losses.weights.{term}=0"
+        for term in ("encoder", "embedding", "hidden", "self_attention", "cross_attention", "prediction")
+    ),
+)
+
+
+def main() -> int:
+    """Run, measure, print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "demo", help="where everything goes")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
+                        help="change one value of the recipe in both runs")  # fmt: skip
+    given = parser.parse_args()
+    started = time.perf_counter()
+    try:
+        rows = distil_and_compare(given.run_dir, given.overrides)
+    except RunFailedError as error:
+        CONSOLE.print(str(error), style="red", markup=False)
+        return 1
+    summary = given.run_dir / "summary.json"
+    summary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    show(rows, given.run_dir, time.perf_counter() - started)
+    return 0
+
+
+def distil_and_compare(run_dir: Path, overrides: list[str], quiet: bool = False) -> dict[str, dict[str, float]]:
+    """Both runs into fresh folders, then one row per model."""
+    machine = this_machine()
+    without = run_dir / "without_teacher"
+    for folder in (without, run_dir):
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"1 of 3: distilling on {machine.ranks} ranks (teacher ZeRO-3, student ZeRO-2)", quiet)
+    start_run(run_dir, machine, overrides, quiet)
+    say("2 of 3: the same student, the same steps, without the teacher", quiet)
+    start_run(without, machine, [*WITHOUT_TEACHER, "name=demo-without-teacher", *overrides], quiet)
+    say("3 of 3: measuring", quiet)
+    return measure(run_dir, without, overrides)
+
+
+def measure(run_dir: Path, without: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """Rows teacher, distilled and without_teacher with the columns of COLUMNS."""
+    import torch
+
+    from distill_engine.compare import compare_loaded
+    from distill_engine.evaluate import load_model
+    from distill_engine.prepare import prepare
+    from distill_engine.recipe.rules import read_recipe
+
+    ready = prepare(read_recipe(DEMO_RECIPE, overrides), DEMO_RECIPE)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_model(str(ready.teacher_folder), device)
+    models = {
+        "teacher": teacher,
+        "distilled": load_model(run_dir / "best", device),
+        "without_teacher": load_model(without / "best", device),
+    }
+    rows = compare_loaded(models, teacher, ready, device, with_latency=True)
+    return {name: {column: value[column.removeprefix("valid_")] for column in COLUMNS} for name, value in rows.items()}
+
+
+def show(rows: dict[str, dict[str, float]], run_dir: Path, seconds: float) -> None:
+    """The table and where things are."""
+    table = Table("", *(column.replace("_", " ") for column in COLUMNS), title="Demo: was the teacher worth it?")
+    for name, row in rows.items():
+        table.add_row(
+            name.replace("_", " "),
+            f"{row['parameters']:,.0f}",
+            f"{row['valid_ppl']:.3f}",
+            f"{row['token_accuracy']:.1%}",
+            f"{row['teacher_agreement']:.1%}",
+            f"{row['ms_per_reply']:.1f}",
+        )
+    CONSOLE.print(table)
+    CONSOLE.print(f"gap to the teacher closed by distillation: {gap_closed(rows):.0%} (of log perplexity)")
+    CONSOLE.print(f"took {seconds:.0f} s without the installation; everything is in {_shown(run_dir)}:")
+    for name, meaning in (
+        ("best/", "the distilled student; transformers loads it as it is"),
+        ("metrics.jsonl", "every loss term and metric over the steps"),
+        ("wandb/", "the same for W&B, offline: `wandb sync` uploads it"),
+        ("checkpoints/", "what the same command resumes from"),
+        ("recipe.yaml", "the recipe with every default written out"),
+        ("without_teacher/", "the run without the teacher"),
+        ("summary.json", "this table"),
+    ):
+        CONSOLE.print(f"  {name:17} {meaning}")
+
+
+def gap_closed(rows: dict[str, dict[str, Any]]) -> float:
+    """Share of the log-perplexity gap between the student alone and the teacher that distillation closes."""
+    import math
+
+    alone, distilled, teacher = (
+        math.log(rows[name]["valid_ppl"]) for name in ("without_teacher", "distilled", "teacher")
+    )
+    return (alone - distilled) / (alone - teacher) if alone != teacher else 0.0
+
+
+def say(text: str, quiet: bool) -> None:
+    """One line between the steps."""
+    if not quiet:
+        CONSOLE.print(f"[bold]{text}[/bold]")
+
+
+def _shown(folder: Path) -> str:
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

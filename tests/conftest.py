@@ -1,0 +1,40 @@
+"""For every test: one thread, DeepSpeed on the CPU, no network; and the folders and models that many tests share."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# Before anything imports torch or deepspeed. Tests that need a GPU are marked `gpu` and start processes of their own.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import pytest  # noqa: E402
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return TESTS.parent
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The module tests/tiny_models.py; loaded when first asked for, since it needs torch and transformers."""
+    if "tiny_models" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("tiny_models", TESTS / "tiny_models.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["tiny_models"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["tiny_models"]
+
+
+@pytest.fixture(scope="session")
+def teachers(tiny, tmp_path_factory) -> dict[str, Path]:
+    """Family -> folder of a tiny teacher."""
+    folder = tmp_path_factory.mktemp("teachers")
+    return {family: tiny.save_teacher(folder / family, family) for family in ("blenderbot", "bart")}
