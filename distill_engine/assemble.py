@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.loader import TrainLoader, ValidationLoader
 from distill_engine.data.mixture import Mixture
 from distill_engine.engine import distributed
-from distill_engine.engine.distributed import LaunchError, Ranks
+from distill_engine.engine.distributed import LaunchError, Ranks, RanksApartError
 from distill_engine.engine.ds_config import (
     DsConfigError,
     load_ds_config,
@@ -56,14 +57,15 @@ from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import SinkGroup
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
-from distill_engine.train.agreement import RankFailures, on_first_rank
+from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
+from distill_engine.train.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.files import write_failure
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.loop import Policies, Trainer, TrainingError
 from distill_engine.train.manifest import CheckpointError
 from distill_engine.train.meter import Meter
+from distill_engine.train.parts import JsonPart
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits
 from distill_engine.train.run_folder import RunFolderError, RunLock, check_run_folder
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
     from distill_engine.run import TrainOptions
 
 _BAD_INPUT_ERRORS = (RecipeError, DsConfigError, DataError, WeightsError, TeacherFilesError, RunFolderError)
-_RUN_ERRORS = (LaunchError, TeacherError, StudentEngineError, CheckpointError, TrainingError)
+_LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError)
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LOG = logging.getLogger(__name__)
 
@@ -87,8 +89,11 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
     except _BAD_INPUT_ERRORS as error:
         _say_last(error, speaks)
         return BAD_INPUT
-    except _RUN_ERRORS as error:
+    except (CheckpointError, TrainingError) as error:  # agreed on by all ranks
         _say_last(error, speaks)
+        return FAILED
+    except _LONELY_ERRORS as error:  # possibly on this rank alone
+        _say_last(error, speaks=True)
         return FAILED
     finally:
         distributed.stop()
@@ -96,16 +101,18 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
 
 def _say_last(error: Exception, speaks: bool) -> None:
     if speaks:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{type(error).__name__}: {error}\n")
 
 
 def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
     folder = options.run_dir or Path("runs") / recipe.name
     student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks)
-    ready = _on_every_node(ranks, lambda: prepare(recipe, options.recipe))
+    ready = _prepare_everywhere(recipe, options.recipe, ranks)
     check_run_folder(folder, ranks)
     with RunLock(folder, ranks):
-        _claim_run_folder(folder, recipe, {"ds_config": student_ds, "teacher_ds_config": teacher_ds}, ranks)
+        configs = {"ds_config": student_ds, "teacher_ds_config": teacher_ds}
+        notes += _claim_run_folder(folder, recipe, configs, ranks)
         sinks = _sinks(folder, recipe, student_ds, ranks)
         try:
             for note in notes:
@@ -126,26 +133,24 @@ def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
     return STOPPED_AND_SAVED if stopped else DONE
 
 
-def _on_every_node(ranks: Ranks, action: Callable[[], Prepared]) -> Prepared:
-    """The first rank of each node goes ahead (a download, say), the others follow from its cache.
+def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
+    """`prepare` on every rank; the first of each node goes ahead (a download, say), the others find its cache.
 
-    What one rank cannot read ends all of them with the reason, instead of leaving the others to wait.
+    A problem that only one node has is raised on all ranks, so that the rank that speaks can tell of it.
     """
-    done: list[Prepared] = []
-    for turn in (True, False):
-        error: Exception | None = None
-        if (ranks.local_rank == 0) is turn:
-            try:
-                done.append(action())
-            except _BAD_INPUT_ERRORS as bad:
-                error = bad
-        reasons = ranks.gather(None if error is None else str(error))
-        if error is not None:
-            raise error
-        for rank, reason in enumerate(reasons):
-            if reason is not None:
-                raise DataError(f"rank {rank}: {reason}")
-    return done[0]
+    box: list[Prepared] = []
+
+    def action() -> None:
+        box.append(prepare(recipe, source))
+
+    try:
+        everywhere(ranks, lambda: action() if ranks.local_rank == 0 else None, str)
+        everywhere(ranks, lambda: None if ranks.local_rank == 0 else action(), str)
+    except RankFailures as failures:
+        if 0 in failures.reasons:
+            raise DataError(failures.reasons[0]) from failures
+        raise DataError(str(failures)) from failures
+    return box[0]
 
 
 def _ds_configs(
@@ -170,43 +175,40 @@ def _ds_configs(
     return student, teacher, notes
 
 
-def _claim_run_folder(folder: Path, recipe: Recipe, configs: dict[str, Any], ranks: Ranks) -> None:
+def _claim_run_folder(folder: Path, recipe: Recipe, configs: dict[str, Any], ranks: Ranks) -> list[str]:
     """Write recipe.yaml and the DeepSpeed configurations; refuse a folder that belongs to another recipe.
 
-    Collective. Raises RunFolderError on all ranks, with each difference, or if the files cannot be written.
+    Collective. Returns a line for each harmless change since the last start. Raises RunFolderError on all ranks,
+    with each other difference, or if the files cannot be written.
     """
 
     def explain(error: Exception) -> str:
-        if isinstance(error, RunFolderError):
+        if isinstance(error, (RunFolderError, RecipeError)):
             return str(error)
         return f"The run folder {folder} cannot be used: {write_failure(error, folder)}"
 
     try:
-        on_first_rank(ranks, lambda: _write_run_files(folder, recipe, configs), explain)
+        return on_first_rank(ranks, lambda: _write_run_files(folder, recipe, configs), explain)
     except RankFailures as failures:
         raise RunFolderError(failures.reasons[0]) from failures
 
 
-def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> None:
+def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> list[str]:
     file = folder / "recipe.yaml"
+    changed: list[str] = []
     if file.is_file():
-        changes = recipe_difference(load_recipe(file), recipe).mathematics
-        if changes:
-            listed = "\n".join(f"  {change}" for change in changes)
+        difference = recipe_difference(load_recipe(file), recipe)
+        if difference.mathematics:
+            changes = "\n".join(f"  {change}" for change in difference.mathematics)
             raise RunFolderError(
-                f"{folder} holds a run of another recipe (its recipe.yaml -> now):\n{listed}\n"
-                "Choose another folder (--run-dir), set these values back to continue that run, or remove the folder."
+                f"{folder} holds a run of another recipe (its recipe.yaml -> now):\n{changes}\n"
+                "Choose another folder (--run-dir), set these values back to continue that run, or remove it."
             )
-    _replace_text(file, resolved_yaml(recipe))
+        changed = [f"changed since the last start: {change}" for change in difference.allowed]
+    file.write_text(resolved_yaml(recipe), encoding="utf-8")
     for name, config in configs.items():
-        _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """In one step: a kill in the middle must not leave half a recipe, with which no restart would be allowed."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+        (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return changed
 
 
 def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Ranks) -> SinkGroup:
@@ -214,6 +216,7 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
         return SinkGroup([], _LOG.warning)
     display = ProgressSink(recipe.name, total_steps=recipe.stop.max_steps, metric=recipe.validation.metric)
     display.phase("starting")
+    StoredRunId(folder).restore()
     wandb = recipe.logging.wandb
     options = WandbOptions(wandb.project, wandb.entity, wandb.group, tuple(wandb.tags), wandb.mode)
     config = {
@@ -277,6 +280,7 @@ class _Builder:
             meter=Meter(objective, Averages(ranks.device), ranks.world_size),
             sinks=self._sinks,
             publish_best=self._publisher(student),
+            extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
         )
 
     # ---- student and teacher ---------------------------------------------------------------------------------

@@ -42,14 +42,16 @@ _MODELS = {
 }
 
 
-def save_teacher(folder: Path, family: str, seed: int = 0) -> Path:
+def save_teacher(
+    folder: Path, family: str, seed: int = 0, layers: tuple[int, int] = (ENCODER_LAYERS, DECODER_LAYERS)
+) -> Path:
     """A random teacher as save_pretrained writes it; every tensor, the logits' bias too, differs from its default."""
     config_class, model_class = _MODELS[family]
     config = config_class(
         vocab_size=VOCABULARY,
         d_model=WIDTH,
-        encoder_layers=ENCODER_LAYERS,
-        decoder_layers=DECODER_LAYERS,
+        encoder_layers=layers[0],
+        decoder_layers=layers[1],
         encoder_ffn_dim=2 * WIDTH,
         decoder_ffn_dim=2 * WIDTH,
         encoder_attention_heads=4,

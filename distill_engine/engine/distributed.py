@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -149,7 +149,9 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
     facts = rank_facts(os.environ)
     accelerator = get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
-    if not on_cpu:
+    if on_cpu:
+        _share_cores(os.environ)
+    else:
         if facts.local_rank >= accelerator.device_count():
             raise LaunchError(
                 f"rank {facts.rank} wants device {facts.local_rank}, but this node shows "
@@ -165,6 +167,16 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
             dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, distributed_port=0
         )
     return Ranks(facts)
+
+
+def _share_cores(environment: Mapping[str, str]) -> None:
+    """Divide this node's cores among its ranks, unless the user or the launcher has: ranks that each take every core
+    are many times slower than one."""
+    if "OMP_NUM_THREADS" in environment:
+        return
+    here = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // here))
 
 
 def stop() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
@@ -44,7 +45,7 @@ class TeacherEngine:
 
         Raises TeacherError if anything is missing or not sharded.
         """
-        model = _load_sharded(folder, ds_config, dtype)
+        model = _load_sharded(folder, ds_config, dtype, ranks)
         _require_sharded(model, ranks.world_size)
         model.requires_grad_(False).eval()
         engine, *_ = deepspeed.initialize(model=adapt(model), config=dict(ds_config))
@@ -70,38 +71,53 @@ class TeacherEngine:
         return logits
 
 
-def _load_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _load_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
     # transformers keeps only a weak reference to this object; while it lives, from_pretrained shards.
     # It must be gone before the student is touched, or the student would be sharded too.
     switch = HfDeepSpeedConfig(dict(ds_config))
+    model, problem = None, ""
     try:
         model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
-        raise TeacherFilesError(
-            f"teacher.path {folder}: its weights cannot be read: {error}. Copy or download the model again."
-        ) from error
+        problem = "; ".join(_misfits(folder, model, info))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
     finally:
         del switch
         unset_hf_deepspeed_config()
         gc.collect()
-    wrong = {
-        "missing": _real_names(info.get("missing_keys", ())),
-        "unexpected": _real_names(info.get("unexpected_keys", ())),
-        "mismatched": _real_names(info.get("mismatched_keys", ())),
-    }
-    problems = [f"{kind} {', '.join(names[:5])}" for kind, names in wrong.items() if names]
-    if problems:
+    # only rank 0 reads the values, so a tensor of the wrong shape is an error there and nowhere else
+    problems = [one for one in ranks.gather(problem) if one]
+    if model is None or problems:
         raise TeacherFilesError(
-            f"teacher.path {folder}: its weights do not fit its config.json ({'; '.join(problems)}). "
-            "Missing tensors would be random numbers; give a complete checkpoint of the model."
+            f"teacher.path {folder}: its weights cannot be read or do not fit its config.json: {problems[0]}. Missing "
+            "tensors would be random numbers. Copy or download the model again, complete."
         )
     return model
 
 
-def _real_names(keys: Any) -> list[str]:
-    """Names that matter: tied twins of the embedding and the zero logits bias may be left out of a file."""
+def _misfits(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> Iterator[str]:
+    """What the files lack, and layers that they have besides (under ZeRO-3 transformers does not tell of these)."""
+    # tied twins of the embedding and the zero logits bias may be left out of a file
     harmless = ("embed_tokens.weight", "lm_head.weight", "final_logits_bias")
-    return sorted(str(key) for key in keys if not str(key).endswith(harmless))
+    missing = sorted(str(key) for key in info.get("missing_keys", ()) if not str(key).endswith(harmless))
+    if missing:
+        yield f"{len(missing)} tensors are missing ({', '.join(missing[:5])})"
+    known = {name.removeprefix("model.") for name in model.state_dict()}
+    layers = {name for name in _stored_names(folder) if ".layers." in name}
+    extra = sorted(name for name in layers if name.removeprefix("model.") not in known)
+    if extra:
+        yield f"{len(extra)} tensors belong to no layer of the model ({', '.join(extra[:5])})"
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """Names of the tensors in a safetensors checkpoint; none where the folder holds another format."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    if not single.is_file():
+        return set()
+    with safe_open(single, framework="pt") as file:
+        return set(file.keys())
 
 
 def _require_sharded(model: PreTrainedModel, world_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -26,6 +27,34 @@ class WandbOptions:
     group: str | None = None
     tags: tuple[str, ...] = ()
     mode: WandbMode = "auto"
+
+
+class StoredRunId:
+    """The W&B run id of a run folder, as a part of its checkpoints: a restart goes on in the same W&B run even if
+    the file that normally says so is lost."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder
+
+    def state_dict(self) -> dict[str, Any]:
+        """The id, or None where W&B is off."""
+        return {"run_id": _stored_id(self._folder)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to do: a run that is being resumed has started its sink already, see `restore`."""
+
+    def restore(self) -> None:
+        """Write the id of the newest checkpoint back if its file is gone; to be called before the sink is built."""
+        if _stored_id(self._folder) is not None:
+            return
+        for file in sorted(self._folder.glob("checkpoints/step-*/wandb/state.json"), reverse=True):
+            try:
+                run_id = json.loads(file.read_text(encoding="utf-8"))["run_id"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # a damaged checkpoint: the next older one may know
+            if isinstance(run_id, str):
+                _store_id(self._folder, run_id)
+                return
 
 
 class WandbSink:

@@ -205,7 +205,7 @@ class Trainer:
         with self._watch.phase("losses"):
             terms = self.objective.terms(shown, taught, batch)
             share = self.objective.total(terms, divisor)
-            self.meter.add_micro_batch(batch, terms, share, shown, taught, micro_batches)
+            self.meter.add_micro_batch(batch, terms, shown, taught, micro_batches)
         with self._watch.phase("backward"):
             self.student.backward(share)
 

@@ -47,12 +47,11 @@ class Meter:
         self,
         batch: Batch,
         terms: Mapping[str, TermValue],
-        share: Tensor,
         student: Features,
         teacher: Features | None,
         micro_batches: int,
     ) -> None:
-        """One micro-batch; `share` is its share of the step's global loss. Never waits for the device."""
+        """One micro-batch. Never waits for the device."""
         add = self._averages.add
         of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
         per_batch = self._objective.definition == "parlai"  # a mean of means: every micro-batch weighs the same
@@ -62,7 +61,6 @@ class Meter:
             add(f"train/term/{term}/raw", value.sum.detach() / scale, count)
             for layer, layer_sum in enumerate(value.per_layer):
                 add(f"train/term/{term}/layer/{layer}", layer_sum / scale, count)
-        add("train/total", share.detach(), of_step)
         tokens = batch.label_mask.sum() + batch.context_mask.sum()
         add(_TOKENS, tokens, of_step)
         positions = batch.labels.numel() + batch.input_ids.numel()
@@ -85,10 +83,13 @@ class Meter:
         steps, self._steps = self._steps, 0
         values["train/tokens_per_second"] = values.pop(_TOKENS, 0.0) * steps / wall_seconds
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
-        for term, weight in self._objective.term_weights.items():
-            raw = values.get(f"train/term/{term}/raw")
-            if raw is not None:
-                values[f"train/term/{term}/weighted"] = weight * raw
+        weighted = {
+            f"train/term/{term}/weighted": weight * values[f"train/term/{term}/raw"]
+            for term, weight in self._objective.term_weights.items()
+            if f"train/term/{term}/raw" in values
+        }
+        values |= weighted
+        values["train/total"] = sum(weighted.values())
         task = values.get("train/term/task/raw")
         if task is not None:
             values["train/ppl"] = math.exp(task) if task < 700 else math.inf

@@ -126,6 +126,10 @@ class Program:
         command = [str(word) for word in (*launcher, RUN, *arguments)]
         return Started(command, folder, environment() | (env or {}))
 
+    @staticmethod
+    def environment() -> dict[str, str]:
+        return environment()
+
     def run(self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None) -> Ended:
         return self.start(*arguments, ranks=ranks, env=env).ended()
 

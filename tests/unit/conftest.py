@@ -94,8 +94,7 @@ def tiny_features(batch: Batch, layers: dict[Stack, int], *, width=6, heads=2, h
 
 
 def map_features(features: Features, change) -> Features:
-    """The same features with `change(stack, tensor)` applied to each tensor, `stack` being the one whose positions it has."""
-
+    """The same features with `change(stack, tensor)` applied to each tensor [B, ..., positions of that stack, x]."""
 
     def of_pair(kind: AttentionKind, pair: QueryKey) -> QueryKey:
         keys = Stack.DECODER if kind is AttentionKind.DECODER_SELF else Stack.ENCODER

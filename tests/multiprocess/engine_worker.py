@@ -1,0 +1,64 @@
+"""One rank of the engine tests: runs every check meant for this number of ranks and writes what it found.
+
+Started by conftest.py. A check is a function from `Bench` to a dict; `<check>.rank_<r>.pt` holds it.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import engine_worker_gradients as gradients
+import engine_worker_precision as precision
+import engine_worker_startup as startup
+import engine_worker_teacher as teacher
+import engine_worker_trainer as trainer
+import engine_worker_validation as validation
+import torch
+from engine_worker_bench import Bench
+
+from distill_engine.engine import distributed
+
+CHECKS = {
+    1: [gradients.joined, validation.numbers],
+    2: [
+        teacher.parity,
+        teacher.growth,
+        startup.refusals,
+        startup.student_beside_leak,
+        gradients.joined,
+        gradients.parlai,
+        gradients.single,
+        gradients.order_of_calls,
+        validation.numbers,
+        trainer.not_finite,
+        trainer.ranks_apart,
+        trainer.stop_on_one_rank,
+        trainer.hopeless,
+        precision.poisoned,
+        precision.fp16_story,
+        precision.fp16_floor,
+    ],
+    3: [validation.numbers, trainer.ranks_apart],
+}
+
+
+def main() -> None:
+    """Run the checks of this world size, or those named on the command line."""
+    torch.set_num_threads(1)
+    ranks = distributed.start()
+    folder, teachers, *names = sys.argv[1:]
+    bench = Bench(ranks, Path(folder), Path(teachers))
+    for check in CHECKS[ranks.world_size]:
+        name = f"{check.__module__.removeprefix('engine_worker_')}.{check.__name__}"
+        if names and name not in names:
+            continue
+        started = time.perf_counter()
+        found = check(bench)
+        torch.save(found, bench.folder / f"{name}.rank_{ranks.rank}.pt")
+        print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
+    ranks.barrier()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The real training loop over real engines, with faults at chosen attempts."""
+
+import os
+import signal
+from typing import Any
+
+import tiny_models as tiny
+import torch
+from engine_worker_bench import ADAM, Bench, digest
+from engine_worker_validation import loader
+
+from distill_engine.data.loader import TrainLoader
+from distill_engine.data.mixture import Mixture
+from distill_engine.engine.distributed import RanksApartError
+from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
+from distill_engine.telemetry.averages import Averages
+from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.learning_rate import LearningRate, Warmup
+from distill_engine.train.loop import Policies, Trainer, TrainingError
+from distill_engine.train.meter import Meter
+from distill_engine.train.policies import EarlyStopping, Every, KeepBest
+from distill_engine.train.progress import EndReason, Limits
+from distill_engine.train.validate import Validator
+
+NAN, OVERFLOW = float("nan"), 1e30
+
+
+class FaultyStudent(StudentEngine):
+    """A real engine whose loss is multiplied at chosen attempts, and that keeps a diary of its steps."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.faults: dict[int, float] = {}
+        self.attempt = 0
+        self.diary: list[dict] = []
+
+    def backward(self, total: torch.Tensor) -> None:
+        super().backward(total * self.faults.get(self.attempt, 1.0))
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        before = digest(self.module)
+        outcome = super().step(learning_rate)
+        self.diary.append(
+            {
+                "learning_rate": learning_rate,
+                "applied": outcome.applied,
+                "norm": outcome.grad_norm,
+                "scale": outcome.loss_scale,
+                "scale_after": self.loss_scale,
+                "moved": digest(self.module) != before,
+            }
+        )
+        self.attempt += 1
+        return outcome
+
+
+def schedule() -> LearningRate:
+    """A learning rate that is different at each of the first 8 steps."""
+    return LearningRate("linear", 1e-2, warmup=Warmup(2), total_steps=9)
+
+
+def make_trainer(
+    bench: Bench,
+    name: str,
+    ds_config: dict,
+    *,
+    precision: str = "fp32",
+    faults: dict[int, float] | None = None,
+    first_attempt: int = 0,
+    max_steps: int = 8,
+    max_skipped_steps: int = 100,
+) -> Trainer:
+    """A run over the tiny Blenderbot in the folder `name`; `faults` spoil the last rank's losses."""
+    goal = tiny.objective()
+    student = bench.student(tiny.student(bench.teachers / "blenderbot", goal), ds_config, ADAM, FaultyStudent)
+    student.attempt = first_attempt
+    if bench.ranks.rank == bench.ranks.world_size - 1:
+        student.faults = faults or {}
+    return Trainer(
+        student=student,
+        teacher=bench.teacher(precision=precision),
+        objective=goal,
+        batches=_batches(bench),
+        validator=Validator(loader(bench), goal, ["first", "second"], bench.ranks),
+        policies=Policies(
+            schedule(), KeepBest("min"), EarlyStopping(None, "min"), Every(1), Every(4), Every(),
+            Limits(max_steps, max_skipped_steps=max_skipped_steps),
+        ),
+        checkpoints=Checkpoints(
+            bench.folder / name, bench.ranks, identity={}, keep_last=2, allowed_globals=CHECKPOINT_CLASSES
+        ),
+        ranks=bench.ranks,
+        meter=Meter(goal, Averages(), bench.ranks.world_size),
+        sinks=SinkGroup([], print),
+        publish_best=lambda values, step: None,
+    )
+
+
+def _batches(bench: Bench) -> TrainLoader:
+    source = tiny.Source(tiny.examples(40, "blenderbot", seed=3))
+    return TrainLoader(
+        [source],
+        Mixture([40], [1.0], seed=5),
+        tiny.layout("blenderbot"),
+        per_rank=2,
+        accumulation_steps=1,
+        pad_to_multiple_of=1,
+        rank=bench.ranks.rank,
+        world_size=bench.ranks.world_size,
+    )
+
+
+def story(trainer: Trainer) -> dict:
+    """Run it, and what became of it."""
+    reason = trainer.run()
+    trainer.batches.close()
+    return {
+        "reason": reason.value,
+        "steps": trainer.progress.steps,
+        "skipped": trainer.progress.skipped_steps,
+        "diary": trainer.student.diary,
+        "digest": digest(trainer.student.module),
+        "position": trainer.batches.position,
+        "checkpoints": sorted(p.name for p in trainer.checkpoints.folder.iterdir() if not p.name.startswith(".")),
+        "best": trainer.policies.keep_best.best,
+    }
+
+
+def stop_on_one_rank(bench: Bench) -> dict:
+    """A real SIGTERM to the last rank in its third step; then the same run again, and one that was never stopped."""
+    ds_config = bench.student_ds()
+    stopped = make_trainer(bench, "stopped", ds_config)
+    stopped.stop_request.listen([signal.SIGTERM])
+    if bench.ranks.rank == bench.ranks.world_size - 1:
+        backward = stopped.student.backward
+
+        def signalled(total: torch.Tensor) -> None:
+            if stopped.student.attempt == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            backward(total)
+
+        stopped.student.backward = signalled
+    first = story(stopped)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    second = story(make_trainer(bench, "stopped", ds_config, first_attempt=3))
+    return {"stopped": first, "continued": second, "calm": story(make_trainer(bench, "calm", ds_config))}
+
+
+def ranks_apart(bench: Bench) -> dict:
+    """What `agree` answers when ranks are together, and when one of them is a step ahead."""
+    ranks = bench.ranks
+    last = ranks.rank == ranks.world_size - 1
+    together = ranks.agree(7, last, 100.0 + ranks.rank)
+    calm = ranks.agree(8, False, 200.0 + ranks.rank)
+    try:
+        ranks.agree(10 if last else 9, False, 0.0)
+        said = "nothing"
+    except RanksApartError as error:
+        said = str(error)
+    return {"together": together, "calm": calm, "said": said}
+
+
+def hopeless(bench: Bench) -> dict:
+    """Every loss of one rank is NaN: the run gives up, and has kept its weights."""
+    trainer = make_trainer(
+        bench, "hopeless", bench.student_ds(), faults=dict.fromkeys(range(99), NAN), max_skipped_steps=3
+    )
+    before = digest(trainer.student.module)
+    try:
+        reason: EndReason | str = trainer.run()
+    except TrainingError as error:
+        reason = str(error)
+    trainer.batches.close()
+    return {
+        "said": str(reason),
+        "attempts": trainer.student.attempt,
+        "moved": digest(trainer.student.module) != before,
+        "steps": trainer.progress.steps,
+    }
+
+
+def not_finite(bench: Bench) -> dict:
+    """A student that predicts NaN: its validations are no best, and nothing is published."""
+    trainer = make_trainer(bench, "not_finite", bench.student_ds(), max_steps=4)
+    trainer.student.module.model.final_logits_bias.fill_(NAN)
+    published: list[int] = []
+    trainer.publish_best = lambda values, step: published.append(step)
+    trainer._decide(bench.ranks.broadcast(trainer.validator.run(trainer.student, trainer.teacher)))
+    trainer.batches.close()
+    return {
+        "best": trainer.policies.keep_best.best,
+        "published": published,
+        "bad": trainer.policies.early_stopping.bad_validations,
+    }

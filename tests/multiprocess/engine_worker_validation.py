@@ -1,0 +1,52 @@
+"""Validation over ranks."""
+
+import tiny_models as tiny
+from engine_worker_bench import Bench
+
+from distill_engine.data.loader import ValidationLoader
+from distill_engine.student.build import StudentSizes
+from distill_engine.train.validate import Validator
+
+# With batches of 2 per rank: the last batch is short on one rank, and missing on one of two and two of three.
+EXAMPLES = (9, 4)
+SIZES = StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.5)
+
+
+def loader(bench: Bench, family: str = "blenderbot") -> ValidationLoader:
+    """This rank's part of two tasks."""
+    sources = [tiny.Source(tiny.examples(count, family, seed)) for seed, count in enumerate(EXAMPLES)]
+    ranks = bench.ranks
+    return ValidationLoader(
+        sources, tiny.layout(family), per_rank=2, rank=ranks.rank, world_size=ranks.world_size, pad_to_multiple_of=1
+    )
+
+
+def numbers(bench: Bench) -> dict:
+    """Every number of a validation, twice, and which examples this rank saw; dropout must be off."""
+    goal = tiny.objective(SIZES)
+    batches = loader(bench)
+    student = bench.student(tiny.student(bench.teachers / "blenderbot", goal, SIZES))
+    validator = Validator(batches, goal, ["first", "second"], bench.ranks)
+    student.eval()
+    teacher = bench.teacher()
+    runs = [validator.run(student, teacher) for _ in range(2)]
+    for run in runs:
+        run.pop("seconds")
+    seen = [
+        (int(task), tuple(row[mask.bool()].tolist()))
+        for batch in batches
+        for task, row, mask, labels in zip(
+            batch.task_ids, batch.input_ids, batch.attention_mask, batch.label_mask, strict=True
+        )
+        if labels.any()
+    ]
+    return {"values": runs[0], "again": runs[1], "seen": seen, "batches": len(batches)}
+
+
+def wanted_examples() -> list:
+    """All of them, as `numbers` writes down what it saw."""
+    return sorted(
+        (task, tuple(one.context_ids.tolist()))
+        for task, count in enumerate(EXAMPLES)
+        for one in tiny.examples(count, "blenderbot", task)
+    )
