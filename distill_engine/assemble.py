@@ -35,7 +35,7 @@ from distill_engine.export import ExportError, publish, write_student
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.model_card import model_card
 from distill_engine.models.adapter import adapt
-from distill_engine.prepare import Prepared, prepare
+from distill_engine.prepare import Prepared, fingerprints, prepare
 from distill_engine.recipe.identity import recipe_difference, recipe_digest, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
@@ -205,10 +205,17 @@ def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> l
                 "Choose another folder (--run-dir), set these values back to continue that run, or remove it."
             )
         changed = [f"changed since the last start: {change}" for change in difference.allowed]
-    file.write_text(resolved_yaml(recipe), encoding="utf-8")
+    _replace_text(file, resolved_yaml(recipe))
     for name, config in configs.items():
-        (folder / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
     return changed
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """In one step: a kill in the middle must not leave half a recipe, with which no restart would be allowed."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Ranks) -> SinkGroup:
@@ -269,7 +276,8 @@ class _Builder:
                 identity={
                     "recipe": recipe_digest(recipe),
                     "precision": precision_of(student_ds),
-                    "data": batches.state_dict()["mixture"],
+                    "mixture": batches.state_dict()["mixture"],
+                    **fingerprints(self._ready),
                     "student_parameters": student.parameter_count(),
                 },
                 keep_last=recipe.checkpoint.keep_last,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from distill_engine.values import Batch
@@ -30,7 +31,7 @@ def write_student(model: PreTrainedModel, tokenizer: Any, folder: Path, card: st
     if folder.exists():
         shutil.rmtree(folder)
     try:
-        model.save_pretrained(folder)
+        _save_weights(model, folder)
         tokenizer.save_pretrained(folder)
         (folder / _CARD).write_text(card, encoding="utf-8")
         _verify(model, folder, probe)
@@ -39,13 +40,31 @@ def write_student(model: PreTrainedModel, tokenizer: Any, folder: Path, card: st
         raise
 
 
+def _save_weights(model: PreTrainedModel, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # how safetensors reports a full disk; it is no OSError
+        raise OSError(f"{folder}: the weights cannot be written: {error}") from error
+
+
+def _reload(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    try:
+        return AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ExportError(f"{folder} does not load with transformers: {error}") from error
+
+
 @torch.no_grad()
 def _verify(model: PreTrainedModel, folder: Path, probe: Batch) -> None:
     dtype = next(model.parameters()).dtype
-    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    loaded, info = _reload(folder, dtype=dtype)
     lost = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["unexpected_keys"]))
     if lost:
         raise ExportError(f"{folder}: tensors missing or unknown after reloading: {', '.join(lost[:5])}.")
+    written = loaded.state_dict()
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), written[name])]
+    if changed:  # one changed weight need not show in the logits of one probe
+        raise ExportError(f"{folder}: tensors differ (or hold NaN) after reloading: {', '.join(changed[:5])}.")
     was_training = model.training
     model.eval()
     probe = probe.to(model.device)
@@ -68,15 +87,11 @@ def _logits(model: PreTrainedModel, probe: Batch) -> torch.Tensor:
     return output.logits.float()
 
 
+@torch.no_grad()
 def verify_folder(folder: Path) -> None:
     """Load a copied folder as a user would and run it once. Raises ExportError if that does not work."""
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-        with torch.no_grad():
-            finite = bool(torch.isfinite(_logits(model, probe_of(model))).all())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ExportError(f"{folder} does not load with transformers: {error}") from error
-    if not finite:
+    model, _ = _reload(folder)
+    if not torch.isfinite(_logits(model.eval(), probe_of(model))).all():
         raise ExportError(f"{folder}: the model's logits are not finite.")
 
 

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -25,6 +27,7 @@ from distill_engine.models.bart_family import FAMILIES, Family
 from distill_engine.recipe.problem import Problem, raise_if_any
 from distill_engine.recipe.schema import Recipe, TaskSource
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+from distill_engine.student.weights import WeightFiles
 
 _OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*"]
 
@@ -48,12 +51,14 @@ class Prepared:
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     """Load and check teacher configuration, tokenizer and data.
 
-    Raises RecipeError for what does not fit together, DataError for bad files.
+    Raises RecipeError for what does not fit together, DataError for bad data files, WeightsError for weight files
+    that are missing or damaged (only their headers are read).
     """
     folder = teacher_folder(recipe)
     config = None if folder is None else _read_config(folder, source)
-    if config is not None:
+    if folder is not None and config is not None:
         raise_if_any(source, check_against_teacher(recipe, config))
+        WeightFiles(folder).check_readable()
     family = family_of(config) if config is not None else FAMILIES[str(recipe.student.family)]
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
     layout = _layout(recipe, family, tokenizer, config, source)
@@ -81,6 +86,24 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     )
 
 
+def fingerprints(ready: Prepared) -> dict[str, str]:
+    """Short digests of what a run depends on beside its recipe; a checkpoint of other ones is not continued.
+
+    teacher  configuration, and names and sizes of the weight files (the weights themselves would take minutes)
+    data     every token of the training examples, so also the tokenizer
+    """
+    data = hashlib.sha256()
+    for task in ready.train_tasks:
+        data.update(np.ascontiguousarray(task.tokens).data)
+        data.update(np.ascontiguousarray(task.bounds).data)
+    found = {"data": data.hexdigest()[:16]}
+    if ready.teacher_folder is not None:
+        weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
+        facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
+        found["teacher"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return found
+
+
 def teacher_folder(recipe: Recipe) -> Path | None:
     """The teacher's local folder: as given, or downloaded from Hugging Face (the cache makes that idempotent)."""
     path = recipe.teacher.path
@@ -96,7 +119,7 @@ def teacher_folder(recipe: Recipe) -> Path | None:
     except RepositoryNotFoundError as error:
         raise_if_any("teacher.path", [_no_teacher(path, "is neither a folder here nor a Hugging Face model")])
         raise AssertionError from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # without a network the Hub's client raises what its HTTP library raises
         return _cached_or_refuse(path, recipe.teacher.revision, error)
 
 
@@ -124,10 +147,13 @@ def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
+        reason = "" if isinstance(config, dict) else "it holds no JSON object"
     except (OSError, ValueError) as error:
-        problem = Problem("teacher.path", f"is {str(folder)!r}: config.json cannot be read ({error})")
+        config, reason = {}, str(error)
+    if reason:
+        rule = "A teacher's folder is one that save_pretrained has written"
+        problem = Problem("teacher.path", f"is {str(folder)!r}: config.json cannot be read ({reason})", rule)
         raise_if_any(source, [problem])
-        raise AssertionError from error
     return config
 
 

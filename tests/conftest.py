@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import pytest  # noqa: E402
+import pytest
 
 TESTS = Path(__file__).parent
 

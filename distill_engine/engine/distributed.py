@@ -99,14 +99,15 @@ class Ranks:
     def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
         """One reduction per step: whether any rank wants to stop, and rank 0's clock.
 
-        Raises RanksApartError on every rank that is not at the mean step: collectives of different steps would
+        Raises RanksApartError on every rank if they are not all at one step: collectives of different steps would
         otherwise pair up silently.
         """
         if self.world_size == 1:
             return stop, seconds
-        mine = [float(stop), seconds if self.rank == 0 else 0.0, float(step)]
-        stops, agreed_seconds, steps = self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
-        if steps != step * self.world_size:
+        mine = [float(stop), seconds if self.rank == 0 else 0.0, float(step), float(step) ** 2]
+        summed = self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device))
+        stops, agreed_seconds, steps, squares = summed.tolist()
+        if squares * self.world_size != steps**2:  # true unless all are equal; exact up to ranks * step^2 = 2^53
             raise RanksApartError(
                 f"rank {self.rank} is at step {step}, the {self.world_size} ranks together at {steps:g} (the sum of "
                 "their steps): a rank has skipped or repeated a step. Start the same command again to resume."

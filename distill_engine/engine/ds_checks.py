@@ -105,6 +105,15 @@ def reduction_problems(base: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def overflow_problems(base: Mapping[str, Any]) -> Iterator[str]:
+    """A step whose gradient is not finite is skipped, in every precision."""
+    if at(base, "bf16.check_grad_overflow") is False:
+        yield (
+            "bf16.check_grad_overflow is false. A gradient that is not finite would then destroy the weights. "
+            "Remove it, or set it to true."
+        )
+
+
 def offload_problems(base: Mapping[str, Any]) -> Iterator[str]:
     """Optimizer state goes where ZeRO-2 can put it."""
     device = at(base, "zero_optimization.offload_optimizer.device")

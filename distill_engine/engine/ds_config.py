@@ -19,6 +19,7 @@ from distill_engine.engine.ds_checks import (
     enabled,
     offload_problems,
     optimizer_conflicts,
+    overflow_problems,
     problems_of_both,
     reduction_problems,
 )
@@ -103,6 +104,7 @@ def student_config(
         *optimizer_conflicts(base, optimizer or {}),
         *reduction_problems(base),
         *offload_problems(base),
+        *overflow_problems(base),
     ]
     _raise_if_any(base, problems)
     final = copy.deepcopy(dict(base))

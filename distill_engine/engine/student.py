@@ -150,15 +150,28 @@ class StudentEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         loss_scale = self.loss_scale
-        self._engine.step()
+        self._update()
         applied = bool(self._engine.was_step_applied())
         norm = self._engine.get_global_grad_norm() if applied else None
         return StepOutcome(applied, None if norm is None else float(norm), loss_scale)
 
+    def _update(self) -> None:
+        try:
+            self._engine.step()
+        except Exception as error:  # DeepSpeed raises nothing narrower; all ranks get here together
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise StudentEngineError(
+                f"the gradients overflow fp16 even at a loss scale of {self.loss_scale:g}, the smallest that the "
+                "DeepSpeed config allows (fp16.min_loss_scale). The run has diverged or does not fit fp16: use a bf16 "
+                "config (ds_configs/zero2_bf16.json), lower optimizer.learning_rate, or look for bad data."
+            ) from error
+
     @property
     def loss_scale(self) -> float:
         """Current factor of the fp16 loss scaler; 1.0 without fp16."""
-        return float(self._engine.loss_scale()) if self._engine.fp16_enabled() else 1.0
+        # not engine.loss_scale(): that is the configuration's, 0 where the scale is dynamic
+        return float(self._optimizer.loss_scale)
 
     def parameter_count(self) -> int:
         """Elements of the exported student (projections not counted, tied tensors once)."""

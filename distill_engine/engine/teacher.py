@@ -80,7 +80,7 @@ def _load_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
         model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         problem = "; ".join(_misfits(folder, model, info))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
+        problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     finally:
         del switch
         unset_hf_deepspeed_config()

@@ -128,7 +128,9 @@ class BartFamilyAdapter(nn.Module):
         return Features(
             logits=logits,
             encoder_output=output.encoder_last_hidden_state if request.encoder_output else None,
-            embeddings={stack: values[("embedding", stack, 0)] for stack in request.embeddings},
+            # in Stack's order: a set's differs between processes, and ZeRO-2 adds up gradients in the order of the
+            # backward pass, which has to be the same on every rank
+            embeddings={stack: values[("embedding", stack, 0)] for stack in Stack if stack in request.embeddings},
             hidden={
                 (stack, n): values[("hidden", stack, n)] for stack, layers in request.hidden.items() for n in layers
             },

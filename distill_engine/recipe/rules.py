@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
-from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
+from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any
 from distill_engine.recipe.schema import LayerMap, LossWeights, Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 
@@ -22,7 +22,17 @@ Rule = Callable[[Recipe], Iterator[Problem]]
 STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "heads", "positions")
 
 # The last part of a metric's name -> the direction in which it is better.
-DIRECTIONS = {"ppl": "min", "loss": "min", "token_accuracy": "max", "teacher_agreement": "max"}
+DIRECTIONS = {
+    "ppl": "min",
+    "loss": "min",
+    "token_accuracy": "max",
+    "token_exact_match": "max",
+    "teacher_agreement": "max",
+    "ppl_micro": "min",
+    "total": "min",
+    "raw": "min",
+}
+OVERALL_ONLY = ("ppl_micro", "total", "raw")  # a single task does not have these
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -209,6 +219,19 @@ def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
+    """A name that validation does not produce would end the run at the first validation."""
+    metric, overall = recipe.validation.metric, [name for name in DIRECTIONS if name != "raw"]
+    if not validates(recipe) or metric.startswith("term/") or metric in overall:
+        return
+    labels = [task.label or task.name for task in recipe.data.tasks]
+    of_task = [f"{label}/{name}" for label in labels for name in DIRECTIONS if name not in OVERALL_ONLY]
+    if metric not in of_task:
+        rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"
+        close = did_you_mean(metric, [*overall, *of_task])
+        yield Problem("validation.metric", f"is {metric!r}, which validation does not measure", rule, close)
+
+
 def direction_fits_metric(recipe: Recipe) -> Iterator[Problem]:
     """A known metric is not optimised the wrong way round."""
     metric, direction = recipe.validation.metric, recipe.validation.direction
@@ -256,6 +279,7 @@ RULES: tuple[Rule, ...] = (
     schedule_has_an_end,
     first_step_moves,
     metric_is_measured,
+    metric_is_known,
     direction_fits_metric,
     run_stops,
     optimizer_keys_are_used,

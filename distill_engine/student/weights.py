@@ -69,6 +69,13 @@ class WeightFiles:
             self._pickled[file] = _unpickle(file)
         return self._pickled[file]
 
+    def check_readable(self) -> None:
+        """Open every safetensors file: its header tells whether it is complete. Raises WeightsError."""
+        for file in sorted(set(self._files.values())):
+            if file.suffix == ".safetensors":
+                with _open_safetensors(file):
+                    pass
+
     def resolve(self, name: str) -> str | None:
         """The stored name of a parameter: as it is, without the head model's prefix, or a tied twin of it."""
         candidates = _TIED_EMBEDDINGS if name in _TIED_EMBEDDINGS else (name,)

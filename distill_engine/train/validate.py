@@ -56,9 +56,12 @@ class Validator:
         quality = torch.zeros(len(self._labels), len(COLUMNS), dtype=torch.float64, device=device)
         terms = torch.zeros(len(weights), 2, dtype=torch.float64, device=device)  # sum, count
         for batch in self._batches:
+            counts = bool(batch.label_mask.any())
             batch = batch.to(device)
             taught = None if teacher is None else teacher.features(batch, self._objective.teacher_request())
             shown = student.features(batch, self._objective.student_request())
+            if not counts:  # a filler: it took part in the teacher's collectives, that is all
+                continue
             assert shown.logits is not None
             quality += quality_sums(shown.logits, None if taught is None else taught.logits, batch, len(self._labels))
             for index, value in enumerate(self._objective.terms(shown, taught, batch).values()):

@@ -201,7 +201,7 @@ def teachers(tmp_path_factory) -> dict[str, Path]:
     return {family: save_teacher(folder / family, family) for family in MODELS}
 
 
-WORDS = "hello do you have a dog or cat my name is bo i like the sea and rain today what time it late".split()
+WORDS = ["hello", "do", "you", "have", "a", "dog", "or", "cat", "my", "name", "is", "bo", "i", "like", "rain", "today"]
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,8 @@ def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path) -> Engi
     ranks = []
     for rank in range(world_size):
         with (folder / f"rank_{rank}.log").open("wb") as log:
-            own = clean | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # strings hash differently in every process: sets must not decide the order of anything
+            own = clean | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONHASHSEED": str(rank)}
             ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
     _wait(ranks)
     return Engines(folder, world_size)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_engine.engine.distributed import Ranks
-from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config
+from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config
 from distill_engine.engine.student import OptimizerSettings, StepOutcome, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective
@@ -32,10 +32,16 @@ class Bench:
     ranks: Ranks
     folder: Path
     teachers: Path
+    _loaded: dict[tuple[str, str], TeacherEngine] = field(default_factory=dict)
 
     def teacher(self, family: str = "blenderbot", precision: str = "fp32") -> TeacherEngine:
-        """The tiny teacher under ZeRO-3; it keeps no parameter whole between two forward passes."""
-        return TeacherEngine(self.teachers / family, self.teacher_ds(precision), DTYPES[precision], self.ranks, adapt)
+        """The tiny teacher under ZeRO-3, loaded once; it keeps no parameter whole between two forward passes."""
+        if (family, precision) not in self._loaded:
+            self._loaded[family, precision] = self.load_teacher(self.teachers / family, precision)
+        return self._loaded[family, precision]
+
+    def load_teacher(self, folder: Path, precision: str = "fp32") -> TeacherEngine:
+        return TeacherEngine(folder, self.teacher_ds(precision), DTYPES[precision], self.ranks, adapt)
 
     def teacher_ds(self, precision: str = "fp32") -> dict[str, Any]:
         """The shipped JSON; at its own threshold every tiny parameter would stay gathered."""
@@ -82,14 +88,17 @@ class Bench:
         learning_rate: float = 0.1,
         factor: float = 1.0,
     ) -> tuple[float, StepOutcome]:
-        """One optimizer step as the training loop does it, and the global loss; `factor` spoils this rank's loss."""
+        """One optimizer step as the training loop does it, and the global loss.
+
+        `factor` spoils this rank's first micro-batch.
+        """
         divisors = goal.divisors(group, self.ranks.sum, self.ranks.world_size)
         total = torch.zeros(())
-        for batch, divisor in zip(group, divisors, strict=True):
-            taught = None if teacher is None else teacher.features(batch, goal.teacher_request())
+        for number, (batch, divisor) in enumerate(zip(group, divisors, strict=True)):
+            taught = teacher.features(batch, goal.teacher_request())
             share = goal.total(goal.terms(student.features(batch, goal.student_request()), taught, batch), divisor)
             total += share.detach()
-            student.backward(share * factor)
+            student.backward(share if number else share * factor)
         return float(self.ranks.sum(total)), student.step(learning_rate)
 
 
@@ -150,11 +159,11 @@ def digest(module: nn.Module) -> str:
     return content.hexdigest()
 
 
-def rank_groups(seed: int, ranks: Ranks, micro_batches: int, steps: int, per_batch: int = 2, family: str = "blenderbot"):
-    """[steps][micro_batches]: this rank's share of a global order of examples, whatever the number of ranks is."""
+def rank_groups(seed: int, ranks: Ranks, micro_batches: int, steps: int) -> list[list[Batch]]:
+    """[steps][micro_batches]: this rank's share, two examples each, of an order that is the same on all ranks."""
     return [
-        [tiny.batch(one[ranks.rank :: ranks.world_size], family) for one in step]
-        for step in global_groups(seed, micro_batches, steps, per_batch * ranks.world_size, family)
+        [tiny.batch(part[ranks.rank :: ranks.world_size], "blenderbot") for part in step]
+        for step in global_groups(seed, micro_batches, steps, 2 * ranks.world_size)
     ]
 
 

@@ -6,23 +6,19 @@ from contextlib import contextmanager
 import tiny_models as tiny
 import torch
 from deepspeed.accelerator import get_accelerator
-from engine_worker_bench import ADAM, Bench, digest, rank_groups
+from engine_worker_bench import ADAM, DTYPES, Bench, PlainTeacher, digest, rank_groups
 from engine_worker_trainer import NAN, OVERFLOW, make_trainer, schedule, story
 
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngineError
 from distill_engine.train.trust import scan_pickles
 
-FP16 = {"initial_scale_power": 8, "hysteresis": 2, "loss_scale_window": 4}
+FP16 = {"initial_scale_power": 8, "hysteresis": 2, "loss_scale_window": 2}
 # name -> JSON, changed blocks, precision, factor of the bad loss
 SPOILED = {
     "fp32": ("zero2_fp32.json", {}, "fp32", NAN),
-    "fp32_infinite": ("zero2_fp32.json", {}, "fp32", float("inf")),
-    "fp32_clipped": ("zero2_fp32.json", {"clip": 1.0}, "fp32", NAN),
     "fp32_offloaded": ("zero2_fp32.json", {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "fp32", NAN),
     "bf16": ("zero2_bf16.json", {}, "bf16", NAN),
-    "bf16_unchecked": ("zero2_bf16.json", {"bf16": {"check_grad_overflow": False}}, "bf16", NAN),
     "fp16": ("zero2.json", {"fp16": FP16}, "fp16", OVERFLOW),
-    "fp16_static": ("zero2.json", {"fp16": {"loss_scale": 128}}, "fp16", OVERFLOW),
     "fp16_offloaded": ("zero2_offload.json", {"fp16": FP16}, "fp16", OVERFLOW),
 }
 
@@ -40,7 +36,7 @@ def fp16_on_cpu() -> Iterator[None]:
 
 
 def poisoned(bench: Bench) -> dict:
-    """Three steps, the second with a bad loss on the last rank; and the first and third step alone."""
+    """Three steps, the second with one bad loss on the last rank; and the first and third step alone."""
     with fp16_on_cpu():
         return {
             name: {"with": _steps(bench, name, spoiled=True), "without": _steps(bench, name, spoiled=False)}
@@ -52,9 +48,9 @@ def _steps(bench: Bench, name: str, spoiled: bool) -> dict:
     file, blocks, precision, factor = SPOILED[name]
     goal = tiny.objective()
     module = tiny.student(bench.teachers / "blenderbot", goal)
-    student = bench.student(module, bench.student_ds(file, **blocks), ADAM)
-    teacher = bench.teacher(precision=precision)
-    groups = rank_groups(51, bench.ranks, 1, 3)
+    student = bench.student(module, bench.student_ds(file, accumulation=2, **blocks), ADAM)
+    teacher = PlainTeacher(bench.teachers / "blenderbot", DTYPES[precision])  # the students are the point here
+    groups = rank_groups(51, bench.ranks, 2, 3)
     last = bench.ranks.rank == bench.ranks.world_size - 1
     outcomes, digests = [], [digest(module)]
     for number in (0, 1, 2) if spoiled else (0, 2):
@@ -65,7 +61,7 @@ def _steps(bench: Bench, name: str, spoiled: bool) -> dict:
 
 
 def fp16_story(bench: Bench) -> dict:
-    """Eight steps of the training loop with overflows at attempts 2 and 3; at once, and in two starts."""
+    """Six steps of the training loop with overflows at attempts 2 and 3; at once, and in two starts."""
     faults = {2: OVERFLOW, 3: OVERFLOW}
     with fp16_on_cpu():
         supported = bench.ranks.supports(torch.float16)
@@ -80,7 +76,7 @@ def fp16_story(bench: Bench) -> dict:
         "whole": whole,
         "first": first,
         "second": second,
-        "rates": [schedule().at(step) for step in range(8)],
+        "rates": [schedule().at(step) for step in range(6)],
         "supported": supported,
     }
 

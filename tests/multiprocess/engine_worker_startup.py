@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import deepspeed
 import tiny_models as tiny
-import torch
 from engine_worker_bench import SGD, Bench
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
@@ -29,7 +28,7 @@ def refusals(bench: Bench) -> dict[str, str]:
         "unexpected": _said(lambda: _broken_teacher(bench, "unexpected")),
         "mismatched": _said(lambda: _broken_teacher(bench, "mismatched")),
         "truncated": _said(lambda: _broken_teacher(bench, "truncated")),
-        "no_folder": _said(lambda: _teacher_from(bench, bench.folder / "nowhere")),
+        "no_folder": _said(lambda: bench.load_teacher(bench.folder / "nowhere")),
         "whole_teacher": _said(lambda: _unsharded_teacher(bench)),
         "leaked": _said(lambda: _leaked_student(bench)),
         "stage": _said(lambda: _other_stage(bench)),
@@ -60,11 +59,7 @@ def _broken_teacher(bench: Bench, how: str) -> object:
         if how == "truncated":
             os.truncate(file, file.stat().st_size // 2)
     bench.ranks.barrier()
-    return _teacher_from(bench, folder)
-
-
-def _teacher_from(bench: Bench, folder) -> object:
-    return teacher_module.TeacherEngine(folder, bench.teacher_ds(), torch.float32, bench.ranks, adapt)
+    return bench.load_teacher(folder)
 
 
 def _unsharded_teacher(bench: Bench) -> object:
@@ -72,7 +67,7 @@ def _unsharded_teacher(bench: Bench) -> object:
     kept = teacher_module.HfDeepSpeedConfig
     teacher_module.HfDeepSpeedConfig = dict
     try:
-        return bench.teacher()
+        return bench.load_teacher(bench.teachers / "blenderbot")
     finally:
         teacher_module.HfDeepSpeedConfig = kept
 

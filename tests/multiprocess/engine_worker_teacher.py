@@ -11,7 +11,6 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from engine_worker_bench import Bench, PlainTeacher
 
 from distill_engine.engine.teacher import TeacherEngine
-from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import feature_tensors
 from distill_engine.values import AttentionKind, FeatureRequest, Stack
 
@@ -52,7 +51,7 @@ def growth(bench: Bench) -> dict:
     if bench.ranks.rank == 0:
         tiny.save_teacher(bench.folder / "small_teacher", "blenderbot", layers=(1, 1))
     bench.ranks.barrier()
-    teacher = TeacherEngine(bench.folder / "small_teacher", bench.teacher_ds(), torch.float32, bench.ranks, adapt)
+    teacher = bench.load_teacher(bench.folder / "small_teacher")
     training = FeatureRequest(encoder_output=True, hidden={Stack.DECODER: (0,)}, attention={AttentionKind.CROSS: (0,)})
     batches = [tiny.batch(tiny.examples(2, "blenderbot", seed), "blenderbot") for seed in range(4)]
     marks = []

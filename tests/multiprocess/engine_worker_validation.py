@@ -41,12 +41,3 @@ def numbers(bench: Bench) -> dict:
         if labels.any()
     ]
     return {"values": runs[0], "again": runs[1], "seen": seen, "batches": len(batches)}
-
-
-def wanted_examples() -> list:
-    """All of them, as `numbers` writes down what it saw."""
-    return sorted(
-        (task, tuple(one.context_ids.tolist()))
-        for task, count in enumerate(EXAMPLES)
-        for one in tiny.examples(count, "blenderbot", task)
-    )

@@ -49,9 +49,9 @@ def test_first_write_wins_and_only_wanted_sites_are_kept():
 def test_an_empty_site_is_an_error_that_names_it():
     recorder = Recorder()
     wanted = frozenset({("hidden", "decoder", 4), ("attention", "cross", 0)})
-    with pytest.raises(CaptureError, match=r"1 of 2 requested features .*hidden.*decoder.*4.*layer drop to 0"):
-        with recorder.recording(wanted):
-            recorder.write(("attention", "cross", 0), "there")
+    message = r"1 of 2 requested features .*hidden.*decoder.*4.*layer drop to 0"
+    with pytest.raises(CaptureError, match=message), recorder.recording(wanted):
+        recorder.write(("attention", "cross", 0), "there")
     assert not recorder.wants(("hidden", "decoder", 4))
 
 

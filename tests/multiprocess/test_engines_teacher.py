@@ -1,0 +1,73 @@
+"""The teacher under ZeRO-3 on two real ranks, and what neither engine starts with."""
+
+import pytest
+import torch
+
+FAMILIES = ("blenderbot", "bart")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sharded_teacher_shows_what_the_plain_model_shows(on_2, family):
+    for rank in on_2("teacher.parity"):
+        found = rank[family]
+        assert len(found["shown"]) == len(found["wanted"]) == 17
+        for shown, wanted in zip(found["shown"], found["wanted"], strict=True):
+            torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-6)
+        assert found["probe_is_logits"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_rank_keeps_half_of_the_teacher_and_nothing_of_it_can_be_trained(on_2, family):
+    ranks = [rank[family] for rank in on_2("teacher.parity")]
+    for found in ranks:
+        assert found["held"] <= found["all"] / 2 * 1.01
+        assert found["whole_left"] == 0 and found["unavailable"], "a parameter stayed gathered after the forward pass"
+        assert found["frozen"] and not found["in_training_mode"] and not found["gradients_asked"]
+    assert sum(found["held"] for found in ranks) >= ranks[0]["all"]
+
+
+def test_the_teacher_does_not_grow_over_200_steps(on_2):
+    for found in on_2("teacher.growth"):
+        first, *_, last = found["marks"]
+        steps = 160  # between these marks
+        assert last["tensors"] == first["tensors"]
+        # one shard that is not given back in each step would be more than this
+        assert last["resident"] - first["resident"] < steps * found["teacher_bytes"] / 2 / 2
+        assert found["unavailable"]
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ("missing", ["model.decoder.layers.1.fc1.weight", "missing_teacher"]),
+        ("unexpected", ["model.decoder.layers.9.fc1.weight", "unexpected_teacher"]),
+        ("mismatched", ["model.encoder.layers.0.self_attn.k_proj.bias", "[28]", "[32]"]),
+        ("truncated", ["truncated_teacher", "Copy or download"]),
+        ("no_folder", ["nowhere"]),
+    ],
+)
+def test_files_that_do_not_make_a_teacher_are_refused_by_name_on_every_rank(on_2, how, names):
+    said = [rank[how] for rank in on_2("startup.refusals")]
+    assert said[0] == said[1]
+    assert said[0].startswith("TeacherFilesError: teacher.path ")
+    assert all(name in said[0] for name in names), said[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "begins", "names"),
+    [
+        ("whole_teacher", "TeacherError: ", ["not sharded", "model.shared.weight"]),
+        ("leaked", "StudentEngineError: ", ["are sharded", "leaked into the student"]),
+        ("stage", "StudentEngineError: ", ["ZeRO stage 1", "asks 2"]),
+    ],
+)
+def test_engines_of_another_kind_than_asked_do_not_start(on_2, how, begins, names):
+    for rank in on_2("startup.refusals"):
+        assert rank[how].startswith(begins)
+        assert all(name in rank[how] for name in names), rank[how]
+
+
+def test_a_student_is_whole_even_if_it_is_built_while_the_teachers_sharding_is_on(on_2):
+    for rank in on_2("startup.student_beside_leak"):
+        assert rank["sharded"] == []
+        assert rank["parameters"] > 10_000

@@ -1,0 +1,250 @@
+"""A whole run in milliseconds: toy student and teacher (one table each) under the real loop, meter, validation,
+policies and checkpoints. Nothing here knows DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from distill_engine.losses.objective import Objective, Weights
+from distill_engine.telemetry.averages import Averages
+from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.learning_rate import LearningRate, Warmup
+from distill_engine.train.loop import Policies, Trainer
+from distill_engine.train.meter import Meter
+from distill_engine.train.policies import EarlyStopping, Every, KeepBest
+from distill_engine.train.progress import Limits
+from distill_engine.train.validate import Validator
+from distill_engine.values import Features, Stack
+
+VOCABULARY, BATCHES, MICRO_BATCHES = 29, 6, 2
+
+
+class ToyRanks:
+    """One process whose agreed clock goes on by one second per agreement."""
+
+    rank, world_size, device = 0, 1, torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.agreed_steps: list[int] = []
+
+    def sum(self, tensor):
+        return tensor.clone()
+
+    def broadcast(self, value):
+        return value
+
+    def gather(self, value):
+        return [value]
+
+    def agree(self, step, stop, seconds):
+        self.agreed_steps.append(step)
+        return stop, math.floor(seconds) + 1.0
+
+
+class ToyTeacher:
+    """Next-token logits from a fixed table."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(7))
+        self.asked = 0
+
+    def features(self, batch, request):
+        self.asked += 1
+        return Features(logits=self.table[batch.decoder_input_ids])
+
+
+class ToyStudent:
+    """The same with a table that learns by SGD, dropout while training, and steps that are skipped on demand."""
+
+    def __init__(self, run: Run, skipped_attempts: set[int]) -> None:
+        self.run, self.skipped_attempts = run, skipped_attempts
+        self.table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
+        self.attempts, self.backwards, self.training = 0, 0, False
+        self.learning_rates: list[float] = []
+
+    def train(self):
+        self.training = True
+
+    def eval(self):
+        self.training = False
+
+    def features(self, batch, request):
+        logits = functional.dropout(self.table[batch.decoder_input_ids], 0.2, self.training)
+        return Features(logits=logits)
+
+    def backward(self, total):
+        assert self.training
+        self.backwards += 1
+        total.backward()
+
+    def step(self, learning_rate):
+        self.attempts += 1
+        applied = self.attempts not in self.skipped_attempts
+        norm = self.table.grad.norm().item()
+        if applied:
+            self.learning_rates.append(learning_rate)
+            with torch.no_grad():
+                self.table -= learning_rate * self.table.grad
+        self.table.grad = None
+        self.run.events.append(f"step {self.attempts}" if applied else f"skip {self.attempts}")
+        if self.attempts == self.run.stop_at_attempt:
+            self.run.trainer.stop_request.requested = True
+        return SimpleNamespace(applied=applied, grad_norm=norm if applied else None, loss_scale=4.0)
+
+    def save(self, folder: Path):
+        self.run.events.append("save")
+        if self.run.failing_saves:
+            self.run.failing_saves -= 1
+            raise OSError("the disk is full")
+        torch.save({"table": self.table.detach(), "attempts": self.attempts}, folder / "rank_00000.pt")
+
+    def load(self, folder: Path):
+        state = torch.load(folder / "rank_00000.pt", weights_only=True)
+        self.table = state["table"].requires_grad_()
+        self.attempts = state["attempts"]
+
+
+class ToyBatches:
+    """Six seeded batches, over and over, two per step."""
+
+    examples_per_step = 2 * MICRO_BATCHES
+
+    def __init__(self, tiny) -> None:
+        self.pool = [tiny.batch(seed=seed) for seed in range(BATCHES)]
+        self.position = 0
+
+    @property
+    def epoch(self):
+        return self.position / BATCHES
+
+    def next_group(self):
+        group = [self.pool[(self.position + n) % BATCHES] for n in range(MICRO_BATCHES)]
+        self.position += MICRO_BATCHES
+        return group
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class ToySinks:
+    """Keeps what is told."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.records: list[tuple] = []
+        self.messages: list[str] = []
+        self.phases: list[str] = []
+        self.progress: list[tuple] = []
+
+    def record(self, kind, step, seconds, values, text=""):
+        self.records.append((kind, step, seconds, values))
+        self.run.events.append(f"{kind} record {step}")
+
+    def phase(self, name):
+        self.phases.append(name)
+
+    def advance(self, step, until_validation=None, eta_seconds=None):
+        self.progress.append((step, until_validation, eta_seconds))
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def rewind(self, step):
+        self.records = [record for record in self.records if record[1] <= step]
+
+
+class Run:
+    """One start of a program. Options: limits, triggers and faults; the rest is fixed."""
+
+    def __init__(
+        self, folder: Path, tiny, *, limits: Limits, log=None, validate=None, save=None, patience=None, stop_at=None,
+        metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0, teacher=True,
+        validations=None, warmup=0,
+    ) -> None:  # fmt: skip
+        torch.manual_seed(0)
+        self.events: list[str] = []
+        self.published: list[tuple[dict, int]] = []
+        self.stop_at_attempt, self.failing_saves = stop_at_attempt, failing_saves
+        self.ranks, self.sinks, self.batches = ToyRanks(), ToySinks(self), ToyBatches(tiny)
+        self.student, self.teacher = ToyStudent(self, set(skipped)), ToyTeacher() if teacher else None
+        weights = Weights(task=1.0, prediction=2.0 if teacher else 0.0)
+        self.objective = Objective(weights, dict.fromkeys(Stack, ()))
+        real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks)
+        self.policies = Policies(
+            LearningRate("constant", 0.5, warmup=Warmup(warmup, 0.5) if warmup else None),
+            KeepBest("min"), EarlyStopping(patience, "min", stop_at), log or Every(), validate or Every(),
+            save or Every(), limits, metric, save_after_validation,
+        )  # fmt: skip
+        self.checkpoints = Checkpoints(
+            folder, self.ranks, identity={}, keep_last=2, allowed_globals=(), warn=self.sinks.messages.append
+        )
+        self.trainer = Trainer(
+            student=self.student, teacher=self.teacher, objective=self.objective, batches=self.batches,
+            validator=Scripted(self, validations) if validations else Watched(self, real), policies=self.policies,
+            checkpoints=self.checkpoints, ranks=self.ranks, meter=Meter(self.objective, Averages(), 1),
+            sinks=self.sinks, publish_best=self.publish,
+        )  # fmt: skip
+
+    def publish(self, values, step):
+        self.published.append((values, step))
+        self.events.append(f"publish {step}")
+
+    def records(self, kind: str) -> list[tuple[int, float, dict]]:
+        """Records of a kind without what depends on the machine."""
+        machine = ("time/", "memory/", "train/tokens_per_second", "valid/seconds")
+        return [
+            (step, seconds, {name: v for name, v in values.items() if not name.startswith(machine)})
+            for of, step, seconds, values in self.sinks.records
+            if of == kind
+        ]
+
+
+class Watched:
+    """The real validator, noting that it ran and in which mode."""
+
+    def __init__(self, run: Run, real: Validator) -> None:
+        self.owner, self.real = run, real
+
+    def run(self, student, teacher):
+        assert not student.training
+        self.owner.events.append("validate")
+        return self.real.run(student, teacher)
+
+
+class Scripted:
+    """A validation whose numbers are known beforehand."""
+
+    def __init__(self, run: Run, values: list[float]) -> None:
+        self.owner, self.values = run, list(values)
+
+    def run(self, student, teacher):
+        self.owner.events.append("validate")
+        value = self.values.pop(0)
+        return {"ppl": value, "loss": value, "seconds": 0.0}
+
+
+@pytest.fixture(scope="session")
+def toy_in(tiny):
+    """Makes starts of runs: `toy_in(folder, max_steps=..., ...)`."""
+
+    def start(folder, *, max_steps=None, max_epochs=None, max_seconds=None, max_skipped_steps=100, **options) -> Run:
+        limits = Limits(max_steps, max_epochs, max_seconds, max_skipped_steps)
+        return Run(folder / "checkpoints", tiny, limits=limits, **options)
+
+    return start
+
+
+@pytest.fixture
+def toy(toy_in, tmp_path):
+    """Makes starts of one run: `toy(max_steps=..., ...)`."""
+    return partial(toy_in, tmp_path)

@@ -1,0 +1,108 @@
+"""Validation: global numbers by the objective's definitions, whatever the batches and fillers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill_engine.losses.objective import Objective, Weights
+from distill_engine.train.validate import Validator
+from distill_engine.values import Stack
+
+LAYERS = {Stack.ENCODER: 1, Stack.DECODER: 2}
+OBJECTIVE = Objective(Weights(task=1, hidden=3, prediction=2), {Stack.ENCODER: (0,), Stack.DECODER: (0, 1)})
+
+
+class OneRank:
+    """Adds what another rank would have sent."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, other=0.0) -> None:
+        self.other, self.sent = other, []
+
+    def sum(self, tensor):
+        self.sent.append(tensor)
+        return tensor + self.other
+
+
+class Shown:
+    """Features by batch, as one model would show them."""
+
+    def __init__(self, tiny, seed: int) -> None:
+        self.tiny, self.seed, self.seen = tiny, seed, 0
+
+    def features(self, batch, request):
+        assert not torch.is_grad_enabled()
+        self.seen += 1
+        seed = self.seed + int(batch.input_ids.sum())
+        return self.tiny.features(batch, LAYERS, vocabulary=self.tiny.VOCABULARY, seed=seed)
+
+
+def filler(batch):
+    """What a short rank gets: no label, contexts that must not count."""
+    return replace(batch, labels=torch.full_like(batch.labels, -100))
+
+
+def run(tiny, batches, ranks=None, teacher=True, objective=OBJECTIVE):
+    student, taught = Shown(tiny, 0), Shown(tiny, 1000)
+    validator = Validator(batches, objective, ["one", "two"], ranks or OneRank())
+    values = validator.run(student, taught if teacher else None)
+    assert values.pop("seconds") >= 0
+    return values, student.seen, taught.seen
+
+
+@pytest.fixture
+def batches(tiny):
+    made = [tiny.batch(contexts=(5, 3), labels=(4, 6), seed=1), tiny.batch(contexts=(2, 7), labels=(1, 3), seed=2)]
+    return [replace(made[0], task_ids=torch.tensor([0, 1])), replace(made[1], task_ids=torch.tensor([1, 1]))]
+
+
+def test_terms_are_sums_over_counts_of_the_whole_set(tiny, batches):
+    values, _, _ = run(tiny, batches)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for batch in batches:
+        shown, taught = (
+            tiny.features(batch, LAYERS, vocabulary=tiny.VOCABULARY, seed=seed + int(batch.input_ids.sum()))
+            for seed in (0, 1000)
+        )
+        for term, value in OBJECTIVE.terms(shown, taught, batch).items():
+            sums[term] = sums.get(term, 0.0) + value.sum.item()
+            counts[term] = counts.get(term, 0.0) + value.count.item()
+    total = 0.0
+    for term, weight in OBJECTIVE.term_weights.items():
+        assert values[f"term/{term}/raw"] == pytest.approx(sums[term] / counts[term], rel=1e-6)
+        total += weight * sums[term] / counts[term]
+    assert values["total"] == pytest.approx(total, rel=1e-6)
+    tokens = {"one": 4, "two": 10}
+    pooled = sum(values[f"{name}/loss"] * count for name, count in tokens.items()) / 14
+    assert pooled == pytest.approx(values["term/task/raw"], rel=1e-6)
+
+
+def test_fillers_take_part_in_every_pass_but_count_nowhere(tiny, batches):
+    expected, _, _ = run(tiny, batches)
+    values, student, teacher = run(tiny, [*batches, filler(batches[0])])
+    assert values == pytest.approx(expected, rel=1e-12)
+    assert student == teacher == 3  # the teacher's passes are collective
+
+
+def test_ranks_are_added_up_before_anything_is_divided(tiny, batches):
+    expected, _, _ = run(tiny, batches)
+    second = OneRank()
+    run(tiny, batches[1:], second)
+    values, _, _ = run(tiny, batches[:1], OneRank(second.sent[0]))
+    assert len(second.sent) == 1  # one reduction
+    assert values == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_a_teacher(tiny, batches):
+    values, _, teacher = run(tiny, batches, teacher=False, objective=Objective(Weights(task=1), {}))
+    assert teacher == 0 and not [name for name in values if "agreement" in name or "hidden" in name]
+    assert values["total"] == values["term/task/raw"]
+
+
+def test_the_set_can_be_validated_again(tiny, batches):
+    validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank())
+    first, second = (validator.run(Shown(tiny, 0), Shown(tiny, 1000)) for _ in range(2))
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
