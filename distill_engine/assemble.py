@@ -1,24 +1,21 @@
-"""Builds every part of a training run from a recipe and lets it run (the second half of `run.py`)."""
+"""Lets a recipe run on one rank: configurations, data, run folder, sinks, the parts (builder.py), the loop.
+
+The second half of `run.py`, in a file of its own so that a bad recipe dies before torch is imported.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from transformers import AutoConfig, GenerationConfig
 
-from distill_engine.data.collate import collate
+from distill_engine.builder import Builder
 from distill_engine.data.errors import DataError
-from distill_engine.data.loader import TrainLoader, ValidationLoader
-from distill_engine.data.mixture import Mixture
 from distill_engine.engine import distributed
 from distill_engine.engine.distributed import LaunchError, Ranks, RanksApartError
 from distill_engine.engine.ds_config import (
@@ -28,81 +25,63 @@ from distill_engine.engine.ds_config import (
     student_config,
     teacher_config,
 )
-from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine, StudentEngineError
-from distill_engine.engine.teacher import TeacherEngine, TeacherError, TeacherFilesError
+from distill_engine.engine.student import StudentEngineError
+from distill_engine.engine.teacher import TeacherError, TeacherFilesError
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED
-from distill_engine.export import ExportError, publish, write_student
-from distill_engine.losses.objective import Objective, Weights
-from distill_engine.model_card import model_card
-from distill_engine.models.adapter import adapt
-from distill_engine.prepare import Prepared, fingerprints, prepare
-from distill_engine.recipe.identity import recipe_difference, recipe_digest, resolved_yaml
+from distill_engine.prepare import Prepared, prepare
+from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
-from distill_engine.student.build import (
-    StudentSizes,
-    TeacherLayers,
-    build_student,
-    fresh_config,
-)
-from distill_engine.student.build import (
-    student_config as student_model_config,
-)
-from distill_engine.student.layer_map import resolve_layer_map
-from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.student.weights import WeightFiles, WeightsError
-from distill_engine.telemetry.averages import Averages
+from distill_engine.student.weights import WeightsError
 from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
 from distill_engine.train.agreement import RankFailures, everywhere, on_first_rank
-from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.files import write_failure
-from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
-from distill_engine.train.loop import Policies, Trainer, TrainingError
+from distill_engine.train.loop import TrainingError
 from distill_engine.train.manifest import CheckpointError
-from distill_engine.train.meter import Meter
-from distill_engine.train.parts import JsonPart
-from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import EndReason, Limits
+from distill_engine.train.progress import EndReason
 from distill_engine.train.run_folder import RunFolderError, RunLock, check_run_folder
-from distill_engine.train.validate import Validator
-from distill_engine.values import Batch, Stack
 
 if TYPE_CHECKING:
     from distill_engine.run import TrainOptions
 
 _BAD_INPUT_ERRORS = (RecipeError, DsConfigError, DataError, WeightsError, TeacherFilesError, RunFolderError)
+_AGREED_ERRORS = (CheckpointError, TrainingError)
 _LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError)
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LOG = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
-    """Run a recipe on this rank; returns the process's exit code."""
+    """Run a recipe on this rank; returns the process's exit code. Defects of the program itself are raised."""
     try:
         ranks = distributed.start()
         return _train(recipe, options, ranks)
-    except _BAD_INPUT_ERRORS as error:
-        _say_last(error, speaks)
-        return BAD_INPUT
-    except (CheckpointError, TrainingError) as error:  # agreed on by all ranks
-        _say_last(error, speaks)
-        return FAILED
-    except _LONELY_ERRORS as error:  # possibly on this rank alone
-        _say_last(error, speaks=True)
-        return FAILED
+    except Exception as error:
+        code = _tell(error, speaks)
+        if code is None:
+            raise
+        return code
     finally:
         distributed.stop()
 
 
-def _say_last(error: Exception, speaks: bool) -> None:
-    if speaks:
+def _tell(error: Exception, speaks: bool) -> int | None:
+    """Say an error that has a remedy in one message and return the exit code; None for any other error."""
+    if isinstance(error, _BAD_INPUT_ERRORS):
+        code = BAD_INPUT
+    elif isinstance(error, (*_AGREED_ERRORS, *_LONELY_ERRORS)):
+        code = FAILED
+    else:
+        return None
+    if speaks or isinstance(error, _LONELY_ERRORS):  # such a one may be known on this rank alone
         rank = os.environ.get("RANK", "0")
         sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+    return code
 
 
 def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
@@ -118,12 +97,17 @@ def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
             for note in notes:
                 sinks.message(note)
             sinks.phase("building")
-            trainer = _Builder(ready, folder, ranks, sinks).trainer(student_ds, teacher_ds)
+            trainer = Builder(ready, folder, ranks, sinks).trainer(student_ds, teacher_ds)
             trainer.stop_request.listen()
             reason = trainer.run()
-        except BaseException:
+        except Exception as error:
+            # said before the sinks are closed: W&B may take a while, and a launcher ends this rank as soon as
+            # another one has exited
+            code = _tell(error, ranks.rank == 0)
             sinks.close("failed")
-            raise
+            if code is None:
+                raise
+            return code
         best = trainer.policies.keep_best.best
         ending = "" if best is None else f", best {recipe.validation.metric} {best:.4g} in {folder / 'best'}"
         sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
@@ -139,14 +123,23 @@ def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
     A problem that only one node has is raised on all ranks, so that the rank that speaks can tell of it.
     """
     box: list[Prepared] = []
+    defects: list[Exception] = []
 
     def action() -> None:
-        box.append(prepare(recipe, source))
+        try:
+            box.append(prepare(recipe, source))
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            defects.append(error)
+            raise
 
     try:
         everywhere(ranks, lambda: action() if ranks.local_rank == 0 else None, str)
         everywhere(ranks, lambda: None if ranks.local_rank == 0 else action(), str)
     except RankFailures as failures:
+        if defects:  # not the user's doing: a traceback, please
+            raise defects[0] from failures
         if 0 in failures.reasons:
             raise DataError(failures.reasons[0]) from failures
         raise DataError(str(failures)) from failures
@@ -240,230 +233,3 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
         ],
         warn=display.message,
     )
-
-
-class _Builder:
-    """Makes the parts of one run from what was prepared."""
-
-    def __init__(self, ready: Prepared, folder: Path, ranks: Ranks, sinks: SinkGroup) -> None:
-        self._ready = ready
-        self._recipe = ready.recipe
-        self._folder = folder
-        self._ranks = ranks
-        self._sinks = sinks
-
-    def trainer(self, student_ds: dict[str, Any], teacher_ds: dict[str, Any]) -> Trainer:
-        """Everything, wired together."""
-        recipe, ranks = self._recipe, self._ranks
-        objective = self._objective()
-        # the student first: nothing of the teacher's sharding can leak into it
-        module = self._student_module(objective)
-        self._seed_everything()
-        student = StudentEngine(module, student_ds, self._optimizer_settings())
-        teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
-        batches = self._train_loader()
-        validator = self._validator(objective)
-        return Trainer(
-            student=student,
-            teacher=teacher,
-            objective=objective,
-            batches=batches,
-            validator=validator,
-            policies=self._policies(),
-            checkpoints=Checkpoints(
-                self._folder / "checkpoints",
-                ranks,
-                identity={
-                    "recipe": recipe_digest(recipe),
-                    "precision": precision_of(student_ds),
-                    "mixture": batches.state_dict()["mixture"],
-                    **fingerprints(self._ready),
-                    "student_parameters": student.parameter_count(),
-                },
-                keep_last=recipe.checkpoint.keep_last,
-                allowed_globals=CHECKPOINT_CLASSES,
-                warn=self._sinks.message,
-            ),
-            ranks=ranks,
-            meter=Meter(objective, Averages(ranks.device), ranks.world_size),
-            sinks=self._sinks,
-            publish_best=self._publisher(student),
-            extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
-        )
-
-    # ---- student and teacher ---------------------------------------------------------------------------------
-
-    def _objective(self) -> Objective:
-        losses, student = self._recipe.losses, self._recipe.student
-        weights = Weights(**losses.weights.model_dump())
-        config = self._ready.teacher_config
-        supervision: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
-        if config is not None and weights.needs_teacher:
-            for stack, choice in self._by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
-                depth = int(config[f"{stack.value}_layers"])
-                own = getattr(student, f"{stack.value}_layers") or depth
-                supervision[stack] = resolve_layer_map(choice, depth, own)
-        return Objective(weights, supervision, losses.definition, losses.temperature, losses.clamp)
-
-    @staticmethod
-    def _by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:
-        return {Stack.ENCODER: encoder, Stack.DECODER: decoder}
-
-    def _student_module(self, objective: Objective) -> StudentModule:
-        recipe, ready = self._recipe, self._ready
-        part = recipe.student
-        sizes = StudentSizes(
-            part.encoder_layers,
-            part.decoder_layers,
-            part.width,
-            part.ffn_width,
-            part.heads,
-            part.positions,
-            part.dropout,
-            part.attention_dropout,
-        )
-        config: Any
-        init = None
-        if ready.teacher_folder is not None:
-            config = student_model_config(AutoConfig.from_pretrained(ready.teacher_folder), sizes)
-            if part.init == "teacher_layers":
-                init = self._teacher_layers(config)
-        else:
-            layout = ready.layout
-            special = {"pad": layout.pad_id, "start": layout.start_id, "end": layout.end_id}
-            config = fresh_config(ready.family, sizes, len(ready.tokenizer), special)
-        model = build_student(ready.family, config, init, recipe.seed)
-        if ready.teacher_folder is not None and (ready.teacher_folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(ready.teacher_folder)
-        if not part.train_position_tables:
-            for stack in Stack:
-                model.get_parameter(ready.family.position_table(stack)).requires_grad_(False)
-        if part.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return StudentModule(adapt(model), self._projections(objective, config))
-
-    def _teacher_layers(self, config: Any) -> TeacherLayers:
-        teacher, part = self._ready.teacher_config, self._recipe.student
-        assert teacher is not None and self._ready.teacher_folder is not None
-        maps = {
-            stack: resolve_layer_map(
-                choice, int(teacher[f"{stack.value}_layers"]), getattr(config, f"{stack.value}_layers")
-            )
-            for stack, choice in self._by_stack(part.encoder_init_map, part.decoder_init_map).items()
-        }
-        return TeacherLayers(WeightFiles(self._ready.teacher_folder), maps, part.copy_final_norms)
-
-    def _projections(self, objective: Objective, config: Any) -> Projections | None:
-        teacher = self._ready.teacher_config
-        if teacher is None or not objective.weights.needs_teacher:
-            return None
-        if config.d_model == teacher["d_model"] and self._recipe.student.projections == "auto":
-            return None
-        return Projections(objective.student_request(), config.d_model, int(teacher["d_model"]), self._recipe.seed)
-
-    def _seed_everything(self) -> None:
-        """Random streams of this rank (dropout); the student's weights and the data order have their own."""
-        seed = self._recipe.seed * 100_003 + self._ranks.rank
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-
-    def _optimizer_settings(self) -> OptimizerSettings:
-        part = self._recipe.optimizer.model_dump(exclude={"clip_norm"})
-        return OptimizerSettings(**part)
-
-    def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine | None:
-        if not objective.weights.needs_teacher:
-            return None
-        assert self._ready.teacher_folder is not None
-        teacher = TeacherEngine(self._ready.teacher_folder, ds_config, _DTYPES[precision], self._ranks, adapt)
-        teacher.probe(self._probe_batch().to(self._ranks.device))
-        return teacher
-
-    def _probe_batch(self) -> Batch:
-        task = self._ready.train_tasks[0]
-        examples = [task.example(index) for index in range(min(2, len(task)))]
-        return collate(examples, [0] * len(examples), self._ready.layout, self._recipe.batch.pad_to_multiple_of)
-
-    # ---- data and decisions ----------------------------------------------------------------------------------
-
-    def _train_loader(self) -> TrainLoader:
-        recipe, tasks = self._recipe, self._ready.train_tasks
-        mixture = Mixture([len(task) for task in tasks], [t.weight for t in recipe.data.tasks], recipe.seed)
-        return TrainLoader(
-            tasks,
-            mixture,
-            self._ready.layout,
-            per_rank=recipe.batch.per_rank,
-            accumulation_steps=recipe.batch.accumulation_steps,
-            pad_to_multiple_of=recipe.batch.pad_to_multiple_of,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-        )
-
-    def _validator(self, objective: Objective) -> Validator | None:
-        recipe = self._recipe
-        if not self._ready.valid_tasks:
-            return None
-        loader = ValidationLoader(
-            self._ready.valid_tasks,
-            self._ready.layout,
-            per_rank=recipe.validation.per_rank_batch or recipe.batch.per_rank,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            pad_to_multiple_of=recipe.batch.pad_to_multiple_of,
-        )
-        return Validator(loader, objective, self._ready.valid_labels, self._ranks)
-
-    def _policies(self) -> Policies:
-        recipe = self._recipe
-        schedule, when, stop, save = recipe.schedule, recipe.validation, recipe.stop, recipe.checkpoint
-        return Policies(
-            learning_rate=LearningRate(
-                schedule.name,
-                recipe.optimizer.learning_rate,
-                warmup=Warmup(schedule.warmup_steps, schedule.warmup_start),
-                total_steps=schedule.total_steps or stop.max_steps,
-                final_share=schedule.final_share,
-                plateau=Plateau(schedule.decay, schedule.patience, schedule.threshold),
-            ),
-            keep_best=KeepBest(when.direction),
-            early_stopping=EarlyStopping(when.patience, when.direction, when.stop_at),
-            log_when=Every(steps=recipe.logging.every_steps),
-            validate_when=Every(when.every_steps, when.every_epochs, when.every_seconds),
-            save_when=Every(steps=save.every_steps, seconds=save.every_seconds),
-            limits=Limits(stop.max_steps, stop.max_epochs, stop.max_seconds, stop.max_skipped_steps),
-            metric=when.metric,
-            save_after_validation=when.save_after_validation,
-        )
-
-    def _publisher(self, student: StudentEngine) -> Callable[[dict[str, float], int], None]:
-        recipe, ready = self._recipe, self._ready
-        probe = self._probe_batch()
-
-        def publish_best(values: dict[str, float], step: int) -> None:
-            if self._ranks.rank == 0:
-                card = model_card(
-                    recipe_yaml=resolved_yaml(recipe),
-                    name=recipe.name,
-                    family=ready.family.name,
-                    teacher=recipe.teacher.path,
-                    parameters=student.parameter_count(),
-                    step=step,
-                    metrics=values,
-                    machine=machine_record(),
-                )
-                try:
-                    publish(
-                        self._folder / "best",
-                        f"step-{step:08d}",
-                        lambda target: write_student(student.module.model, ready.tokenizer, target, card, probe),
-                    )
-                except (OSError, ExportError) as error:
-                    self._sinks.message(
-                        f"the new best student could not be exported: {error}. The earlier export is kept and "
-                        "training goes on; `distill export` can write it from a checkpoint later."
-                    )
-            self._ranks.barrier()
-
-        return publish_best

@@ -34,6 +34,8 @@ def write_student(model: PreTrainedModel, tokenizer: Any, folder: Path, card: st
         _save_weights(model, folder)
         tokenizer.save_pretrained(folder)
         (folder / _CARD).write_text(card, encoding="utf-8")
+        for file in folder.iterdir():  # safetensors lets only the owner read what it writes
+            file.chmod((folder / _CARD).stat().st_mode)
         _verify(model, folder, probe)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

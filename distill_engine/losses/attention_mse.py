@@ -9,9 +9,13 @@ add zero; what differs between the two definitions is the denominator (see `loss
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from distill_engine.losses.masked_mse import squared_sum_and_slope_
 from distill_engine.values import QueryKey
 
 
@@ -23,26 +27,61 @@ def attention_mse_sum(student: QueryKey, teacher: QueryKey, pair_mask: Tensor, c
     clamp             largest squared difference of one pair, or None
     returns           [] float32
     """
-    squared = score_difference(student, teacher).square()  # [B, H, Q, K]
-    if clamp is not None:
-        squared = squared.clamp(max=clamp)
-    return squared.masked_fill(~pair_mask[:, None], 0.0).sum() / student.query.shape[1]
-
-
-def score_difference(student: QueryKey, teacher: QueryKey) -> Tensor:
-    """Student scores minus teacher scores, [B, H, Q, K] float32.
-
-    One matrix product instead of two: [s*Qs, -t*Qt] [Ks, Kt]^T along the head dimension, so neither model's own
-    score matrix is ever stored.
-    """
     if student.query.shape[1] != teacher.query.shape[1]:
         raise ValueError(
             f"attention scores: the student has {student.query.shape[1]} heads, the teacher "
             f"{teacher.query.shape[1]}. They can only be compared head by head; use equal heads or weight 0."
         )
-    query = torch.cat([student.query.float() * student.scale, teacher.query.float() * -teacher.scale], dim=-1)
-    key = torch.cat([student.key.float(), teacher.key.float()], dim=-1)
-    return query @ key.transpose(-1, -2)
+    total: Tensor = _ScoreError.apply(student.query, student.key, student.scale, teacher, pair_mask, clamp)
+    return total / student.query.shape[1]
+
+
+class _ScoreError(torch.autograd.Function):
+    """Sum of squared score differences, with one [B, H, Q, K] kept for the backward pass.
+
+    With D = scale * q k^T - (teacher's scores) and G = dsum/dD (see squared_sum_and_slope_):
+
+        dq = scale * G k          dk = scale * G^T q
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, scale: float, teacher: QueryKey, pair_mask: Tensor, clamp: float | None
+    ) -> Tensor:
+        flat = QueryKey(_flat(query), _flat(key), scale)  # kept: the backward pass would copy them again
+        difference = _flat_difference(flat, teacher).view(*query.shape[:3], key.shape[2])
+        total, slope = squared_sum_and_slope_(difference, pair_mask[:, None], clamp)
+        ctx.save_for_backward(flat.query, flat.key, slope.flatten(0, 1))
+        ctx.scale, ctx.shapes, ctx.dtype = scale, (query.shape, key.shape), query.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        query, key, slope = ctx.saved_tensors
+        factor = gradient * (2.0 * ctx.scale)
+        gradients = ((slope @ key).mul_(factor), (slope.transpose(1, 2) @ query).mul_(factor))
+        of_query, of_key = (g.view(s).to(ctx.dtype) for g, s in zip(gradients, ctx.shapes, strict=True))
+        return of_query, of_key, None, None, None, None
+
+
+def score_difference(student: QueryKey, teacher: QueryKey) -> Tensor:
+    """Student scores minus teacher scores, [B, H, Q, K] float32; neither model's own scores are kept."""
+    flat = QueryKey(_flat(student.query), _flat(student.key), student.scale)
+    return _flat_difference(flat, teacher).view(*student.query.shape[:3], student.key.shape[2])
+
+
+def _flat_difference(student: QueryKey, teacher: QueryKey) -> Tensor:
+    """[B * H, Q, K]; the student's query and key come flat, the teacher's as they are."""
+    scores = student.query @ student.key.transpose(1, 2)
+    keys = _flat(teacher.key).transpose(1, 2)
+    torch.baddbmm(scores, _flat(teacher.query), keys, beta=student.scale, alpha=-teacher.scale, out=scores)
+    return scores
+
+
+def _flat(heads: Tensor) -> Tensor:
+    """[B, H, L, E] -> [B * H, L, E] float32."""
+    return heads.flatten(0, 1).float()
 
 
 def pair_mask(query_mask: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:

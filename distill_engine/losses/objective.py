@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
 from distill_engine.losses.masked_mse import masked_mse_sum
-from distill_engine.losses.prediction import prediction_sum, task_sum
+from distill_engine.losses.prediction import prediction_sum, task_and_prediction_sums, task_sum
 from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, TermValue
 
 Definition = Literal["parlai", "invariant"]
@@ -116,21 +116,31 @@ class Objective:
     def terms(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, TermValue]:
         """Every active term of one micro-batch, in TERMS order (projected student features expected)."""
         counts = self.counts(batch)
+        sums = self._vocabulary_sums(student, teacher, batch)
+        none = batch.labels.new_empty(0, dtype=torch.float32)
         values: dict[str, TermValue] = {}
         for index, term in enumerate(self.term_weights):
-            total, per_layer = self._sum(term, student, teacher, batch)
+            total, per_layer = (sums[term], none) if term in sums else self._sum(term, student, teacher, batch)
             values[term] = TermValue(total, counts[index].float(), per_layer)
         return values
 
-    def _sum(self, term: str, student: Features, teacher: Features | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        none = batch.labels.new_empty(0, dtype=torch.float32)
-        if term == "task":
+    def _vocabulary_sums(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
+        """Task and prediction, those that are active."""
+        active = self.term_weights
+        if "task" in active and "prediction" in active and self.temperature == 1.0:  # one softmax serves both
+            task, prediction = task_and_prediction_sums(*_logits(student, teacher), batch.labels)
+            return {"task": task, "prediction": prediction}
+        sums = {}
+        if "task" in active:
             assert student.logits is not None
-            return task_sum(student.logits, batch.labels), none
+            sums["task"] = task_sum(student.logits, batch.labels)
+        if "prediction" in active:
+            sums["prediction"] = prediction_sum(*_logits(student, teacher), batch.labels, self.temperature)
+        return sums
+
+    def _sum(self, term: str, student: Features, teacher: Features | None, batch: Batch) -> tuple[Tensor, Tensor]:
         assert teacher is not None, "the recipe rules refuse distillation weights without a teacher"
-        if term == "prediction":
-            assert student.logits is not None and teacher.logits is not None
-            return prediction_sum(student.logits, teacher.logits, batch.labels, self.temperature), none
+        none = batch.labels.new_empty(0, dtype=torch.float32)
         if term == "encoder":  # ParlAI does not clamp this one
             assert student.encoder_output is not None and teacher.encoder_output is not None
             return masked_mse_sum(student.encoder_output, teacher.encoder_output, batch.context_mask, None), none
@@ -191,6 +201,12 @@ class Objective:
             for index, ((_, weight), value) in enumerate(zip(self.term_weights.items(), terms.values(), strict=True))
         ]
         return torch.stack(weighted).sum()
+
+
+def _logits(student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
+    assert teacher is not None, "the recipe rules refuse distillation weights without a teacher"
+    assert student.logits is not None and teacher.logits is not None
+    return student.logits, teacher.logits
 
 
 def _mean_over_layers(sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

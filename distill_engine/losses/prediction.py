@@ -10,24 +10,66 @@ models: these add exactly zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from distill_engine.losses.masked_mse import zero_unless_
 from distill_engine.values import IGNORED_LABEL
 
 
 def task_sum(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy with the labels; [B, T, V] and [B, T] (-100 ignored) -> [] float32."""
-    keep = labels != IGNORED_LABEL  # picked out, not ignored: an inf or nan at padding would give a nan gradient
-    return functional.cross_entropy(student_logits[keep].float(), labels[keep], reduction="sum")
+    return functional.cross_entropy(
+        student_logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+    )
 
 
 def prediction_sum(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Summed KL divergence at label positions; [B, T, V], [B, T, V], [B, T] -> [] float32."""
-    keep = labels != IGNORED_LABEL  # [B, T]
-    student = functional.log_softmax(student_logits[keep].float() / temperature, dim=-1)  # [tokens, V]
-    with torch.no_grad():
-        teacher = functional.log_softmax(teacher_logits[keep].float() / temperature, dim=-1)
-    divergence = functional.kl_div(student, teacher, log_target=True, reduction="sum")
-    return divergence * temperature**2
+    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
+    any_label = labels.clamp(max=0)  # the task sum is not asked for: which token is labelled makes no difference
+    return task_and_prediction_sums(student, teacher, any_label)[1] * temperature**2
+
+
+def task_and_prediction_sums(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both sums at temperature 1, from one softmax of each model; [B, T, V], [B, T, V], [B, T] -> [], [] float32."""
+    task, prediction = _TaskAndPrediction.apply(student_logits, teacher_logits, labels)
+    return task, prediction
+
+
+class _TaskAndPrediction(torch.autograd.Function):
+    """Both sums with p_s and p_t kept, and their gradients formed together:
+
+        d task / d s = p_s - onehot(label)          d prediction / d s = p_s - p_t
+
+    Positions without a label may hold inf or nan; they are overwritten with zeros at the end.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ignored = labels == IGNORED_LABEL  # [B, T]
+        label = labels.masked_fill(ignored, 0)[..., None]  # [B, T, 1]
+        student = torch.log_softmax(student_logits, dim=-1, dtype=torch.float32)  # [B, T, V]
+        teacher = torch.log_softmax(teacher_logits, dim=-1, dtype=torch.float32)
+        log_ratio = teacher - student
+        teacher = teacher.exp_()
+        divergence = log_ratio.mul_(teacher).sum(dim=-1).masked_fill(ignored, 0.0)  # [B, T]
+        task = student.gather(-1, label).squeeze(-1).neg().masked_fill(ignored, 0.0)
+        ctx.save_for_backward(student.exp_(), teacher, label, ignored)
+        ctx.dtype = student_logits.dtype
+        return task.sum(), divergence.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, task: Tensor, prediction: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher, label, ignored = ctx.saved_tensors
+        gradient = student * (task + prediction)
+        gradient.addcmul_(teacher, prediction, value=-1.0)
+        gradient.scatter_add_(-1, label, -task.expand(label.shape))
+        return zero_unless_(gradient, ~ignored[..., None]).to(ctx.dtype), None, None

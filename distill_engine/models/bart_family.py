@@ -142,7 +142,7 @@ class BartFamilyAdapter(nn.Module):
         )
 
     def _logits(self, decoder_output: Tensor) -> Tensor:
-        logits = self.model.lm_head(decoder_output) + self.model.final_logits_bias  # [B, T, V]
+        logits = self.model.lm_head(decoder_output).add_(self.model.final_logits_bias)  # [B, T, V]
         if self.family.masks_start_logit:
             logits[..., self.model.config.bos_token_id] = masked_logit_value(logits.dtype)
         return logits

@@ -56,6 +56,7 @@ LAWS: dict[str, Law] = {
     "compare": law("values data evaluate latency prepare recipe"),
     "export_run": law("values data export train.checkpoint train.manifest"),
     "assemble": Law(ANYTHING),
+    "builder": Law(ANYTHING),
     "run": Law(ANYTHING),
     "cli": Law(ANYTHING),
     "launcher": law("recipe", HEAVY),

@@ -8,6 +8,9 @@ import json
 
 import pytest
 
+from distill_engine.recipe.rules import DIRECTIONS, OVERALL_ONLY
+from distill_engine.telemetry.metrics import describe
+
 
 def setting(path, value):
     return lambda case: case.set(path, value)
@@ -152,3 +155,10 @@ def test_a_wrong_command_line_is_a_usage_error(case, call, arguments):
     case.arguments += arguments
     code, err = call()
     assert code == 2 and "usage: run.py" in err and "Traceback" not in err
+
+
+def test_every_metric_that_a_recipe_may_decide_by_is_one_that_is_measured():
+    for name in DIRECTIONS:
+        describe("valid/term/task/raw" if name == "raw" else f"valid/{name}")
+        if name not in OVERALL_ONLY:
+            describe(f"valid/some_task/{name}")

@@ -60,6 +60,13 @@ def test_embeddings_are_bare_table_rows(family, tiny):
     assert torch.equal(shown[Stack.DECODER], table[batch.decoder_input_ids])
 
 
+@pytest.mark.parametrize("order", [(Stack.ENCODER, Stack.DECODER), (Stack.DECODER, Stack.ENCODER)])
+def test_embeddings_come_in_one_order_however_they_are_asked_for(tiny, order):
+    """Ranks must add up gradients in the same order; a set of names has another order in every process."""
+    request = FeatureRequest(embeddings=dict.fromkeys(order).keys())
+    assert list(adapt(tiny.model("bart"))(tiny.batch("bart"), request).embeddings) == [Stack.ENCODER, Stack.DECODER]
+
+
 def test_embeddings_are_unscaled_for_any_width(tiny):
     model, batch = tiny.model("blenderbot", width=18), tiny.batch("blenderbot")  # sqrt(18) is no round number
     shown = adapt(model)(batch, FeatureRequest(embeddings=frozenset({Stack.ENCODER}))).embeddings

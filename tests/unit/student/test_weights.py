@@ -134,3 +134,13 @@ def test_a_file_cut_short(folders, layout, keep):
     file.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(WeightsError, match=rf"{file.name} cannot be read as .*download may be incomplete"):
         WeightFiles(folder)
+
+
+def test_check_readable_finds_a_damaged_shard_that_no_student_needs(folders):
+    folder = folders.teacher("bart")
+    folders.shards(folder, lambda name: f"part-{'decoder' in name:d}.safetensors")
+    WeightFiles(folder).check_readable()
+    shard = folder / "part-1.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=r"part-1\.safetensors cannot be read as safetensors"):
+        WeightFiles(folder).check_readable()

@@ -27,12 +27,13 @@ VOCABULARY, BATCHES, MICRO_BATCHES = 29, 6, 2
 
 
 class ToyRanks:
-    """One process whose agreed clock goes on by one second per agreement."""
+    """One process whose agreed clock goes on by one second per agreement, and by `pause` at the next."""
 
     rank, world_size, device = 0, 1, torch.device("cpu")
 
     def __init__(self) -> None:
         self.agreed_steps: list[int] = []
+        self.pause = 0.0
 
     def sum(self, tensor):
         return tensor.clone()
@@ -45,7 +46,8 @@ class ToyRanks:
 
     def agree(self, step, stop, seconds):
         self.agreed_steps.append(step)
-        return stop, math.floor(seconds) + 1.0
+        pause, self.pause = self.pause, 0.0
+        return stop, math.floor(seconds) + 1.0 + pause
 
 
 class ToyTeacher:
@@ -169,12 +171,13 @@ class Run:
     def __init__(
         self, folder: Path, tiny, *, limits: Limits, log=None, validate=None, save=None, patience=None, stop_at=None,
         metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0, teacher=True,
-        validations=None, warmup=0,
+        validations=None, warmup=0, validation_seconds=0.0,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self.events: list[str] = []
         self.published: list[tuple[dict, int]] = []
         self.stop_at_attempt, self.failing_saves = stop_at_attempt, failing_saves
+        self.validation_seconds = validation_seconds
         self.ranks, self.sinks, self.batches = ToyRanks(), ToySinks(self), ToyBatches(tiny)
         self.student, self.teacher = ToyStudent(self, set(skipped)), ToyTeacher() if teacher else None
         weights = Weights(task=1.0, prediction=2.0 if teacher else 0.0)
@@ -218,6 +221,7 @@ class Watched:
     def run(self, student, teacher):
         assert not student.training
         self.owner.events.append("validate")
+        self.owner.ranks.pause = self.owner.validation_seconds
         return self.real.run(student, teacher)
 
 

@@ -103,8 +103,8 @@ def test_epochs_and_seconds_trigger_validations(toy):
 
 
 def test_the_time_until_the_next_validation_counts_from_the_end_of_this_one(toy):
-    run = toy(max_steps=6, validate=Every(seconds=2))
-    run.trainer.run()  # every step and every validation takes a second of the agreed clock
+    run = toy(max_steps=6, validate=Every(seconds=2), validation_seconds=10)
+    run.trainer.run()  # a step takes a second of the agreed clock
     assert [step for step, _, _ in run.records("valid")] == [2, 4, 6]
 
 
@@ -114,6 +114,12 @@ def test_skipped_steps_trigger_nothing(toy):
     after_first_save = run.events[run.events.index("save") + 1 :]
     assert after_first_save[:3] == ["skip 3", "skip 4", "step 5"]
     assert [step for step, _, _ in run.records("valid")] == [2, 4]
+
+
+def test_a_trigger_that_gets_due_at_a_skipped_step_waits_for_the_next_applied_one(toy):
+    run = toy(max_steps=3, validate=Every(seconds=2), skipped={2, 3})
+    run.trainer.run()
+    assert run.events[: run.events.index("validate")] == ["step 1", "skip 2", "skip 3", "step 4", "train record 2"]
 
 
 def test_every_logged_name_is_registered_and_values_are_those_of_the_step(toy):
@@ -210,6 +216,12 @@ def test_a_failing_save_does_not_stop_training_and_is_tried_again(toy):
     assert run.events.count("save") == 4  # two fail, step 6 succeeds, and again after the validation at the end
     assert run.checkpoints.latest_complete().step == 6
     assert [text for text in run.sinks.messages if "was not written" in text and "disk is full" in text]
+
+
+def test_what_could_not_be_saved_is_saved_at_the_end(toy):
+    run = toy(max_steps=2, validate=Every(steps=2), failing_saves=1)
+    run.trainer.run()
+    assert run.events[-2:] == ["save", "save"] and run.checkpoints.latest_complete().step == 2
 
 
 def test_saves_that_fail_three_times_in_a_row_end_the_run(toy):
