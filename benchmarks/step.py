@@ -33,7 +33,7 @@ quiet_libraries(int(os.environ.get("RANK", "0")))  # before anything imports tor
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from distill_engine.assemble import _Builder  # noqa: E402
+from distill_engine.builder import Builder  # noqa: E402
 from distill_engine.data.layout import SequenceLayout  # noqa: E402
 from distill_engine.data.tokenised import TokenisedTask, TokenLimits  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
@@ -108,12 +108,8 @@ def arithmetic_gflop(preset: Preset) -> float:
     Everything that is no matrix product counts as nothing, and so do the score products of the attention terms,
     because the models' own attentions compute the same scores.
     """
-    projections = (2 + preset.student.encoder_layers + preset.student.decoder_layers, preset.student, preset.teacher)
-    return (
-        _forward_gflop(preset, preset.teacher)
-        + 3 * _forward_gflop(preset, preset.student)
-        + 3 * _projection_gflop(preset, *projections[1:])
-    )
+    trained = _forward_gflop(preset, preset.student) + _projection_gflop(preset)
+    return _forward_gflop(preset, preset.teacher) + 3 * trained
 
 
 def _forward_gflop(preset: Preset, size: Size) -> float:
@@ -128,15 +124,17 @@ def _forward_gflop(preset: Preset, size: Size) -> float:
     return 2 * pairs / GIGA
 
 
-def _projection_gflop(preset: Preset, student: Size, teacher: Size) -> float:
+def _projection_gflop(preset: Preset) -> float:
+    """One map for the embeddings and for the hidden states of every layer, in either stack."""
+    student, teacher = preset.student, preset.teacher
     contexts, labels = preset.batch * preset.context_tokens, preset.batch * preset.label_tokens
     tokens = contexts * (1 + student.encoder_layers) + labels * (1 + student.decoder_layers)
     return 2 * tokens * student.width * teacher.width / GIGA
 
 
 class MatmulRate:
-    """This process's rate of large square matrix products, sampled between the steps: whatever else the machine does
-    then slows both alike."""
+    """This process's rate of large square matrix products, sampled between the steps: what else the machine does
+    slows both alike."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, side: int) -> None:
         self._a = torch.randn(side, side).to(device, dtype)
@@ -145,15 +143,14 @@ class MatmulRate:
         self._gflop = 2 * side**3 / GIGA
         self.samples: list[float] = []
 
-    def sample(self, products: int = 3) -> None:
-        """Add the rate of the fastest of some products."""
-        seconds = []
+    def sample(self, products: int = 4) -> None:
+        """Add the mean rate of some products."""
+        _wait(self._out.device)
+        started = time.perf_counter()
         for _ in range(products):
-            started = time.perf_counter()
             torch.mm(self._a, self._b, out=self._out)
-            _wait(self._out.device)
-            seconds.append(time.perf_counter() - started)
-        self.samples.append(self._gflop / min(seconds))
+        _wait(self._out.device)
+        self.samples.append(products * self._gflop / (time.perf_counter() - started))
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------
@@ -241,7 +238,7 @@ def trainer_of(name: str, preset: Preset, precision: str, ranks: Ranks) -> Itera
             valid_labels=(),
         )
         student_ds, teacher_ds = _ds_configs(recipe, precision, ranks)
-        trainer = _Builder(ready, folder, ranks, SinkGroup([], print)).trainer(student_ds, teacher_ds)
+        trainer = Builder(ready, folder, ranks, SinkGroup([], print)).trainer(student_ds, teacher_ds)
         trainer.student.train()
         yield trainer
         trainer.batches.close()  # type: ignore[attr-defined]
@@ -311,16 +308,15 @@ def _wait(device: torch.device) -> None:
 
 def report(name: str, precision: str, preset: Preset, steps: int | None) -> dict[str, Any]:
     """Measure a preset in this process group; the result, complete on rank 0."""
-    if preset.threads is not None:
-        torch.set_num_threads(preset.threads)
     ranks = distributed.start()
+    if preset.threads is not None:
+        torch.set_num_threads(preset.threads)  # after the start, which shares the machine's cores out among ranks
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rate = MatmulRate(dtype, ranks.device, side=min(2048, 4 * preset.teacher.width))
     with trainer_of(name, preset, precision, ranks) as trainer:
         seconds, shares = measure(trainer, preset, rate, steps or preset.steps)
-        final_loss_is_finite = trainer._last_outcome.applied
-    if not final_loss_is_finite:
-        raise SystemExit("the last step was skipped: its gradients were not finite; the timing means nothing.")
+        if trainer.progress.skipped_steps:
+            raise SystemExit(f"{trainer.progress.skipped_steps} steps were skipped: a gradient was not finite.")
     ordered = sorted(seconds)
     median, last = statistics.median(ordered), len(ordered) - 1
     gflop, gflops = arithmetic_gflop(preset), statistics.median(rate.samples)
