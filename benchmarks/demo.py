@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from runs import DEMO_RECIPE, ROOT, RunFailedError, start_run, this_machine
 
+from distill_engine.telemetry.quiet import quiet_libraries
+
 CONSOLE = Console()
 COLUMNS = ("parameters", "valid_ppl", "token_accuracy", "teacher_agreement", "ms_per_reply")
 # The same student on its own: nothing of the teacher, neither its losses nor its weights. From scratch it wants a
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe in both runs")  # fmt: skip
     given = parser.parse_args()
+    quiet_libraries(0)
     started = time.perf_counter()
     try:
         rows = distil_and_compare(given.run_dir, given.overrides)

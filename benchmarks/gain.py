@@ -22,6 +22,7 @@ from demo import distil_and_compare, gap_closed
 from runs import ROOT
 
 from distill_engine.telemetry.machine import machine_record
+from distill_engine.telemetry.quiet import quiet_libraries
 
 
 def main() -> int:
@@ -32,6 +33,7 @@ def main() -> int:
                         help="change one value of the recipe in all runs")  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gain.json")
     given = parser.parse_args()
+    quiet_libraries(0)  # before anything imports transformers
     per_seed = []
     for seed in range(1, given.seeds + 1):
         with tempfile.TemporaryDirectory() as folder:
