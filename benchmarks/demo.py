@@ -93,7 +93,10 @@ def measure(run_dir: Path, without: Path, overrides: list[str]) -> dict[str, dic
 
 def show(rows: dict[str, dict[str, float]], run_dir: Path, seconds: float) -> None:
     """The table and where things are."""
-    table = Table("", *(column.replace("_", " ") for column in COLUMNS), title="Demo: was the teacher worth it?")
+    table = Table(title="Demo: was the teacher worth it?")
+    table.add_column("", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
     for name, row in rows.items():
         table.add_row(
             name.replace("_", " "),

@@ -77,7 +77,7 @@ def _tell(error: Exception, speaks: bool) -> int | None:
         code = FAILED
     else:
         return None
-    if speaks or isinstance(error, _LONELY_ERRORS):  # such a one may be known on this rank alone
+    if speaks or (code == FAILED and isinstance(error, _LONELY_ERRORS)):  # perhaps known on this rank alone
         rank = os.environ.get("RANK", "0")
         sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{type(error).__name__}: {error}\n")
         sys.stderr.flush()
