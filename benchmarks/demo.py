@@ -22,8 +22,8 @@ from distill_engine.telemetry.quiet import quiet_libraries
 
 CONSOLE = Console()
 COLUMNS = ("parameters", "valid_ppl", "token_accuracy", "teacher_agreement", "ms_per_reply")
-# The same student on its own: nothing of the teacher, neither its losses nor its weights. From scratch it wants a
-# higher learning rate than copied layers do; this is the best one found for it.
+# The same student on its own: nothing of the teacher, neither its losses nor its weights. From scratch it prefers
+# a higher learning rate than copied layers do (0.008 over 0.004; others were not tried to the end).
 WITHOUT_TEACHER = (
     "teacher.path=null",
     "student.init=random",
