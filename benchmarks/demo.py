@@ -96,7 +96,7 @@ def show(rows: dict[str, dict[str, float]], run_dir: Path, seconds: float) -> No
     table = Table(title="Demo: was the teacher worth it?")
     table.add_column("", no_wrap=True)
     for column in COLUMNS:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", " "), justify="right", min_width=max(map(len, column.split("_"))))
     for name, row in rows.items():
         table.add_row(
             name.replace("_", " "),
