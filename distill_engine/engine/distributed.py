@@ -88,14 +88,6 @@ class Ranks:
             dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says so; every rank gets the same answer."""
-        if self.world_size == 1:
-            return flag
-        answer = torch.tensor(int(flag), device=self.device)  # bool is not a reduction type of NCCL
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-        return bool(answer.item())
-
     def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
         """One reduction per step: whether any rank wants to stop, and rank 0's clock.
 
@@ -113,10 +105,6 @@ class Ranks:
                 "their steps): a rank has skipped or repeated a step. Start the same command again to resume."
             )
         return stops > 0, agreed_seconds
-
-    def all_true(self, flag: bool) -> bool:
-        """Whether every rank says so; every rank gets the same answer."""
-        return not self.any(not flag)
 
     def broadcast(self, value: Value) -> Value:
         """Rank 0's value on every rank (picklable)."""
