@@ -18,6 +18,7 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IGNORED_LABEL = -100
 
@@ -79,10 +80,12 @@ class Batch:
 class FeatureRequest:
     """What one model must show in one forward pass; everything else is neither kept nor computed.
 
-    Layer numbers are 0-based and belong to the model that is asked.
+    Layer numbers are 0-based and belong to the model that is asked. `head` asks for the factors of the logits instead
+    of, or beside, the logits themselves.
     """
 
     logits: bool = True
+    head: bool = False
     encoder_output: bool = False
     embeddings: frozenset[Stack] = frozenset()
     hidden: Mapping[Stack, tuple[int, ...]] = field(default_factory=dict)
@@ -102,20 +105,56 @@ class QueryKey:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """Hidden states and the linear map to another width; the product is not formed, a kernel may never need it whole.
+
+    states [B, L, Ds], weight [D, Ds], bias [D]
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def tensor(self) -> Tensor:
+        """[B, L, D]: the product."""
+        return functional.linear(self.states, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The factors of a model's logits `hidden @ embedding^T + bias`; a kernel may never need the logits whole.
+
+    hidden    [B, T, D], the decoder's output
+    embedding [V, D], tied with the token embedding
+    bias      [V], or None where it is all zeros
+    masked_id the token that is never predicted (its logit is set to "minus infinity"), or None
+    """
+
+    hidden: Tensor
+    embedding: Tensor
+    bias: Tensor | None
+    masked_id: int | None
+
+
+@dataclass(frozen=True)
 class Features:
     """What a model showed for one batch, keyed by the model's own layer numbers.
 
     logits         [B, T, V], or None when not asked
+    head           the logits' factors, or None when not asked
     encoder_output [B, S, D]
     embeddings     stack -> [B, L, D], token embedding only: unscaled, without positions or norm
     hidden         (stack, layer) -> [B, L, D], output of the whole layer (residual stream)
     attention      (kind, layer) -> QueryKey
+
+    A student's encoder output, embeddings and hidden states are Projected where its width is not the teacher's.
     """
 
     logits: Tensor | None = None
-    encoder_output: Tensor | None = None
-    embeddings: Mapping[Stack, Tensor] = field(default_factory=dict)
-    hidden: Mapping[tuple[Stack, int], Tensor] = field(default_factory=dict)
+    head: OutputHead | None = None
+    encoder_output: Tensor | Projected | None = None
+    embeddings: Mapping[Stack, Tensor | Projected] = field(default_factory=dict)
+    hidden: Mapping[tuple[Stack, int], Tensor | Projected] = field(default_factory=dict)
     attention: Mapping[tuple[AttentionKind, int], QueryKey] = field(default_factory=dict)
 
 

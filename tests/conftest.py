@@ -8,10 +8,19 @@ from pathlib import Path
 # Before anything imports torch or deepspeed. To run the tests marked `gpu`, set DS_ACCELERATOR=cuda.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Also before anything imports triton (transformers does): on a CPU its kernels run in Triton's interpreter.
+if os.environ["DS_ACCELERATOR"] == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_cache_of_the_tests(tmp_path_factory) -> None:
+    """Runs of the tests keep their tokens to themselves."""
+    os.environ["DISTILL_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("token_cache"))
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,8 @@ def teacher_config(
         "gradient_accumulation_steps": 1,
         "train_batch_size": batch_per_rank * world_size,
     }
+    # otherwise DeepSpeed replaces torch.nn.functional.linear for the whole process, the student's included
+    final["zero_optimization"]["memory_efficient_linear"] = False
     _set_precision(final, dtype)
     return final
 

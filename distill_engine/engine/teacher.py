@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,26 @@ class TeacherEngine:
         engine, *_ = deepspeed.initialize(model=adapt(model), config=dict(ds_config))
         engine.eval()
         self._engine = engine
+        self._embedding: Tensor | None = None
         self.config = model.config
 
     def features(self, batch: Batch, request: FeatureRequest) -> Features:
         """What was asked, without gradients. Raises TeacherError if the logits are not finite numbers."""
         # no_grad, not inference_mode: losses save these tensors for the student's backward pass
         with torch.no_grad():
-            return self._engine(batch, request)
+            shown: Features = self._engine(batch, request)
+            if shown.head is None:
+                return shown
+            return replace(shown, head=replace(shown.head, embedding=self._output_embedding()))
+
+    def _output_embedding(self) -> Tensor:
+        """[V, D], whole. The sharded one is gone when the pass is over; this copy is gathered once and kept, which is
+        as true: the teacher is frozen. Collective."""
+        if self._embedding is None:
+            weight = self._engine.module.model.get_output_embeddings().weight
+            with deepspeed.zero.GatheredParameters([weight]):
+                self._embedding = weight.detach().clone()
+        return self._embedding
 
     def probe(self, batch: Batch) -> Tensor:
         """Logits of a probe batch, checked to be finite. Raises TeacherError otherwise (fp16 overflow?)."""

@@ -65,12 +65,6 @@ class _ScoreError(torch.autograd.Function):
         return of_query, of_key, None, None, None, None
 
 
-def score_difference(student: QueryKey, teacher: QueryKey) -> Tensor:
-    """Student scores minus teacher scores, [B, H, Q, K] float32; neither model's own scores are kept."""
-    flat = QueryKey(_flat(student.query), _flat(student.key), student.scale)
-    return _flat_difference(flat, teacher).view(*student.query.shape[:3], student.key.shape[2])
-
-
 def _flat_difference(student: QueryKey, teacher: QueryKey) -> Tensor:
     """[B * H, Q, K]; the student's query and key come flat, the teacher's as they are."""
     scores = student.query @ student.key.transpose(1, 2)

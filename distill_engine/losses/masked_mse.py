@@ -47,14 +47,15 @@ class _MaskedSquaredError(torch.autograd.Function):
         return (slope * (2.0 * gradient)).to(ctx.dtype), None, None, None
 
 
-def squared_sum_and_slope_(difference: Tensor, keep: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
+def squared_sum_and_slope_(difference: Tensor, keep: Tensor | None, clamp: float | None) -> tuple[Tensor, Tensor]:
     """Sum of clamp(difference^2, max) over kept elements, [], and half its derivative, in the difference's memory.
 
     difference  float32, overwritten
-    keep        bool, broadcastable to it; what is not kept may hold inf or nan
+    keep        bool, broadcastable to it; what is not kept may hold inf or nan; None: all is kept
     clamp       largest square of one element, or None; a clamped element has derivative 0
     """
-    zero_unless_(difference, keep)
+    if keep is not None:
+        zero_unless_(difference, keep)
     squared = difference.square()
     if clamp is None:
         return squared.sum(), difference

@@ -17,16 +17,26 @@ everywhere, never averaged.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
-from distill_engine.losses.masked_mse import masked_mse_sum
+from distill_engine.losses.attention_mse import pair_mask
+from distill_engine.losses.dispatch import REFERENCE, Kernels, attention_sums, hidden_sum, vocabulary_sums
 from distill_engine.losses.prediction import prediction_sum, task_and_prediction_sums, task_sum
-from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, TermValue
+from distill_engine.losses.quality import accuracy_counts
+from distill_engine.values import (
+    IGNORED_LABEL,
+    AttentionKind,
+    Batch,
+    FeatureRequest,
+    Features,
+    Projected,
+    Stack,
+    TermValue,
+)
 
 Definition = Literal["parlai", "invariant"]
 
@@ -71,11 +81,24 @@ class Weights:
         return any(term != "task" for term in self.per_term())
 
 
+class Hits(NamedTuple):
+    """Label positions of a micro-batch, each [] (no gradient).
+
+    labels    all
+    correct   where the student predicts the label
+    agreeing  where student and teacher predict the same token; None without a teacher
+    """
+
+    labels: Tensor
+    correct: Tensor
+    agreeing: Tensor | None
+
+
 @dataclass(frozen=True)
 class Objective:
     """Computes the weighted sum of terms.
 
-    supervision[stack][student layer] is the teacher layer it is compared with.
+    supervision[stack][student layer] is the teacher layer it is compared with; `kernels` says who computes what.
     """
 
     weights: Weights
@@ -83,6 +106,7 @@ class Objective:
     definition: Definition = "invariant"
     temperature: float = 1.0
     clamp: float | None = 65504.0
+    kernels: Kernels = REFERENCE
 
     def __post_init__(self) -> None:
         if not self.weights.per_term():
@@ -101,10 +125,16 @@ class Objective:
         """What the teacher must show: mapped layers only."""
         return self._request({stack: tuple(sorted(set(layers))) for stack, layers in self.supervision.items()})
 
+    def with_whole_logits(self) -> Objective:
+        """The same objective for those who look at the logits themselves (validation counts exact examples)."""
+        return replace(self, kernels=replace(self.kernels, prediction="reference"))
+
     def _request(self, layers: Mapping[Stack, tuple[int, ...]]) -> FeatureRequest:
         active = self.term_weights
+        whole = self.kernels.prediction == "reference"
         return FeatureRequest(
-            logits=True,  # accuracy and agreement are reported even where no term needs the logits
+            logits=whole,  # accuracy and agreement are reported even where no term needs the vocabulary
+            head=not whole,
             encoder_output="encoder" in active,
             embeddings=frozenset(stack for term, stack in _EMBEDDING_TERMS.items() if term in active),
             hidden={stack: layers[stack] for term, stack in _HIDDEN_TERMS.items() if term in active},
@@ -114,18 +144,45 @@ class Objective:
     # ---- terms ---------------------------------------------------------------------------------------------
 
     def terms(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, TermValue]:
-        """Every active term of one micro-batch, in TERMS order (projected student features expected)."""
+        """Every active term of one micro-batch, in TERMS order."""
+        return self.terms_and_hits(student, teacher, batch)[0]
+
+    def terms_and_hits(
+        self, student: Features, teacher: Features | None, batch: Batch
+    ) -> tuple[dict[str, TermValue], Hits]:
+        """Every active term of one micro-batch, in TERMS order, and how many labels are predicted."""
         counts = self.counts(batch)
-        sums = self._vocabulary_sums(student, teacher, batch)
+        sums, hits = self._vocabulary(student, teacher, batch)
         none = batch.labels.new_empty(0, dtype=torch.float32)
         values: dict[str, TermValue] = {}
         for index, term in enumerate(self.term_weights):
             total, per_layer = (sums[term], none) if term in sums else self._sum(term, student, teacher, batch)
             values[term] = TermValue(total, counts[index].float(), per_layer)
-        return values
+        return values, hits
+
+    def _vocabulary(
+        self, student: Features, teacher: Features | None, batch: Batch
+    ) -> tuple[dict[str, Tensor], Hits]:
+        """Task and prediction, those that are active, and the hits."""
+        if student.logits is None:
+            return self._vocabulary_from_head(student, teacher, batch.labels)
+        whole = None if teacher is None else teacher.logits
+        correct, agreeing, labels = accuracy_counts(student.logits.detach(), whole, batch.labels)
+        return self._vocabulary_sums(student, teacher, batch), Hits(labels, correct, agreeing)
+
+    def _vocabulary_from_head(
+        self, student: Features, teacher: Features | None, labels: Tensor
+    ) -> tuple[dict[str, Tensor], Hits]:
+        assert self.kernels.prediction != "reference" and student.head is not None
+        head = None if teacher is None else teacher.head
+        task, prediction, hits = vocabulary_sums(self.kernels.prediction, student.head, head, labels, self.temperature)
+        correct, agreeing = hits[0], None if head is None else hits[1]
+        sums = {"task": task, "prediction": prediction}
+        return {term: sums[term] for term in self.term_weights if term in sums}, Hits(
+            (labels != IGNORED_LABEL).sum(), correct, agreeing
+        )
 
     def _vocabulary_sums(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
-        """Task and prediction, those that are active."""
         active = self.term_weights
         if "task" in active and "prediction" in active and self.temperature == 1.0:  # one softmax serves both
             task, prediction = task_and_prediction_sums(*_logits(student, teacher), batch.labels)
@@ -142,35 +199,39 @@ class Objective:
         assert teacher is not None, "the recipe rules refuse distillation weights without a teacher"
         none = batch.labels.new_empty(0, dtype=torch.float32)
         if term == "encoder":  # ParlAI does not clamp this one
-            assert student.encoder_output is not None and teacher.encoder_output is not None
-            return masked_mse_sum(student.encoder_output, teacher.encoder_output, batch.context_mask, None), none
+            mask = batch.context_mask
+            return self._distance(student.encoder_output, teacher.encoder_output, mask, None), none
         if term in _EMBEDDING_TERMS:
             stack = _EMBEDDING_TERMS[term]
             mask = _token_mask(batch, stack)
-            return masked_mse_sum(student.embeddings[stack], teacher.embeddings[stack], mask, self.clamp), none
+            return self._distance(student.embeddings[stack], teacher.embeddings[stack], mask, self.clamp), none
         if term in _HIDDEN_TERMS:
             return self._hidden(_HIDDEN_TERMS[term], student, teacher, batch)
         return self._attention(_ATTENTION_TERMS[term], student, teacher, batch)
 
+    def _distance(
+        self, student: Tensor | Projected | None, teacher: Tensor | Projected | None, mask: Tensor, clamp: float | None
+    ) -> Tensor:
+        assert student is not None and isinstance(teacher, Tensor)
+        return hidden_sum(self.kernels.hidden, student, teacher, mask, clamp)
+
     def _hidden(self, stack: Stack, student: Features, teacher: Features, batch: Batch) -> tuple[Tensor, Tensor]:
         mask = _token_mask(batch, stack)
         sums = [
-            masked_mse_sum(student.hidden[stack, layer], teacher.hidden[stack, taught_by], mask, self.clamp)
+            self._distance(student.hidden[stack, layer], teacher.hidden[stack, taught_by], mask, self.clamp)
             for layer, taught_by in enumerate(self.supervision[stack])
         ]
-        return _mean_over_layers(sums)
+        return _mean_over_layers(torch.stack(sums))
 
     def _attention(
         self, kind: AttentionKind, student: Features, teacher: Features, batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        mask = _pairs(batch, kind)
-        per_pair = 1.0 / mask.shape[-1] if self.definition == "parlai" else 1.0  # mean over the padded key length
-        sums = [
-            attention_mse_sum(student.attention[kind, layer], teacher.attention[kind, taught_by], mask, self.clamp)
-            * per_pair
-            for layer, taught_by in enumerate(self.supervision[kind.query_stack])
-        ]
-        return _mean_over_layers(sums)
+        layers = list(enumerate(self.supervision[kind.query_stack]))
+        students = [student.attention[kind, layer] for layer, _ in layers]
+        teachers = [teacher.attention[kind, taught_by] for _, taught_by in layers]
+        sums = attention_sums(self.kernels.attention, students, teachers, *_visible(batch, kind), self.clamp)
+        keys = students[0].key.shape[2]  # parlai: mean over the padded key length
+        return _mean_over_layers(sums / keys if self.definition == "parlai" else sums)
 
     # ---- denominators --------------------------------------------------------------------------------------
 
@@ -180,7 +241,7 @@ class Objective:
 
     def _count(self, term: str, batch: Batch) -> Tensor:
         if term in _ATTENTION_TERMS and self.definition == "invariant":
-            return _pairs(batch, _ATTENTION_TERMS[term]).sum()
+            return pair_mask(*_visible(batch, _ATTENTION_TERMS[term])).sum()
         on_encoder = term in ("encoder", "encoder_embedding", "encoder_hidden", "encoder_self_attention")
         return batch.context_mask.sum() if on_encoder else batch.label_mask.sum()
 
@@ -209,18 +270,19 @@ def _logits(student: Features, teacher: Features | None) -> tuple[Tensor, Tensor
     return student.logits, teacher.logits
 
 
-def _mean_over_layers(sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    stacked = torch.stack(list(sums))
-    return stacked.mean(), stacked.detach()
+def _mean_over_layers(sums: Tensor) -> tuple[Tensor, Tensor]:
+    return sums.mean(), sums.detach()
 
 
 def _token_mask(batch: Batch, stack: Stack) -> Tensor:
     return batch.context_mask if stack is Stack.ENCODER else batch.label_mask
 
 
-def _pairs(batch: Batch, kind: AttentionKind) -> Tensor:
-    """[B, Q, K] pairs that count. Decoder self-attention has no padding mask on keys (ParlAI): right padding lies
-    after every valid query, so the causal mask already excludes it."""
-    query_mask = _token_mask(batch, kind.query_stack)
-    key_mask = None if kind is AttentionKind.DECODER_SELF else batch.context_mask
-    return pair_mask(query_mask, key_mask, causal=kind is AttentionKind.DECODER_SELF)
+def _visible(batch: Batch, kind: AttentionKind) -> tuple[Tensor, Tensor | None, bool]:
+    """Queries that count [B, Q], keys that they may see [B, K], and whether they see no later ones.
+
+    Decoder self-attention has no padding mask on keys (ParlAI): right padding lies after every valid query, so the
+    causal mask already excludes it.
+    """
+    causal = kind is AttentionKind.DECODER_SELF
+    return _token_mask(batch, kind.query_stack), None if causal else batch.context_mask, causal

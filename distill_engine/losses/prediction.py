@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from distill_engine.losses.masked_mse import zero_unless_
 from distill_engine.values import IGNORED_LABEL
@@ -23,9 +22,8 @@ from distill_engine.values import IGNORED_LABEL
 
 def task_sum(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Summed cross-entropy with the labels; [B, T, V] and [B, T] (-100 ignored) -> [] float32."""
-    return functional.cross_entropy(
-        student_logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
-    )
+    total: Tensor = _Task.apply(student_logits, labels)
+    return total
 
 
 def prediction_sum(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -41,6 +39,28 @@ def task_and_prediction_sums(
     """Both sums at temperature 1, from one softmax of each model; [B, T, V], [B, T, V], [B, T] -> [], [] float32."""
     task, prediction = _TaskAndPrediction.apply(student_logits, teacher_logits, labels)
     return task, prediction
+
+
+class _Task(torch.autograd.Function):
+    """The task sum with log p_s kept. Not torch's own cross-entropy: its gradient is nan at ignored positions that
+    hold inf or nan."""
+
+    @staticmethod
+    def forward(ctx: Any, student_logits: Tensor, labels: Tensor) -> Tensor:
+        ignored = labels == IGNORED_LABEL  # [B, T]
+        label = labels.masked_fill(ignored, 0)[..., None]  # [B, T, 1]
+        student = torch.log_softmax(student_logits, dim=-1, dtype=torch.float32)  # [B, T, V]
+        ctx.save_for_backward(student, label, ignored)
+        ctx.dtype = student_logits.dtype
+        return student.gather(-1, label).squeeze(-1).neg().masked_fill(ignored, 0.0).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, task: Tensor) -> tuple[Tensor, None]:
+        student, label, ignored = ctx.saved_tensors
+        gradient = student.exp().mul_(task)
+        gradient.scatter_add_(-1, label, -task.expand(label.shape))
+        return zero_unless_(gradient, ~ignored[..., None]).to(ctx.dtype), None
 
 
 class _TaskAndPrediction(torch.autograd.Function):

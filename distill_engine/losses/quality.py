@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from distill_engine.values import IGNORED_LABEL, Batch
 
+Average = Literal["macro", "micro"]
 COLUMNS = ("loss_sum", "tokens", "correct", "agreeing", "exact", "examples")
 
 
@@ -65,12 +67,14 @@ def _hits(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor)
     return correct, (predicted == teacher_logits.argmax(dim=-1)) & (labels != IGNORED_LABEL)
 
 
-def quality_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> dict[str, float]:
+def quality_values(
+    sums: Tensor, labels: Sequence[str], with_teacher: bool, average: Average = "macro"
+) -> dict[str, float]:
     """Named values from globally summed [tasks, columns].
 
-    Per task as `<label>/<name>`; without a label the unweighted mean over tasks (macro, as ParlAI); `ppl_micro`
-    pools all tasks' tokens. A task without label tokens is left out; no token at all gives no value. ppl saturates
-    at infinity.
+    Per task as `<label>/<name>`; without a label the unweighted mean over tasks (macro, as ParlAI), or with `micro`
+    the value of all tasks' tokens (or examples) together; `ppl_micro` is always that. A task without label tokens is
+    left out; no token at all gives no value. ppl saturates at infinity.
     """
     per_task = {
         label: _of_task(dict(zip(COLUMNS, row, strict=True)), with_teacher)
@@ -80,9 +84,10 @@ def quality_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> d
     if not per_task:
         return {}
     rows = list(per_task.values())
-    values = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    total = dict(zip(COLUMNS, sums.sum(dim=0).tolist(), strict=True))
-    values["ppl_micro"] = _exp(total["loss_sum"] / total["tokens"])
+    pooled = _of_task(dict(zip(COLUMNS, sums.sum(dim=0).tolist(), strict=True)), with_teacher)
+    macro = {name: sum(row[name] for row in rows) / len(rows) for name in pooled}
+    values = dict(pooled if average == "micro" else macro)
+    values["ppl_micro"] = pooled["ppl"]
     return values | {f"{label}/{name}": value for label, row in per_task.items() for name, value in row.items()}
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from distill_engine.models import capture
-from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack
+from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, OutputHead, Stack
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class BartFamilyAdapter(nn.Module):
         stacks: dict[Stack, Any] = {Stack.ENCODER: model.model.encoder, Stack.DECODER: model.model.decoder}
         for stack, module in stacks.items():
             self._attach_stack(stack, module)
+        # asked once: looking at the values waits for the device
+        self._has_logits_bias = bool(torch.count_nonzero(self._logits_bias))
 
     def _attach_stack(self, stack: Stack, module: Any) -> None:
         self_kind = AttentionKind.ENCODER_SELF if stack is Stack.ENCODER else AttentionKind.DECODER_SELF
@@ -123,10 +125,12 @@ class BartFamilyAdapter(nn.Module):
                 decoder_input_ids=batch.decoder_input_ids,
                 use_cache=False,
             )
+            head = self._head(output.last_hidden_state) if request.head else None
             logits = self._logits(output.last_hidden_state) if request.logits else None
             values = dict(seen)
         return Features(
             logits=logits,
+            head=head,
             encoder_output=output.encoder_last_hidden_state if request.encoder_output else None,
             # in Stack's order: a set's differs between processes, and ZeRO-2 adds up gradients in the order of the
             # backward pass, which has to be the same on every rank
@@ -140,6 +144,16 @@ class BartFamilyAdapter(nn.Module):
                 for n in layers
             },
         )
+
+    @property
+    def _logits_bias(self) -> Tensor:
+        bias = self.model.get_buffer("final_logits_bias")
+        return bias.flatten()  # [V]
+
+    def _head(self, decoder_output: Tensor) -> OutputHead:
+        bias = self._logits_bias if self._has_logits_bias else None
+        masked = self.model.config.bos_token_id if self.family.masks_start_logit else None
+        return OutputHead(decoder_output, self.model.lm_head.weight, bias, masked)
 
     def _logits(self, decoder_output: Tensor) -> Tensor:
         logits = self.model.lm_head(decoder_output).add_(self.model.final_logits_bias)  # [B, T, V]

@@ -6,12 +6,13 @@ Training needs {student, projections}; export receives `student`, so "remove the
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill_engine.values import Batch, FeatureRequest, Features, Stack
+from distill_engine.values import Batch, FeatureRequest, Features, Projected, Stack
 
 
 class Projections(nn.Module):
@@ -45,23 +46,25 @@ class Projections(nn.Module):
             )
 
     def forward(self, features: Features) -> Features:
-        """The same features with encoder output, embeddings and hidden states at the teacher's width."""
+        """The same features with encoder output, embeddings and hidden states on their way to the teacher's width."""
         output = features.encoder_output
         if output is not None and self.encoder_output is not None:
-            output = self.encoder_output(output)
+            output = _projected(self.encoder_output, output)
         return replace(
             features,
             encoder_output=output,
-            embeddings={stack: self.embedding[stack.value](x) for stack, x in features.embeddings.items()},
-            hidden={
-                (stack, n): self._hidden(stack, n)(x) for (stack, n), x in features.hidden.items()
-            },
+            embeddings={stack: _projected(self.embedding[stack.value], x) for stack, x in features.embeddings.items()},
+            hidden={(stack, n): _projected(self._hidden(stack, n), x) for (stack, n), x in features.hidden.items()},
         )
 
     def _hidden(self, stack: Stack, layer: int) -> nn.Module:
         maps = self.hidden[stack.value]
         assert isinstance(maps, nn.ModuleDict)
         return maps[str(layer)]
+
+
+def _projected(layer: Any, states: Any) -> Projected:
+    return Projected(states, layer.weight, layer.bias)
 
 
 class StudentModule(nn.Module):
@@ -96,7 +99,8 @@ class StudentModule(nn.Module):
 
 
 def feature_tensors(features: Features) -> list[Tensor]:
-    """Every tensor of `features`, in a fixed order."""
-    single = [t for t in (features.logits, features.encoder_output) if t is not None]
-    pairs = [t for qk in features.attention.values() for t in (qk.query, qk.key)]
-    return [*single, *features.embeddings.values(), *features.hidden.values(), *pairs]
+    """Every tensor that the model made, in a fixed order (of products that are not formed, the states)."""
+    head = None if features.head is None else features.head.hidden
+    shown = (features.logits, head, features.encoder_output, *features.embeddings.values(), *features.hidden.values())
+    single = [t.states if isinstance(t, Projected) else t for t in shown if t is not None]
+    return [*single, *(t for qk in features.attention.values() for t in (qk.query, qk.key))]

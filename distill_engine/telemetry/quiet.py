@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TextIO
 
 # Read when the libraries are imported; a user's own setting wins.
 _ENVIRONMENT = {
@@ -74,44 +69,3 @@ def quiet_libraries(rank: int) -> None:
         warnings.simplefilter("ignore")
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-
-
-@contextmanager
-def library_prints_dropped() -> Iterator[None]:
-    """While inside, known lines that libraries `print` do not appear; all other output passes unchanged.
-
-    Meant around the start of the engines, where DeepSpeed builds and announces its operators.
-    """
-    with redirect_stdout(_LineFilter(sys.stdout)), redirect_stderr(_LineFilter(sys.stderr)):
-        yield
-
-
-class _LineFilter(io.TextIOBase):
-    """Passes text on, except whole lines that are known noise and the line break after them."""
-
-    def __init__(self, target: TextIO) -> None:
-        self._target = target
-        self._dropping = False
-
-    def write(self, text: str) -> int:
-        for line in text.splitlines(keepends=True):
-            if _KNOWN_PRINTS.match(line):
-                self._dropping = not line.endswith("\n")
-            elif self._dropping and line == "\n":
-                self._dropping = False
-            else:
-                self._target.write(line)
-        return len(text)
-
-    def flush(self) -> None:
-        self._target.flush()
-
-    def isatty(self) -> bool:
-        return self._target.isatty()
-
-    def fileno(self) -> int:
-        return self._target.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._target.encoding

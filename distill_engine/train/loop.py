@@ -71,8 +71,8 @@ class Batches(Protocol):
     """The endless training data of this rank (data.loader)."""
 
     @property
-    def examples_per_step(self) -> int:
-        """Examples of one optimizer step, all ranks and micro-batches together."""
+    def examples(self) -> int:
+        """Examples handed out so far, all ranks and micro-batches together."""
         ...
 
     @property
@@ -203,9 +203,9 @@ class Trainer:
         with self._watch.phase("student"):
             shown = self.student.features(batch, self.objective.student_request())
         with self._watch.phase("losses"):
-            terms = self.objective.terms(shown, taught, batch)
+            terms, hits = self.objective.terms_and_hits(shown, taught, batch)
             share = self.objective.total(terms, divisor)
-            self.meter.add_micro_batch(batch, terms, shown, taught, micro_batches)
+            self.meter.add_micro_batch(batch, terms, hits, micro_batches)
         with self._watch.phase("backward"):
             self.student.backward(share)
 
@@ -270,7 +270,7 @@ class Trainer:
         values["train/loss_scale"] = outcome.loss_scale
         values["train/skipped_steps"] = float(self.progress.skipped_steps)
         values["train/epoch"] = self.batches.epoch
-        values["train/examples"] = float(self._attempts() * self.batches.examples_per_step)
+        values["train/examples"] = float(self.batches.examples)
         values |= memory_gib(self.ranks.device)
         self.sinks.record("train", self.progress.steps, self.progress.seconds, values)
 

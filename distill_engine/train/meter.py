@@ -10,9 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distill_engine.losses.objective import Objective
-from distill_engine.losses.quality import accuracy_counts
-from distill_engine.values import Batch, Features, TermValue
+from distill_engine.losses.objective import Hits, Objective
+from distill_engine.values import Batch, TermValue
 
 _TOKENS = "tokens_per_step"
 
@@ -47,8 +46,7 @@ class Meter:
         self,
         batch: Batch,
         terms: Mapping[str, TermValue],
-        student: Features,
-        teacher: Features | None,
+        hits: Hits,
         micro_batches: int,
     ) -> None:
         """One micro-batch. Never waits for the device."""
@@ -61,17 +59,13 @@ class Meter:
             add(f"train/term/{term}/raw", value.sum.detach() / scale, count)
             for layer, layer_sum in enumerate(value.per_layer):
                 add(f"train/term/{term}/layer/{layer}", layer_sum / scale, count)
-        tokens = batch.label_mask.sum() + batch.context_mask.sum()
+        tokens = hits.labels + batch.context_mask.sum()
         add(_TOKENS, tokens, of_step)
         positions = batch.labels.numel() + batch.input_ids.numel()
         add("train/padding_share", positions - tokens, float(positions))
-        if student.logits is not None:
-            correct, agreeing, labels = accuracy_counts(
-                student.logits.detach(), None if teacher is None else teacher.logits, batch.labels
-            )
-            add("train/token_accuracy", correct, labels)
-            if agreeing is not None:
-                add("train/teacher_agreement", agreeing, labels)
+        add("train/token_accuracy", hits.correct, hits.labels)
+        if hits.agreeing is not None:
+            add("train/teacher_agreement", hits.agreeing, hits.labels)
 
     def count_step(self) -> None:
         """All micro-batches of a step were added."""

@@ -264,3 +264,24 @@ def test_the_students_load_in_a_fresh_process_and_generate(systems, program, tmp
         assert answer["kind"] == run.family
         assert answer["width"] == (16 if run.style == "tinybert" else 32)
         assert answer["layers"] == [LAYERS["encoder"], LAYERS["decoder"]]
+
+
+def test_fused_losses_train_as_the_reference_does(systems, program, write_recipe, fp32, tmp_path):
+    """Two ranks, projections, accumulated micro-batches, activation checkpointing: the same curve, dropout included."""
+    recipe = systems("tinybert", "blenderbot").recipe
+    recipe = recipe | {"batch": {"per_rank": 2, "accumulation_steps": 2}, "logging": {"wandb": {"mode": "disabled"}}}
+    recipe["student"] = recipe["student"] | {"activation_checkpointing": True}
+    recipe["logging"]["every_steps"] = 1
+    curves = {}
+    for choice in ("reference", "fused"):
+        losses = recipe["losses"] | {"kernels": dict.fromkeys(("attention", "hidden", "prediction"), choice)}
+        file = write_recipe(recipe | {"name": choice, "losses": losses})
+        said = program.run("--recipe", file, "--run-dir", tmp_path / choice, "--ds_config", fp32, ranks=2).well().said
+        name = {"reference": "reference", "fused": "chunked"}[choice]
+        assert f"loss kernels: attention {name}, hidden {name}, prediction {name}" in said
+        curves[choice] = list(read_history(tmp_path / choice / "metrics.jsonl"))
+    assert len(curves["fused"]) == len(curves["reference"]) >= STEPS
+    for fused, reference in zip(curves["fused"], curves["reference"], strict=True):
+        for metric, value in reference.values.items():
+            if "/term/" in metric or metric.endswith(("accuracy", "agreement", "grad_norm", "ppl")):
+                assert math.isclose(fused.values[metric], value, rel_tol=1e-4, abs_tol=1e-6), (metric, fused.step)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
+from distill_engine.losses.dispatch import REFERENCE, Kernels
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.student.layer_map import resolve_layer_map
@@ -45,6 +46,22 @@ def discover() -> list[Path]:
 
 CASES = discover()
 by_case = pytest.mark.parametrize("folder", CASES, ids=lambda p: p.name)
+# "fused" is chunked PyTorch on a CPU and Triton on a GPU; tests/conftest.py has Triton interpreted on CPUs
+KERNELS = {
+    "reference": REFERENCE,
+    "fused-chunked": Kernels("chunked", "chunked", "chunked"),
+    "fused-triton": Kernels("triton", "triton", "triton"),
+}
+by_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+
+
+def share(kernels: Kernels, items):
+    """All of `items`, but the first one where kernels are interpreted: minutes instead of a second for each batch."""
+    if "triton" not in (kernels.attention, kernels.hidden, kernels.prediction):
+        return list(items)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton is not interpreted here (DS_ACCELERATOR is not cpu), and these tensors lie on the CPU")
+    return list(items)[:1]
 
 
 @dataclass
@@ -64,13 +81,13 @@ class Case:
             cross_attention=coefficients["enc_dec_attn"] if narrow else 0,
         )  # fmt: skip
 
-    def objective(self, weights: Weights) -> Objective:
+    def objective(self, weights: Weights, kernels: Kernels = REFERENCE) -> Objective:
         teacher, student = self.expected["teacher_shape"], self.expected["student_shape"]
         maps = {
             Stack.ENCODER: parlai_map(teacher["enc"], student["enc"]),
             Stack.DECODER: parlai_map(teacher["dec"], student["dec"]),
         }
-        return Objective(weights, maps, definition="parlai")
+        return Objective(weights, maps, definition="parlai", kernels=kernels)
 
     def teacher(self) -> nn.Module:
         return adapt(AutoModelForSeq2SeqLM.from_pretrained(self.folder / "teacher")).eval()
@@ -137,16 +154,17 @@ def close(actual: float, expected: float, relative: float, what: str) -> None:
     assert actual == pytest.approx(expected, rel=relative, abs=1e-7), what
 
 
+@by_kernels
 @by_case
-def test_terms_layers_and_totals(folder: Path) -> None:
+def test_terms_layers_and_totals(folder: Path, kernels: Kernels) -> None:
     case = load_case(folder)
     teacher = case.teacher()
     head_counts_agree = case.expected["teacher_shape"]["heads"] == case.expected["student_shape"]["heads"]
-    for number, batch in enumerate(case.batches):
+    for number, batch in share(kernels, enumerate(case.batches)):
         expected = case.expected["batches"][number]
         known = expected["terms"] | expected["terms_not_in_total"]
         everything = case.objective(
-            Weights(1, 1, 1, 1, float(head_counts_agree), float(head_counts_agree), 1)
+            Weights(1, 1, 1, 1, float(head_counts_agree), float(head_counts_agree), 1), kernels
         )
         _, terms = loss_and_terms(case.student(everything.student_request()), teacher, everything, batch)
         for theirs, ours in TERM_NAMES.items():
@@ -158,20 +176,21 @@ def test_terms_layers_and_totals(folder: Path) -> None:
             for layer, layer_value in enumerate(expected["per_layer"].get(theirs, [])):
                 got = (value.per_layer[layer] / value.count).item()
                 close(got, layer_value, TERM, f"batch {number} {theirs} layer {layer}")
-        for name, coefficients in case.expected["coeff_sets"].items():
-            objective = case.objective(case.weights(coefficients))
+        for name, coefficients in share(kernels, case.expected["coeff_sets"].items()):
+            objective = case.objective(case.weights(coefficients), kernels)
             total, _ = loss_and_terms(case.student(objective.student_request()), teacher, objective, batch)
             close(total.item(), expected["totals"][name], TOTAL, f"batch {number} total {name}")
 
 
+@by_kernels
 @by_case
-def test_gradients(folder: Path) -> None:
+def test_gradients(folder: Path, kernels: Kernels) -> None:
     case = load_case(folder)
     teacher = case.teacher()
     stored = load_file(folder / "grads.safetensors")
-    for name, coefficients in case.expected["coeff_sets"].items():
-        objective = case.objective(case.weights(coefficients))
-        for number, batch in enumerate(case.batches):
+    for name, coefficients in share(kernels, case.expected["coeff_sets"].items()):
+        objective = case.objective(case.weights(coefficients), kernels)
+        for number, batch in share(kernels, enumerate(case.batches)):
             student = case.student(objective.student_request())
             loss_and_terms(student, teacher, objective, batch)[0].backward()
             gradients = named_gradients(student)
@@ -197,12 +216,13 @@ def named_gradients(student: StudentModule) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("kernels", [KERNELS[n] for n in ("reference", "fused-chunked")], ids=["reference", "fused"])
 @by_case
 @pytest.mark.parametrize("optimizer_name", ["sgd", "adam"])
-def test_training_curves(folder: Path, optimizer_name: str) -> None:
+def test_training_curves(folder: Path, optimizer_name: str, kernels: Kernels) -> None:
     case = load_case(folder)
     curve = case.expected["curves"][optimizer_name]
-    objective = case.objective(case.weights(case.expected["coeff_sets"][curve["coeffs"]]))
+    objective = case.objective(case.weights(case.expected["coeff_sets"][curve["coeffs"]]), kernels)
     teacher, student = case.teacher(), case.student(objective.student_request())
     trained = [p for p in student.parameters() if p.requires_grad]
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer_name]

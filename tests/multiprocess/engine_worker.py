@@ -22,6 +22,7 @@ CHECKS = {
     1: [gradients.joined, validation.numbers],
     2: [
         teacher.parity,
+        teacher.head,
         teacher.growth,
         startup.refusals,
         startup.student_beside_leak,

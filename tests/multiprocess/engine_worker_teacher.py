@@ -46,6 +46,26 @@ def _parity(bench: Bench, family: str) -> dict:
     }
 
 
+def head(bench: Bench) -> dict:
+    """The factors of the logits, on three batches, with whole logits asked for in between; per family."""
+    return {family: _head(bench, family) for family in ("blenderbot", "bart")}
+
+
+def _head(bench: Bench, family: str) -> dict:
+    teacher, plain = bench.teacher(family), PlainTeacher(bench.teachers / family)
+    pairs = []
+    for seed in range(3):
+        batch = tiny.batch(tiny.examples(4, family, seed=2 * seed + bench.ranks.rank), family)
+        factors = teacher.features(batch, FeatureRequest(logits=False, head=True)).head
+        masked = -1 if factors.masked_id is None else factors.masked_id
+        never = torch.arange(factors.embedding.shape[0]) == masked
+        logits = (factors.hidden @ factors.embedding.T + factors.bias).masked_fill(never, -1e20)
+        pairs += [(logits, plain.features(batch, FeatureRequest()).logits)]
+        pairs += [(teacher.features(batch, FeatureRequest()).logits, pairs[-1][1])]
+    available = [n for n, p in _model(teacher).named_parameters() if p.ds_status != ZeroParamStatus.NOT_AVAILABLE]
+    return {"pairs": pairs, "available": available}
+
+
 def growth(bench: Bench) -> dict:
     """Memory and live tensors while the teacher works, after warm-up and at the end; batches of changing length."""
     if bench.ranks.rank == 0:

@@ -26,6 +26,15 @@ def test_each_rank_keeps_half_of_the_teacher_and_nothing_of_it_can_be_trained(on
     assert sum(found["held"] for found in ranks) >= ranks[0]["all"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_logits_factors_can_be_used_after_the_pass_and_nothing_stays_gathered(on_2, family):
+    for rank in on_2("teacher.head"):
+        found = rank[family]
+        for shown, wanted in found["pairs"]:
+            torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-5)
+        assert found["available"] == []
+
+
 def test_the_teacher_does_not_grow_over_200_steps(on_2):
     for found in on_2("teacher.growth"):
         first, *_, last = found["marks"]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask, score_difference
+from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
 from distill_engine.values import QueryKey
 
 CLAMP = 65504.0
@@ -34,12 +34,11 @@ SIZES = st.integers(1, 5)
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 4), SIZES, SIZES, SIZES, SIZES, st.integers(0, 9))
-def test_difference_and_sum_equal_two_separate_products(examples, heads, queries, keys, size_s, size_t, seed):
+def test_the_sum_equals_that_of_two_separate_products(examples, heads, queries, keys, size_s, size_t, seed):
     draw = torch.Generator().manual_seed(seed)
     student = query_key(draw, examples, heads, queries, keys, size_s)
     teacher = query_key(draw, examples, heads, queries, keys, size_t)
     difference = scores(student) - scores(teacher)
-    assert torch.allclose(score_difference(student, teacher).double(), difference, atol=1e-5)
     mask = torch.rand(examples, queries, keys, generator=draw) < 0.7
     for clamp in (None, 0.8):
         squared = difference.square() if clamp is None else difference.square().clamp(max=clamp)

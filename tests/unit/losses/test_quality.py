@@ -108,3 +108,20 @@ def test_accuracy_counts_for_training(batch):
     correct, agreeing, labels = accuracy_counts(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch.labels)
     assert (correct.item(), agreeing.item(), labels.item()) == (4, 3, 5)
     assert accuracy_counts(predicting(STUDENT_SAYS), None, batch.labels)[1] is None
+
+
+def test_micro_pools_what_macro_averages(batch):
+    sums = quality_sums(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
+    labels = ["one", "two", "empty"]
+    macro, micro = (quality_values(sums, labels, True, average) for average in ("macro", "micro"))
+    assert macro == quality_values(sums, labels, True)
+    assert macro["ppl"] == pytest.approx((math.exp((2 * RIGHT + WRONG) / 3) + math.exp(RIGHT)) / 2)
+    assert micro["ppl"] == micro["ppl_micro"] == macro["ppl_micro"] == pytest.approx(
+        math.exp((4 * RIGHT + WRONG) / 5)
+    )  # fmt: skip
+    assert micro["loss"] == pytest.approx((4 * RIGHT + WRONG) / 5)
+    assert (micro["token_accuracy"], micro["teacher_agreement"], micro["token_exact_match"]) == (4 / 5, 3 / 5, 1 / 2)
+    assert set(micro) == set(macro)
+    assert {name for name in macro if macro[name] != micro[name]} == {
+        "ppl", "loss", "token_accuracy", "teacher_agreement"
+    }  # fmt: skip

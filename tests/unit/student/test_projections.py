@@ -54,13 +54,14 @@ def test_each_feature_goes_through_its_own_map_and_the_rest_stays(tiny):
     projections = Projections(EVERYTHING, 16, 20, seed=0)
     shown = projections(features)
     assert torch.equal(shown.logits, features.logits) and shown.attention == features.attention
-    assert torch.equal(shown.encoder_output, projections.encoder_output(features.encoder_output))
+    assert torch.equal(shown.encoder_output.tensor(), projections.encoder_output(features.encoder_output))
     for stack in Stack:
-        assert torch.equal(shown.embeddings[stack], projections.embedding[stack.value](features.embeddings[stack]))
+        own = projections.embedding[stack.value]
+        assert torch.equal(shown.embeddings[stack].tensor(), own(features.embeddings[stack]))
     assert shown.hidden.keys() == features.hidden.keys() == {(s, n) for s, layers in HIDDEN.items() for n in layers}
     for (stack, n), hidden in shown.hidden.items():
         own = projections.get_submodule(f"hidden.{stack.value}.{n}")
-        assert torch.equal(hidden, own(features.hidden[stack, n])) and hidden.shape[-1] == 20
+        assert torch.equal(hidden.tensor(), own(features.hidden[stack, n])) and hidden.tensor().shape[-1] == 20
 
 
 def test_the_trained_module_shows_projected_features_and_lists_every_tensor(family, tiny):
@@ -70,8 +71,9 @@ def test_the_trained_module_shows_projected_features_and_lists_every_tensor(fami
     features, tensors = student(batch, EVERYTHING)
     assert [id(t) for t in tensors] == [id(t) for t in feature_tensors(features)]
     assert len(tensors) == 1 + 1 + 2 + 4 + 2  # logits, encoder output, embeddings, hidden, query and key
-    assert features.encoder_output.shape[-1] == 20
-    sum(t.float().sum() for t in tensors).backward()
+    assert features.encoder_output.tensor().shape[-1] == 20
+    products = [features.encoder_output, *features.embeddings.values(), *features.hidden.values()]
+    sum(product.tensor().sum() for product in products).backward()
     assert all(p.grad is not None for p in projections.parameters())
     assert student.model is model  # what is exported: no projection in it
     assert not [name for name in model.state_dict() if "projection" in name or "hidden." in name]

@@ -29,7 +29,7 @@ def micro_batches(tiny):
 
 def filled(meter: Meter, objective: Objective, group) -> Meter:
     for batch, student, teacher in group:
-        meter.add_micro_batch(batch, objective.terms(student, teacher, batch), student, teacher, len(group))
+        meter.add_micro_batch(batch, *objective.terms_and_hits(student, teacher, batch), len(group))
     meter.count_step()
     return meter
 
@@ -114,7 +114,7 @@ def test_without_a_teacher_there_is_no_agreement_and_huge_losses_give_infinite_p
     with torch.no_grad():
         student.logits.zero_().scatter_(-1, batch.labels.clamp(min=0)[..., None], -1e4)
     meter = Meter(objective, Averages(), 1)
-    meter.add_micro_batch(batch, objective.terms(student, None, batch), student, None, 1)
+    meter.add_micro_batch(batch, *objective.terms_and_hits(student, None, batch), 1)
     meter.count_step()
     values = meter.read(one_rank, 1.0)
     assert "train/teacher_agreement" not in values and values["train/ppl"] == math.inf

@@ -1,0 +1,165 @@
+"""Which implementation computes which loss.
+
+    reference  PyTorch on whole matrices: what the others are compared with
+    chunked    PyTorch on one block at a time, so that no full matrix ever exists; any device
+    triton     the same in Triton kernels; CUDA devices
+
+A recipe says `auto`, `fused` or `reference` for each group of terms. `fused` means triton on a CUDA device and
+chunked on a CPU. The choice is made once, before the first step, and said in one line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distill_engine.losses import attention_mse_chunked, masked_mse_chunked, prediction_chunked
+from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
+from distill_engine.losses.masked_mse import masked_mse_sum
+from distill_engine.values import OutputHead, Projected, QueryKey
+
+Choice = Literal["auto", "fused", "reference"]
+Implementation = Literal["reference", "chunked", "triton"]
+
+# Fused prediction forms most logits twice, once more in the backward pass. Below this size of one [tokens, vocabulary]
+# float32 matrix the memory that it saves is not worth the second product.
+SMALL_LOGITS_BYTES = 64 * 2**20
+OLDEST_CAPABILITY = (8, 0)
+LARGEST_HEAD = 256
+
+
+class KernelError(ValueError):
+    """A fused kernel is asked for by name and cannot run here."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The implementation of each group of terms.
+
+    attention   encoder, decoder and cross attention scores
+    hidden      encoder output, embeddings and hidden states, with their projections
+    prediction  task cross-entropy and KL divergence
+    """
+
+    attention: Implementation = "reference"
+    hidden: Implementation = "reference"
+    prediction: Implementation = "reference"
+
+
+REFERENCE = Kernels()
+
+
+def choose(
+    asked: Mapping[str, Choice], device: torch.device, logits_bytes: int, head_size: int = 0
+) -> tuple[Kernels, str]:
+    """The implementation for each group that `asked` names, and a line that says so.
+
+    logits_bytes  size of the largest [tokens, vocabulary] float32 matrix of a micro-batch
+    head_size     the larger one of both models' attention heads
+
+    Raises KernelError if `fused` is asked for on a GPU where the Triton kernel cannot run.
+    """
+    chosen: dict[str, Implementation] = {}
+    obstacles: dict[str, None] = {}
+    for group in (f.name for f in fields(Kernels)):
+        choice = asked.get(group, "auto")
+        small = choice == "auto" and group == "prediction" and logits_bytes < SMALL_LOGITS_BYTES
+        if choice == "reference" or small:
+            chosen[group] = "reference"
+            continue
+        obstacle = _triton_obstacle(device, head_size if group == "attention" else 0)
+        if obstacle and device.type == "cuda":
+            _refuse_if_fused(group, choice, obstacle)
+            obstacles[obstacle] = None
+        chosen[group] = "chunked" if obstacle else "triton"
+    listed = ", ".join(f"{group} {implementation}" for group, implementation in chosen.items())
+    why = f" (no Triton: {'; '.join(obstacles)})" if obstacles else ""
+    return Kernels(**chosen), f"loss kernels: {listed}{why}"
+
+
+def _refuse_if_fused(group: str, choice: Choice, obstacle: str) -> None:
+    if choice == "fused":
+        raise KernelError(
+            f"losses.kernels.{group} is fused, but {obstacle}. On a GPU fused losses are Triton kernels. "
+            f"Correct that, or set losses.kernels.{group} to auto (the same memory in plain PyTorch) or reference."
+        )
+
+
+def _triton_obstacle(device: torch.device, head_size: int) -> str:
+    """Why Triton kernels cannot run on the device; empty where they can."""
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, below {OLDEST_CAPABILITY[0]}.0"
+    if head_size > LARGEST_HEAD:
+        return f"an attention head has {head_size} elements, and the kernel takes up to {LARGEST_HEAD}"
+    return ""
+
+
+# ---- the three groups ----------------------------------------------------------------------------------------------
+
+
+def attention_sums(
+    implementation: Implementation,
+    students: Sequence[QueryKey],
+    teachers: Sequence[QueryKey],
+    query_mask: Tensor,
+    key_mask: Tensor | None,
+    causal: bool,
+    clamp: float | None,
+) -> Tensor:
+    """[layers] float32: for each layer pair the squared score error, summed over valid pairs, mean over heads.
+
+    query_mask  [B, Q] bool     key_mask  [B, K] bool, None where every key counts
+    causal      a query sees no later key
+    """
+    if implementation == "reference":
+        mask = pair_mask(query_mask, key_mask, causal)
+        return torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
+    if implementation == "chunked":
+        return attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+    from distill_engine.losses import attention_mse_triton  # imports triton, which only GPU machines need
+
+    return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+
+
+def hidden_sum(
+    implementation: Implementation, student: Tensor | Projected, teacher: Tensor, mask: Tensor, clamp: float | None
+) -> Tensor:
+    """[] float32: squared error of one hidden vector per unmasked token, mean over the teacher's width."""
+    states, weight, bias = student, None, None
+    if isinstance(student, Projected):
+        states, weight, bias = student.states, student.weight, student.bias
+    assert isinstance(states, Tensor)
+    if implementation == "reference":
+        whole = student.tensor() if isinstance(student, Projected) else states
+        return masked_mse_sum(whole, teacher, mask, clamp)
+    if implementation == "chunked":
+        return masked_mse_chunked.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
+    from distill_engine.losses import masked_mse_triton
+
+    return masked_mse_triton.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
+
+
+def vocabulary_sums(
+    implementation: Implementation, student: OutputHead, teacher: OutputHead | None, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Task sum [], prediction sum [] and hit counts, from the factors of the logits (see prediction_chunked)."""
+    arguments = (
+        *(student.hidden, student.embedding, student.bias),
+        *((None, None, None) if teacher is None else (teacher.hidden, teacher.embedding, teacher.bias)),
+        *(labels, student.masked_id, temperature),
+    )
+    if implementation == "chunked":
+        return prediction_chunked.task_and_prediction_from_hidden(*arguments)
+    from distill_engine.losses import prediction_triton
+
+    return prediction_triton.task_and_prediction_from_hidden(*arguments)

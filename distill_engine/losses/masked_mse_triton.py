@@ -1,0 +1,286 @@
+"""Projection and masked squared error together in Triton kernels; formulas and signature as in masked_mse_chunked.
+
+    forward    one launch over tiles of [tokens, D]: p = s W^T + b in registers, then its difference, square, sum.
+               Only one float32 per tile reaches memory.
+    backward   per chunk of tokens: the same tiles again, which now store f G, [tokens of the chunk, D], in the
+               student's dtype; then dstudent = (f G) W and dW += (f G)^T student. db comes from the tiles directly.
+
+G is formed a second time, a fourth product beside the three. The alternative, gradients of the forward pass kept until
+the backward pass, would have to keep them in float32 (a loss scale still to come would not bring back what fp16 has
+lost): 4 (tokens Ds + D Ds) bytes for every compared layer, alive as long as the difference would have been. With 2048
+tokens, D = 2560 and Ds = 1280 these are 24 MB per layer, and writing and reading them, 47 MB, takes an H100 most of
+the time of the product that they save (13 GFLOP). Eager PyTorch moves 490 MB there, these kernels 145 MB, of which
+the slopes (32 MB) stay in the second-level cache. Extra memory: one chunk of slopes and, where there is more than one
+chunk and W is not float32, one float32 copy of W's shape; both are gone after the call, and neither grows with tokens.
+
+p stays in the float32 accumulators: unlike nn.Linear, it is not rounded to the model's dtype before the difference.
+Every tile is one program's own and partial sums are added in a fixed order: the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from distill_engine.losses.masked_mse_chunked import check_projection
+from distill_engine.losses.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
+
+# Elements of f G that exist at a time: 4 MB in fp16. In tiles of 128 x 128 these are 128 programs, one for nearly
+# every multiprocessor of an H100 (132), and W is read once per chunk.
+CHUNK_ELEMENTS = 2**21
+
+
+class Tiles(NamedTuple):
+    """Block sizes and launch options of the kernels with products."""
+
+    rows: int  # of the result
+    columns: int
+    depth: int  # of one product's step
+    num_warps: int
+    num_stages: int
+
+
+HALF_TILES = Tiles(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
+# which tokens count decides what the product of dW loads: that chain takes two of the stages
+HALF_GRADIENT_TILES = HALF_TILES._replace(num_stages=5)
+# IEEE float32 products run on no tensor core and take registers for both operands
+FLOAT_TILES = Tiles(rows=64, columns=64, depth=16, num_warps=8, num_stages=2)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+PLAIN_ROWS, PLAIN_COLUMNS, PLAIN_WARPS = 16, 256, 4
+
+
+def projected_mse_sum(
+    student: Tensor, weight: Tensor | None, bias: Tensor | None, teacher: Tensor, mask: Tensor, clamp: float | None
+) -> Tensor:
+    """Sum over unmasked tokens of the mean squared difference between the projected student and the teacher.
+
+    student   [B, L, Ds] float32, float16 or bfloat16
+    weight    [D, Ds] in the student's dtype, or None where Ds == D
+    bias      [D] or None
+    teacher   [B, L, D], any float dtype; gets no gradient
+    mask      [B, L] bool, True where a token counts; elsewhere student and teacher may hold inf or nan
+    clamp     largest squared difference of one element, or None; a clamped element has derivative 0
+    returns   [] float32; gradients reach student, weight and bias, those that ask for them
+
+    Raises ValueError where shapes do not fit, student and weight differ in dtype, or no kernel runs on the device.
+    """
+    check_projection(student, weight, bias, teacher, mask)
+    if not (student.is_cuda or triton.knobs.runtime.interpret):
+        raise ValueError(
+            f"masked squared error: the student's hidden states are on {student.device}; the kernels run on CUDA "
+            "devices. Use the chunked path, or set TRITON_INTERPRET=1 before triton is imported."
+        )
+    dtypes = {x.dtype for x in (student, weight) if x is not None}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        raise ValueError(
+            f"masked squared error: the student's hidden states are {student.dtype}, the projection "
+            f"{None if weight is None else weight.dtype}. The kernel multiplies two float16, bfloat16 or float32 "
+            "matrices of one dtype; train the projections in the student's precision."
+        )
+    total: Tensor = _ProjectedError.apply(student, weight, bias, teacher, mask, clamp)
+    return total
+
+
+class _ProjectedError(torch.autograd.Function):
+    """Keeps references to its inputs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        teacher: Tensor,
+        mask: Tensor,
+        clamp: float | None,
+    ) -> Tensor:
+        ctx.save_for_backward(student, weight, bias, teacher, mask)
+        ctx.clamp = clamp
+        with torch.cuda.device_of(student):
+            total = _sum(_flat(student, weight, bias, teacher, mask), clamp)
+        return total / teacher.shape[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        student, weight, bias, teacher, mask = ctx.saved_tensors
+        factor = upstream.float() * (2.0 / teacher.shape[-1])
+        inputs = _flat(student, weight, bias, teacher, mask)
+        with torch.cuda.device_of(student):
+            if weight is None:
+                gradients: Sequence[Tensor | None] = (_plain_gradient(inputs, ctx.clamp, factor), None, None)
+            else:
+                gradients = _gradients(inputs, ctx.clamp, factor, ctx.needs_input_grad[:3])
+        of_student, of_weight, of_bias = gradients
+        shaped = None if of_student is None else of_student.view(student.shape)
+        return shaped, of_weight, of_bias, None, None, None
+
+
+class _Inputs(NamedTuple):
+    """Flat and contiguous: student [N, Ds], weight [D, Ds], bias [D], teacher [N, D], keep [N] int32."""
+
+    student: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    teacher: Tensor
+    keep: Tensor
+
+    def rows(self, first: int, last: int) -> _Inputs:
+        """The same for some tokens."""
+        part = slice(first, last)
+        return self._replace(student=self.student[part], teacher=self.teacher[part], keep=self.keep[part])
+
+
+def _flat(student: Tensor, weight: Tensor | None, bias: Tensor | None, teacher: Tensor, mask: Tensor) -> _Inputs:
+    """Copies only what is not contiguous. The mask as int32, the smallest that asynchronous copies can fetch."""
+    return _Inputs(
+        student.flatten(0, -2).contiguous(),
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        teacher.flatten(0, -2).contiguous(),
+        mask.flatten().to(torch.int32),
+    )
+
+
+def _tiles(dtype: torch.dtype, half: Tiles = HALF_TILES) -> Tiles:
+    return FLOAT_TILES if dtype == torch.float32 else half
+
+
+def _sum(inputs: _Inputs, clamp: float | None) -> Tensor:
+    """Sum of clamped squares, [] float32."""
+    tokens, width = inputs.teacher.shape
+    if inputs.weight is None:
+        grid = (triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS))
+    else:
+        tiles = _tiles(inputs.student.dtype)
+        grid = (triton.cdiv(tokens, tiles.rows), triton.cdiv(width, tiles.columns))
+    partial = torch.empty(grid, dtype=torch.float32, device=inputs.teacher.device)
+    if inputs.weight is None:
+        _launch_plain(grid, inputs, clamp, partial=partial)
+    else:
+        _launch_projected(grid, inputs, clamp, partial=partial)
+    return partial.sum()
+
+
+def _plain_gradient(inputs: _Inputs, clamp: float | None, factor: Tensor) -> Tensor:
+    """[N, D]: f G in the student's dtype."""
+    tokens, width = inputs.teacher.shape
+    grid = (triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS))
+    slope = torch.empty_like(inputs.student)
+    _launch_plain(grid, inputs, clamp, slope=slope, factor=factor)
+    return slope
+
+
+def _gradients(
+    inputs: _Inputs, clamp: float | None, factor: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of student [N, Ds], weight and bias, each None unless wanted, one chunk of tokens at a time."""
+    student, weight, bias, teacher, _ = inputs
+    assert weight is not None
+    (tokens, width), tiles = teacher.shape, _tiles(student.dtype)
+    step = chunk_tokens(tokens, width, tiles.rows)
+    slope = student.new_empty(min(step, tokens), width)
+    parts = weight.new_empty((triton.cdiv(tokens, tiles.rows), width), dtype=torch.float32) if wanted[2] else None
+    of_student = torch.empty_like(student) if wanted[0] else None
+    of_weight = _WeightGradient(weight, chunks=triton.cdiv(tokens, step)) if wanted[1] else None
+    for first in range(0, tokens, step):
+        part = inputs.rows(first, first + step)
+        count = part.teacher.shape[0]
+        grid = (triton.cdiv(count, tiles.rows), triton.cdiv(width, tiles.columns))
+        own = None if parts is None else parts[first // tiles.rows :]
+        _launch_projected(grid, part, clamp, slope=slope, factor=factor, bias_parts=own)
+        if of_student is not None:
+            torch.mm(slope[:count], weight, out=of_student[first : first + count])
+        if of_weight is not None:
+            of_weight.add(slope, part)
+    of_bias = None if parts is None or bias is None else parts.sum(dim=0).to(bias.dtype)
+    return of_student, None if of_weight is None else of_weight.result, of_bias
+
+
+class _WeightGradient:
+    """Sums over chunks in float32; the last chunk's launch rounds, so one chunk needs no float32 copy at all."""
+
+    def __init__(self, weight: Tensor, chunks: int) -> None:
+        self.result = torch.empty_like(weight) if chunks else torch.zeros_like(weight)
+        whole = weight.dtype == torch.float32 or chunks <= 1
+        self._sums = self.result if whole else torch.empty_like(weight, dtype=torch.float32)
+        self._done, self._chunks = 0, chunks
+
+    def add(self, slope: Tensor, part: _Inputs) -> None:
+        """Add slope^T student of the next chunk; after the last one `result` is ready."""
+        before = self._sums if self._done else None
+        self._done += 1
+        _add_weight_gradient(slope, part, before, self.result if self._done == self._chunks else self._sums)
+
+
+def chunk_tokens(tokens: int, width: int, multiple: int) -> int:
+    """Tokens whose slope exists at a time: chunks of equal size but the last, each a multiple of the tile's rows."""
+    most = max(CHUNK_ELEMENTS // (width * multiple), 1) * multiple
+    chunks = max(triton.cdiv(tokens, most), 1)
+    return max(triton.cdiv(triton.cdiv(tokens, chunks), multiple), 1) * multiple
+
+
+# ---- launches ----------------------------------------------------------------------------------------------------
+
+
+def _launch_projected(
+    grid: tuple[int, int],
+    inputs: _Inputs,
+    clamp: float | None,
+    *,
+    partial: Tensor | None = None,
+    slope: Tensor | None = None,
+    factor: Tensor | None = None,
+    bias_parts: Tensor | None = None,
+) -> None:
+    """Fill `partial` (sum per tile), or `slope` (f G) and `bias_parts` (column sums of f G per row of tiles)."""
+    if 0 in grid:
+        return
+    tiles = _tiles(inputs.student.dtype)
+    projected_error[grid](
+        inputs.student, inputs.weight, inputs.bias, inputs.teacher, inputs.keep, factor, partial, slope, bias_parts,
+        inputs.teacher.shape[0], inputs.teacher.shape[1], inputs.student.shape[1], 0.0 if clamp is None else clamp,
+        CLAMP=clamp is not None, WIDEN=_widen(inputs.student),
+        ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+
+
+def _launch_plain(
+    grid: tuple[int, int],
+    inputs: _Inputs,
+    clamp: float | None,
+    *,
+    partial: Tensor | None = None,
+    slope: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> None:
+    """Fill `partial` (sum per tile) or `slope` (f G)."""
+    if 0 in grid:
+        return
+    plain_error[grid](
+        inputs.student, inputs.teacher, inputs.keep, factor, partial, slope,
+        inputs.teacher.shape[0], inputs.teacher.shape[1], 0.0 if clamp is None else clamp,
+        CLAMP=clamp is not None, ROWS=PLAIN_ROWS, COLUMNS=PLAIN_COLUMNS, num_warps=PLAIN_WARPS,
+    )  # fmt: skip
+
+
+def _add_weight_gradient(slope: Tensor, inputs: _Inputs, before: Tensor | None, after: Tensor) -> None:
+    """after [D, Ds] = before (float32; None: 0) + slope^T student of one chunk."""
+    tiles, (width, depth) = _tiles(slope.dtype, HALF_GRADIENT_TILES), after.shape
+    grid = (triton.cdiv(width, tiles.rows), triton.cdiv(depth, tiles.columns))
+    weight_gradient[grid](
+        slope, inputs.student, inputs.keep, before, after, inputs.student.shape[0], width, depth,
+        WIDEN=_widen(slope), ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+
+
+def _widen(operand: Tensor) -> bool:
+    """Whether products are of float32 copies: only an interpreter runs kernels on a CPU."""
+    return operand.dtype == torch.bfloat16 and operand.device.type == "cpu"

@@ -1,0 +1,297 @@
+"""Task and prediction from hidden states: logits exist one block of the vocabulary at a time, never all of them.
+
+    s = x W^T + b   t = y U^T + c                 student and teacher logits, in the dtype of each model
+    task       = sum over label tokens of log sum exp(s) - s[label]
+    prediction = T^2 * sum over label tokens and vocabulary of p_t (log p_t - log p_s)          p = softmax(. / T)
+
+Cut along the vocabulary and not along the tokens: then the gradient of W is finished block by block, each row by one
+matrix product over all tokens (float32 inside, rounded once), and only the [N, D] gradient of x is added up, which is
+far smaller. Every part of the vocabulary leaves its maxima and sums of exponentials per token; they are put together
+in float64. With m the maxima of one part, a = s - m_s and b = t - m_t:
+
+    L_s = sum exp(a)   L_s,T = sum exp(a / T)   L_t,T = sum exp(b / T)   C = sum exp(b / T) (b - a) / T
+
+    KL = C / L_t,T - log L_t,T + log L_s,T        C grows by L_t,T times the change of (m_s - m_t) / T as m changes
+
+The backward pass makes the logits again, one more product per model: the gradient needs both upstream factors (loss
+scale included) in float32 before it is rounded to the logits' dtype,
+
+    ds = task' (p_s - onehot) + prediction' T (p_s,T - p_t,T)
+
+and keeping the two halves apart would cost a second [V, D] gradient. The last block is still there and not made
+again, so what fits into one block is never computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from distill_engine.values import IGNORED_LABEL
+
+BLOCK_BYTES = 48 * 2**20  # logits of both models that exist at once
+WIDTH_STEP = 64  # columns: rows of a block stay aligned for wide loads even where the vocabulary is odd
+
+# rows of `Pointwise.sums`, each [parts of the vocabulary, N] float32; argmax is a vocabulary id
+SUMS = (
+    "student_max", "student_sum", "student_tempered", "student_argmax", "label_logit",
+    "teacher_max", "teacher_tempered", "teacher_argmax", "cross",
+)  # fmt: skip
+# rows of the per-token numbers that the gradient needs, [N] float32 each; the last three are 1 / L of the docstring
+MOMENTS = ("student_max", "teacher_max", "student", "student_tempered", "teacher_tempered")
+
+
+@dataclass(frozen=True)
+class LogitBlock:
+    """Logits of all N tokens for the vocabulary ids first ... first + W - 1, as the matrix product left them.
+
+    student, teacher            [N, W] without bias, the left part of equally wide rows (the rest of a row is free,
+                                a row is a multiple of WIDTH_STEP); teacher None: task alone
+    student_bias, teacher_bias  [W] or None
+    masked                      column that is never predicted (its logit becomes `masked_value`), or None
+    labels                      [N] vocabulary ids, -100 ignored
+    """
+
+    student: Tensor
+    teacher: Tensor | None
+    student_bias: Tensor | None
+    teacher_bias: Tensor | None
+    first: int
+    masked: int | None
+    labels: Tensor
+    temperature: float
+
+
+class Pointwise(Protocol):
+    """The work between the matrix products. A protocol because torch and Triton both do it."""
+
+    compact: bool  # tokens without a label are left out beforehand (on a GPU that would wait for the device)
+
+    def sums(self, block: LogitBlock) -> Tensor:
+        """[len(SUMS), parts, N] float32 of one block, whose logits stay as they are."""
+        ...
+
+    def gradient_(self, block: LogitBlock, moments: Tensor, task: Tensor, prediction: Tensor) -> None:
+        """Overwrite the student's logits with the gradient; moments [len(MOMENTS), N], upstream factors []."""
+        ...
+
+
+def from_hidden(
+    pointwise: Pointwise, models: Sequence[Tensor | None], labels: Tensor, masked_id: int | None, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`task_and_prediction_from_hidden` of both modules.
+
+    models  hidden states, embedding and bias of the student, the same of the teacher
+    """
+    _check(models, temperature)
+    task, prediction, hits = _FromHidden.apply(*models, labels, (masked_id, float(temperature)), pointwise)
+    return task, prediction, hits
+
+
+def masked_value(dtype: torch.dtype) -> float:
+    """ParlAI's minus infinity: -1e20, or the lowest finite number where that does not fit (fp16)."""
+    return max(-1e20, torch.finfo(dtype).min)
+
+
+class _FromHidden(torch.autograd.Function):
+    """Both sums over blocks of the vocabulary; see the module's docstring."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *models, labels, options, pointwise = arguments
+        rows = _label_rows(labels) if pointwise.compact else None
+        blocks = _Blocks(models, labels, rows, options, None)
+        sums = torch.cat([pointwise.sums(blocks.make(ids)) for ids in blocks.ids], dim=1)
+        task, prediction, hits, moments = _put_together(sums, blocks)
+        ctx.mark_non_differentiable(hits)
+        ctx.save_for_backward(*models, labels, rows, moments)
+        ctx.options, ctx.pointwise = options, pointwise
+        ctx.buffers = blocks.buffers if any(ctx.needs_input_grad) else None  # the last block is in them
+        return task, prediction, hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, task: Tensor, prediction: Tensor, _hits: Tensor) -> tuple[Tensor | None, ...]:
+        *models, labels, rows, moments = ctx.saved_tensors
+        hidden, embedding, bias = models[:3]
+        blocks = _Blocks(models, labels, rows, ctx.options, ctx.buffers)
+        ctx.buffers = None  # overwritten now: another backward pass through this graph makes every block again
+        clean = _zero_where_ignored(blocks.student.hidden, blocks.labels, ctx.pointwise.compact)
+        of_hidden = torch.zeros_like(clean, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        of_embedding = torch.empty_like(embedding) if ctx.needs_input_grad[1] else None
+        of_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        for ids in reversed(blocks.ids):
+            block = blocks.make(ids)
+            ctx.pointwise.gradient_(block, moments, task, prediction)
+            if of_hidden is not None:
+                _add_product_(of_hidden, block.student, embedding[ids])
+            if of_embedding is not None:
+                torch.mm(block.student.t(), clean, out=of_embedding[ids])
+            if of_bias is not None:
+                of_bias[ids] = block.student.sum(dim=0, dtype=torch.float32)
+        whole = None if of_hidden is None else _spread(of_hidden, hidden, rows)
+        return whole, of_embedding, of_bias, *[None] * 6
+
+
+# ---- blocks of the vocabulary ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Hidden states of N tokens [N, D], output embedding [V, D], bias [V] or None."""
+
+    hidden: Tensor
+    embedding: Tensor
+    bias: Tensor | None
+
+    def bias_of(self, ids: slice) -> Tensor | None:
+        return None if self.bias is None else self.bias[ids]
+
+
+class _Blocks:
+    """Makes blocks of logits in buffers that all blocks share: a block lives until the next one is made."""
+
+    def __init__(
+        self,
+        models: Sequence[Tensor | None],
+        labels: Tensor,
+        rows: Tensor | None,
+        options: tuple[int | None, float],
+        buffers: list[Tensor] | None,
+    ) -> None:
+        """rows: of the tokens that take part, None for all. buffers: of an earlier use, with its last block."""
+        self.models = [
+            _Model(_rows(hidden, rows), embedding, bias)
+            for hidden, embedding, bias in (models[:3], models[3:])
+            if hidden is not None and embedding is not None
+        ]
+        self.student, self.with_teacher = self.models[0], len(self.models) == 2
+        self.labels = _rows(labels[..., None], rows).squeeze(1)
+        self.masked_id, self.temperature = options
+        bytes_per_id = labels.numel() * sum(model.hidden.element_size() for model in self.models)
+        self.ids = vocabulary_blocks(len(self.student.embedding), bytes_per_id)
+        self._ready = None if buffers is None else self.ids[-1]
+        width = -(-self.ids[0].stop // WIDTH_STEP) * WIDTH_STEP
+        self.buffers = buffers or [model.hidden.new_empty(len(model.hidden), width) for model in self.models]
+
+    def make(self, ids: slice) -> LogitBlock:
+        """The block of these vocabulary ids."""
+        logits = [buffer[:, : ids.stop - ids.start] for buffer in self.buffers]
+        if ids != self._ready:
+            for model, out in zip(self.models, logits, strict=True):
+                torch.mm(model.hidden, model.embedding[ids].t(), out=out)
+        self._ready = None
+        masked = None if self.masked_id is None else self.masked_id - ids.start
+        return LogitBlock(
+            student=logits[0],
+            teacher=logits[1] if self.with_teacher else None,
+            student_bias=self.student.bias_of(ids),
+            teacher_bias=self.models[1].bias_of(ids) if self.with_teacher else None,
+            first=ids.start,
+            masked=masked if masked is not None and 0 <= masked < ids.stop - ids.start else None,
+            labels=self.labels,
+            temperature=self.temperature,
+        )
+
+
+def vocabulary_blocks(vocabulary: int, bytes_per_id: int) -> list[slice]:
+    """Ids 0 ... vocabulary - 1 in equal blocks of up to BLOCK_BYTES or WIDTH_STEP ids (the last: fewer)."""
+    most = BLOCK_BYTES // (max(1, bytes_per_id) * WIDTH_STEP)
+    blocks = -(-vocabulary // (max(1, most) * WIDTH_STEP))
+    width = -(-vocabulary // (blocks * WIDTH_STEP)) * WIDTH_STEP
+    return [slice(first, min(first + width, vocabulary)) for first in range(0, vocabulary, width)]
+
+
+def _label_rows(labels: Tensor) -> Tensor | None:
+    """Places of the label tokens among all tokens, None when all are."""
+    rows = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
+    return None if len(rows) == labels.numel() else rows
+
+
+def _rows(values: Tensor, rows: Tensor | None) -> Tensor:
+    """[B, T, D] -> [N, D], the chosen rows."""
+    flat = values.reshape(values.shape[:-1].numel(), values.shape[-1])
+    return flat if rows is None else flat[rows]
+
+
+def _spread(chosen: Tensor, whole: Tensor, rows: Tensor | None) -> Tensor:
+    """[N, D] float32 of the chosen rows -> shape and dtype of `whole`, zeros elsewhere."""
+    rounded = chosen.to(whole.dtype)
+    if rows is None:
+        return rounded.view(whole.shape)
+    return rounded.new_zeros(whole.shape[:-1].numel(), whole.shape[-1]).index_copy_(0, rows, rounded).view(whole.shape)
+
+
+def _zero_where_ignored(hidden: Tensor, labels: Tensor, compact: bool) -> Tensor:
+    """Hidden states whose ignored rows cannot spoil a product: 0 * inf is nan."""
+    return hidden if compact else hidden.masked_fill((labels == IGNORED_LABEL)[:, None], 0.0)
+
+
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, float32 total."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):  # torch 2.8
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total.add_(left @ right)
+
+
+def _check(models: Sequence[Tensor | None], temperature: float) -> None:
+    embedding, teacher_hidden, teacher_embedding = models[1], models[3], models[4]
+    if not temperature > 0:
+        raise ValueError(f"losses.temperature is {temperature}: logits are divided by it. Use a number above 0.")
+    if (teacher_hidden is None) != (teacher_embedding is None):
+        missing = "hidden states" if teacher_hidden is None else "output embedding"
+        raise ValueError(f"prediction from hidden states: no {missing} of the teacher. Give both of its parts or none.")
+    if embedding is not None and teacher_embedding is not None and len(teacher_embedding) != len(embedding):
+        raise ValueError(
+            f"prediction: the student has {len(embedding)} vocabulary entries, the teacher {len(teacher_embedding)}. "
+            "They are compared id by id; use one vocabulary, or losses.weights.prediction: 0."
+        )
+
+
+# ---- per-token numbers -----------------------------------------------------------------------------------------------
+
+
+def _put_together(sums: Tensor, blocks: _Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Task sum [], prediction sum [], hits [3] and MOMENTS [5, N] from SUMS of all parts [9, parts, N]."""
+    part = dict(zip(SUMS, sums.double(), strict=True))
+    labels, temperature = blocks.labels, blocks.temperature
+    kept = labels != IGNORED_LABEL
+    student_max, student_id, below_student = _maximum(part, "student")
+    student = (part["student_sum"] * below_student.exp()).sum(dim=0)
+    known = (labels >= 0) & (labels < len(blocks.student.embedding))
+    label_logit = part["label_logit"].sum(dim=0).masked_fill(~known, torch.nan)
+    task = _sum_where(kept, student.log() + student_max - label_logit)
+    correct = (student_id == labels).sum()
+    if not blocks.with_teacher:
+        none = torch.zeros_like(student)
+        moments = torch.stack([student_max, none, 1 / student, none, none])
+        return task, torch.zeros_like(task), torch.stack([correct, 0 * correct, 0 * correct]).float(), moments.float()
+    teacher_max, teacher_id, below_teacher = _maximum(part, "teacher")
+    weight = (below_teacher / temperature).exp()
+    student_tempered = (part["student_tempered"] * (below_student / temperature).exp()).sum(dim=0)
+    teacher_tempered = (part["teacher_tempered"] * weight).sum(dim=0)
+    shift = (below_teacher - below_student) / temperature
+    cross = (weight * (part["cross"] + part["teacher_tempered"] * shift)).sum(dim=0)
+    divergence = cross / teacher_tempered - teacher_tempered.log() + student_tempered.log()
+    hits = torch.stack([correct, ((student_id == teacher_id) & kept).sum(), (teacher_id == labels).sum()])
+    moments = torch.stack([student_max, teacher_max, 1 / student, 1 / student_tempered, 1 / teacher_tempered])
+    return task, _sum_where(kept, divergence) * temperature**2, hits.float(), moments.float()
+
+
+def _maximum(part: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest logit [N], its first id [N], and how far the largest of each part lies below it, [parts, N]."""
+    largest, where = part[f"{model}_max"].max(dim=0)
+    ids = part[f"{model}_argmax"].gather(0, where[None]).squeeze(0)
+    return largest, ids.long(), part[f"{model}_max"] - largest
+
+
+def _sum_where(kept: Tensor, per_token: Tensor) -> Tensor:
+    return per_token.masked_fill(~kept, 0.0).sum().float()

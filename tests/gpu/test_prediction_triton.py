@@ -1,0 +1,83 @@
+"""Task and prediction from hidden states on a GPU: same numbers, bounded memory, never waits for the device."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill_engine.losses.prediction import task_and_prediction_sums
+
+prediction_triton = pytest.importorskip("distill_engine.losses.prediction_triton", reason="Triton is not installed")
+run = prediction_triton.task_and_prediction_from_hidden
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+CASES = Path(__file__).parents[1] / "unit" / "losses" / "head_cases.py"
+
+
+def load_cases():
+    """The module head_cases.py of the unit tests."""
+    if "head_cases" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("head_cases", CASES)
+        sys.modules["head_cases"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["head_cases"]
+
+
+cases = load_cases()
+SHAPES = [(8008, (16, 128)), (50265, (4, 142))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("vocabulary", [301, 8008, 50265])
+def test_float64_says_the_same(dtype, temperature, vocabulary):
+    options = {"size": (2, 40), "vocabulary": vocabulary, "widths": (64, 128), "masked_id": 1, "device": "cuda"}
+    cases.check_float64(run, cases.case(dtype, temperature=temperature, **options))
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_ignored_tokens_get_no_gradient(bad):
+    one = cases.case(torch.float16, size=(2, 40), vocabulary=8008, device="cuda")
+    with torch.no_grad():
+        one.student_hidden[~one.kept] = bad
+        one.teacher_hidden[~one.kept] = bad
+    found = cases.gradients(one, run)
+    assert (found[0][~one.kept] == 0).all() and all(torch.isfinite(gradient).all() for gradient in found)
+
+
+def test_equal_bits():
+    one = cases.case(torch.float16, size=(8, 100), vocabulary=50265, widths=(64, 64), device="cuda")
+    for mine, theirs in zip(cases.gradients(one, run), cases.gradients(one, run), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("vocabulary", "size"), SHAPES)
+def test_memory_and_no_waiting(vocabulary, size):
+    """Under a fifth of what whole logits take beside the gradients, and no wait for the device in a whole step."""
+    one = cases.case(torch.float16, size, vocabulary, (1024, 1024), bias=False, device="cuda")
+
+    def eager():
+        student = one.student_hidden @ one.student_embedding.T
+        taught = one.teacher_hidden @ one.teacher_embedding.T
+        task, prediction = task_and_prediction_sums(student, taught, one.labels)
+        return torch.autograd.grad(task + prediction, one.trained)
+
+    def ours():
+        return cases.gradients(one, run, (1.0, 1.0))
+
+    def extra(step) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        made = sum(gradient.nbytes for gradient in step())
+        return torch.cuda.max_memory_allocated() - before - made
+
+    ours()  # compiles
+    assert extra(ours) < 0.2 * extra(eager)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,151 @@
+"""Who computes what: the choice, its line, refusals; and that every implementation gives an objective's numbers."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+from distill_engine.losses import dispatch
+from distill_engine.losses.dispatch import SMALL_LOGITS_BYTES, KernelError, Kernels, choose
+from distill_engine.losses.objective import Objective, Weights
+from distill_engine.models.adapter import adapt
+from distill_engine.student.projections import Projections, StudentModule
+from distill_engine.values import Stack
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+BIG, SMALL = SMALL_LOGITS_BYTES, SMALL_LOGITS_BYTES - 1
+FUSED = {"attention": "fused", "hidden": "fused", "prediction": "fused"}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Answers for a GPU that this machine need not have."""
+
+    def pretend(capability=(9, 0), triton=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        known = importlib.util.find_spec
+        monkeypatch.setattr(
+            dispatch.importlib.util, "find_spec", lambda name: known("json") if name == "triton" and triton else None
+        )
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("asked", "bytes_", "chosen"),
+    [
+        ({}, BIG, Kernels("chunked", "chunked", "chunked")),
+        ({}, SMALL, Kernels("chunked", "chunked", "reference")),
+        (FUSED, SMALL, Kernels("chunked", "chunked", "chunked")),
+        ({"attention": "reference", "prediction": "fused"}, SMALL, Kernels("reference", "chunked", "chunked")),
+        ({"attention": "auto", "hidden": "reference"}, BIG, Kernels("chunked", "reference", "chunked")),
+    ],
+)
+def test_on_a_cpu_fused_means_chunked(asked, bytes_, chosen):
+    kernels, line = choose(asked, CPU, bytes_)
+    assert kernels == chosen
+    assert line == (
+        f"loss kernels: attention {chosen.attention}, hidden {chosen.hidden}, prediction {chosen.prediction}"
+    )
+
+
+def test_on_a_gpu_fused_means_triton(gpu):
+    gpu()
+    assert choose(FUSED, GPU, SMALL)[0] == Kernels("triton", "triton", "triton")
+    assert choose({}, GPU, BIG)[0] == Kernels("triton", "triton", "triton")
+    assert choose({}, GPU, SMALL)[0] == Kernels("triton", "triton", "reference")
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"triton": False}, "the package triton is not installed"),
+        ({"capability": (7, 5)}, "the GPU's compute capability is 7.5, below 8.0"),
+    ],
+)
+def test_a_gpu_without_triton(gpu, facts, why):
+    gpu(**facts)
+    kernels, line = choose({}, GPU, BIG)
+    assert kernels == Kernels("chunked", "chunked", "chunked") and line.endswith(f"(no Triton: {why})")
+    assert choose({"hidden": "reference"}, GPU, BIG)[0].hidden == "reference"
+    with pytest.raises(KernelError, match=rf"losses.kernels.hidden is fused, but {why}. .* set losses.kernels.hidden"):
+        choose({"hidden": "fused"}, GPU, BIG)
+
+
+def test_heads_beyond_the_kernels_size_are_computed_in_pytorch(gpu):
+    gpu()
+    kernels, line = choose({}, GPU, BIG, head_size=320)
+    assert kernels == Kernels("chunked", "triton", "triton")
+    assert line.endswith("(no Triton: an attention head has 320 elements, and the kernel takes up to 256)")
+    with pytest.raises(KernelError, match=r"losses.kernels.attention is fused, but an attention head has 320"):
+        choose(FUSED, GPU, BIG, head_size=320)
+
+
+# ---- the numbers -------------------------------------------------------------------------------------------------
+
+SUPERVISION = {Stack.ENCODER: (1, 0), Stack.DECODER: (0, 2)}
+
+
+def measured(tiny, family, kernels, weights, temperature=1.0, clamp=65504.0):
+    """Terms, hits and gradients of one step through real models, a student narrower than its teacher."""
+    objective = Objective(weights, SUPERVISION, temperature=temperature, clamp=clamp, kernels=kernels)
+    batch = tiny.batch(family, contexts=(5, 3, 1), labels=(4, 6, 2), pad_to=(7, 9))
+    teacher = adapt(tiny.model(family, seed=1, width=20, decoder_layers=3))
+    model = tiny.model(family, seed=2, width=16, decoder_layers=2)
+    request = objective.student_request()
+    student = StudentModule(adapt(model), Projections(request, 16, 20, seed=3)).train()
+    with torch.no_grad():
+        taught = teacher(batch, objective.teacher_request())
+    shown, _ = student(batch, request)
+    assert (shown.logits is None) == (kernels.prediction != "reference")
+    terms, hits = objective.terms_and_hits(shown, taught, batch)
+    objective.total(terms, objective.divisors([batch], lambda t: t, 1)[0]).backward()
+    return terms, hits, {name: p.grad for name, p in student.named_parameters()}
+
+
+@pytest.mark.parametrize("family", ["blenderbot", "bart"])
+@pytest.mark.parametrize(
+    ("weights", "temperature", "clamp"),
+    [
+        (Weights(1, 2, 4, 64, 4, 64, 64), 1.0, 65504.0),
+        (Weights(1, 2, 4, 64, 4, 64, 64), 2.0, 0.5),
+        (Weights(task=0, hidden=1), 1.0, None),
+        (Weights(task=1, encoder=1), 1.0, None),
+        (Weights(task=0, prediction=3), 1.0, None),
+    ],
+)
+def test_chunked_gives_the_reference_terms_hits_and_gradients(tiny, family, weights, temperature, clamp):
+    wanted = measured(tiny, family, Kernels(), weights, temperature, clamp)
+    found = measured(tiny, family, Kernels("chunked", "chunked", "chunked"), weights, temperature, clamp)
+    agree(found, wanted)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton is not interpreted (DS_ACCELERATOR)")
+@pytest.mark.parametrize("family", ["blenderbot", "bart"])
+def test_triton_gives_the_reference_terms_hits_and_gradients(tiny, family):
+    weights = Weights(1, 2, 4, 64, 4, 64, 64)
+    found = measured(tiny, family, Kernels("triton", "triton", "triton"), weights)
+    agree(found, measured(tiny, family, Kernels(), weights))
+
+
+def agree(found, wanted):
+    for term, value in wanted[0].items():
+        torch.testing.assert_close(found[0][term].sum, value.sum, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[0][term].per_layer, value.per_layer, rtol=1e-5, atol=1e-6)
+        assert found[0][term].count == value.count
+    assert [int(n) for n in found[1]] == [int(n) for n in wanted[1]]
+    for name, gradient in wanted[2].items():
+        if gradient is None:
+            assert found[2][name] is None, name
+        else:
+            assert (found[2][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+def test_whole_logits_are_there_for_those_who_ask(tiny):
+    objective = Objective(Weights(1, prediction=1), SUPERVISION, kernels=Kernels("triton", "chunked", "chunked"))
+    assert objective.student_request().head and not objective.student_request().logits
+    whole = objective.with_whole_logits()
+    assert whole.kernels == Kernels("triton", "chunked", "reference")
+    assert whole.teacher_request().logits and not whole.teacher_request().head
