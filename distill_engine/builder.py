@@ -12,8 +12,6 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from distill_engine.data.collate import collate
-from distill_engine.data.loader import TrainLoader, ValidationLoader
-from distill_engine.data.mixture import Mixture
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import (
     precision_of,
@@ -21,6 +19,7 @@ from distill_engine.engine.ds_config import (
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.export import ExportError, publish, write_student
+from distill_engine.losses.dispatch import Kernels, choose
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.model_card import model_card
 from distill_engine.models.adapter import adapt
@@ -50,6 +49,7 @@ from distill_engine.train.parts import JsonPart
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
 from distill_engine.train.validate import Validator
+from distill_engine.training_data import train_loader, validation_loader
 from distill_engine.values import Batch, Stack
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -74,7 +74,7 @@ class Builder:
         self._seed_everything()
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
-        batches = self._train_loader()
+        batches = train_loader(self._ready, ranks, self._sinks.message)
         validator = self._validator(objective)
         return Trainer(
             student=student,
@@ -116,7 +116,29 @@ class Builder:
                 depth = int(config[f"{stack.value}_layers"])
                 own = getattr(student, f"{stack.value}_layers") or depth
                 supervision[stack] = resolve_layer_map(choice, depth, own)
-        return Objective(weights, supervision, losses.definition, losses.temperature, losses.clamp)
+        return Objective(
+            weights, supervision, losses.definition, losses.temperature, losses.clamp, self._kernels(weights)
+        )
+
+    def _kernels(self, weights: Weights) -> Kernels:
+        """Raises KernelError if a fused kernel is asked for that cannot run here."""
+        recipe, ready = self._recipe, self._ready
+        vocabulary = len(ready.tokenizer) if ready.teacher_config is None else int(ready.teacher_config["vocab_size"])
+        positions = recipe.batch.max_tokens or recipe.batch.per_rank * recipe.data.label_tokens
+        logits_bytes = 4 * positions * vocabulary
+        kernels, line = choose(recipe.losses.kernels.model_dump(), self._ranks.device, logits_bytes)
+        if weights.needs_teacher:
+            self._sinks.message(line)
+        return kernels
+
+    def _largest_head(self) -> int:
+        """Elements of one attention head, of teacher or student; 0 without a teacher."""
+        config, student = self._ready.teacher_config, self._recipe.student
+        if config is None:
+            return 0
+        heads = [int(config[f"{stack.value}_attention_heads"]) for stack in Stack]
+        own = (student.width or int(config["d_model"])) // (student.heads or min(heads))
+        return max(own, int(config["d_model"]) // min(heads))
 
     @staticmethod
     def _by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:
@@ -200,33 +222,16 @@ class Builder:
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 
-    def _train_loader(self) -> TrainLoader:
-        recipe, tasks = self._recipe, self._ready.train_tasks
-        mixture = Mixture([len(task) for task in tasks], [t.weight for t in recipe.data.tasks], recipe.seed)
-        return TrainLoader(
-            tasks,
-            mixture,
-            self._ready.layout,
-            per_rank=recipe.batch.per_rank,
-            accumulation_steps=recipe.batch.accumulation_steps,
-            pad_to_multiple_of=recipe.batch.pad_to_multiple_of,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-        )
-
     def _validator(self, objective: Objective) -> Validator | None:
-        recipe = self._recipe
         if not self._ready.valid_tasks:
             return None
-        loader = ValidationLoader(
-            self._ready.valid_tasks,
-            self._ready.layout,
-            per_rank=recipe.validation.per_rank_batch or recipe.batch.per_rank,
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            pad_to_multiple_of=recipe.batch.pad_to_multiple_of,
+        return Validator(
+            validation_loader(self._ready, self._ranks),
+            objective.with_whole_logits(),
+            self._ready.valid_labels,
+            self._ranks,
+            average=self._recipe.validation.average,
         )
-        return Validator(loader, objective, self._ready.valid_labels, self._ranks)
 
     def _policies(self) -> Policies:
         recipe = self._recipe

@@ -12,22 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from distill_engine.data.episodes import TaskSpec
-from distill_engine.data.errors import DataError
 from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tasks import has_split, read_task
 from distill_engine.data.tokenised import TokenisedTask
 from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.models.adapter import family_of
 from distill_engine.models.bart_family import FAMILIES, Family
 from distill_engine.recipe.problem import Problem, raise_if_any
-from distill_engine.recipe.schema import Recipe, TaskSource
+from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.student.weights import WeightFiles
+from distill_engine.task_data import load_tasks
 
 _OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*"]
 
@@ -49,7 +46,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
-    """Load and check teacher configuration, tokenizer and data.
+    """Load and check teacher configuration, tokenizer and data (memory-mapped from the token cache where it can be).
 
     Raises RecipeError for what does not fit together, DataError for bad data files, WeightsError for weight files
     that are missing or damaged (only their headers are read).
@@ -65,12 +62,9 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     encoder = DialogueTokenizer(
         tokenizer, layout, recipe.data.delimiter, recipe.data.context_tokens, recipe.data.label_tokens
     )
-    specs = [_task_spec(task, recipe.data.root) for task in recipe.data.tasks]
-    train = tuple(_tokenised(spec, encoder, "train") for spec in specs)
-    with_valid = [spec for spec in specs if has_split(spec, "valid")]
-    valid = tuple(_tokenised(spec, encoder, "valid") for spec in with_valid)
+    tasks = load_tasks(recipe.data, encoder)
     if config is not None:
-        largest = max(task.largest_id for task in (*train, *valid))
+        largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
         raise_if_any(source, _ids_fit(largest, config))
     return Prepared(
         recipe=recipe,
@@ -79,10 +73,10 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         teacher_config=config,
         tokenizer=tokenizer,
         layout=layout,
-        task_labels=tuple(spec.title for spec in specs),
-        train_tasks=train,
-        valid_tasks=valid,
-        valid_labels=tuple(spec.title for spec in with_valid),
+        task_labels=tasks.labels,
+        train_tasks=tasks.train,
+        valid_tasks=tasks.valid,
+        valid_labels=tasks.valid_labels,
     )
 
 
@@ -94,8 +88,7 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
     """
     data = hashlib.sha256()
     for task in ready.train_tasks:
-        data.update(np.ascontiguousarray(task.tokens).data)
-        data.update(np.ascontiguousarray(task.bounds).data)
+        data.update(task.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:
         weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
@@ -188,14 +181,3 @@ def _ids_fit(largest: int, config: Mapping[str, Any]) -> list[Problem]:
             "Use the tokenizer that the teacher was trained with",
         )
     ]
-
-
-def _task_spec(task: TaskSource, root: str | None) -> TaskSpec:
-    return TaskSpec(**task.model_dump(), root=root)
-
-
-def _tokenised(spec: TaskSpec, encoder: DialogueTokenizer, split: Any) -> TokenisedTask:
-    task = encoder.tokenise(read_task(spec, split))
-    if len(task) == 0:
-        raise DataError(f"Task {spec.title!r} has no {split} example. Correct its file, or leave the task out.")
-    return task

@@ -10,10 +10,11 @@ conversation, the first speaker's before the second's.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from distill_engine.data.episodes import Episode, LabelTurns, Turn
 from distill_engine.data.errors import DataError, shown
+from distill_engine.data.records import checked_text
 from distill_engine.data.text_files import numbered_lines
 
 SILENCE = "__SILENCE__"
@@ -21,18 +22,16 @@ SILENCE = "__SILENCE__"
 _SHAPE = 'A line is {"dialog": [[{"id": "...", "text": "..."}, ...], ...]}. Correct the line.'
 
 
-def read_conversations(path: str, label_turns: LabelTurns) -> list[Episode]:
+def read_conversations(path: str, label_turns: LabelTurns) -> Iterator[Episode]:
     """The episodes of a file, in its order. Blank lines mean nothing.
 
     Raises DataError with file and line number: not JSON, another shape, a turn without text; and as
     `numbered_lines` does.
     """
-    episodes: list[Episode] = []
     for number, content in numbered_lines(path):
         if content.strip():
             said = spoken(content, f"{path}, line {number}")
-            episodes.extend(sides(said, label_turns))
-    return episodes
+            yield from sides(said, label_turns)
 
 
 def sides(said: Sequence[str], label_turns: LabelTurns) -> list[Episode]:
@@ -62,16 +61,9 @@ def spoken(content: str, where: str) -> list[str]:
 
 def _text(turn: object, where: str) -> str:
     text = turn.get("text") if isinstance(turn, dict) else None
-    if not isinstance(text, str):
+    if text is None:
         raise DataError(f"{where}: no string under `text`: {shown(turn)}. {_SHAPE}")
-    try:
-        # JSON can escape half a surrogate pair, which no UTF-8 text and no tokenizer can hold.
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: half a surrogate pair in {shown(text)}. Text must be valid Unicode. Remove the \\u escape."
-        ) from error
-    return text
+    return checked_text(text, where, "text", _SHAPE)
 
 
 def _paired(said: Sequence[str]) -> tuple[Turn, ...]:

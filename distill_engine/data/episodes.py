@@ -28,7 +28,7 @@ class Episode:
 class TaskSpec:
     """One data source, as plain values with the names that a recipe uses.
 
-    name        which reader: `parlai_text`, `conversations`, `demo`
+    name        which reader: an entry of `tasks.READERS`
     label       name in metrics; None: same as name (read it through `title`)
     weight      share of the training mixture, relative to the other tasks
     train, valid, test   file of each split, for the file formats
@@ -36,6 +36,8 @@ class TaskSpec:
     train_examples, valid_examples, test_examples   keep only the first N examples of a split; None: all
     seed        demo: seed of the generator
     root        folder that holds downloaded dialogue tasks, for readers that look there
+    topic_split wizard_of_wikipedia: valid and test are about topics that training never saw
+    normalized  hf_dataset with ConvAI2's columns: texts as `convai2:normalized` has them
     """
 
     name: str
@@ -50,6 +52,8 @@ class TaskSpec:
     test_examples: int | None = None
     seed: int = 0
     root: str | None = None
+    topic_split: bool = False
+    normalized: bool = True
 
     @property
     def title(self) -> str:

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_engine.data.collate import collate, filler_batch
+from distill_engine.data.buckets import BatchPlan, Cost, Picks, PlainPlan, TokenBudgetPlan
+from distill_engine.data.collate import collate, filler_batch, pinned
 from distill_engine.data.errors import DataError
 from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.mixture import Mixture
@@ -17,6 +18,7 @@ from distill_engine.data.tokenised import Example
 from distill_engine.values import Batch
 
 _STATE_VERSION = 1
+_STEPS_AHEAD = 4  # enough to sort the next window meanwhile
 
 
 class ExampleSource(Protocol):
@@ -37,12 +39,43 @@ class ExampleSource(Protocol):
         """One example."""
 
 
+class MeasuredSource(ExampleSource, Protocol):
+    """A source that can tell the lengths of a few examples without those of all."""
+
+    def lengths(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Context and label lengths of some examples."""
+
+
+def token_budget_plan(
+    tasks: Sequence[MeasuredSource],
+    mixture: Mixture,
+    layout: SequenceLayout,
+    *,
+    max_tokens: int,
+    window: int,
+    pad_to_multiple_of: int,
+) -> TokenBudgetPlan:
+    """Micro-batches of about equal lengths and at most `max_tokens` padded positions (see data.buckets)."""
+
+    def lengths(
+        numbers: NDArray[np.int64], examples: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        contexts, labels = np.empty_like(examples), np.empty_like(examples)
+        for number, task in enumerate(tasks):
+            mine = numbers == number
+            contexts[mine], labels[mine] = task.lengths(examples[mine])
+        return contexts, labels
+
+    return TokenBudgetPlan(mixture, lengths, Cost(layout, pad_to_multiple_of), max_tokens, window)
+
+
 class TrainLoader:
     """The micro-batches of each optimizer step, for one rank.
 
-    A step takes the next per_rank * accumulation_steps * world_size positions of the mixture. Micro-batch m has the
-    m-th part of them, rank r the r-th part of that: which examples a step sees depends on the product alone. Batches
-    are made ahead by a background thread. Close it when done, or use it in a `with` statement.
+    A step takes the next accumulation_steps * world_size micro-batches of the plan, which is the mixture cut into runs
+    of `per_rank` examples unless another one is given. Rank r has number m * world_size + r of them as its m-th: which
+    examples a step sees depends on the product alone, and every rank has equally many. Batches are made ahead by a
+    background thread. Close it when done, or use it in a `with` statement.
     """
 
     def __init__(
@@ -56,30 +89,36 @@ class TrainLoader:
         pad_to_multiple_of: int,
         rank: int,
         world_size: int,
+        plan: BatchPlan | None = None,
+        pin_memory: bool = False,
     ) -> None:
-        """`mixture` must have been made for the sizes of `tasks` (else ValueError)."""
+        """`mixture` must have been made for the sizes of `tasks` (else ValueError), `plan` for the mixture.
+
+        pin_memory  put batches where a GPU can fetch them by itself while the processor goes on
+        """
         if tuple(len(task) for task in tasks) != mixture.sizes:
             raise ValueError(f"The mixture is for tasks of {mixture.sizes} examples, not {[len(t) for t in tasks]}.")
         _check_rank(rank, world_size)
         self._tasks = tasks
         self._mixture = mixture
         self._layout = layout
-        self._per_rank = per_rank
+        self._plan = plan or PlainPlan(mixture, per_rank)
         self._accumulation_steps = accumulation_steps
         self._pad_to_multiple_of = pad_to_multiple_of
         self._rank = rank
         self._world_size = world_size
+        self._pin_memory = pin_memory
         self._position = 0
         self._prefetcher = self._started()
 
     @property
-    def examples_per_step(self) -> int:
-        """Examples of one optimizer step, all ranks and micro-batches together."""
-        return self._per_rank * self._accumulation_steps * self._world_size
+    def examples(self) -> int:
+        """Examples handed out to all ranks together; batches that wait in the background do not count."""
+        return self._position
 
     @property
     def position(self) -> int:
-        """Where in the mixture the next step begins; batches that wait in the background do not count."""
+        """Where in the mixture the next step begins: the same number."""
         return self._position
 
     @property
@@ -92,17 +131,16 @@ class TrainLoader:
 
         Raises what making them raised; the position then stays where it is.
         """
-        group = self._prefetcher.take()
-        self._position += self.examples_per_step
+        group, self._position = self._prefetcher.take()
         return group
 
     def state_dict(self) -> dict[str, int | str]:
         """Where the order goes on: the same on every rank, and good for any world size."""
-        return {"version": _STATE_VERSION, "position": self._position, "mixture": self._mixture.fingerprint}
+        return {"version": _STATE_VERSION, "position": self._position, "mixture": self._plan.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, int | str]) -> None:
         """Go on from a saved state. Raises DataError when it belongs to another mixture or is not such a state."""
-        position = _valid_position(state, self._mixture)
+        position = _valid_position(state, self._plan)
         self._prefetcher.close()
         self._position = position
         self._prefetcher = self._started()
@@ -117,18 +155,25 @@ class TrainLoader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _started(self) -> Prefetcher[list[Batch]]:
+    def _started(self) -> Prefetcher[tuple[list[Batch], int]]:
         begin = self._position
-        return Prefetcher(lambda step: self._group(begin + step * self.examples_per_step))
 
-    def _group(self, base: int) -> list[Batch]:
-        stride = self._per_rank * self._world_size
-        offset = base + self._rank * self._per_rank
-        return [self._micro_batch(offset + number * stride) for number in range(self._accumulation_steps)]
+        def make(_number: int) -> tuple[list[Batch], int]:
+            """One thread calls this, step after step; after a failure nothing that it makes is taken any more."""
+            nonlocal begin
+            group, begin = self._group(begin)
+            return group, begin
 
-    def _micro_batch(self, start: int) -> Batch:
-        tasks, indices = self._mixture.window(start, start + self._per_rank)
-        return _collated(self._tasks, tasks, indices, self._layout, self._pad_to_multiple_of)
+        return Prefetcher(make, ahead=_STEPS_AHEAD)
+
+    def _group(self, position: int) -> tuple[list[Batch], int]:
+        """This rank's batches of the step at a position, and the position after it."""
+        picks = self._plan.take(position, self._accumulation_steps * self._world_size)
+        mine = picks[self._rank :: self._world_size]
+        batches = [_collated(self._tasks, part, self._layout, self._pad_to_multiple_of) for part in mine]
+        if self._pin_memory:
+            batches = [pinned(batch) for batch in batches]
+        return batches, position + sum(len(part.tasks) for part in picks)
 
 
 class ValidationLoader:
@@ -148,9 +193,11 @@ class ValidationLoader:
         rank: int,
         world_size: int,
         pad_to_multiple_of: int = 1,
+        pin_memory: bool = False,
     ) -> None:
-        """`per_rank`: examples of one batch on one rank."""
+        """`per_rank`: examples of one batch on one rank; `pin_memory` as for training."""
         _check_rank(rank, world_size)
+        self._pin_memory = pin_memory
         self._tasks = tasks
         self._layout = layout
         self._pad_to_multiple_of = pad_to_multiple_of
@@ -168,13 +215,11 @@ class ValidationLoader:
             prefetcher.close()
 
     def _batch(self, number: int) -> Batch:
-        tasks, indices = self._batches[number]
-        if len(tasks) == 0:
+        picks = self._batches[number]
+        if len(picks.tasks) == 0:
             return filler_batch(self._layout)
-        return _collated(self._tasks, tasks, indices, self._layout, self._pad_to_multiple_of)
-
-
-Picks = tuple[NDArray[np.int64], NDArray[np.int64]]
+        batch = _collated(self._tasks, picks, self._layout, self._pad_to_multiple_of)
+        return pinned(batch) if self._pin_memory else batch
 
 
 def _rank_batches(tasks: Sequence[ExampleSource], per_rank: int, rank: int, world_size: int) -> list[Picks]:
@@ -187,19 +232,15 @@ def _rank_batches(tasks: Sequence[ExampleSource], per_rank: int, rank: int, worl
     order = np.lexsort((indices, task_ids, -labels, -contexts))
     cuts = range(per_rank * world_size, len(order), per_rank * world_size)
     mine = [np.array_split(part, world_size)[rank] for part in np.split(order, cuts)]
-    return [(task_ids[part], indices[part]) for part in mine]
+    return [Picks(task_ids[part], indices[part]) for part in mine]
 
 
 def _collated(
-    sources: Sequence[ExampleSource],
-    tasks: NDArray[np.int64],
-    indices: NDArray[np.int64],
-    layout: SequenceLayout,
-    pad_to_multiple_of: int,
+    sources: Sequence[ExampleSource], picks: Picks, layout: SequenceLayout, pad_to_multiple_of: int
 ) -> Batch:
-    pairs = zip(tasks.tolist(), indices.tolist(), strict=True)
-    examples = [sources[task].example(index) for task, index in pairs]
-    return collate(examples, tasks.tolist(), layout, pad_to_multiple_of)
+    tasks = picks.tasks.tolist()
+    examples = [sources[task].example(index) for task, index in zip(tasks, picks.examples.tolist(), strict=True)]
+    return collate(examples, tasks, layout, pad_to_multiple_of)
 
 
 def _check_rank(rank: int, world_size: int) -> None:
@@ -207,19 +248,20 @@ def _check_rank(rank: int, world_size: int) -> None:
         raise ValueError(f"rank {rank} of {world_size}: ranks are 0 to world_size - 1.")
 
 
-def _valid_position(state: Mapping[str, int | str], mixture: Mixture) -> int:
+def _valid_position(state: Mapping[str, int | str], plan: BatchPlan) -> int:
     if state.get("version") != _STATE_VERSION:
         raise DataError(
             f"The data position in the checkpoint has version {state.get('version')!r}; this program reads version "
             f"{_STATE_VERSION}. Resume with the program that wrote it, or start a new run folder."
         )
-    if state.get("mixture") != mixture.fingerprint:
+    if state.get("mixture") != plan.fingerprint:
         raise DataError(
-            f"The checkpoint's data order is {state.get('mixture')!r}, this run's is {mixture.fingerprint!r}: task "
-            "sizes, weights or seed have changed. A resumed run needs the same data. Restore the files and data.tasks "
-            "as they were, or start a new run folder."
+            f"The checkpoint's data order is {state.get('mixture')!r}, this run's is {plan.fingerprint!r}: task "
+            "sizes, weights, seed or batch.max_tokens have changed. A resumed run needs the same data. Restore the "
+            "files and data.tasks as they were, or start a new run folder."
         )
     position = state.get("position")
     if not isinstance(position, int) or isinstance(position, bool) or position < 0:
         raise DataError(f"The data position in the checkpoint is {position!r}, not a count. Use an older checkpoint.")
+    plan.take(position, 1)
     return position

@@ -7,6 +7,10 @@ so shares never drift, yet the order has no period.
 Draw number j of a task of n examples is element j % n of a keyed shuffle that is new for every j // n: within a
 task each example comes once in a pass. With one task, or weights proportional to sizes, `epoch_size` draws are
 exactly one pass over everything.
+
+ParlAI draws an episode of a task by weight, with replacement, and plays all its turns one after the other, each in
+another batch. Here the turns of an episode are examples of their own: a task's share of the examples is the same
+(`example_weights`), but none is drawn twice before all have been drawn once.
 """
 
 from __future__ import annotations
@@ -15,14 +19,17 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.errors import DataError
+from distill_engine.data.shuffle import key_of, shuffled, stream
+
+WeightsMean = Literal["episodes", "examples", "passes"]
 
 _CHUNK_POSITIONS = 4096
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Few enough random bits that j + u stays exact in float64 up to 2**32 draws.
 _MOMENT_BITS = 20
 
@@ -34,9 +41,9 @@ class Mixture:
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        """`sizes`: examples of each task; `weights`: each task's share of the examples, relative to the others.
+        """`sizes`: examples of each task; `weights`: each task's share of the examples, relative to the others
+        (`example_weights` makes them from a recipe's).
 
-        ParlAI's weights count episodes: multiply them by the task's mean number of turns to get these.
         Raises DataError for a task without examples or a weight that is not a positive number.
         """
         if not sizes or len(sizes) != len(weights):
@@ -50,7 +57,6 @@ class Mixture:
         self.sizes = tuple(int(size) for size in sizes)
         self.weights = tuple(float(weight) for weight in weights)
         self.seed = seed
-        self._shuffle = lru_cache(maxsize=2 * len(sizes) + 2)(self._computed_shuffle)
         self._chunk = lru_cache(maxsize=4)(self._computed_chunk)
 
     @property
@@ -111,7 +117,7 @@ class Mixture:
         low = max(0, math.floor(begin * weight / total) - 2)
         high = max(low, math.ceil(end * weight / total)) + 2
         draws = np.arange(low, high, dtype=np.int64)
-        noise = _stream(_key(self.seed, "moments", task), draws) >> np.uint64(64 - _MOMENT_BITS)
+        noise = stream(key_of(self.seed, "moments", task), draws) >> np.uint64(64 - _MOMENT_BITS)
         jitter = (noise.astype(np.float64) + 0.5) / 2**_MOMENT_BITS
         return draws, (draws + jitter) * total / weight
 
@@ -120,26 +126,44 @@ class Mixture:
         passes = draws // size
         for number in np.unique(passes):
             mine = passes == number
-            examples[mine] = self._shuffle(task, int(number))[draws[mine] % size]
+            key = key_of(self.seed, "shuffle", task, int(number))
+            examples[mine] = shuffled(draws[mine] % size, size, key)
         return examples
 
-    def _computed_shuffle(self, task: int, number: int) -> NDArray[np.int64]:
-        """A permutation of a task's examples for pass `number`.
 
-        Sorting hashes, rather than NumPy's generators, whose streams may change from version to version.
-        """
-        counters = np.arange(self.sizes[task], dtype=np.int64)
-        return np.argsort(_stream(_key(self.seed, "shuffle", task, number), counters), kind="stable")
+def example_weights(
+    weights: Sequence[float],
+    examples: Sequence[int],
+    episodes: Sequence[int],
+    weights_mean: WeightsMean,
+    temperature: float = 1.0,
+) -> list[float]:
+    """Each task's share of the examples, up to a common factor, from what a recipe says.
+
+    examples, episodes  sizes of each task
+    weights_mean        what a weight is the relative chance of. episodes: an episode of the task is next, and all its
+                        turns with it (ParlAI's --multitask-weights), so examples weigh weight * turns per episode;
+                        examples: an example of the task is next; passes: any one example of the task, so with equal
+                        weights every example of every task comes equally often (ParlAI's `stochastic`)
+    temperature         above 1 brings the shares closer together: share ** (1 / temperature), then scaled to 1
+    """
+    per_example = {
+        "episodes": [size / max(1, count) for size, count in zip(examples, episodes, strict=True)],
+        "examples": [1.0] * len(examples),
+        "passes": [float(size) for size in examples],
+    }[weights_mean]
+    raw = [weight * factor for weight, factor in zip(weights, per_example, strict=True)]
+    if temperature == 1.0:
+        return raw
+    total = math.fsum(raw)
+    return [(weight / total) ** (1.0 / temperature) for weight in raw]
 
 
-def _key(*words: int | str) -> np.uint64:
-    digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))
-
-
-def _stream(key: np.uint64, counters: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Element `counter` of the SplitMix64 stream that starts at `key`, for each counter."""
-    mixed = counters.astype(np.uint64) * _GOLDEN + key
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+def mixture_line(labels: Sequence[str], sizes: Sequence[int], shares: Sequence[float]) -> str:
+    """For people: each task's examples, its share of the training examples, and how often one comes in an epoch."""
+    epoch = sum(sizes)
+    parts = [
+        f"{label} {share:.1%} ({size:,} examples, each {share * epoch / size:.2f} times an epoch)"
+        for label, size, share in zip(labels, sizes, shares, strict=True)
+    ]
+    return f"mixture, shares of the examples: {', '.join(parts)}"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from distill_engine.data.episodes import Episode, Turn
@@ -41,13 +41,13 @@ class Line:
     ends_episode: bool
 
 
-def read_parlai_text(path: str) -> list[Episode]:
+def read_parlai_text(path: str) -> Iterator[Episode]:
     """The episodes of a file, in its order.
 
     Raises DataError with file and line number: a field without colon, no `text`, no `labels`, `eval_labels`
     present; and as `numbered_lines` does.
     """
-    episodes: list[Episode] = []
+    ended = 0
     turns: list[Turn] = []
     for number, content in numbered_lines(path):
         if content == "":
@@ -55,13 +55,12 @@ def read_parlai_text(path: str) -> list[Episode]:
         line = parse_line(content, f"{path}, line {number}")
         turns.append(Turn(line.text, chosen_label(line.labels, number)))
         if line.ends_episode:
-            episodes.append(Episode(tuple(turns)))
-            turns = []
+            yield Episode(tuple(turns))
+            ended, turns = ended + 1, []
     if turns:
-        episodes.append(Episode(tuple(turns)))
-    if len(episodes) == 1 and len(episodes[0].turns) > _SUSPICIOUS_TURNS:
-        logger.warning("%s is one episode of %d turns: is `episode_done` missing?", path, len(episodes[0].turns))
-    return episodes
+        if not ended and len(turns) > _SUSPICIOUS_TURNS:
+            logger.warning("%s is one episode of %d turns: is `episode_done` missing?", path, len(turns))
+        yield Episode(tuple(turns))
 
 
 def parse_line(content: str, where: str) -> Line:
@@ -87,6 +86,11 @@ def chosen_label(labels: Sequence[str], number: int) -> str:
         return labels[0]
     digest = hashlib.blake2b(f"{_LABEL_SEED}/{number}".encode(), digest_size=8).digest()
     return labels[int.from_bytes(digest, "big") % len(labels)]
+
+
+def as_read_back(value: str) -> str:
+    """`value` after being written in this format and read again: escapes that were literal text are decoded."""
+    return _decoded(value.replace("\t", "\\t").replace("\n", "\\n").replace("|", "__PIPE__"))
 
 
 def _fields(content: str, where: str) -> dict[str, str]:

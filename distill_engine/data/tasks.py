@@ -1,55 +1,95 @@
-"""Dialogue tasks by name: which reader a task has, and its episodes.
+"""Dialogue tasks by name: which reader a task has, where its data lies, and its episodes.
 
-A reader is one entry of `READERS`; a file format also needs a file for each split that is used.
+A reader is one entry of `READERS`. A file format needs a file for each split that is used, a downloaded task lies
+under `data.root` in ParlAI's own folder layout.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
+from distill_engine.data import convai2, wizard_of_wikipedia
+from distill_engine.data.blended_skill_talk import read_blended_skill_talk
 from distill_engine.data.conversations import read_conversations
+from distill_engine.data.empathetic_dialogues import read_empathetic_dialogues
 from distill_engine.data.episodes import Episode, LabelTurns, Split, TaskSpec, Turn
 from distill_engine.data.errors import DataError
+from distill_engine.data.fbdialog import read_fbdialog
+from distill_engine.data.hf_datasets import opened, read_hf_dataset, split_files
 from distill_engine.data.parlai_text import read_parlai_text
 from distill_engine.data.text_files import open_for_reading
 
 __all__ = ["READERS", "DataError", "Episode", "LabelTurns", "Reader", "Split", "TaskSpec", "Turn"]
+
+Episodes = Iterable[Episode]
 
 
 @dataclass(frozen=True)
 class Reader:
     """How a task's episodes are got.
 
-    read        (spec, split) -> episodes, all of them or at least as many as the split's limit asks for
+    read        (spec, split) -> episodes in the source's order, one at a time where the format allows
     needs_file  the recipe names a file for each split
+    in_root     (spec, split) -> where the split may lie below `data.root`, the usual place first
     """
 
-    read: Callable[[TaskSpec, Split], list[Episode]]
-    needs_file: bool
+    read: Callable[[TaskSpec, Split], Episodes]
+    needs_file: bool = False
+    in_root: Callable[[TaskSpec, Split], tuple[str, ...]] | None = None
 
 
-def _parlai_text(spec: TaskSpec, split: Split) -> list[Episode]:
-    return read_parlai_text(_named_file(spec, split))
-
-
-def _conversations(spec: TaskSpec, split: Split) -> list[Episode]:
-    return read_conversations(_named_file(spec, split), spec.label_turns)
-
-
-def _demo(spec: TaskSpec, split: Split) -> list[Episode]:
-    # Imported here because the generator is only needed by those who ask for it, and imports this module itself.
+def _demo(spec: TaskSpec, split: Split) -> Episodes:
+    # Imported here because the generator is only needed by those who ask for it.
     from distill_engine.data.demo import demo_episodes
 
     return demo_episodes(split, spec.limit(split), spec.seed)
 
 
+def _convai2(spec: TaskSpec, split: Split) -> Episodes:
+    return read_fbdialog(_found_in_root(spec, split))
+
+
+def _convai2_files(_spec: TaskSpec, split: Split) -> tuple[str, ...]:
+    return tuple(f"ConvAI2/{name}" for name in convai2.file_names(split))
+
+
+def _empathetic_dialogues_files(_spec: TaskSpec, split: Split) -> tuple[str, ...]:
+    return f"empatheticdialogues/empatheticdialogues/{split}.csv", f"empatheticdialogues/{split}.csv"
+
+
 READERS: dict[str, Reader] = {
-    "parlai_text": Reader(_parlai_text, needs_file=True),
-    "conversations": Reader(_conversations, needs_file=True),
-    "demo": Reader(_demo, needs_file=False),
-}
+    "parlai_text": Reader(lambda spec, split: read_parlai_text(_named_file(spec, split)), needs_file=True),
+    "conversations": Reader(
+        lambda spec, split: read_conversations(_named_file(spec, split), spec.label_turns), needs_file=True
+    ),
+    "fbdialog": Reader(lambda spec, split: read_fbdialog(_named_file(spec, split)), needs_file=True),
+    "hf_dataset": Reader(
+        lambda spec, split: read_hf_dataset(_named_file(spec, split), split, spec.normalized), needs_file=True
+    ),
+    "demo": Reader(_demo),
+    "blended_skill_talk": Reader(
+        lambda spec, split: read_blended_skill_talk(_found_in_root(spec, split)),
+        in_root=lambda _, split: (f"blended_skill_talk/{split}.json",),
+    ),
+    "wizard_of_wikipedia": Reader(
+        lambda spec, split: wizard_of_wikipedia.read_wizard_of_wikipedia(_found_in_root(spec, split)),
+        in_root=lambda spec, split: (
+            f"wizard_of_wikipedia/{wizard_of_wikipedia.file_name(split, spec.topic_split)}",
+        ),
+    ),
+    "convai2": Reader(_convai2, in_root=_convai2_files),
+    "convai2:normalized": Reader(
+        lambda spec, split: convai2.normalized(_convai2(spec, split)), in_root=_convai2_files
+    ),
+    "empathetic_dialogues": Reader(
+        lambda spec, split: read_empathetic_dialogues(_found_in_root(spec, split), both_sides=split == "train"),
+        in_root=_empathetic_dialogues_files,
+    ),
+}  # fmt: skip
 
 
 def reader_for(name: str) -> Reader:
@@ -74,36 +114,54 @@ def check_source(spec: TaskSpec, split: Split) -> None:
 
     Raises DataError.
     """
-    if reader_for(spec.name).needs_file:
-        open_for_reading(_named_file(spec, split)).close()
+    for file in source_files(spec, split):
+        open_for_reading(str(file)).close()
 
 
-def read_task(spec: TaskSpec, split: Split) -> list[Episode]:
-    """The episodes of one split in the source's order, cut to the split's limit of examples.
+def source_files(spec: TaskSpec, split: Split) -> list[Path]:
+    """The files that a split is read from; none for a generator. Raises DataError as `check_source`."""
+    reader = reader_for(spec.name)
+    if spec.name == "hf_dataset":
+        named = _named_file(spec, split)
+        opened(named, split)
+        return split_files(named, split)
+    if reader.in_root is not None:
+        return [Path(_found_in_root(spec, split))]
+    return [Path(_named_file(spec, split)).expanduser()] if reader.needs_file else []
+
+
+def stream_task(spec: TaskSpec, split: Split) -> Iterator[Episode]:
+    """The episodes of one split in the source's order, cut to the split's limit of examples, one at a time.
 
     Raises DataError: no reader, no file named, a malformed file, or not one example in it.
     """
     episodes = first_examples(reader_for(spec.name).read(spec, split), spec.limit(split))
-    if not any(episode.turns for episode in episodes):
+    with_turns = (episode for episode in episodes if episode.turns)
+    first = next(with_turns, None)
+    if first is None:
         source = spec.file(split) or spec.name
         raise DataError(
             f"{source} holds no example for the {split} split of task {spec.title!r}. An example is a text with its "
             "answer. Check the file, label_turns and the limits in data.tasks."
         )
-    return episodes
+    yield from chain([first], with_turns)
 
 
-def first_examples(episodes: list[Episode], limit: int | None) -> list[Episode]:
-    """The episodes that hold the first `limit` examples; the last one is cut. None: all of them."""
+def read_task(spec: TaskSpec, split: Split) -> list[Episode]:
+    """All of `stream_task`. Raises DataError as it does."""
+    return list(stream_task(spec, split))
+
+
+def first_examples(episodes: Episodes, limit: int | None) -> Iterator[Episode]:
+    """The episodes that hold the first `limit` examples; the last one is cut, the rest not read. None: all of them."""
     if limit is None:
-        return episodes
-    kept: list[Episode] = []
-    for episode in episodes:
+        yield from episodes
+        return
+    for episode in episodes if limit > 0 else ():
+        yield Episode(episode.turns[:limit])
+        limit -= len(episode.turns)
         if limit <= 0:
             break
-        kept.append(Episode(episode.turns[:limit]))
-        limit -= len(episode.turns)
-    return kept
 
 
 def _named_file(spec: TaskSpec, split: Split) -> str:
@@ -114,3 +172,30 @@ def _named_file(spec: TaskSpec, split: Split) -> str:
             f"Add `{split}: FILE` to the task."
         )
     return file
+
+
+def _found_in_root(spec: TaskSpec, split: Split) -> str:
+    """The file of a split of a downloaded task. Raises DataError: no root, no such folder, no such file."""
+    in_root = reader_for(spec.name).in_root
+    assert in_root is not None, spec.name
+    if spec.root is None:
+        raise DataError(
+            f"Task {spec.title!r} needs data.root, which is null. It is the folder of the downloaded tasks, ParlAI's "
+            f"`data`. Name it; `distill data fetch {_fetched_as(spec)} --root FOLDER` fills it."
+        )
+    root = Path(spec.root).expanduser()
+    places = [root / place for place in in_root(spec, split)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        missing = next((folder for folder in (root, root / places[0].relative_to(root).parts[0], places[0].parent)
+                        if not folder.is_dir()), places[0])  # fmt: skip
+        raise DataError(
+            f"Task {spec.title!r} has no {split} split: there is no {places[0]} ({missing} is missing). Tasks lie "
+            f"under data.root in ParlAI's own layout. Correct data.root, or run "
+            f"`distill data fetch {_fetched_as(spec)} --root {root}`."
+        )
+    return str(found)
+
+
+def _fetched_as(spec: TaskSpec) -> str:
+    return spec.name.partition(":")[0]

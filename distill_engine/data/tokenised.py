@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,36 @@ class TokenLimits:
     label: int
 
 
+@dataclass(frozen=True)
+class TokenFacts:
+    """What is true of a whole task's tokens.
+
+    episodes  episodes that hold an example
+    largest   the largest token id, 0 if there is none
+    digest    short name of all tokens and bounds: equal for equal ones
+    """
+
+    episodes: int
+    largest: int
+    digest: str
+
+    @classmethod
+    def of(cls, tokens: NDArray[np.int32], bounds: NDArray[np.int64]) -> TokenFacts:
+        """The facts of these arrays."""
+        digests = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (tokens, bounds)]
+        return cls(episodes_in(bounds), int(tokens.max(initial=0)), combined_digest(*digests))
+
+
+def episodes_in(bounds: NDArray[np.int64]) -> int:
+    """How many episodes the examples of [examples, 4] `bounds` come from."""
+    return 0 if len(bounds) == 0 else 1 + int(np.count_nonzero(np.diff(bounds[:, 0])))
+
+
+def combined_digest(tokens: str, bounds: str) -> str:
+    """One digest for the sha256 (hex) of the tokens' and of the bounds' bytes."""
+    return hashlib.sha256(f"{tokens} {bounds}".encode()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class TokenisedTask:
     """All examples of one task and split.
@@ -39,6 +70,9 @@ class TokenisedTask:
     bounds  [examples, 4] int64: where in `tokens` the example's episode begins, its context ends, its label begins
             and its label ends
     skipped examples left out because nothing at all was said before the reply (ParlAI leaves them out, too)
+    facts   what can be told of the arrays; give it when it is known, because finding it out reads them whole
+
+    Both arrays may be memory-mapped files: nothing here reads more of them than it is asked for.
     """
 
     tokens: NDArray[np.int32]
@@ -46,6 +80,11 @@ class TokenisedTask:
     layout: SequenceLayout
     limits: TokenLimits
     skipped: int = 0
+    facts: TokenFacts | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.facts is None:
+            object.__setattr__(self, "facts", TokenFacts.of(self.tokens, self.bounds))
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -64,19 +103,39 @@ class TokenisedTask:
     @property
     def context_lengths(self) -> NDArray[np.int64]:
         """[examples]: len(example(i).context_ids)."""
-        words = np.minimum(self.bounds[:, 1] - self.bounds[:, 0], self._context_words)
-        return words + self.layout.context_overhead
+        return self._lengths(self.bounds)[0]
 
     @property
     def label_lengths(self) -> NDArray[np.int64]:
         """[examples]: len(example(i).label_ids)."""
-        return np.minimum(self.bounds[:, 3] - self.bounds[:, 2] + 1, self.limits.label)
+        return self._lengths(self.bounds)[1]
+
+    def lengths(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Context and label lengths of some examples; reads no others."""
+        return self._lengths(self.bounds[indices])
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes the examples come from."""
+        assert self.facts is not None
+        return self.facts.episodes
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal tokens and bounds."""
+        assert self.facts is not None
+        return self.facts.digest
 
     @property
     def largest_id(self) -> int:
         """The largest token id that any example holds; a model's vocabulary must be larger."""
-        special = (self.layout.pad_id, self.layout.start_id, self.layout.end_id)
-        return max(*special, int(self.tokens.max(initial=0)))
+        assert self.facts is not None
+        return max(self.layout.pad_id, self.layout.start_id, self.layout.end_id, self.facts.largest)
+
+    def _lengths(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        contexts = np.minimum(bounds[:, 1] - bounds[:, 0], self._context_words) + self.layout.context_overhead
+        labels = np.minimum(bounds[:, 3] - bounds[:, 2] + 1, self.limits.label)
+        return contexts, labels
 
     @property
     def _context_words(self) -> int:

@@ -8,20 +8,27 @@ somebody typed, such as `</s>`, is ordinary text.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import tokenizers
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tokenised import Example, TokenisedTask, TokenLimits
+from distill_engine.data.tokenised import Example, TokenFacts, TokenisedTask, TokenLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +59,25 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         ) from error
     _fast_backend(tokenizer, name)
     return tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class TokenChunk:
+    """Consecutive tokens and bounds of a TokenisedTask, the bounds counted from the task's first token.
+
+    skipped, episodes  examples left out, and episodes read
+    """
+
+    tokens: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    skipped: int
+    episodes: int
+
+
+def warn_of_skipped(skipped: int) -> None:
+    """Say that examples were left out, if any were."""
+    if skipped:
+        logger.warning("%d examples are left out: nothing was said before their reply.", skipped)
 
 
 class DialogueTokenizer:
@@ -85,20 +111,50 @@ class DialogueTokenizer:
         task = self.tokenise([episode])
         return [task.example(index) for index in range(len(task))]
 
-    def tokenise(self, episodes: Iterable[Episode]) -> TokenisedTask:
-        """All examples of the episodes, in order."""
-        tokens, bounds = array("i"), array("q")
+    def tokenise(
+        self, episodes: Iterable[Episode], progress: Callable[[int], None] | None = None
+    ) -> TokenisedTask:
+        """All examples of the episodes, in order; `progress` hears now and then of so many episodes more."""
+        chunks = []
+        for chunk in self.chunks(episodes):
+            chunks.append(chunk)
+            if progress is not None:
+                progress(chunk.episodes)
+        tokens = np.concatenate([np.empty(0, np.int32), *(chunk.tokens for chunk in chunks)])
+        bounds = np.concatenate([np.empty((0, 4), np.int64), *(chunk.bounds for chunk in chunks)])
+        skipped = sum(chunk.skipped for chunk in chunks)
+        warn_of_skipped(skipped)
+        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped)
+
+    def chunks(self, episodes: Iterable[Episode]) -> Iterator[TokenChunk]:
+        """The same a piece at a time: joined, the chunks' arrays are those of `tokenise`.
+
+        No more than one chunk of episodes is asked for ahead, and a text that comes twice in a chunk is tokenised once.
+        """
+        begin = 0
         for chunk in _chunks(episodes, _CHUNK_EPISODES):
             entries = dict.fromkeys(entry for episode in chunk for entry in _entries(episode))
-            ids = dict(zip(entries, self.encode(list(entries)), strict=True))
+            with _all_cores():
+                ids = dict(zip(entries, self.encode(list(entries)), strict=True))
+            tokens, bounds = array("i"), array("q")
             for episode in chunk:
                 self._append(episode, ids, tokens, bounds)
-        table = np.array(bounds, np.int64).reshape(-1, 4)
-        spoken = table[:, 1] > table[:, 0]
-        skipped = int((~spoken).sum())
-        if skipped:
-            logger.warning("%d examples are left out: nothing was said before their reply.", skipped)
-        return TokenisedTask(np.array(tokens, np.int32), table[spoken], self._layout, self._limits, skipped)
+            table = np.array(bounds, np.int64).reshape(-1, 4)
+            spoken = table[:, 1] > table[:, 0]
+            yield TokenChunk(np.array(tokens, np.int32), table[spoken] + begin, int((~spoken).sum()), len(chunk))
+            begin += len(tokens)
+
+    def task(
+        self, tokens: NDArray[np.int32], bounds: NDArray[np.int64], skipped: int, facts: TokenFacts
+    ) -> TokenisedTask:
+        """A task from arrays that these settings' `chunks` gave earlier."""
+        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped, facts)
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that decides which ids `chunks` gives for a text: tokenizer and delimiter."""
+        facts = [tokenizers.__version__, self._backend.to_str(), self._delimiter_ids]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _append(self, episode: Episode, ids: dict[str, list[int]], tokens: array[int], bounds: array[int]) -> None:
         episode_start = len(tokens)
@@ -111,6 +167,21 @@ class DialogueTokenizer:
             label_start = len(tokens)
             tokens.extend(ids[turn.label])
             bounds.extend((episode_start, context_end, label_start, len(tokens)))
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Lets the tokenizer use its threads, which are off elsewhere because forked processes would complain of them."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _entries(episode: Episode) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Which recipe is this: its complete text, its digest, and how two recipes differ.
 
-A stopped run may go on with another limit, another logging interval or another patience: that changes when
-it ends and who hears about it, not what it computes. Everything else is the mathematics of the run; resuming
-with other mathematics would be another run under an old name.
+A stopped run may go on with another limit, another logging interval, another patience or other loss kernels: that
+changes when it ends, who hears about it and who computes, not what is computed. Everything else is the mathematics
+of the run; resuming with other mathematics would be another run under an old name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.yaml_text import dump_yaml
 
 # Dotted prefixes that may change between restarts of one run.
-CHANGEABLE = ("name", "stop", "logging", "checkpoint", "validation.patience")
+CHANGEABLE = ("name", "stop", "logging", "checkpoint", "validation.patience", "losses.kernels", "data.cache_dir")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.recipe.batch_rules import BATCH_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any
@@ -284,4 +285,5 @@ RULES: tuple[Rule, ...] = (
     run_stops,
     optimizer_keys_are_used,
     *DATA_RULES,
+    *BATCH_RULES,
 )

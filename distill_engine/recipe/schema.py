@@ -78,6 +78,21 @@ class LossWeights(Section):
     prediction: NonNegative = Field(0.0, description="KL divergence from the teacher's next-token distribution.")
 
 
+KernelChoice = Literal["auto", "fused", "reference"]
+
+
+class KernelsSection(Section):
+    """Which implementation computes the losses; all give the same numbers.
+
+    fused: never builds the big matrices (Triton on GPUs, blocks in PyTorch on CPUs); reference: whole matrices;
+    auto: fused wherever it pays.
+    """
+
+    attention: KernelChoice = Field("auto", description="Self- and cross-attention terms.")
+    hidden: KernelChoice = Field("auto", description="Encoder, embedding and hidden terms with their projections.")
+    prediction: KernelChoice = Field("auto", description="Task and prediction terms with the output embeddings.")
+
+
 class LossesSection(Section):
     """What is minimised."""
 
@@ -93,14 +108,19 @@ class LossesSection(Section):
     )
     encoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each encoder layer.")
     decoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each decoder layer.")
+    kernels: KernelsSection = Field(default_factory=lambda: KernelsSection(), description="Who computes the losses.")
 
 
 class TaskSource(Section):
     """One data source. A recipe lists one or more; their names label the metrics."""
 
-    name: str = Field(description="`demo`, `parlai_text`, `conversations`, or a dialogue task's ParlAI name.")
+    name: str = Field(
+        description="`demo`; a file format: `parlai_text`, `conversations`, `fbdialog`, `hf_dataset`; or a dialogue "
+        "task's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
+        "`convai2:normalized`, `empathetic_dialogues`."
+    )
     label: str | None = Field(None, description="Name in metrics; null: same as name.")
-    weight: Positive = Field(1.0, description="Share of the training mixture, relative to the other tasks.")
+    weight: Positive = Field(1.0, description="How often it comes, relative to the other tasks (data.weights_mean).")
     train: str | None = Field(None, description="Training file (file formats only).")
     valid: str | None = Field(None, description="Validation file (file formats only).")
     test: str | None = Field(None, description="Test file (file formats only).")
@@ -110,13 +130,32 @@ class TaskSource(Section):
     train_examples: PositiveInt | None = Field(None, description="Use only the first N training examples.")
     valid_examples: PositiveInt | None = Field(None, description="Use only the first N validation examples.")
     seed: int = Field(0, description="demo: seed of the generator.")
+    topic_split: bool = Field(
+        False, description="wizard_of_wikipedia: validate and test on topics that training never saw."
+    )
+    normalized: bool = Field(
+        True, description="hf_dataset with ConvAI2's columns: spelling as in convai2:normalized; false: as in convai2."
+    )
 
 
 class DataSection(Section):
     """Which dialogues, and how they become token ids (ParlAI's rules)."""
 
     tasks: list[TaskSource] = Field(min_length=1, description="Sources of the training mixture.")
+    weights_mean: Literal["episodes", "examples", "passes"] = Field(
+        "episodes",
+        description="What weights are shares of. episodes: conversations, as ParlAI's --multitask-weights; examples: "
+        "turns; passes: equal weights show every example of every task equally often.",
+    )
+    temperature: Positive = Field(
+        1.0, description="Flattens the tasks' shares of the examples: share ** (1 / temperature). 1 leaves them."
+    )
     root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue tasks.")
+    cache_dir: str | None = Field(
+        None,
+        description="Folder that keeps tokenised tasks; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
+        "$XDG_CACHE_HOME or ~/.cache.",
+    )
     tokenizer: str | None = Field(None, description="Tokenizer folder or name; null: the teacher's.")
     context_tokens: PositiveInt = Field(128, description="Contexts keep their last N tokens, end token included.")
     label_tokens: PositiveInt = Field(128, description="Labels keep their first N tokens, end token included.")
@@ -132,6 +171,14 @@ class BatchSection(Section):
     per_rank: PositiveInt = Field(16, description="Examples of one micro-batch on one rank.")
     accumulation_steps: PositiveInt = Field(1, description="Micro-batches per optimizer step.")
     pad_to_multiple_of: PositiveInt = Field(1, description="Round padded lengths up to this (8 for fp16 in ParlAI).")
+    max_tokens: PositiveInt | None = Field(
+        None,
+        description="Instead of per_rank: micro-batches of examples of about one length, as many as fit into this many "
+        "positions, context and label, padding counted.",
+    )
+    length_window: PositiveInt = Field(
+        8192, description="max_tokens: so many consecutive examples of the mixture are sorted by length at a time."
+    )
 
 
 class OptimizerSection(Section):
@@ -167,6 +214,11 @@ class ValidationSection(Section):
     every_epochs: Positive | None = Field(None, description="Validate every N epochs of training examples.")
     every_seconds: Positive | None = Field(None, description="Validate every N seconds (agreed across ranks).")
     metric: str = Field("ppl", description="Metric that decides best and patience; see docs/metrics.md.")
+    average: Literal["macro", "micro"] = Field(
+        "macro",
+        description="What ppl, loss and the like are over several tasks. macro: mean of the tasks' values, as ParlAI; "
+        "micro: of all tokens together (ParlAI's --aggregate-micro).",
+    )
     direction: Literal["min", "max"] = Field("min", description="Which way is better.")
     patience: int | None = Field(20, gt=0, description="Stop after N validations without improvement; null: never.")
     stop_at: float | None = Field(None, description="Stop once the metric is at least this good.")

@@ -35,6 +35,8 @@ TERMS: Mapping[str, str] = MappingProxyType(
         "prediction": "KL divergence from the teacher's next-token distribution",
     }
 )
+# terms that are compared layer by layer, so that `train/term/{term}/layer/{layer}` exists
+LAYERED_TERMS = tuple(term for term in TERMS if term.endswith(("_hidden", "_attention")))
 TIME_PARTS: Mapping[str, str] = MappingProxyType(
     {
         "teacher": "the teacher's forward pass",
@@ -80,6 +82,7 @@ def _section(title: str, *rows: Row) -> tuple[Metric, ...]:
 
 _AGREE = "Label tokens where student and teacher rank the same token first"
 _FIRST = "Label tokens that the student ranks first"
+_OR_MICRO = "; all tasks together with `validation.average: micro`"
 _EXACT = "Replies whose every token the student ranks first"
 
 REGISTRY: tuple[Metric, ...] = (
@@ -129,12 +132,12 @@ REGISTRY: tuple[Metric, ...] = (
     ),
     *_section(
         "Validation",
-        ("valid/ppl", "", "lower", "Perplexity per task, averaged over tasks (as ParlAI reports it)."),
+        ("valid/ppl", "", "lower", f"Perplexity per task, averaged over tasks (as ParlAI reports it){_OR_MICRO}."),
         ("valid/ppl_micro", "", "lower", "Perplexity over the label tokens of all tasks together."),
-        ("valid/loss", "nats/token", "lower", "Cross-entropy with the gold reply, averaged over tasks."),
-        ("valid/token_accuracy", "share", "higher", f"{_FIRST}, all tasks together."),
-        ("valid/token_exact_match", "share", "higher", f"{_EXACT}, all tasks together."),
-        ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, all tasks together."),
+        ("valid/loss", "nats/token", "lower", f"Cross-entropy with the gold reply, averaged over tasks{_OR_MICRO}."),
+        ("valid/token_accuracy", "share", "higher", f"{_FIRST}, averaged over tasks{_OR_MICRO}."),
+        ("valid/token_exact_match", "share", "higher", f"{_EXACT}, averaged over tasks{_OR_MICRO}."),
+        ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, averaged over tasks{_OR_MICRO}."),
         ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
         ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
         ("valid/seconds", "s", "lower", "Duration of the validation."),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
-from distill_engine.losses.quality import COLUMNS, quality_sums, quality_values
+from distill_engine.losses.quality import COLUMNS, Average, quality_sums, quality_values
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -40,8 +40,15 @@ class Validator:
     """
 
     def __init__(
-        self, batches: Iterable[Batch], objective: Objective, task_labels: Sequence[str], ranks: SumsRanks
+        self,
+        batches: Iterable[Batch],
+        objective: Objective,
+        task_labels: Sequence[str],
+        ranks: SumsRanks,
+        average: Average = "macro",
     ) -> None:
+        """`average`: what values of no single task are, the mean over tasks or that of all tokens together."""
+        self._average: Average = average
         self._batches = batches
         self._objective = objective
         self._labels = list(task_labels)
@@ -69,7 +76,7 @@ class Validator:
                 terms[index, 1] += value.count
         summed = self._ranks.sum(torch.cat([quality.flatten(), terms.flatten()]))
         quality = summed[: quality.numel()].view_as(quality)
-        values = quality_values(quality, self._labels, teacher is not None)
+        values = quality_values(quality, self._labels, teacher is not None, self._average)
         values |= self._term_values(summed[quality.numel() :].view(-1, 2))
         values["seconds"] = time.perf_counter() - started
         return values

@@ -44,22 +44,35 @@ LAWS: dict[str, Law] = {
     "models": law("values"),
     "student": law("values models"),
     "data": law("values"),
-    "engine": law("values", frozenset({"wandb"})),
+    "cluster": law(forbidden=HEAVY),
+    "engine": law("values cluster", frozenset({"wandb"})),
     "telemetry": law("values"),
     "train": law("values losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}),
     "export": law("values models"),
     "evaluate": law("values models losses data"),
-    "latency": law("values models"),
+    "latency": law("values models generate"),
+    "generate": law("values models"),
+    "generation_metrics": law(forbidden=HEAVY),
+    "evaluation_set": law("values data"),
+    "partial_results": law("generate"),
+    "evaluation": law("values models data evaluate evaluation_set generate generation_metrics partial_results"),
+    "chat": law("values models data generate"),
+    "reports": law("recipe telemetry train.run_folder evaluation latency"),
     "model_card": law(),
     "exit_codes": law(forbidden=HEAVY),
-    "prepare": law("values models data recipe student.weights"),
-    "compare": law("values data evaluate latency prepare recipe"),
+    "prepare": law("values models data task_data recipe student.weights"),
+    "task_data": law("data recipe"),
+    "training_data": law("data prepare"),
+    "compare": law("values data evaluate evaluation_set latency prepare recipe"),
     "export_run": law("values data export train.checkpoint train.manifest"),
+    "parlai_options": law("recipe", HEAVY),
+    "parlai": law("parlai_options export_run student.weights recipe"),
     "assemble": Law(ANYTHING),
     "builder": Law(ANYTHING),
     "run": Law(ANYTHING),
+    "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
-    "launcher": law("recipe", HEAVY),
+    "launcher": law("recipe cluster exit_codes", HEAVY),
 }
 
 
@@ -194,7 +207,7 @@ def modules_of(folder: Path) -> list[str]:
     return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in runnable]
 
 
-@pytest.mark.parametrize("folder", ["distill_engine/recipe", "launcher"])
+@pytest.mark.parametrize("folder", ["distill_engine/recipe", "distill_engine/parlai_options", "launcher"])
 def test_recipes_and_the_launcher_are_read_without_torch(folder):
     modules = modules_of(ROOT / folder)
     code = (

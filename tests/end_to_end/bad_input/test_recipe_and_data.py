@@ -24,7 +24,7 @@ RECIPE = {
     "unknown task": (setting("data.tasks.0.name", "parlai_txt"), ["parlai_txt", "Did you mean parlai_text?"]),
     "ParlAI task": (
         setting("data.tasks.0", {"name": "blended_skill_talk"}),
-        ["data.tasks.0.name", "'blended_skill_talk'", "no reader"],
+        ["data.root", "is null", "blended_skill_talk", "distill data fetch"],
     ),
     "missing data file": (setting("data.tasks.0.train", "nowhere/train.txt"), ["nowhere/train.txt", "not exist"]),
     "empty data file": (lambda case: case.lines(""), ["own.txt", "empty"]),

@@ -144,7 +144,7 @@ def test_resuming_at_any_step_goes_on_as_if_never_stopped(steps, world_size, acc
         with train_loader([23, 9], 2, accumulation_steps, rank, world_size) as resumed:
             taken(resumed, data.draw(st.integers(0, 3)))
             resumed.load_state_dict(state)
-            assert resumed.position == whole.position == steps * whole.examples_per_step
+            assert resumed.position == whole.position == whole.examples == steps * 2 * accumulation_steps * world_size
             assert taken(resumed, 3) == taken(whole, 3)
 
 
@@ -223,6 +223,18 @@ def test_mistakes_of_the_caller():
         )
     with pytest.raises(ValueError, match="rank 2 of 2"):
         ValidationLoader([NumberedTask(9)], BLENDERBOT, per_rank=1, rank=2, world_size=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_pinned_batches_are_the_same_batches():
+    mixture = Mixture([10], [1.0], seed=7)
+    options = {"per_rank": 4, "accumulation_steps": 1, "pad_to_multiple_of": 1, "rank": 0, "world_size": 1}
+    loaders = [TrainLoader([NumberedTask(10)], mixture, BLENDERBOT, **options, pin_memory=pin) for pin in (True, False)]
+    for (pinned,), (plain,) in zip(*(iter([loader.next_group() for _ in range(3)]) for loader in loaders), strict=True):
+        for name in Batch.__dataclass_fields__:
+            assert getattr(pinned, name).is_pinned() and torch.equal(getattr(pinned, name), getattr(plain, name))
+    for loader in loaders:
+        loader.close()
 
 
 # -- Validation --------------------------------------------------------------------------------------------------

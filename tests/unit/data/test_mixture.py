@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_engine.data.errors import DataError
-from distill_engine.data.mixture import Mixture
+from distill_engine.data.mixture import Mixture, example_weights, mixture_line
+from distill_engine.data.shuffle import TABLE_SIZE
 
 sizes_and_weights = st.lists(st.tuples(st.integers(1, 60), st.floats(0.01, 100)), min_size=1, max_size=6).map(
     lambda pairs: tuple(zip(*pairs, strict=True))
@@ -122,3 +123,65 @@ def test_sizes_and_weights_belong_together():
     for sizes, weights in ([[], []], [[1, 2], [1.0]]):
         with pytest.raises(ValueError, match="one of each"):
             Mixture(sizes, weights, 0)
+
+
+# ParlAI's four tasks: training episodes and examples.
+EPISODES = [4_819, 18_430, 17_878, 39_057]
+EXAMPLES = [27_018, 74_092, 131_438, 64_636]
+
+
+def shares(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([1, 3, 3, 3], [0.125, 0.270, 0.494, 0.111]), ([1, 1, 1, 1], [0.301, 0.216, 0.395, 0.089])],
+)
+def test_weights_of_episodes_give_parlais_shares_of_examples(weights, expected):
+    made = example_weights(weights, EXAMPLES, EPISODES, "episodes")
+    assert shares(made) == pytest.approx(expected, abs=1e-3)
+
+
+def test_episode_weights_are_what_playing_whole_episodes_amounts_to():
+    """Draw a task by weight, one of its episodes, play all its turns: the definition, simulated."""
+    random = np.random.default_rng(0)
+    turns = [np.array([1, 3]), np.array([2, 2, 8])]
+    played = [0, 0]
+    for task in random.choice(2, 40_000, p=[0.4, 0.6]):
+        played[task] += random.choice(turns[task])
+    made = example_weights([2, 3], [4, 12], [2, 3], "episodes")
+    assert shares(made) == pytest.approx(shares(played), abs=0.01)
+
+
+def test_the_other_meanings_and_temperature():
+    assert shares(example_weights([1, 3], [10, 90], [1, 1], "examples")) == pytest.approx([0.25, 0.75])
+    assert shares(example_weights([1, 1], [10, 90], [5, 1], "passes")) == pytest.approx([0.1, 0.9])
+    assert shares(example_weights([1, 1], [10, 90], [5, 1], "passes", 2.0)) == pytest.approx([0.25, 0.75])
+    flat = shares(example_weights([1, 1], [10, 90], [5, 1], "passes", 1e6))
+    assert flat == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert example_weights([2.5], [10], [3], "examples") == [2.5]
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=5), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_equal_weights_of_passes_show_every_example_once_an_epoch(sizes, seed):
+    mixture = Mixture(sizes, example_weights([1.0] * len(sizes), sizes, sizes, "passes"), seed)
+    seen = order(mixture, 0, mixture.epoch_size)
+    assert sorted(seen) == [(task, example) for task, size in enumerate(sizes) for example in range(size)]
+
+
+def test_a_task_too_large_for_a_table_is_shuffled_as_well():
+    size = TABLE_SIZE + 5
+    mixture = Mixture([size], [1.0], seed=2)
+    whole = np.concatenate([mixture.window(start, min(size, start + 2**17))[1] for start in range(0, size, 2**17)])
+    assert np.array_equal(np.sort(whole), np.arange(size))
+    assert order(mixture, size - 3, size + 3)[:3] == [(0, int(example)) for example in whole[-3:]]
+
+
+def test_the_line_that_tells_the_shares():
+    line = mixture_line(["a", "b"], [1000, 3000], [0.5, 0.5])
+    assert line == (
+        "mixture, shares of the examples: a 50.0% (1,000 examples, each 2.00 times an epoch), "
+        "b 50.0% (3,000 examples, each 0.67 times an epoch)"
+    )

@@ -1,8 +1,7 @@
-"""Readers against small files of our own, against ParlAI's rows when they are at hand, and against bad input."""
+"""Readers of file formats against small files of our own and bad input (ParlAI's own rows: test_taskdata.py)."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,7 +10,18 @@ import pytest
 from distill_engine.data import tasks, text_files
 from distill_engine.data.conversations import sides, spoken
 from distill_engine.data.parlai_text import chosen_label, parse_line
-from distill_engine.data.tasks import DataError, Episode, TaskSpec, Turn, check_source, has_split, read_task
+from distill_engine.data.tasks import (
+    DataError,
+    Episode,
+    TaskSpec,
+    Turn,
+    check_source,
+    has_split,
+    read_task,
+    source_files,
+    stream_task,
+)
+from distill_engine.recipe.data_rules import DIALOGUE_TASKS, READABLE_TASKS
 
 FILES = Path(__file__).parents[2] / "fixtures" / "data"
 
@@ -178,9 +188,9 @@ def test_a_huge_line_is_refused_without_reading_it_all(tmp_path, monkeypatch):
 
 
 def test_a_task_without_reader_is_refused_with_the_readers_there_are():
-    message = refusal(TaskSpec("wizard_of_wikipedia"))
-    assert "no reader for the task 'wizard_of_wikipedia'" in message
-    assert "conversations, demo, parlai_text" in message
+    message = refusal(TaskSpec("wizard_of_oz"))
+    assert "no reader for the task 'wizard_of_oz'" in message
+    assert "Did you mean wizard_of_wikipedia?" in message and "conversations, demo, empathetic_dialogues" in message
     assert "Did you mean parlai_text?" in refusal(TaskSpec("parlai_txt"))
 
 
@@ -205,6 +215,15 @@ def test_limits_count_examples_and_cut_the_last_episode():
     assert [len(e.turns) for e in read_task(parlai_text(FILES / "chat_train.txt", train_examples=3), "train")] == [2, 1]
 
 
+def test_files_of_a_split_and_its_episodes_one_at_a_time(tmp_path):
+    path = written(tmp_path, "text:a\tlabels:b\tepisode_done:True\ntext:c\tlabels:d\tepisode_done:True\nbroken\n")
+    assert source_files(parlai_text(path), "train") == [Path(path)]
+    assert source_files(TaskSpec("demo"), "train") == []
+    stream = stream_task(parlai_text(path), "train")
+    assert next(stream) == Episode((Turn("a", "b"),))  # what is broken further on is not read yet
+    assert len(read_task(parlai_text(path, train_examples=2), "train")) == 2
+
+
 def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
     asked = []
 
@@ -222,31 +241,10 @@ def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
 
 def test_title_is_the_label_or_the_name():
     assert (TaskSpec("demo").title, TaskSpec("demo", label="small talk").title) == ("demo", "small talk")
-    assert set(tasks.READERS) == {"parlai_text", "conversations", "demo"}
 
 
-# -- ParlAI's own rows -------------------------------------------------------------------------------------------
-
-GENERIC = {
-    "parlaiformat_train": ("my_parlaiformat_train.txt", "parlai_text", "second_speaker"),
-    "parlaiformat_valid": ("my_parlaiformat_valid.txt", "parlai_text", "second_speaker"),
-    "jsonfile_train_secondspeaker": ("my_conversations_train.jsonl", "conversations", "second_speaker"),
-    "jsonfile_train_firstspeaker": ("my_conversations_train.jsonl", "conversations", "first_speaker"),
-    "jsonfile_train_both": ("my_conversations_train.jsonl", "conversations", "both"),
-}
-
-
-@pytest.mark.skipif("TASKDATA_DIR" not in os.environ, reason="TASKDATA_DIR names no folder of ParlAI's rows")
-@pytest.mark.parametrize("case", GENERIC)
-def test_rows_that_parlai_produced(case):
-    root = Path(os.environ["TASKDATA_DIR"])
-    file, reader, label_turns = GENERIC[case]
-    lines = (root / f"expected_generic_{case}.jsonl").read_text("utf-8").splitlines()
-    expected = [json.loads(line) for line in lines]
-    spec = TaskSpec(reader, train=str(root / "raw" / "generic" / file), label_turns=label_turns)
-    episodes = read_task(spec, "train")
-    found = [(number, position, turn) for number, e in enumerate(episodes) for position, turn in enumerate(e.turns)]
-    assert [(number, position, turn.text) for number, position, turn in found] == [
-        (row["episode"], row["turn"], row["text"]) for row in expected
-    ]
-    assert all(turn.label in row["labels"] for (_, _, turn), row in zip(found, expected, strict=True))
+def test_recipes_know_the_readers_there_are():
+    assert set(tasks.READERS) == set(READABLE_TASKS)
+    for name, folder in DIALOGUE_TASKS.items():
+        places = tasks.READERS[name].in_root(TaskSpec(name), "train")
+        assert {place.partition("/")[0] for place in places} == {folder}

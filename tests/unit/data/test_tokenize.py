@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from itertools import groupby
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -176,26 +171,3 @@ def test_a_slow_tokenizer_is_refused(blenderbot_layout):
 
     with pytest.raises(DataError, match="not a fast one"):
         DialogueTokenizer(ByT5Tokenizer(), blenderbot_layout, "\n", 5, 5)
-
-
-def _rows_with_ids() -> list[Path]:
-    root = os.environ.get("TASKDATA_DIR")
-    files = sorted(Path(root).glob("expected_*.jsonl")) if root else []
-    return [file for file in files if '"t128"' in file.read_text("utf-8")]
-
-
-@pytest.mark.skipif("TASKDATA_DIR" not in os.environ, reason="TASKDATA_DIR names no folder of ParlAI's rows")
-@pytest.mark.parametrize("limit", [128, 32])
-def test_ids_that_parlai_produced(blenderbot_layout, limit):
-    files = _rows_with_ids()
-    assert files, "no expected rows hold token ids"
-    tokenizer = load_tokenizer(str(Path(os.environ["TASKDATA_DIR"]) / "toy_dict" / "hf"))
-    encoder = DialogueTokenizer(tokenizer, blenderbot_layout, "  ", limit, limit)
-    for file in files:
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        for _, group in groupby(rows, key=lambda row: row["episode"]):
-            said = list(group)
-            examples = encoder.examples(Episode(tuple(Turn(row["text"], row["labels"][0]) for row in said)))
-            for example, row in zip(examples, said, strict=True):
-                assert example.context_ids.tolist() == row[f"t{limit}"]["text_vec"]
-                assert example.label_ids.tolist() == row[f"t{limit}"]["label_vec"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distill_engine.recipe.data_rules import DIALOGUE_TASKS
 from distill_engine.recipe.rules import check_against_teacher, check_recipe, check_tokenizer
 from distill_engine.recipe.schema import Recipe
 
@@ -161,6 +162,15 @@ BROKEN = [
         "teacher.path",
         "all distillation weights .* are 0.*Set teacher.path: null, or give a term a weight",
     ),
+    (ALONE, {"batch": {"max_tokens": 255}}, "batch.max_tokens", "one example may take up 256 positions.*4096"),
+    (
+        ALONE,
+        {"student": {"family": "bart", "positions": 129}, "batch": {"max_tokens": 256}},
+        "batch.max_tokens",
+        "may take up 257 positions",
+    ),
+    (ALONE, {"batch": {"length_window": 64}}, "batch.length_window", "is 64, but batch.max_tokens is null"),
+    (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.tasks has one entry"),
 ]
 
 
@@ -178,11 +188,36 @@ def test_a_pruned_student_may_be_fine_tuned_with_all_distillation_weights_0():
 @pytest.mark.parametrize(
     "task", ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
 )
-def test_tasks_without_a_reader_say_so(task):
-    (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": task}]}))
-    assert problem.path == "data.tasks.0.name"
-    assert f"is '{task}', and there is no reader for this task yet" in str(problem)
-    assert "parlai_text" in problem.fix and "conversations" in problem.fix
+def test_dialogue_tasks_need_their_folder_in_the_root(task, tmp_path):
+    def problem(root: str | None) -> str:
+        (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": task}], "root": root}))
+        assert problem.path == "data.root"
+        return str(problem)
+
+    fetched = f"distill data fetch {task.partition(':')[0]} --root"
+    assert f"is null, but data.tasks has {task}" in problem(None) and fetched in problem(None)
+    assert "which is no folder" in problem(str(tmp_path / "absent"))
+    assert "there is no folder" in problem(str(tmp_path)) and fetched in problem(str(tmp_path))
+    (tmp_path / DIALOGUE_TASKS[task]).mkdir()
+    assert lines(check_recipe(changed(ALONE, data={"tasks": [{"name": task}], "root": str(tmp_path)}))) == []
+
+
+def test_every_dialogue_task_that_misses_is_told_at_once(tmp_path):
+    tasks = [{"name": "convai2"}, {"name": "convai2:normalized"}, {"name": "wizard_of_wikipedia"}]
+    said = lines(check_recipe(changed(ALONE, data={"tasks": tasks, "root": str(tmp_path)})))
+    assert ["ConvAI2" in said[0], "wizard_of_wikipedia" in said[1], len(said)] == [True, True, 2]
+
+
+def test_options_of_one_reader_are_refused_elsewhere(tmp_path):
+    (tmp_path / "ConvAI2").mkdir()
+    tasks = [{"name": "convai2", "topic_split": True, "normalized": False, "valid": "x.txt"}]
+    problems = check_recipe(changed(ALONE, data={"tasks": tasks, "root": str(tmp_path)}))
+    assert [problem.path.rsplit(".")[-1] for problem in problems] == ["valid", "topic_split", "normalized"]
+
+
+def test_a_saved_dataset_may_be_a_folder(tmp_path):
+    tasks = [{"name": "hf_dataset", "train": str(tmp_path), "valid": str(tmp_path)}]
+    assert lines(check_recipe(changed(ALONE, data={"tasks": tasks}))) == []
 
 
 def test_all_problems_come_at_once():

@@ -116,11 +116,13 @@ class ToyStudent:
 class ToyBatches:
     """Six seeded batches, over and over, two per step."""
 
-    examples_per_step = 2 * MICRO_BATCHES
-
     def __init__(self, tiny) -> None:
         self.pool = [tiny.batch(seed=seed) for seed in range(BATCHES)]
         self.position = 0
+
+    @property
+    def examples(self):
+        return 2 * self.position
 
     @property
     def epoch(self):

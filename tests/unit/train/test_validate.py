@@ -106,3 +106,15 @@ def test_the_set_can_be_validated_again(tiny, batches):
     validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank())
     first, second = (validator.run(Shown(tiny, 0), Shown(tiny, 1000)) for _ in range(2))
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+
+
+def test_the_average_over_tasks_is_a_choice(tiny, batches):
+    values = {}
+    for average in ("macro", "micro"):
+        validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank(), average=average)
+        values[average] = validator.run(Shown(tiny, 0), Shown(tiny, 1000))
+    macro, micro = values["macro"], values["micro"]
+    assert macro["ppl"] == pytest.approx((macro["one/ppl"] + macro["two/ppl"]) / 2)
+    assert micro["ppl"] == macro["ppl_micro"] != pytest.approx(macro["ppl"])
+    assert micro["one/ppl"] == macro["one/ppl"]
+    assert micro["loss"] == pytest.approx((4 * macro["one/loss"] + 10 * macro["two/loss"]) / 14)

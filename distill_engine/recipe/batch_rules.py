@@ -1,0 +1,59 @@
+"""Rules about how batches are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from distill_engine.recipe.problem import Problem
+from distill_engine.recipe.schema import BatchSection, Recipe
+
+
+def token_budget_holds_an_example(recipe: Recipe) -> Iterator[Problem]:
+    """batch.max_tokens has room for the longest example that there may be."""
+    budget, multiple = recipe.batch.max_tokens, recipe.batch.pad_to_multiple_of
+    if budget is None:
+        return
+    lengths = (recipe.data.context_tokens, recipe.data.label_tokens)
+    context, label = (-(-length // multiple) * multiple for length in lengths)
+    # BART's decoder reads one token more than it predicts
+    needed = context + label + (1 if recipe.student.family == "bart" else 0)
+    if needed > budget:
+        yield Problem(
+            "batch.max_tokens",
+            f"is {budget}, but one example may take up {needed} positions (data.context_tokens {context}, "
+            f"data.label_tokens {label}, both rounded up to batch.pad_to_multiple_of)",
+            "A micro-batch holds at least one example",
+            f"Set batch.max_tokens: {needed * recipe.batch.per_rank} for batches like those of "
+            f"batch.per_rank: {recipe.batch.per_rank}, or at least {needed}",
+        )
+
+
+def length_window_is_used(recipe: Recipe) -> Iterator[Problem]:
+    """Nothing is sorted by length without a token budget."""
+    batch = recipe.batch
+    default = BatchSection.model_fields["length_window"].default
+    if batch.max_tokens is None and batch.length_window != default:
+        yield Problem(
+            "batch.length_window",
+            f"is {batch.length_window}, but batch.max_tokens is null",
+            "Only batches with a token budget are sorted by length",
+            "Set batch.max_tokens, or remove batch.length_window",
+        )
+
+
+def temperature_has_tasks(recipe: Recipe) -> Iterator[Problem]:
+    """A single task has no shares to flatten."""
+    if recipe.data.temperature != 1.0 and len(recipe.data.tasks) == 1:
+        yield Problem(
+            "data.temperature",
+            f"is {recipe.data.temperature:g}, but data.tasks has one entry",
+            "It flattens the shares of several tasks",
+            "Remove it, or name more tasks",
+        )
+
+
+BATCH_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    token_budget_holds_an_example,
+    length_window_is_used,
+    temperature_has_tasks,
+)
