@@ -28,6 +28,7 @@ from distill_engine.engine.ds_config import (
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher import TeacherError, TeacherFilesError
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED
+from distill_engine.losses.dispatch import KernelError
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
@@ -49,7 +50,15 @@ from distill_engine.train.run_folder import RunFolderError, RunLock, check_run_f
 if TYPE_CHECKING:
     from distill_engine.run import TrainOptions
 
-_BAD_INPUT_ERRORS = (RecipeError, DsConfigError, DataError, WeightsError, TeacherFilesError, RunFolderError)
+_BAD_INPUT_ERRORS = (
+    RecipeError,
+    DsConfigError,
+    DataError,
+    WeightsError,
+    TeacherFilesError,
+    RunFolderError,
+    KernelError,
+)
 _AGREED_ERRORS = (CheckpointError, TrainingError)
 _LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError)
 _LOG = logging.getLogger(__name__)

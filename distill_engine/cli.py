@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from distill_engine.commands import chat, dashboard, data, evaluate, latency, parlai, report, watch
 from distill_engine.exit_codes import BAD_INPUT
 from distill_engine.run import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG, TrainOptions
 from distill_engine.telemetry.quiet import quiet_libraries
@@ -30,7 +30,6 @@ SetOption = Annotated[
 DsConfigOption = Annotated[
     Path, typer.Option("--ds-config", "--ds_config", help="DeepSpeed JSON of the student: ZeRO, precision.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
 
 
 @app.command()
@@ -67,31 +66,6 @@ def train(
 
 
 @app.command()
-def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Model folders, run folders (their best/), or Hub names.")],
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Recipe that names the data; default: the first run folder's.")
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="Teacher to compare with; default: the recipe's.")
-    ] = None,
-    overrides: SetOption = [],  # noqa: B006
-    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Also measure ms per reply.")] = False,
-    json_file: JsonOption = None,
-) -> None:
-    """Teacher-forced perplexity, token accuracy and agreement with the teacher on the recipe's validation data."""
-    from distill_engine.compare import CompareError, compare
-
-    try:
-        rows = compare(models, recipe, overrides, teacher, latency)
-    except (CompareError, ValueError) as error:
-        _refuse(error)
-    _print_rows(rows)
-    if json_file is not None:
-        json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-
-
-@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     target: Annotated[Path, typer.Argument(help="New folder for the student.")],
@@ -99,15 +73,27 @@ def export(
         Literal["best", "last"],
         typer.Option(help="best: the best validated student; last: the newest checkpoint's."),
     ] = "best",
+    layout: Annotated[
+        Literal["huggingface", "parlai"],
+        typer.Option("--format", help="huggingface: a folder for transformers; parlai: model, .opt and dictionary."),
+    ] = "huggingface",
 ) -> None:
-    """Write a run's student as a Hugging Face folder: weights, config, tokenizer, model card; no projections."""
+    """Write a run's student without its projections: for transformers (weights, config, tokenizer, card) or ParlAI."""
     from distill_engine.export_run import export_run
+    from distill_engine.parlai.run_export import export_run_to_parlai
 
     try:
-        step = export_run(run, target, which)
+        if layout == "parlai":
+            step, _ = export_run_to_parlai(run, target, which)
+        else:
+            step = export_run(run, target, which)
     except (ValueError, OSError, RuntimeError) as error:
         _refuse(error)
     _OUT.print(f"{which} student of {run} (step {step}) is in {target}")
+
+
+for topic in (evaluate, latency, report, watch, chat, dashboard, data, parlai):
+    topic.register(app)
 
 
 def _prepared(recipe: Path, overrides: list[str]) -> Any:
@@ -123,22 +109,6 @@ def _prepared(recipe: Path, overrides: list[str]) -> Any:
 def _refuse(error: Exception) -> NoReturn:
     _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(BAD_INPUT)
-
-
-def _print_rows(rows: dict[str, dict[str, float]]) -> None:
-    names = [name for name in next(iter(rows.values())) if "/" not in name]
-    table = Table("model")
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for model, values in rows.items():
-        table.add_row(model, *(_shown(values.get(name)) for name in names))
-    _OUT.print(table)
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 
 from distill_engine.data.loader import ValidationLoader
 from distill_engine.evaluate import evaluate_models, load_model, parameter_count
+from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.latency import measure_latency
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.rules import read_recipe
@@ -22,14 +25,27 @@ class CompareError(ValueError):
     """What was asked cannot be compared."""
 
 
-def compare(
+@dataclass(frozen=True)
+class Loaded:
+    """Models of one comparison in memory, by the names they were given, with the data to compare them on.
+
+    `teacher` may be one of `models`; None without one.
+    """
+
+    models: dict[str, PreTrainedModel]
+    teacher: PreTrainedModel | None
+    ready: Prepared
+    device: torch.device
+
+
+def load_models(
     models: Sequence[str],
     recipe_file: Path | None,
     overrides: Sequence[str],
     teacher: str | None,
-    with_latency: bool,
-) -> dict[str, dict[str, float]]:
-    """One row of named values per model.
+    dtype: torch.dtype = torch.float32,
+) -> Loaded:
+    """Models, teacher and validation data of a comparison.
 
     models       model folders, run folders (their `best`), or names on the Hub
     recipe_file  whose validation data is used; None: the first run folder's recipe.yaml
@@ -37,15 +53,45 @@ def compare(
 
     Raises CompareError or another ValueError that says what to correct.
     """
+    ready = prepared(models, recipe_file, overrides)
+    device = own_device()
+    loaded = {name: load_model(model_folder(name), device, dtype) for name in models}
+    taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
+    teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device, dtype)
+    return Loaded(loaded, teacher_model, ready, device)
+
+
+def prepared(models: Sequence[str], recipe_file: Path | None, overrides: Sequence[str]) -> Prepared:
+    """The recipe, checked and loaded. Raises CompareError if there is none or it has no validation data."""
     file = recipe_file or _recipe_of(models)
     ready = prepare(read_recipe(file, overrides), file)
     if not ready.valid_tasks:
         raise CompareError(f"{file}: no task has validation data. Name some in data.tasks.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = {name: load_model(_folder(name), device) for name in models}
-    taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
-    teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device)
-    return compare_loaded(loaded, teacher_model, ready, device, with_latency)
+    return ready
+
+
+def own_device() -> torch.device:
+    """The GPU of this process's local rank (the first one without a launcher), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def evaluation_set(ready: Prepared, per_batch: int) -> EvaluationSet:
+    """The recipe's validation examples in batches of `per_batch`."""
+    return EvaluationSet(ready.valid_tasks, ready.layout, ready.tokenizer, per_batch)
+
+
+def compare(
+    models: Sequence[str],
+    recipe_file: Path | None,
+    overrides: Sequence[str],
+    teacher: str | None,
+    with_latency: bool,
+) -> dict[str, dict[str, float]]:
+    """One row of named values per model; arguments and errors as `load_models`."""
+    loaded = load_models(models, recipe_file, overrides, teacher)
+    return compare_loaded(loaded.models, loaded.teacher, loaded.ready, loaded.device, with_latency)
 
 
 def compare_loaded(
@@ -60,14 +106,15 @@ def compare_loaded(
     quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)
     rows = {name: {"parameters": float(parameter_count(models[name])), **quality[name]} for name in models}
     if with_latency:
-        for name, latency in measure_latency(models, _contexts(ready, device)).items():
+        for name, latency in measure_latency(models, contexts_of(ready, device)).items():
             rows[name]["ms_per_reply"] = latency.median_ms
     return rows
 
 
-def _contexts(ready: Prepared, device: torch.device) -> list[Tensor]:
+def contexts_of(ready: Prepared, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
+    """At most `count` contexts of the first validation task, evenly spread over it; [1, S] int64 each."""
     task = ready.valid_tasks[0]
-    count = min(_LATENCY_CONTEXTS, len(task))
+    count = min(count, len(task))
     stride = max(1, len(task) // count)
     ids = [task.example(number * stride).context_ids for number in range(count)]
     return [torch.tensor(context, dtype=torch.long, device=device)[None] for context in ids]
@@ -84,14 +131,17 @@ def _recipe_of(models: Sequence[str]) -> Path:
     )
 
 
-def _folder(name: str) -> str:
+def model_folder(name: str) -> str:
+    """A run folder's best student; any other name as it is."""
     best = Path(name) / "best"
     return str(best) if best.is_dir() else name
 
 
-def _loaded_once(name: str, loaded: dict[str, PreTrainedModel], device: torch.device) -> PreTrainedModel:
+def _loaded_once(
+    name: str, loaded: dict[str, PreTrainedModel], device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
     """The teacher may be one of the compared models; it need not be in memory twice."""
     for other, model in loaded.items():
-        if Path(_folder(other)).resolve() == Path(name).resolve():
+        if Path(model_folder(other)).resolve() == Path(model_folder(name)).resolve():
             return model
-    return load_model(name, device)
+    return load_model(model_folder(name), device, dtype)

@@ -20,14 +20,20 @@ if str(_HERE.parent) not in sys.path:
 
 import argparse  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
-from distill_engine.exit_codes import BAD_INPUT  # noqa: E402
+from distill_engine.cluster.facts import ClusterError, read_cluster  # noqa: E402
+from distill_engine.cluster.lifeline import watch_launcher  # noqa: E402
+from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
 from distill_engine.recipe.rules import read_recipe  # noqa: E402
 from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
 
+HEAD_START_SECONDS = 3.0  # of rank 0, when a start fails
 DEFAULT_RECIPE = _HERE.parent / "recipes" / "demo.yaml"
 DEFAULT_DS_CONFIG = _HERE.parent / "ds_configs" / "zero2.json"
 DEFAULT_TEACHER_DS_CONFIG = _HERE.parent / "ds_configs" / "teacher_zero3.json"
@@ -72,7 +78,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_training(options: TrainOptions) -> int:
     """Train; returns the exit code. Errors a user can cause are printed once, without a traceback."""
-    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        facts = read_cluster(os.environ)
+    except ClusterError as error:  # said by every rank: none of them knows which one it is
+        sys.stderr.write(f"LaunchError: {error}\n")
+        return FAILED
+    watch_launcher(facts.launcher)
+    speaks = facts.rank == 0
+    _heed_early_signal(speaks)
+    code = _run(options, speaks)
+    if speaks:
+        leave_verdict(code)
+    elif code != DONE:  # launchers end all ranks when the first one ends badly: rank 0 has a reason to tell
+        time.sleep(HEAD_START_SECONDS)
+    return code
+
+
+def _heed_early_signal(speaks: bool) -> None:
+    """A time limit may be announced before training, which installs its own handler, has begun: nothing is lost then,
+    and the launcher should know that this was no crash."""
+
+    def end(_number: int, _frame: object) -> None:
+        if speaks:
+            leave_verdict(STOPPED_AND_SAVED)
+        os._exit(STOPPED_AND_SAVED)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR1, end)
+
+
+def _run(options: TrainOptions, speaks: bool) -> int:
     quiet_libraries(0 if speaks else 1)  # before anything imports torch and transformers
     try:
         recipe = read_recipe(options.recipe, options.overrides)  # dies in a second, before torch is even imported

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,9 +12,10 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-Value = TypeVar("Value")
+from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluster
+from distill_engine.engine.rendezvous import agree_over_mpi, meet
 
-_REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+Value = TypeVar("Value")
 
 
 class LaunchError(RuntimeError):
@@ -28,50 +26,10 @@ class RanksApartError(RuntimeError):
     """The ranks are not at the same step."""
 
 
-@dataclass(frozen=True)
-class RankFacts:
-    """This process among the others."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-
-def rank_facts(environment: MutableMapping[str, str]) -> RankFacts:
-    """Read the facts that a launcher left; without any, this is a group of one, and its address is filled in.
-
-    Raises LaunchError if some of the variables are there and others are not, or if one is not a number.
-    """
-    present = [name for name in _REQUIRED if name in environment]
-    if not {"RANK", "WORLD_SIZE"} & set(present):
-        environment.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-        environment["MASTER_PORT"] = str(free_port())
-    missing = [name for name in _REQUIRED if name not in environment]
-    if missing:
-        raise LaunchError(
-            f"the launcher set {', '.join(present)} but not {', '.join(missing)}. "
-            "Start with `deepspeed`, or set all five variables."
-        )
-    try:
-        facts = RankFacts(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    except ValueError as error:
-        raise LaunchError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}.") from error
-    if not 0 <= facts.rank < facts.world_size:
-        raise LaunchError(f"RANK is {facts.rank} but WORLD_SIZE is {facts.world_size}: ranks count from 0.")
-    return facts
-
-
-def free_port() -> int:
-    """A TCP port that is free on the loopback interface now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Ranks:
     """The running process group."""
 
-    def __init__(self, facts: RankFacts) -> None:
+    def __init__(self, facts: ClusterFacts) -> None:
         self.rank = facts.rank
         self.world_size = facts.world_size
         self.local_rank = facts.local_rank
@@ -129,43 +87,72 @@ class Ranks:
 
 
 def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
-    """Join the process group described by the environment and choose this rank's device.
+    """Join the process group that the environment describes, whatever launcher left it, and choose a device.
 
-    Raises LaunchError for a contradictory environment.
+    Raises LaunchError for a contradictory environment, too few devices, or ranks that do not find each other.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    facts = rank_facts(os.environ)
-    accelerator = get_accelerator()
-    on_cpu = accelerator.device_name() == "cpu"
-    if on_cpu:
-        _share_cores(os.environ)
-    else:
-        if facts.local_rank >= accelerator.device_count():
-            raise LaunchError(
-                f"rank {facts.rank} wants device {facts.local_rank}, but this node shows "
-                f"{accelerator.device_count()}. Start one rank per device."
-            )
-        accelerator.set_device(facts.local_rank)
-    if not dist.is_initialized():
-        # Without this DeepSpeed compiles a shared-memory collective on first use on a CPU: it needs a compiler, and
-        # a killed build leaves a lock on which every later start hangs.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        backend = "gloo" if on_cpu else accelerator.communication_backend_name()
-        deepspeed.init_distributed(
-            dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, distributed_port=0
-        )
+    try:
+        facts = read_cluster(os.environ)
+        os.environ.update(facts.as_environment())  # DeepSpeed and others look there
+        _choose_device(facts)
+        if not dist.is_initialized():
+            _join(facts, timeout)
+    except ClusterError as error:
+        raise LaunchError(str(error)) from error
     return Ranks(facts)
 
 
-def _share_cores(environment: Mapping[str, str]) -> None:
+def _choose_device(facts: ClusterFacts) -> None:
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        _share_cores(facts)
+        return
+    shown = accelerator.device_count()
+    if facts.local_rank >= shown:
+        advice = "one task sees one device: drop --gpus-per-task and --gpu-bind. " if shown == 1 else ""
+        raise LaunchError(
+            f"rank {facts.rank} wants device {facts.local_rank}, but shown here are {shown}. {advice}"
+            "Start one rank per device, and let every rank of a node see all of its devices."
+        )
+    accelerator.set_device(facts.local_rank)
+
+
+def _join(facts: ClusterFacts, timeout: timedelta) -> None:
+    # Without this DeepSpeed compiles a shared-memory collective on first use on a CPU: it needs a compiler, and
+    # a killed build leaves a lock on which every later start hangs.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator = get_accelerator()
+    backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
+    if facts.job != "given":  # a launcher that gives address and port also sees to the meeting
+        _meet_and_initialise(facts, backend, timeout)
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, distributed_port=0
+    )
+
+
+def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) -> None:
+    if not facts.job or not facts.master_addr:
+        facts = agree_over_mpi(facts)
+    store = meet(facts, timeout)
+    os.environ.update(facts.as_environment() | {"MASTER_PORT": str(store.port)})
+    device = None
+    # torch 2.6.1 to 2.7.0 hang when they are told the device
+    if backend == "nccl" and facts.world_size > 1 and not "2.6.0" < torch.__version__ < "2.7.1":
+        device = torch.device("cuda", facts.local_rank)
+    dist.init_process_group(
+        backend, store=store, rank=facts.rank, world_size=facts.world_size, timeout=timeout, device_id=device
+    )
+
+
+def _share_cores(facts: ClusterFacts) -> None:
     """Divide this node's cores among its ranks, unless the user or the launcher has: ranks that each take every core
     are many times slower than one."""
-    if "OMP_NUM_THREADS" in environment:
+    if "OMP_NUM_THREADS" in os.environ:
         return
-    here = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // here))
+    torch.set_num_threads(max(1, cores // facts.local_size))
 
 
 def stop() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill_engine import latency
-from distill_engine.latency import measure_latency
+from distill_engine.latency import Case, Timing, measure, measure_latency, rows, unsupported
 from distill_engine.models.adapter import adapt
 
 
@@ -85,3 +85,92 @@ def test_real_models_say_exactly_that_many_tokens(family, tiny, monkeypatch):
     result = measure_latency({"student": model}, given, new_tokens=9, warm_up=1)
     assert [reply.shape for reply in replies] == [(1, 10), (1, 10)]  # and the start token
     assert 0 < result["student"].p20_ms <= result["student"].median_ms <= result["student"].p80_ms
+
+
+# ---- many cases --------------------------------------------------------------------------------------------------
+
+
+def test_every_round_times_every_case_on_every_model(clock):
+    log: list = []
+    models = {name: Talker(name, clock, log, [1.0] * 20) for name in ("teacher", "student")}
+    cases = [Case("fixed", 1), Case("fixed", 4, kv_cache=False)]
+    timings = measure(models, cases, contexts(5), rounds=2, warm_up=1, new_tokens=6)
+    order = [(name, options["num_beams"], options["use_cache"], context) for name, context, options in log]
+    assert order == [(m, c.beams, c.kv_cache, r) for r in range(3) for c in cases for m in models]
+    assert {key: len(values) for key, values in timings.items()} == {(m, c): 2 for c in cases for m in models}
+    assert all(one.seconds == 1.0 and one.tokens == 6 for values in timings.values() for one in values)
+
+
+def test_contexts_are_padded_into_batches_and_come_round_again(family, tiny, monkeypatch):
+    model = tiny.model(family)
+    seen = []
+    generate = model.generate
+
+    def keep(**options):
+        seen.append((options["input_ids"].clone(), options["attention_mask"].clone()))
+        return generate(**options)
+
+    monkeypatch.setattr(model, "generate", keep)
+    given = [torch.full((1, length), length) for length in (2, 4, 3)]
+    measure({"m": model}, [Case("fixed", 2, batch=2)], given, rounds=2, warm_up=0, new_tokens=3)
+    first, second = seen
+    assert first[0].tolist() == [[2, 2, tiny.PAD, tiny.PAD], [4, 4, 4, 4]]
+    assert first[1].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert second[0].tolist() == [[3, 3, 3], [2, 2, tiny.PAD]]
+
+
+def test_free_replies_are_counted_to_their_end(family, tiny, monkeypatch):
+    """Two rows of known ids behind the start token: 3 and 5 tokens, end token included."""
+    model, end, pad = tiny.model(family), tiny.END, tiny.PAD
+    said = torch.tensor([[9, 7, 8, end, pad, pad], [9, 7, 7, 7, 7, end]])
+    asked = []
+    monkeypatch.setattr(model, "generate", lambda **options: asked.append(options) or said)
+    model.generation_config.update(no_repeat_ngram_size=3)
+    found = measure({"m": model}, [Case("free", 4, 2)], contexts(2), rounds=1, warm_up=0, new_tokens=5)
+    assert found["m", Case("free", 4, 2)][0].tokens == 8
+    assert asked[0]["num_beams"] == 4 and asked[0]["max_new_tokens"] == 5
+    assert "no_repeat_ngram_size" not in asked[0]  # the model's own stays
+
+
+def test_rows_say_how_and_how_fast(tiny):
+    model = tiny.model("bart")
+    case = Case("free", 1, batch=2)
+    timings = {("m", case): [Timing(seconds / 100, 10, extra_mib=seconds) for seconds in range(1, 102)]}
+    (row,) = rows({"m": model}, timings)
+    assert (row.wait_ms_p50, row.wait_ms_p90, row.wait_ms_p99) == pytest.approx((510.0, 910.0, 1000.0))
+    assert row.ms_per_reply == pytest.approx(255.0) and row.new_tokens == 5.0
+    assert row.tokens_per_second == pytest.approx(1010 / 51.51)
+    assert row.parameters == sum(p.numel() for p in model.parameters())
+    assert row.weights_mib == pytest.approx(row.parameters * 4 / 2**20)
+    assert row.peak_mib == pytest.approx(row.weights_mib + 101)
+    assert (row.dtype, row.attention, row.device, row.rounds) == ("float32", "sdpa", "cpu", 101)
+
+
+def test_a_compiled_twin_shares_weights_and_leaves_the_model_alone(tiny, monkeypatch):
+    model = tiny.model("bart")
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+    measure({"m": model}, [Case("fixed"), Case("fixed", compiled=True)], contexts(1), 1, 0, 2)
+    ((twin, how),) = compiled
+    assert twin is not model and twin.model.shared.weight is model.model.shared.weight
+    assert how == {"dynamic": True}
+
+
+def test_what_a_device_cannot_do_is_said(monkeypatch):
+    assert unsupported(torch.device("cpu"), torch.float32) is None
+
+    def refuse(*_, **__):
+        raise RuntimeError('"layer_norm" not implemented for \'Half\'\nmore')
+
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", refuse)
+    assert unsupported(torch.device("cpu"), torch.float16) == "\"layer_norm\" not implemented for 'Half'"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_on_an_accelerator_is_weights_and_more(tiny):
+    model = tiny.model("blenderbot").cuda()
+    given = [context.cuda() for context in contexts(2)]
+    timings = measure({"m": model}, [Case("fixed", 2)], given, rounds=1, warm_up=1, new_tokens=4)
+    (row,) = rows({"m": model}, timings)
+    assert row.peak_mib > row.weights_mib

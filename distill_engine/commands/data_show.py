@@ -1,0 +1,149 @@
+"""`distill data show`: what a model will read, and how much of each task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distill_engine.exit_codes import BAD_INPUT
+
+if TYPE_CHECKING:
+    from distill_engine.data.summary import Lengths, TaskSummary
+    from distill_engine.data.tokenised import TokenisedTask
+    from distill_engine.prepare import Prepared
+
+_OUT = Console()
+_ERR = Console(stderr=True)
+_BAR_WIDTH = 40
+DEFAULT_RECIPE = Path("recipes/demo.yaml")
+
+
+def show(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tasks of the recipe, or any other by name; none: all of the recipe.", metavar="[TASK]..."),
+    ] = None,
+    recipe: Annotated[
+        Path, typer.Option("--recipe", help="Recipe: its tasks, tokenizer, delimiter, limits.")
+    ] = DEFAULT_RECIPE,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
+    ] = [],  # noqa: B006  typer copies it
+    root: Annotated[Path | None, typer.Option("--root", help="Folder of the downloaded tasks (data.root).")] = None,
+    split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "train",
+    examples: Annotated[int, typer.Option(min=0, help="Examples shown of each task, spread over it.")] = 3,
+) -> None:
+    """Look at data as a model reads it: examples with token counts, lengths, what is cut, shares of the mixture."""
+    try:
+        ready, wanted = _prepared(recipe, overrides, root, tasks or [])
+    except ValueError as error:
+        _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(BAD_INPUT) from error
+    held = dict(zip(ready.task_labels, ready.train_tasks, strict=True))
+    if split == "valid":
+        held = dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
+    chosen = {label: task for label, task in held.items() if not wanted or label in wanted}
+    if not chosen:
+        _ERR.print(f"No task has a {split} split: {', '.join(wanted or ready.task_labels)}.", soft_wrap=True)
+        raise typer.Exit(BAD_INPUT)
+    from distill_engine.data.summary import summarise
+
+    for label, task in chosen.items():
+        _print_examples(label, task, ready.tokenizer, examples)
+    summaries = {label: summarise(task) for label, task in chosen.items()}
+    for label, summary in summaries.items():
+        _print_histogram(label, summary)
+    _print_tables(summaries, _shares(ready) if split == "train" else {}, split)
+
+
+def _prepared(
+    recipe: Path, overrides: Sequence[str], root: Path | None, wanted: Sequence[str]
+) -> tuple[Prepared, list[str]]:
+    """The recipe with its data, and the names to show; names that it lacks become its only tasks."""
+    from distill_engine.recipe.load import load_recipe
+    from distill_engine.recipe.rules import read_recipe
+
+    changes = [*overrides, *([f"data.root={json.dumps(str(root))}"] if root is not None else [])]
+    known = {task.label or task.name for task in load_recipe(recipe, changes).data.tasks}
+    if not set(wanted) <= known:
+        changes.append(f"data.tasks={json.dumps([{'name': name} for name in dict.fromkeys(wanted)])}")
+    sound = read_recipe(recipe, changes)
+    from distill_engine.prepare import prepare  # after the recipe's own problems: this import takes seconds
+
+    return prepare(sound, recipe), list(wanted)
+
+
+def _shares(ready: Prepared) -> dict[str, float]:
+    """Each task's share of the training examples, by the recipe's weights."""
+    from distill_engine.data.mixture import example_weights
+
+    data, tasks = ready.recipe.data, ready.train_tasks
+    weights = example_weights(
+        [task.weight for task in data.tasks],
+        [len(task) for task in tasks],
+        [task.episodes for task in tasks],
+        data.weights_mean,
+        data.temperature,
+    )
+    return {label: weight / sum(weights) for label, weight in zip(ready.task_labels, weights, strict=True)}
+
+
+def _print_examples(label: str, task: TokenisedTask, tokenizer: Any, count: int) -> None:
+    from distill_engine.data.summary import uncut_lengths
+
+    contexts, labels = uncut_lengths(task)
+    shown = sorted({index * len(task) // max(count, 1) for index in range(min(count, len(task)))})
+    for index in shown:
+        example = task.example(index)
+        _OUT.rule(Text(f"{label}, example {index + 1:,} of {len(task):,}"), align="left", characters="-")
+        for name, ids, whole in (
+            ("context", example.context_ids, contexts[index]),
+            ("label", example.label_ids, labels[index]),
+        ):
+            cut = f", {whole - len(ids)} cut" if whole > len(ids) else ""
+            text = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            _OUT.print(Text(f"{name} ({len(ids)} tokens{cut})", style="bold"))
+            _OUT.print(Text(text), soft_wrap=True)
+
+
+def _print_histogram(label: str, summary: TaskSummary) -> None:
+    for name, lengths in (("context", summary.contexts), ("label", summary.labels)):
+        table = Table.grid(padding=(0, 1))
+        tallest = max(share for _, share in lengths.histogram)
+        begins = 1
+        for end, share in lengths.histogram:
+            bar = "█" * round(_BAR_WIDTH * share / tallest)
+            where = f"{begins}-{end}" if end is not None else f"above {lengths.limit}: cut"
+            table.add_row(Text(where, justify="right"), Text(f"{share:6.1%}"), Text(bar))
+            begins = begins if end is None else end + 1
+        _OUT.print(Text(f"\n{label}: {name} tokens", style="bold"))
+        _OUT.print(table)
+
+
+def _print_tables(summaries: dict[str, TaskSummary], shares: dict[str, float], split: str) -> None:
+    sizes = Table("task", title=f"\n{split} split", title_justify="left")
+    for column in ("examples", "episodes", "turns each", "share"):
+        sizes.add_column(column, justify="right")
+    lengths = Table("task", "text", title="\ntokens before anything is cut", title_justify="left")
+    for column in ("mean", "median", "95 %", "longest", "cut"):
+        lengths.add_column(column, justify="right")
+    for label, one in summaries.items():
+        share = f"{shares[label]:.1%}" if label in shares else "-"
+        turns = f"{one.examples / one.episodes:.2f}"
+        sizes.add_row(Text(label), f"{one.examples:,}", f"{one.episodes:,}", turns, share)
+        lengths.add_row(Text(label), "context", *_length_cells(one.contexts))
+        lengths.add_row("", "label", *_length_cells(one.labels))
+    _OUT.print(sizes)
+    _OUT.print(lengths)
+
+
+def _length_cells(lengths: Lengths) -> tuple[str, ...]:
+    whole = (lengths.median, lengths.most, lengths.longest)
+    return f"{lengths.mean:.1f}", *(f"{value:,}" for value in whole), f"{lengths.cut:.1%}"

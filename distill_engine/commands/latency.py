@@ -1,0 +1,211 @@
+"""`distill latency`: how long several models take to reply, under one protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from distill_engine.commands.evaluate import JsonOption, ModelsArgument, SetOption, refuse, short_names
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from distill_engine.latency import Case, LatencyRow
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_CONTEXTS = 64
+_RANDOM_SEED = 0
+
+
+def register(app: typer.Typer) -> None:
+    """Add `latency` to the program."""
+    app.command()(latency)
+
+
+def latency(
+    models: ModelsArgument,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Recipe whose contexts are answered; default: a run folder's, else random."),
+    ] = None,
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    modes: Annotated[str, typer.Option("--modes", help="fixed: --new-tokens each; free: as the model likes.")] = (
+        "fixed,free"
+    ),
+    beams: Annotated[str, typer.Option("--beams", help="Beam sizes, 1 is greedy.")] = "1,4,10",
+    batches: Annotated[str, typer.Option("--batches", help="Contexts answered at a time.")] = "1,8,32",
+    dtypes: Annotated[str, typer.Option("--dtypes", help="fp32, bf16, fp16; those that the device supports.")] = (
+        "fp32"
+    ),
+    attention: Annotated[str, typer.Option("--attention", help="transformers' attention: sdpa, eager.")] = "sdpa",
+    kv_cache: Annotated[bool, typer.Option("--kv-cache/--no-kv-cache", help="Cache keys and values.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time each case with torch.compile, too.")] = False,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a reply in fixed cases.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 10,
+    warm_up: Annotated[int, typer.Option(min=0, help="Rounds before them that do not count.")] = 2,
+    context_tokens: Annotated[int, typer.Option(min=1, help="Length of random contexts.")] = 64,
+    json_file: JsonOption = None,
+) -> None:
+    """Milliseconds per reply, tokens per second and memory of several models, in one interleaved run."""
+    try:
+        chosen = case_list(modes, beams, batches, kv_cache, compiled)
+        names = _words("--dtypes", dtypes, tuple(DTYPES)), _words("--attention", attention, ("sdpa", "eager"))
+        record = _record(new_tokens, rounds, warm_up)
+        found: list[LatencyRow] = []
+        asked = _Asked(models, recipe, overrides, chosen, context_tokens, rounds, warm_up, new_tokens)
+        for dtype in names[0]:
+            for kind in names[1]:
+                found += _group(asked, dtype, kind, record)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    show(found, record["notes"])
+    if json_file is not None:
+        whole = {**record, "rows": [asdict(row) for row in found]}
+        json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one call times, and where contexts come from."""
+
+    models: list[str]
+    recipe: Path | None
+    overrides: list[str]
+    cases: list[Case]
+    context_tokens: int
+    rounds: int
+    warm_up: int
+    new_tokens: int
+
+
+def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) -> list[LatencyRow]:
+    """All cases of all models in one precision and attention; a precision the device lacks gives a note."""
+    import torch
+
+    from distill_engine.compare import model_folder, own_device
+    from distill_engine.evaluate import load_model
+    from distill_engine.latency import measure, rows, unsupported
+
+    device, kind = own_device(), getattr(torch, DTYPES[dtype])
+    reason = unsupported(device, kind)
+    if reason is not None:
+        record["notes"].append(f"{dtype} is left out: {reason}")
+        return []
+    loaded = {name: load_model(model_folder(name), device, kind) for name in asked.models}
+    for model in loaded.values():
+        model.set_attn_implementation(attention)
+    contexts, record["contexts"] = _contexts(asked, loaded, device)
+    with progress_bar(f"{dtype} {attention}") as advance:
+        amounts = asked.rounds, asked.warm_up, asked.new_tokens
+        return rows(loaded, measure(loaded, asked.cases, contexts, *amounts, advance))
+
+
+def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tuple[list[Tensor], str]:
+    """Contexts of the recipe's validation data, or random ones that all models' vocabularies hold; and which."""
+    import torch
+
+    from distill_engine.compare import CompareError, contexts_of, prepared
+
+    try:
+        return contexts_of(prepared(asked.models, asked.recipe, asked.overrides), device, _CONTEXTS), "validation"
+    except CompareError:
+        if asked.recipe is not None:
+            raise
+    words = min(int(model.config.vocab_size) for model in loaded.values())
+    longest = min(int(model.config.max_position_embeddings) for model in loaded.values())
+    length = min(asked.context_tokens, longest)
+    draw = torch.Generator().manual_seed(_RANDOM_SEED)
+    ids = torch.randint(min(5, words - 1), words, (_CONTEXTS, 1, length), generator=draw)
+    return list(ids.to(device)), f"random tokens, {length} each"
+
+
+def _record(new_tokens: int, rounds: int, warm_up: int) -> dict[str, Any]:
+    import torch
+
+    from distill_engine.telemetry.machine import machine_record
+
+    protocol = {
+        "new_tokens": new_tokens, "rounds": rounds, "warm_up": warm_up, "threads": torch.get_num_threads(),
+        "order": "every round times every case on every model, one after the other",
+    }  # fmt: skip
+    return {"machine": machine_record(), "protocol": protocol, "notes": []}
+
+
+def case_list(modes: str, beams: str, batches: str, kv_cache: bool, compiled: bool) -> list[Case]:
+    """Every combination of comma-separated lists. Raises ValueError for a list that is none."""
+    from distill_engine.latency import Case
+
+    return [
+        Case("fixed" if mode == "fixed" else "free", number, batch, kv_cache, kind)
+        for mode in _words("--modes", modes, ("fixed", "free"))
+        for number in _numbers("--beams", beams)
+        for batch in _numbers("--batches", batches)
+        for kind in ([False, True] if compiled else [False])
+    ]
+
+
+def _words(option: str, given: str, known: Sequence[str]) -> list[str]:
+    words = [word.strip() for word in given.split(",") if word.strip()]
+    wrong = [word for word in words if word not in known]
+    if wrong or not words:
+        raise ValueError(f"{option} {given!r}: a comma-separated list of {', '.join(known)} is needed.")
+    return list(dict.fromkeys(words))
+
+
+def _numbers(option: str, given: str) -> list[int]:
+    words = [word.strip() for word in given.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ValueError(f"{option} {given!r}: a comma-separated list of positive numbers is needed, as in 1,4,10.")
+    return list(dict.fromkeys(map(int, words)))
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """A function (done, all) that moves a bar on stderr."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(title)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def show(found: Sequence[LatencyRow], notes: Sequence[str]) -> None:
+    """One table per precision, attention and mode; the fastest model of each case in bold."""
+    console = Console()
+    short = short_names([row.model for row in found])
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    for group in dict.fromkeys((row.dtype, row.attention, row.mode) for row in found):
+        of_group = [row for row in found if (row.dtype, row.attention, row.mode) == group]
+        console.print(_table(of_group, ", ".join(group), short))
+    sizes = Table("model", "parameters", "weights MiB", "peak MiB", "dtype", box=SIMPLE_HEAD)
+    for name, dtype in dict.fromkeys((row.model, row.dtype) for row in found):
+        rows = [row for row in found if (row.model, row.dtype) == (name, dtype)]
+        peaks = [row.peak_mib for row in rows if row.peak_mib is not None]
+        peak = f"{max(peaks):,.0f}" if peaks else "-"
+        sizes.add_row(name, f"{rows[0].parameters:,}", f"{rows[0].weights_mib:,.1f}", peak, dtype)
+    console.print(sizes)
+
+
+def _table(found: Sequence[LatencyRow], title: str, short: dict[str, str]) -> Table:
+    facts = f"{found[0].device}, KV cache {'on' if found[0].kv_cache else 'off'}, {found[0].rounds} rounds"
+    table = Table(title=f"{title} ({facts}); ms until a batch is answered", title_justify="left", box=SIMPLE_HEAD)
+    for header in ("model", "beams", "batch", "p50", "p90", "p99", "tokens/s", "tokens"):
+        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=header != "model")
+    fastest = {(row.beams, row.batch): row.wait_ms_p50 for row in sorted(found, key=lambda row: -row.wait_ms_p50)}
+    for row in sorted(found, key=lambda row: (row.beams, row.batch)):
+        best = row.wait_ms_p50 == fastest[row.beams, row.batch]
+        times = (f"{value:.1f}" for value in (row.wait_ms_p50, row.wait_ms_p90, row.wait_ms_p99))
+        name = short[row.model] + (" (compiled)" if row.compiled else "")
+        speed = f"{row.tokens_per_second:,.0f}", f"{row.new_tokens:.1f}"
+        table.add_row(name, str(row.beams), str(row.batch), *times, *speed, style="bold" if best else None)
+    return table

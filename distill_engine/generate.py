@@ -1,0 +1,115 @@
+"""Replies of a model to a batch of contexts, with the model's own generation settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from distill_engine.models.adapter import family_of
+
+
+class GenerationError(ValueError):
+    """A generation setting that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said: the text, and how many tokens it took, end token included."""
+
+    text: str
+    tokens: int
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, Any]:
+    """`num_beams=4` texts -> settings; values are YAML.
+
+    Raises GenerationError for a text without `=` or a name that transformers' GenerationConfig does not have.
+    """
+    known = sorted(name for name in GenerationConfig().to_dict() if not name.startswith("_"))
+    settings = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise GenerationError(
+                f"--generation {text!r}: settings are name=value with a name of transformers' GenerationConfig.{hint}"
+            )
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise GenerationError(f"--generation {text!r}: the value cannot be read as YAML. Quote it.") from error
+    return settings
+
+
+def own_settings(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments for `model.generate` that complete the model's own generation configuration.
+
+    new_tokens  limit of a reply where the model names none (transformers' default is 20)
+    changed     settings that win over the model's own
+
+    A family whose start token is never predicted in training (Blenderbot) is kept from saying it.
+    """
+    changed = dict(changed or {})
+    config = model.generation_config
+    assert config is not None, "sequence-to-sequence models have one"
+    settings: dict[str, Any] = {}
+    limits = ("max_length", "max_new_tokens", "max_time")
+    if all(getattr(config, name, None) is None and name not in changed for name in limits):
+        settings["max_new_tokens"] = new_tokens
+    if family_of(model.config).masks_start_logit:
+        kept = list(getattr(config, "suppress_tokens", None) or [])
+        settings["suppress_tokens"] = sorted({*kept, int(model.config.bos_token_id)})
+    return settings | changed
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, settings: Mapping[str, Any]
+) -> Tensor:
+    """[B, T] int64 generated ids, the decoder's start token left out, right-padded.
+
+    input_ids, attention_mask  [B, S] int64. Raises GenerationError with transformers' reason if it refuses.
+    """
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+    try:
+        ids = generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise GenerationError(f"transformers refuses to generate with {dict(settings)}: {reason}") from error
+    return ids[:, 1:]
+
+
+def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
+    """[B] int64 tokens of each row of [B, T] generated ids, the end token included, padding after it not."""
+    ended = torch.isin(ids, torch.tensor(list(end_ids), device=ids.device))
+    ended[:, :1] = False  # BART's own replies may begin with its end token
+    after = (ended.long().cumsum(dim=1) - ended.long()) > 0  # behind the first end token
+    return (~after & (ids != pad_id)).sum(dim=1)
+
+
+def replies(
+    model: PreTrainedModel, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, settings: Mapping[str, Any]
+) -> list[Reply]:
+    """A reply to each row of [B, S] contexts; raises GenerationError as `generate_ids` does."""
+    ids = generate_ids(model, input_ids, attention_mask, settings)
+    ends = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
+    lengths = spoken_lengths(ids, tokenizer.pad_token_id, [ends] if isinstance(ends, int) else list(ends or []))
+    return [
+        Reply(decoded(tokenizer, row[:length]), length)
+        for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)
+    ]
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Plain text of token ids, special tokens and outer spaces left out."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text).strip()

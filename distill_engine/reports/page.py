@@ -1,0 +1,85 @@
+"""One HTML page in one file: styles inside, plots inside, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8883; --soft: #8881; --quiet: #777; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
+p.quiet, caption, .tile span { color: var(--quiet); }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
+.tile { border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9rem; min-width: 8rem; }
+.tile b { display: block; font-size: 1.25rem; }
+.plots { display: flex; flex-wrap: wrap; gap: .8rem; }
+figure { margin: 0; background: #fff; color: #111; border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }
+figure svg { max-width: 100%; height: auto; display: block; }
+figcaption { font-size: .8rem; color: #666; padding: 0 .5rem .3rem; max-width: 28rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .4rem 0; }
+th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr.best td { font-weight: 600; background: var(--soft); }
+pre { background: var(--soft); padding: .8rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
+td.text { white-space: pre-wrap; min-width: 12rem; }
+"""
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A whole HTML document; `body` holds finished HTML, `title` is plain text."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def heading(text: str, level: int = 2) -> str:
+    """A heading of plain text."""
+    return f"<h{level}>{escape(text)}</h{level}>"
+
+
+def paragraph(text: str, quiet: bool = False) -> str:
+    """A paragraph of plain text; quiet ones are grey."""
+    kind = ' class="quiet"' if quiet else ""
+    return f"<p{kind}>{escape(text)}</p>"
+
+
+def tiles(facts: Sequence[tuple[str, str]]) -> str:
+    """Large values with small labels, from (label, value) pairs."""
+    made = [f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b></div>' for label, value in facts]
+    return f'<div class="tiles">{"".join(made)}</div>'
+
+
+def plot(svg: str, caption: str = "") -> str:
+    """One plot with what it shows in words; `svg` is finished markup, `caption` plain text."""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{svg}{below}</figure>"
+
+
+def plots(made: Sequence[str]) -> str:
+    """Several `plot`s beside each other, as many as fit."""
+    return f'<div class="plots">{"".join(made)}</div>'
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True, best: int | None = None
+) -> str:
+    """A table of plain texts; `numbers`: all columns but the first are set to the right; `best`: a row to mark."""
+    kind = ' class="number"' if numbers else ' class="text"'
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(f"<{tag}{kind if i else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
+
+    lines = [f"<tr{' class=best' if index == best else ''}>{cells('td', row)}</tr>" for index, row in enumerate(rows)]
+    return f'<div class="scroll"><table><tr>{cells("th", header)}</tr>{"".join(lines)}</table></div>'
+
+
+def folded(summary: str, text: str) -> str:
+    """Preformatted text that opens on a click."""
+    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"

@@ -1,0 +1,205 @@
+"""`distill report-card`: was the student worth it? One comparison as HTML, as Markdown, and for a model card.
+
+Every number comes from one evaluation and one interleaved latency run; nothing is taken from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill_engine.evaluation import Sample
+from distill_engine.latency import LatencyRow
+from distill_engine.reports import page, plots
+
+BEGIN, END = "<!-- report card: begin -->", "<!-- report card: end -->"
+
+_QUALITY = {  # value -> (header, is a share)
+    "ppl": ("ppl", False),
+    "token_acc": ("token accuracy", True),
+    "teacher_acc": ("agrees with teacher", True),
+    "teacher_kl": ("KL to teacher", False),
+    "f1": ("F1", True),
+    "bleu": ("BLEU", False),
+    "interdistinct-2": ("distinct-2", True),
+    "repetition": ("repetition", True),
+    "reply_tokens": ("tokens/reply", False),
+}
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class ReportCard:
+    """One comparison; the first model is the teacher.
+
+    names    short name of each model, in order
+    quality  values per short name (evaluation's names, and `parameters`)
+    latency  rows per short name; the first of each is the headline: fixed tokens, greedy, one at a time
+    how      facts about how it was measured, as label -> text
+    """
+
+    names: Sequence[str]
+    quality: Mapping[str, Mapping[str, float]]
+    latency: Mapping[str, Sequence[LatencyRow]]
+    samples: Sequence[Sample]
+    how: Mapping[str, str]
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's short name."""
+        return self.names[0]
+
+    def milliseconds(self, name: str) -> float:
+        """Headline latency: median milliseconds per reply."""
+        return self.latency[name][0].wait_ms_p50
+
+    def faster(self, name: str) -> float:
+        """How many times the teacher's speed."""
+        return self.milliseconds(self.teacher) / self.milliseconds(name)
+
+
+def card_html(card: ReportCard) -> str:
+    """The whole page."""
+    header, rows = overview(card)
+    speed_header, speed_rows = speeds(card)
+    body = [
+        page.heading("Report card", 1),
+        page.paragraph(headline(card), quiet=True),
+        page.plots([page.plot(frontier_svg(card), "Left is faster, down is better.")]),
+        page.heading("Overview"),
+        page.table(header, rows),
+        page.heading("Quality by task"),
+        *_task_tables(card),
+        page.heading("Latency"),
+        page.table(speed_header, speed_rows),
+        page.heading("Sample replies"),
+        page.table(["said before", "right answer", *card.names], sample_rows(card), numbers=False),
+        page.heading("How it was made"),
+        page.table(["", ""], [list(pair) for pair in card.how.items()], numbers=False),
+        page.folded("machine", json.dumps(dict(card.machine), indent=2)),
+    ]
+    return page.page("Report card", body)
+
+
+def card_markdown(card: ReportCard, plot_file: str) -> str:
+    """The same as Markdown; `plot_file` is the frontier's file name beside it."""
+    facts = "\n".join(f"- {label}: {text}" for label, text in card.how.items())
+    return "\n".join(
+        [
+            "# Report card\n",
+            f"{headline(card)}\n",
+            f"![speed and quality]({plot_file})\n",
+            _markdown_table(*overview(card)),
+            "## Latency\n",
+            _markdown_table(*speeds(card)),
+            "## Sample replies\n",
+            _markdown_table(["said before", "right answer", *card.names], sample_rows(card)),
+            "## How it was made\n",
+            facts,
+            f"\n```json\n{json.dumps(dict(card.machine), indent=2)}\n```\n",
+        ]
+    )
+
+
+def model_card_section(card: ReportCard) -> str:
+    """What goes into a student's README.md: between two markers, so that a newer one replaces it."""
+    facts = "\n".join(f"- {label}: {text}" for label, text in card.how.items())
+    table = _markdown_table(*overview(card))
+    samples = _markdown_table(["said before", "right answer", *card.names], sample_rows(card)[:3])
+    return f"{BEGIN}\n## Report card\n\n{headline(card)}\n\n{table}\n{samples}\n{facts}\n{END}\n"
+
+
+def with_section(readme: str, section: str) -> str:
+    """A model card's text with the section in it: in place of an older one, else at the end."""
+    start, stop = readme.find(BEGIN), readme.find(END)
+    if start < 0 or stop < start:
+        return f"{readme.rstrip()}\n\n{section}"
+    rest = readme[stop + len(END) :].removeprefix("\n")
+    return f"{readme[:start]}{section}{rest}"
+
+
+def headline(card: ReportCard) -> str:
+    """One sentence per student."""
+    said = []
+    for name in card.names[1:]:
+        own, teacher = card.quality[name], card.quality[card.teacher]
+        share = own["parameters"] / teacher["parameters"]
+        said.append(
+            f"{name} answers {card.faster(name):.1f} times as fast as {card.teacher} with {share:.0%} of its "
+            f"parameters; perplexity {own['ppl']:.3g} against {teacher['ppl']:.3g}."
+        )
+    return " ".join(said)
+
+
+def frontier_svg(card: ReportCard) -> str:
+    """The plot as SVG markup: milliseconds per reply and perplexity of each model."""
+    points = {name: (card.milliseconds(name), card.quality[name]["ppl"]) for name in card.names}
+    return plots.frontier("speed and quality", points, "ms per reply (batch 1, greedy)", "perplexity")
+
+
+def overview(card: ReportCard) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: size, speed and quality of each model."""
+    shown = [name for name in _QUALITY if any(name in values for values in card.quality.values())]
+    header = ["model", "parameters", "ms/reply", "times faster", *(_QUALITY[name][0] for name in shown)]
+    rows = []
+    for name in card.names:
+        values = card.quality[name]
+        cells = [f"{values['parameters']:,.0f}", f"{card.milliseconds(name):.1f}", f"{card.faster(name):.2f}"]
+        rows.append([name, *cells, *(_cell(metric, values.get(metric)) for metric in shown)])
+    return header, rows
+
+
+def speeds(card: ReportCard) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: every latency case of each model."""
+    header = ["model", "case", "p50 ms", "p90 ms", "p99 ms", "tokens/s", "tokens/reply", "MiB"]
+    rows = []
+    for name in card.names:
+        for row in card.latency[name]:
+            case = f"{row.mode}, {_beams(row.beams)}, batch {row.batch}, {row.dtype}, {row.attention}"
+            case += ("" if row.kv_cache else ", no KV cache") + (", compiled" if row.compiled else "")
+            times = [f"{value:.1f}" for value in (row.wait_ms_p50, row.wait_ms_p90, row.wait_ms_p99)]
+            memory = row.weights_mib if row.peak_mib is None else row.peak_mib
+            rows.append(
+                [name, case, *times, f"{row.tokens_per_second:,.0f}", f"{row.new_tokens:.1f}", f"{memory:,.1f}"]
+            )
+    return header, rows
+
+
+def sample_rows(card: ReportCard) -> list[list[str]]:
+    """What was said, the right answer, and each model's reply."""
+    return [[s.context, s.gold, *(s.replies[name] for name in card.names)] for s in card.samples[:_SAMPLES]]
+
+
+def _task_tables(card: ReportCard) -> list[str]:
+    tasks = dict.fromkeys(name.rsplit("/", 1)[0] for name in card.quality[card.teacher] if "/" in name)
+    made = []
+    for task in tasks:
+        shown = [m for m in _QUALITY if any(f"{task}/{m}" in values for values in card.quality.values())]
+        rows = [[name, *(_cell(m, card.quality[name].get(f"{task}/{m}")) for m in shown)] for name in card.names]
+        made.append(page.table([task, *(_QUALITY[metric][0] for metric in shown)], rows))
+    return made
+
+
+def _beams(beams: int) -> str:
+    return "greedy" if beams == 1 else f"{beams} beams"
+
+
+def _cell(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if _QUALITY[metric][1] else f"{value:.4g}"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(_one_line(cell) for cell in line)} |\n" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    """Text that cannot leave its cell, nor become markup."""
+    for mark in ("\\", "|", "<", "`", "*", "_", "["):
+        text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
+    return text.replace("\n", "<br>")

@@ -1,0 +1,161 @@
+"""`distill evaluate`, `latency`, `report-card` and `chat` on the demo's teacher and a student cut out of it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from typer.testing import CliRunner
+
+from distill_engine.commands import chat, evaluate, latency, report
+
+ROOT = Path(__file__).parents[3]
+TEACHER = ROOT / "recipes" / "demo" / "teacher"
+PERSONA = "you are hugo, a cheerful gardener of 46. you live above a shop with a black rabbit called moss."
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """The demo's data, 40 examples in two tasks."""
+    file = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    text = (ROOT / "recipes" / "demo.yaml").read_text("utf-8").replace("path: demo/teacher ", f"path: {TEACHER} ")
+    tasks = "".join(
+        f"    - {{name: demo, label: {label}, seed: {seed}, train_examples: 20, valid_examples: 20}}\n"
+        for seed, label in enumerate(("pets", "sums"), 1)
+    )
+    file.write_text(re.sub(r"    - name: demo\n(      .*\n)+", tasks, text), "utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    """A run folder whose best is the teacher with 2 of its 6 decoder layers."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    config = AutoConfig.from_pretrained(TEACHER)
+    config.decoder_layers = 2
+    AutoModelForSeq2SeqLM.from_pretrained(TEACHER, config=config).save_pretrained(folder / "best")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TEACHER / name, folder / "best" / name)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    app = typer.Typer(pretty_exceptions_enable=False)
+    for topic in (evaluate, latency, report, chat):
+        topic.register(app)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def command(*arguments, said=None, code=0):
+        done = CliRunner().invoke(app, [str(one) for one in arguments], input=said)
+        assert done.exit_code == code, (done.output, done.exception)
+        return done
+
+    return command
+
+
+def test_evaluate_prints_tables_and_writes_json(run, recipe, student, tmp_path):
+    done = run("evaluate", TEACHER, student, "--recipe", recipe, "--generate", "--json", "out.json")
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert list(rows) == [str(TEACHER), str(student)]
+    taught = rows[str(TEACHER)]
+    names = "parameters ppl ppl_micro token_acc token_em teacher_acc teacher_kl f1 bleu exs"
+    assert set(names.split()) < set(taught) and taught["exs"] == 40
+    assert {"pets/ppl", "sums/f1"} < set(taught)
+    assert taught["teacher_acc"] == 1.0 > rows[str(student)]["teacher_acc"]
+    for title in ("all tasks", "pets", "sums", "token acc", "interdistinct-2"):
+        assert title in done.stdout
+    assert re.search(r"ppl +│ +\S+ +│ +\S+", done.stdout)
+    kept = list((tmp_path / "runs" / ".evaluations").glob("*/rank-0.jsonl"))
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["evaluate", "no/such/folder", "--recipe", "{recipe}"], "model 'no/such/folder' cannot be loaded"),
+        (["evaluate", "{teacher}"], "no recipe given, and none of"),
+        (["evaluate", "{teacher}", "--recipe", "{recipe}", "--generation", "beams=3"], "name=value with a name of"),
+        (["latency", "{teacher}", "--beams", "1,x"], "--beams '1,x': a comma-separated list of positive numbers"),
+        (["latency", "{teacher}", "--dtypes", "fp8"], "--dtypes 'fp8': a comma-separated list of fp32, bf16, fp16"),
+        (["report", "nowhere"], "nowhere is no run folder"),
+        (["chat", "no/such/folder"], "model 'no/such/folder' cannot be loaded"),
+    ],
+)
+def test_mistakes_are_told(run, recipe, arguments, said):
+    given = [one.format(recipe=recipe, teacher=TEACHER) for one in arguments]
+    assert said in run(*given, code=78).stderr
+
+
+def test_ranks_that_are_none_are_refused(run, recipe, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "RANK=3 and WORLD_SIZE=2" in run("evaluate", TEACHER, "--recipe", recipe, code=78).stderr
+    monkeypatch.setenv("RANK", "1")
+    assert "start it as one process" in run("report-card", TEACHER, TEACHER, code=78).stderr
+
+
+def test_latency_rows(run, student, tmp_path):
+    options = "--beams 1,2 --batches 1,2 --rounds 2 --warm-up 0 --new-tokens 3 --dtypes fp32,bf16 --context-tokens 9"
+    done = run("latency", TEACHER, student, *options.split(), "--json", "out.json")
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["contexts"] == "random tokens, 9 each" and content["machine"]["cpu_cores"] > 0
+    assert content["protocol"]["rounds"] == 2
+    keys = [(r["model"], r["dtype"], r["mode"], r["beams"], r["batch"]) for r in content["rows"]]
+    assert len(keys) == len(set(keys)) == 2 * 2 * 2 * 2 * 2
+    for row in content["rows"]:
+        assert 0 < row["wait_ms_p50"] <= row["wait_ms_p90"] <= row["wait_ms_p99"]
+        assert row["attention"] == "sdpa" and row["kv_cache"] is True and row["compiled"] is False
+        assert row["new_tokens"] == 3 if row["mode"] == "fixed" else 1 <= row["new_tokens"] <= 3
+    weights = {(r["model"], r["dtype"]): r["weights_mib"] for r in content["rows"]}
+    assert weights[str(TEACHER), "float32"] == pytest.approx(2 * weights[str(TEACHER), "bfloat16"])
+    assert "float32, sdpa, fixed (cpu, KV cache on, 2 rounds)" in done.stdout
+    assert re.search(r"teacher +1 +2 +[\d.]+ +[\d.]+ +[\d.]+ +[\d,]+ +3\.0", done.stdout)
+
+
+def test_a_report_card(run, recipe, student, tmp_path):
+    exported = tmp_path / "exported"
+    shutil.copytree(student / "best", exported)
+    (exported / "README.md").write_text("# small\n\nmine\n")
+    options = ["--recipe", recipe, "--rounds", "2", "--beams", "2", "--batches", "1", "--new-tokens", "3"]
+    for _ in range(2):  # the second section replaces the first
+        done = run("report-card", TEACHER, student, *options, "--out", "card", "--into", exported)
+    assert re.search(r"small answers [\d.]+ times as fast as teacher", done.stdout)
+    content = json.loads((tmp_path / "card" / "report_card.json").read_text())
+    assert list(content["quality"]) == ["teacher", "small"]
+    first = content["latency"][0]
+    assert (first["mode"], first["beams"], first["batch"], first["model"]) == ("fixed", 1, 1, str(TEACHER))
+    page = (tmp_path / "card" / "report_card.html").read_text()
+    markdown = (tmp_path / "card" / "report_card.md").read_text()
+    ppl = f"{content['quality']['small']['ppl']:.4g}"
+    for text in (page, markdown):
+        assert ppl in text and "tok:13a" in text and "validation examples of recipe demo: pets (20), sums (20)" in text
+        assert str(TEACHER) not in text
+    assert "(frontier.svg)" in markdown and (tmp_path / "card" / "frontier.svg").read_text().startswith("<svg")
+    card = (exported / "README.md").read_text()
+    assert card.startswith("# small\n\nmine\n\n<!-- report card: begin -->") and card.count("## Report card") == 1
+    assert ppl in card
+    assert "no exported model is there" in run(
+        "report-card", TEACHER, student, *options, "--into", tmp_path, code=78
+    ).stderr
+
+
+def test_a_chat_side_by_side(run, recipe, student):
+    lines = ["what is your name?", "", "what is your work?", "/jump", f"/persona {PERSONA}", "what is your name?"]
+    said = "\n".join([*lines, "/quit", "never asked"])
+    done = run("chat", TEACHER, "--beside", student, "--recipe", recipe, "--persona", PERSONA, said=said)
+    replies = re.findall(r"^(teacher|small) \((\d+) ms, (\d+) tokens\): (.*)$", done.stdout, flags=re.MULTILINE)
+    assert [name for name, *_ in replies] == ["teacher", "small"] * 3
+    assert "hugo" in replies[0][3]
+    assert replies[4][3] == replies[0][3]  # the same persona and question from the beginning
+    assert "/jump is no command here" in done.stdout and "a new conversation" in done.stdout
+
+
+def test_a_chat_without_a_recipe_says_how_contexts_are_made(run):
+    done = run("chat", TEACHER, said="hello\n")
+    assert "no recipe given; contexts are made as is usual for blenderbot" in done.stdout
+    assert "teacher (" in done.stdout

@@ -1,0 +1,165 @@
+"""`distill watch` in a real terminal, while another process trains (holds the run's lock and writes records)."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.spinner import Spinner
+
+from distill_engine.reports.history import is_running, read_run
+from distill_engine.reports.watch_view import sparkline, watch_view
+from distill_engine.telemetry.jsonl import JsonlSink
+from distill_engine.telemetry.sinks import Record
+
+ROOT = Path(__file__).parents[3]
+LIMIT_SECONDS = 60
+
+# Trains one step for each line on its standard input and ends with it, as a run does: first the record, then the lock.
+TRAINER = """
+import sys
+from pathlib import Path
+from distill_engine.telemetry.jsonl import JsonlSink
+from distill_engine.telemetry.sinks import Record
+from distill_engine.train.run_folder import RunLock
+
+class Alone:
+    rank, world_size = 0, 1
+    def gather(self, value):
+        return [value]
+
+folder = Path(sys.argv[1])
+with RunLock(folder, Alone()):
+    sink, step = JsonlSink(folder / "metrics.jsonl"), 0
+    for line in sys.stdin:
+        step += 10
+        sink.write(Record("train", step, float(step), {"train/total": 1000.0 / step, "train/ppl": 2.5}))
+        print("wrote", flush=True)
+    sink.close("finished")
+"""
+WATCHER = """
+import sys, typer
+from distill_engine.commands.watch import register
+app = typer.Typer(pretty_exceptions_enable=False)
+app.callback()(lambda: None)
+register(app)
+app(sys.argv[1:])
+"""
+
+
+def write(folder: Path, steps: int) -> None:
+    sink = JsonlSink(folder / "metrics.jsonl")
+    sink.write(Record("event", 0, 0.0, {}, "hello there"))
+    for step in range(1, steps + 1):
+        values = {"train/total": 100.0 / step, "train/ppl": 3.0, "train/term/task/raw": 1.0}
+        sink.write(Record("train", step, float(step), values | {"train/term/task/weighted": 1.0}))
+    sink.close("finished")
+
+
+def shown(folder: Path, height: int) -> str:
+    console = Console(width=100, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115, PTH123
+    console.print(watch_view(read_run(folder), Spinner("dots"), height))
+    return console.export_text()
+
+
+def test_the_picture_of_a_run(tmp_path):
+    write(tmp_path, 40)
+    text = shown(tmp_path, 60)
+    assert "stopped · step 40" in text and "step 0: hello there" in text
+    assert re.search(r"train/total +100 +█[▁▂▃▄▅▆▇█]+▁ +2\.5 +2\.5", text)
+    assert re.search(r"task +1 +1 +━* +100 %", text)
+
+
+def test_a_small_terminal_gets_less(tmp_path):
+    write(tmp_path, 40)
+    lines = [len(shown(tmp_path, height).splitlines()) for height in (12, 20, 60)]
+    assert lines == sorted(lines) and lines[0] <= 12 and lines[1] <= 20 < 60
+
+
+@pytest.mark.parametrize(
+    "values, log, bars",
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8], False, "▁▂▃▄▅▆▇█"),
+        ([1, 10, 100], True, "▁▅█"),
+        ([1, 10, 100], False, "▁▁█"),
+        ([-1.0, 0.0, 1.0], True, "▁▅█"),  # no logarithm of these
+        ([5.0, 5.0], False, "▁▁"),
+        ([1.0, float("nan"), float("inf"), 2.0], False, "▁!!█"),
+        ([float("nan")], True, "!"),
+        ([], False, ""),
+    ],
+)
+def test_sparklines(values, log, bars):
+    assert sparkline(values, 8, log) == bars
+
+
+def test_long_histories_are_averaged_into_the_width():
+    assert sparkline([1.0] * 500 + [3.0] * 500, 4, log=False) == "▁▁██"
+
+
+def test_a_folder_without_a_lock_is_not_running(tmp_path):
+    assert not is_running(tmp_path)
+    (tmp_path / ".lock").touch()
+    assert not is_running(tmp_path)
+
+
+class Terminal:
+    """A program in a terminal of its own."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.inside, outside = pty.openpty()
+        self.process = subprocess.Popen(command, stdin=outside, stdout=outside, stderr=outside, env=env)
+        os.close(outside)
+        self.said = ""
+
+    @property
+    def text(self) -> str:
+        """All that was written, without colours and movements."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.said)
+
+    def until(self, pattern: str) -> None:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not re.search(pattern, self.text):
+            assert time.monotonic() < deadline, f"waited for {pattern}:\n{self.text}"
+            ready, _, _ = select.select([self.inside], [], [], 0.5)
+            if ready:
+                try:
+                    self.said += os.read(self.inside, 65536).decode(errors="replace")
+                except OSError:  # the program has ended and closed its terminal
+                    assert re.search(pattern, self.text), self.text
+            else:
+                assert self.process.poll() is None, f"it ended before {pattern}:\n{self.text}"
+
+
+def test_it_follows_a_run_to_its_end(tmp_path):
+    own = {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+    env = {**os.environ, **own}
+    command = [sys.executable, "-c", TRAINER, str(tmp_path)]
+    trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    terminal = None
+    try:
+        trainer.stdin.write("step\n")
+        trainer.stdin.flush()
+        assert trainer.stdout.readline() == "wrote\n"
+        assert is_running(tmp_path)
+        watch = [sys.executable, "-c", WATCHER, "watch", str(tmp_path), "--every", "0.1"]
+        terminal = Terminal(watch, env)
+        terminal.until(r"training · step 10")
+        trainer.stdin.write("step\n")
+        trainer.stdin.flush()
+        terminal.until(r"training · step 20")
+        trainer.stdin.close()
+        assert trainer.wait(LIMIT_SECONDS) == 0
+        terminal.until(r"stopped · step 20")
+        assert terminal.process.wait(LIMIT_SECONDS) == 0
+    finally:
+        for process in [trainer, *([terminal.process] if terminal else [])]:
+            process.kill()
+            process.wait()
+    assert not is_running(tmp_path)

@@ -1,0 +1,72 @@
+"""Every bad node is named, all at once; good ones pass."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from launcher.preflight import NodeFacts, compare, look
+
+GPU = "NVIDIA H100, 550.54, 81559 MiB, 0"
+GOOD = NodeFacts("n1", (GPU,) * 8, {"python": "3.11.2", "torch": "2.6.0"}, 0.2, 10**12, "", ("n1", "n2", "n3"))
+
+
+def node(name: str, **changes) -> NodeFacts:
+    return replace(GOOD, node=name, **changes)
+
+
+def problems(*nodes: NodeFacts, asked: int = 3, gpus: int = 8) -> list[str]:
+    return compare([one.to_json() for one in nodes], asked, gpus)[1]
+
+
+def test_good_nodes_pass():
+    assert problems(node("n1"), node("n2"), node("n3")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gpus": (GPU,) * 7}, "n2 shows 7 GPUs, the job asks for 8. Exclude it (sbatch --exclude=n2)"),
+        ({"gpus": (*(GPU,) * 7, GPU[:-1] + "3")}, "n2 has a GPU with uncorrected memory errors"),
+        ({"gpus": (GPU.replace("550", "535"),) * 8}, "driver is 550.54 on most nodes, but n2 has 535.54"),
+        ({"versions": {"python": "3.11.2", "torch": "2.7.0"}}, "torch is 2.6.0 on most nodes, but n2 has 2.7.0"),
+        ({"skew": -90.0}, "n2's clock is -90 s off"),
+        ({"free_bytes": 2**30}, "n2 sees 1.0 GiB free"),
+        ({"problem": "cannot use the run folder /x: Read-only file system"}, "n2 cannot use the run folder /x"),
+    ],
+)
+def test_a_bad_node_is_named(changes, said):
+    found = problems(node("n1"), node("n2", **changes), node("n3"))
+    assert len(found) == 1 and said in found[0], found
+
+
+def test_all_problems_come_together():
+    found = problems(node("n1", gpus=()), node("n2", skew=100.0), asked=3)
+    assert [text.split()[0] for text in found[:3]] == ["3", "n1", "n2's"]
+    assert "2 answered (n1, n2)" in found[0]
+
+
+def test_folders_that_are_not_one_folder():
+    found = problems(*(node(name, seen=(name,)) for name in ("n1", "n2", "n3")))
+    assert len(found) == 1 and "not one shared folder" in found[0]
+
+
+def test_a_line_that_is_no_report():
+    found = compare(["Warning: Permanently added n9\n", node("n1").to_json()], 1, 8)[1]
+    assert len(found) == 1 and "Permanently added" in found[0]
+
+
+def test_a_real_node(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    (tmp_path / ".preflight").mkdir()
+    (tmp_path / ".preflight" / "n9@4.0").touch()
+    first, second = look(tmp_path, "n1"), look(tmp_path, "n2")
+    assert first.problem == "" and first.free_bytes > 0 and abs(first.skew) < 5
+    assert first.versions["torch"] != "absent"
+    assert second.seen == ("n1", "n2"), "files of an earlier start do not count"
+    assert NodeFacts(**{**json.loads(second.to_json()), "gpus": second.gpus, "seen": second.seen}) == second
+
+
+def test_a_run_folder_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot use the run folder" in look(tmp_path / "file" / "run", "n1").problem

@@ -1,0 +1,90 @@
+"""submit, status and cancel, with Slurm's commands replaced by programs that write down what they get."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from distill_engine.exit_codes import BAD_INPUT
+from launcher.__main__ import app
+
+ROOT = Path(__file__).parents[3]
+DEMO = str(ROOT / "recipes" / "demo.yaml")
+HOSTILE = "a b;$(touch pwned)`touch pwned`'\"\n--uid=0"
+
+
+def launcher(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_submission_is_checked_sent_and_remembered(fake_slurm, tmp_path, history, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    fake_slurm.answer("sbatch", ("77\n", 0))
+    run_dir = history(tmp_path / "run")
+    said = launcher("submit", DEMO, "--run-dir", run_dir, "--nodes", 2, "--gpus-per-node", 4, "--set", "seed=5")
+    assert said.exit_code == 0 and "job 77" in said.output
+    (call,) = fake_slurm.calls
+    assert call[:3] == ["sbatch", "--parsable", "--job-name=distill-demo"]
+    assert {"--nodes=2", "--gpus-per-node=4", "--ntasks-per-node=4"} <= set(call)
+    assert call[-2:] == ["--set", "seed=5"]
+    assert fake_slurm.environment["RECIPE"] == DEMO and "RANK" not in fake_slurm.environment
+
+    fake_slurm.answer("squeue", ("RUNNING|None|1:00\n", 0))
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    recipe["teacher"]["path"] = str(ROOT / "recipes" / "demo" / "teacher")
+    (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    told = launcher("status", run_dir)
+    rows = dict(line.split(maxsplit=1) for line in told.output.replace("best ppl", "best").splitlines())
+    assert told.exit_code == 0, told.output
+    assert rows["job"] == "77: RUNNING, 1:00"
+    assert rows["step"] == "20 of 400" and rows["best"] == "25.5 at step 15" and rows["checkpoint"] == "step 15"
+    assert "time left        12.7 min" in told.output  # 380 steps of 2 s
+
+    fake_slurm.answer("scancel", ("", 0))
+    assert launcher("cancel", run_dir).exit_code == 0
+    assert fake_slurm.calls[-1] == ["scancel", "77"]
+
+
+def test_hostile_names_stay_names(fake_slurm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_slurm.answer("sbatch", ("77\n", 0))
+    said = launcher("submit", DEMO, "--run-dir", HOSTILE, "--partition", HOSTILE)
+    assert said.exit_code == 0, said.output
+    assert f"--partition={HOSTILE}" in fake_slurm.calls[0]
+    assert fake_slurm.environment["RUN_DIR"] == str(tmp_path / HOSTILE)
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_dry_run_prints_what_a_shell_would_run_and_runs_nothing(fake_slurm, tmp_path):
+    import subprocess
+
+    fake_slurm.answer("sbatch", ("77\n", 0))
+    said = launcher("submit", DEMO, "--dry-run", "--run-dir", tmp_path / HOSTILE, "--nodes", 3)
+    assert said.exit_code == 0 and "#SBATCH --requeue" in said.output and fake_slurm.calls == []
+    command = said.output.split("\n\n# ")[0]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=30, capture_output=True)
+    assert "--nodes=3" in fake_slurm.calls[0], "the printed line does the same"
+    assert fake_slurm.environment["RUN_DIR"] == str(tmp_path / HOSTILE)
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "no.yaml"], "there is no such file"),
+        (["submit", DEMO, "--set", "seed=-1"], "seed"),
+        (["submit", DEMO], "sbatch: Invalid partition"),
+        (["status", "no/such/run"], "Give a run folder"),
+        (["cancel", "."], "--job ID"),
+    ],
+)
+def test_refusals(fake_slurm, words, said):
+    fake_slurm.answer("sbatch", ("sbatch: error: x\nInvalid partition name specified", 1))
+    result = launcher(*words)
+    assert result.exit_code == BAD_INPUT and said in result.output + result.stderr, result.output
+
+
+def test_a_run_that_nobody_submitted_still_has_a_status(tmp_path, history):
+    told = launcher("status", history(tmp_path / "run"))
+    assert told.exit_code == 0 and "not submitted from here" in told.output and "2 s" in told.output
