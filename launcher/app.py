@@ -1,0 +1,30 @@
+"""The command line's frame, and how its commands speak."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from distill_engine.exit_codes import BAD_INPUT
+
+app = typer.Typer(
+    help="Plan, submit, watch and end distillation runs on a Slurm cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+OUT = Console(highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def refuse(text: object) -> NoReturn:
+    """Say what is wrong and end with the code for bad input."""
+    ERR.print(str(text), markup=False)
+    raise typer.Exit(BAD_INPUT)
+
+
+def say(text: str) -> None:
+    """A line that is taken literally: names from outside are never read as markup."""
+    OUT.print(text, markup=False)

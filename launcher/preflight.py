@@ -1,0 +1,174 @@
+"""Looks at every node before models are loaded, and reports all bad ones together, by name.
+
+Each node prints one line of JSON; one process compares them. What a node can only know itself (its GPUs, its clock
+against the file server's, whether the run folder is really the shared one) it finds out; what must be equal on all
+nodes (versions, driver) is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
+MAX_SKEW_SECONDS = 60.0
+LEAST_FREE_BYTES = 10 * 2**30
+_GPU_QUERY = "--query-gpu=name,driver_version,memory.total,ecc.errors.uncorrected.volatile.total"
+_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What one node found.
+
+    gpus        one line for each GPU: name, driver, memory, uncorrected memory errors
+    skew        seconds by which this node's clock is ahead of the one that stamps files in the run folder
+    free_bytes  in the run folder; -1 if it cannot be written, see `problem`
+    """
+
+    node: str
+    gpus: tuple[str, ...]
+    versions: dict[str, str]
+    skew: float = 0.0
+    free_bytes: int = -1
+    problem: str = ""
+    seen: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+
+def look(run_dir: Path, node: str) -> NodeFacts:
+    """Everything about this node. Never raises for a bad node: that is what it reports."""
+    skew, free, problem = 0.0, -1, ""
+    seen: tuple[str, ...] = ()
+    try:
+        skew, free, seen = _try_folder(run_dir, node)
+    except OSError as error:
+        problem = f"cannot use the run folder {run_dir}: {error.strerror or error}"
+    return NodeFacts(node, _gpus(), _versions(), skew, free, problem, seen)
+
+
+def compare(lines: Iterable[str], nodes: int, gpus_per_node: int) -> tuple[list[NodeFacts], list[str]]:
+    """The nodes' facts, and every problem as a sentence that names the node and says what to do."""
+    found, problems = _parse(lines)
+    if len(found) < nodes:
+        named = ", ".join(one.node for one in found) or "none"
+        problems.append(
+            f"{nodes} nodes were asked, {len(found)} answered ({named}). Exclude the silent one (--exclude)."
+        )
+    for one in found:
+        problems += _own_problems(one, gpus_per_node)
+    problems += _odd_ones_out(found)
+    return found, problems
+
+
+def _try_folder(run_dir: Path, node: str) -> tuple[float, int, tuple[str, ...]]:
+    """Write, force to disk, rename and read back; how far the clock is off, free bytes, files of other nodes seen."""
+    folder = run_dir / ".preflight"
+    folder.mkdir(parents=True, exist_ok=True)
+    # files of an earlier start must not make two folders look like one
+    start = f"@{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    for old in folder.iterdir():
+        if not old.name.endswith(start):
+            old.unlink(missing_ok=True)
+    fresh, final = folder / f".{node}{start}", folder / f"{node}{start}"
+    before = time.time()
+    with fresh.open("wb") as file:
+        file.write(node.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    after = time.time()
+    stamped = fresh.stat().st_mtime
+    fresh.replace(final)
+    if final.read_bytes() != node.encode():
+        raise OSError(None, "a file that was just written reads differently")
+    skew = before - stamped if stamped < before else min(0.0, after - stamped)
+    seen = tuple(sorted(path.name.removesuffix(start) for path in folder.iterdir()))
+    return round(skew, 1), shutil.disk_usage(folder).free, seen
+
+
+def _gpus() -> tuple[str, ...]:
+    try:
+        command = ["nvidia-smi", _GPU_QUERY, "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip()) if done.returncode == 0 else ()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _parse(lines: Iterable[str]) -> tuple[list[NodeFacts], list[str]]:
+    found, problems = [], []
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+            content |= {"gpus": tuple(content["gpus"]), "seen": tuple(content["seen"])}
+            found.append(NodeFacts(**content))
+        except (ValueError, TypeError, KeyError):
+            problems.append(f"a node said {line.strip()[:200]!r}, which is no report. Look at that node.")
+    return found, problems
+
+
+def _own_problems(one: NodeFacts, gpus_per_node: int) -> list[str]:
+    problems = []
+    if len(one.gpus) < gpus_per_node:
+        problems.append(f"{one.node} shows {len(one.gpus)} GPUs, the job asks for {gpus_per_node}. {_exclude(one)}")
+    bad = [gpu for gpu in one.gpus if gpu.split(",")[-1].strip() not in ("0", "[N/A]", "N/A")]
+    problems += [f"{one.node} has a GPU with uncorrected memory errors ({gpu}). {_exclude(one)}" for gpu in bad]
+    if one.problem:
+        problems.append(f"{one.node} {one.problem}. It must be shared and writable on every node (RUN_DIR).")
+        return problems
+    if one.free_bytes < LEAST_FREE_BYTES:
+        free = f"{one.free_bytes / 2**30:.1f} GiB"
+        problems.append(f"{one.node} sees {free} free for the run folder; checkpoints need more. Free space (RUN_DIR).")
+    if abs(one.skew) > MAX_SKEW_SECONDS:
+        problems.append(f"{one.node}'s clock is {one.skew:+.0f} s off the file server's. Repair its time service.")
+    return problems
+
+
+def _odd_ones_out(found: list[NodeFacts]) -> list[str]:
+    problems = []
+    drivers = {
+        one.node: ", ".join(sorted({gpu.split(",")[1].strip() for gpu in one.gpus if "," in gpu})) for one in found
+    }
+    tables = {name: {one.node: one.versions.get(name, "absent") for one in found} for name in ("python", *PACKAGES)}
+    for name, values in {**tables, "driver": drivers}.items():
+        counts = Counter(values.values())
+        if len(counts) > 1:
+            usual = counts.most_common(1)[0][0]
+            odd = ", ".join(f"{node} has {value or 'none'}" for node, value in values.items() if value != usual)
+            problems.append(f"{name} is {usual or 'none'} on most nodes, but {odd}. Use one environment on all nodes.")
+    # the last node to write has seen every file, if the folder is one folder
+    names = {one.node for one in found if not one.problem}
+    if names and not any(names <= set(one.seen) for one in found):
+        problems.append(
+            f"no node saw the files of all others ({', '.join(sorted(names))}): the run folder is not one shared "
+            "folder. Choose one on the shared file system (RUN_DIR)."
+        )
+    return problems
+
+
+def _exclude(one: NodeFacts) -> str:
+    return f"Exclude it (sbatch --exclude={one.node}) or have it repaired."

@@ -1,0 +1,73 @@
+"""A run -> one sbatch command: a list of arguments and an environment, never a line that a shell reads."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1]
+SCRIPT = HOME / "slurm" / "distill_bb3b.sh"
+JOB_FILE = "job"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What sbatch is given.
+
+    arguments    flags, the script, and the options of run.py
+    environment  only what this program adds to the caller's own
+    """
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    def full_environment(self) -> dict[str, str]:
+        """The caller's environment with the additions, without the marks of a start that the caller is in."""
+        marks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return {name: value for name, value in os.environ.items() if name not in marks} | dict(self.environment)
+
+    def shown(self) -> str:
+        """The same as a line that can be pasted into a shell, names quoted."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " \\\n  ".join([*settings, shlex.join(["sbatch", *self.arguments])])
+
+
+def plan_submission(
+    *,
+    recipe: Path,
+    name: str,
+    run_dir: Path,
+    ds_config: Path | None,
+    flags: Mapping[str, str | int | None],
+    overrides: tuple[str, ...],
+    extra_flags: tuple[str, ...],
+) -> Submission:
+    """`flags` are sbatch's long options without dashes; None leaves the script's own value."""
+    given = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
+    if flags.get("gpus-per-node") is not None and "ntasks-per-node" not in flags:
+        given.append(f"--ntasks-per-node={flags['gpus-per-node'] or 1}")
+    options = [word for override in overrides for word in ("--set", override)]
+    environment = {
+        "DISTILL_HOME": str(HOME),
+        "RECIPE": str(recipe.resolve()),
+        "RUN_DIR": str(run_dir.absolute()),
+    }
+    if ds_config is not None:
+        environment["DS_CONFIG"] = str(ds_config.resolve())
+    return Submission((f"--job-name={name}", *given, *extra_flags, str(SCRIPT), *options), environment)
+
+
+def remember_job(run_dir: Path, job: str) -> None:
+    """Leave the job's id in the run folder, for status and cancel."""
+    file = run_dir / "logs" / JOB_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{job}\n", encoding="ascii")
+
+
+def remembered_job(run_dir: Path) -> str:
+    """The id that was left there, empty if there is none."""
+    file = run_dir / "logs" / JOB_FILE
+    return file.read_text(encoding="ascii", errors="replace").strip() if file.is_file() else ""

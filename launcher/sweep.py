@@ -1,0 +1,52 @@
+"""The table at the end of a sweep over loss weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.problem import RecipeError
+from launcher.history import read_run
+
+
+def write_table(folder: Path) -> str:
+    """Rows best first, runs without a validation last; the text also goes to table.md in the folder.
+
+    Raises OSError when the folder is not there or cannot be written.
+    """
+    rows = []
+    metric = ""
+    for run in sorted(folder.iterdir(), key=lambda path: path.name):
+        settings = run / "settings.txt"
+        if not settings.is_file():
+            continue
+        metric, direction = _metric(run)
+        state = read_run(run, metric, direction)
+        order = (0.0, 0.0) if state.best is None else (1.0, -state.best[0] if direction == "min" else state.best[0])
+        best = ("-", "-") if state.best is None else (f"{state.best[0]:.5g}", str(state.best[1]))
+        row = (run.name, *best, str(max(0, state.step)), settings.read_text(encoding="utf-8").strip())
+        rows.append((order, row))
+    rows.sort(key=lambda row: row[0], reverse=True)
+    cells = [("run", f"best {metric}".strip(), "at step", "steps", "settings"), *(row for _, row in rows)]
+    text = _markdown([tuple(cell.replace("|", "\\|") for cell in row) for row in cells])
+    fresh = folder / ".table.md.new"
+    fresh.write_text(text + "\n", encoding="utf-8")
+    fresh.replace(folder / "table.md")
+    return text
+
+
+def _metric(run: Path) -> tuple[str, str]:
+    try:
+        validation = load_recipe(run / "recipe.yaml").validation
+    except RecipeError:  # not started yet
+        return "ppl", "min"
+    return validation.metric, validation.direction
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""Commands for people: submit a run, look at it, end it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill_engine.recipe.problem import RecipeError
+from distill_engine.recipe.rules import read_recipe
+from distill_engine.recipe.schema import Recipe
+from launcher import slurm
+from launcher.app import refuse, say
+from launcher.history import RunState, read_run
+from launcher.submission import SCRIPT, plan_submission, remember_job, remembered_job
+
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
+]
+RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (submit, status, cancel):
+        app.command()(command)
+
+
+def submit(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the script's.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs, and ranks, on each node.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit as sbatch reads it: 2-00:00:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder (default runs/<name>).")] = None,
+    ds_config: Annotated[Path | None, typer.Option("--ds-config", help="DeepSpeed JSON of the student.")] = None,
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    sbatch: Annotated[list[str], typer.Option("--sbatch", help="One more flag for sbatch; may be repeated.")] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command and the script.")] = False,
+) -> None:
+    """Check a recipe and submit it to Slurm; prints the job's id."""
+    checked = _read(recipe, overrides)
+    folder = run_dir or Path("runs") / checked.name
+    flags = {
+        "nodes": nodes,
+        "gpus-per-node": gpus_per_node,
+        "time": time,
+        "partition": partition,
+        "account": account,
+    }
+    submission = plan_submission(
+        recipe=recipe,
+        name=f"distill-{checked.name}",
+        run_dir=folder,
+        ds_config=ds_config,
+        flags=flags,
+        overrides=tuple(overrides),
+        extra_flags=tuple(sbatch),
+    )
+    if dry_run:
+        say(f"{submission.shown()}\n\n# {SCRIPT}")
+        say(SCRIPT.read_text(encoding="utf-8"))
+        return
+    try:
+        job = slurm.submit(submission.arguments, submission.full_environment())
+        remember_job(folder, job)
+    except (slurm.SlurmError, OSError) as error:
+        refuse(f"submit: {error}")
+    say(f"job {job}; look at it with: python -m launcher status {folder}")
+
+
+def status(
+    run_dir: RunArgument,
+    job: Annotated[str, typer.Option(help="Slurm job id; default: the one that `submit` left there.")] = "",
+) -> None:
+    """Queue state, step, best value, last checkpoint and time left of a run."""
+    recipe = run_dir / "recipe.yaml"
+    checked = _read(recipe, []) if recipe.is_file() else None
+    metric = ("ppl", "min") if checked is None else (checked.validation.metric, checked.validation.direction)
+    try:
+        state = read_run(run_dir, *metric)
+    except OSError as error:
+        refuse(f"{run_dir}: {error.strerror}. Give a run folder, or wait until the job has started.")
+    for name, value in [("job", _queue(job or remembered_job(run_dir))), *_progress(state, checked)]:
+        say(f"{name:<16} {value}")
+
+
+def cancel(
+    run_dir: RunArgument,
+    job: Annotated[str, typer.Option(help="Slurm job id; default: the one that `submit` left there.")] = "",
+) -> None:
+    """End a run's job; what it has saved stays, and the same submission goes on from there."""
+    known = job or remembered_job(run_dir)
+    if not known:
+        refuse(f"{run_dir} names no job. Give it: --job ID (squeue --me lists yours).")
+    try:
+        slurm.cancel(known)
+    except slurm.SlurmError as error:
+        refuse(f"cancel: {error}")
+    say(f"job {known} is being ended")
+
+
+def _read(recipe: Path, overrides: list[str]) -> Recipe:
+    try:
+        return read_recipe(recipe, overrides)
+    except RecipeError as error:
+        refuse(error)
+
+
+def _queue(job: str) -> str:
+    if not job:
+        return "not submitted from here"
+    try:
+        state = slurm.job_state(job)
+    except slurm.SlurmError as error:
+        return f"{job}: {error}"
+    if state is None:
+        return f"{job}: Slurm no longer knows it"
+    reason = f" ({state.reason})" if state.reason else ""
+    return f"{job}: {state.state}{reason}, {state.elapsed}"
+
+
+def _progress(state: RunState, recipe: Recipe | None) -> list[tuple[str, str]]:
+    limit = None if recipe is None else recipe.stop.max_steps
+    done = "-" if state.step < 0 else f"{state.step}" + (f" of {limit}" if limit else "")
+    best = "-" if state.best is None else f"{state.best[0]:.5g} at step {state.best[1]}"
+    pace = "-" if state.seconds_per_step is None else f"{state.seconds_per_step:.3g} s"
+    rows = [
+        ("step", done),
+        (f"best {state.metric}", best),
+        ("checkpoint", "-" if state.checkpoint < 0 else f"step {state.checkpoint}"),
+        ("time per step", pace),
+    ]
+    if limit and state.seconds_per_step is not None:
+        left = max(0, limit - state.step) * state.seconds_per_step
+        rows.append(("time left", f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.1f} min"))
+    return rows

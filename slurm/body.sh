@@ -1,0 +1,75 @@
+# What the job scripts share; sourced by them inside a Slurm job. slurm/README.md explains the variables.
+
+refuse() {
+  printf 'slurm: %s\n' "$1" >&2
+  exit 78 # bad input: starting again cannot help
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] || refuse "this is a Slurm job script. Submit it: sbatch slurm/NAME.sh"
+set -u
+umask "${DISTILL_UMASK:-077}" # runs are private by default
+PYTHON=${PYTHON:-$home/.venv/bin/python}
+[[ -x $PYTHON ]] || PYTHON=$(command -v python3) || refuse "no python: set PYTHON to the interpreter that has the engine"
+export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONFAULTHANDLER=1
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
+# srun does not take this over from sbatch by itself since Slurm 22.05
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+# A path as given if that exists here, else below the repository.
+located() {
+  if [[ -e $1 || $1 == /* ]]; then printf '%s' "$1"; else printf '%s' "$home/$1"; fi
+}
+
+# One rank per GPU; where there are none, as many as sbatch was asked for.
+ranks_per_node() {
+  local gpus=${SLURM_GPUS_ON_NODE:-0} tasks=${SLURM_NTASKS_PER_NODE:-1}
+  if [[ -n ${RANKS_PER_NODE:-} ]]; then printf '%s' "$RANKS_PER_NODE"; elif ((gpus > 0)); then printf '%s' "$gpus"; else printf '%s' "$tasks"; fi
+}
+
+# train [OPTION of run.py ...]: RECIPE with DS_CONFIG in RUN_DIR on all nodes; requeues, or ends with the code that says why.
+train() {
+  local recipe ds_config run_dir per_node verdict code
+  recipe=$(located "$RECIPE") ds_config=$(located "$DS_CONFIG")
+  [[ -f $recipe ]] || refuse "RECIPE is '$RECIPE': there is no such file"
+  [[ -f $ds_config ]] || refuse "DS_CONFIG is '$DS_CONFIG': there is no such file"
+  run_dir=${RUN_DIR:-runs/$(basename "$recipe" .yaml)}
+  [[ $run_dir != *[%$'\n']* ]] || refuse "RUN_DIR is '$run_dir': Slurm gives % a meaning of its own in log names"
+  mkdir -p -- "$run_dir/logs" || refuse "RUN_DIR is '$run_dir': it cannot be made"
+  per_node=$(ranks_per_node)
+  verdict=$PWD/$run_dir/logs/verdict-$SLURM_JOB_ID
+  [[ $run_dir != /* ]] || verdict=$run_dir/logs/verdict-$SLURM_JOB_ID
+  rm -f -- "$verdict"
+
+  if [[ ${PREFLIGHT:-1} != 0 ]]; then
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+      "$PYTHON" -m launcher preflight-node --run-dir "$run_dir" |
+      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "${SLURM_GPUS_ON_NODE:-0}" || exit
+  fi
+  printf 'ranks: %s on each of %s nodes; their logs: %s\n' "$per_node" "$SLURM_JOB_NUM_NODES" "$run_dir/logs"
+  # the first rank that ends badly ends the step; --wait does the same when one ends well and others stay
+  DISTILL_VERDICT=$verdict srun --ntasks="$((per_node * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$per_node" \
+    --kill-on-bad-exit=1 --wait=120 --unbuffered --open-mode=append --output="$run_dir/logs/%x-%j-%N.log" \
+    "$PYTHON" -u "$home/distill_engine/run.py" --recipe "$recipe" --ds_config "$ds_config" --run-dir "$run_dir" "$@"
+  code=$?
+  exec "$PYTHON" -m launcher after --run-dir "$run_dir" --code "$code" --verdict "$verdict"
+}
+
+# sweep [OPTION of run.py ...]: the line of GRID that belongs to this array element.
+sweep() {
+  local grid sweep_dir line overrides=() setting
+  grid=$(located "${GRID:-slurm/sweep.txt}")
+  [[ -f $grid ]] || refuse "GRID is '$grid': there is no such file"
+  [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || refuse "a sweep is an array: sbatch --array=0-7 slurm/sweep.sh"
+  line=$(grep -Ev '^[[:space:]]*(#|$)' -- "$grid" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+  [[ -n $line ]] || { printf 'the grid has no line %s: nothing to do\n' "$SLURM_ARRAY_TASK_ID"; exit 0; }
+  read -ra settings <<<"$line"
+  for setting in "${settings[@]}"; do overrides+=(--set "$setting"); done
+  sweep_dir=${RUN_DIR:-runs/sweep-$SLURM_ARRAY_JOB_ID}
+  RUN_DIR=$sweep_dir/$SLURM_ARRAY_TASK_ID
+  mkdir -p -- "$RUN_DIR" && printf '%s\n' "$line" >"$RUN_DIR/settings.txt"
+  (train "${overrides[@]}" --set "logging.wandb.group=sweep-$SLURM_ARRAY_JOB_ID" "$@")
+  local code=$?
+  "$PYTHON" -m launcher table "$sweep_dir"
+  exit "$code"
+}

@@ -1,0 +1,110 @@
+"""`sbatch slurm/distill_bb3b.sh` on a real two-node Slurm: finished, stopped, killed, cancelled, refused."""
+
+import json
+import signal
+from pathlib import Path
+
+from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+
+KILLED = 128 + signal.SIGKILL
+HOSTILE = "a b; $(touch pwned) `touch pwned` 'q"
+
+
+def test_the_job_script_runs_to_the_end_in_a_folder_with_a_hostile_name(slurm, tools, quiet_run, tmp_path):
+    folder = tmp_path / HOSTILE
+    job = slurm.sbatch(folder, PREFLIGHT="1")
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(job)
+    assert "preflight: 2 nodes passed" in slurm.said(job) and "done: the run has finished" in slurm.said(job)
+    assert tools.measured(folder) == tools.measured(quiet_run), "srun gives the same numbers as torchrun"
+    assert (folder / "best" / "model.safetensors").is_file() and tools.attempts(folder) == [DONE]
+    assert not list(Path(tools.ROOT).glob("pwned")) and not list(slurm.folder.rglob("pwned"))
+    assert folder.stat().st_mode & 0o077 == 0, "private by default"
+
+
+def test_stopped_then_a_rank_killed_it_ends_like_an_undisturbed_run(slurm, tools, quiet_run, tmp_path):
+    folder = tmp_path / "run"
+    job = slurm.sbatch(folder)
+
+    def said() -> str:
+        logs = "".join(path.read_text(errors="replace")[-3000:] for path in (folder / "logs").glob("*.log"))
+        return slurm.said(job) + logs
+
+    tools.wait_until(lambda: tools.last_step(folder) >= 2, "step 2", tell=said)
+    slurm.command("scancel", "--signal=USR1", job)
+    tools.wait_until(lambda: tools.attempts(folder) == [STOPPED_AND_SAVED], "the first end", tell=said)
+    stopped_at = tools.last_step(folder)
+    assert 2 <= stopped_at < 30
+
+    def second_start() -> bool:
+        slurm.hurry(job)
+        return tools.last_step(folder) > stopped_at
+
+    tools.wait_until(second_start, "a step after the requeue", tell=said)
+    tools.ranks_of(folder)[1].send_signal(signal.SIGKILL)
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "2"), said()
+    codes = tools.attempts(folder)
+    assert codes[0] == STOPPED_AND_SAVED and codes[1] not in (DONE, STOPPED_AND_SAVED, BAD_INPUT)
+    assert codes[2:] == [DONE]
+    assert f"requeue: stopped and saved at step {stopped_at}" in slurm.said(job), "logs are appended to"
+    assert "try 2 of 3" in slurm.said(job)
+    assert tools.measured(folder) == tools.measured(quiet_run)
+
+
+def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancelled(slurm, tools, tmp_path):
+    folder = tmp_path / "run"
+    endless = tuple(one.replace("max_steps=30", "max_steps=100000") for one in tools.QUICK)
+    job = slurm.sbatch(folder, "--time=2", "--signal=USR1@90", settings=endless)
+    tools.wait_until(lambda: len(tools.attempts(folder)) == 1, "the signal", tell=lambda: slurm.said(job))
+    assert tools.attempts(folder) == [STOPPED_AND_SAVED], slurm.said(job)
+    reached = tools.last_step(folder)
+    assert json.loads((folder / "logs" / "attempts.jsonl").read_text())["step"] == reached > 0
+
+    def resumed() -> bool:
+        slurm.hurry(job)
+        return tools.last_step(folder) > reached
+
+    tools.wait_until(resumed, "a step after the requeue", tell=lambda: slurm.said(job))
+    ranks = tools.ranks_of(folder)
+    slurm.command("scancel", job)
+    assert slurm.ended(job)["JobState"] == "CANCELLED"
+    tools.wait_until(lambda: not any(rank.is_running() for rank in ranks.values()), "the end of the ranks", 40)
+    assert tools.attempts(folder) == [STOPPED_AND_SAVED], "a cancelled job is not started again"
+
+
+def test_a_time_limit_shorter_than_a_start_ends_the_restarts_and_says_so(slurm, tools, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "logs").mkdir(parents=True)
+    job = slurm.sbatch(folder, "--hold")
+    lines = [json.dumps({"job": job, "code": STOPPED_AND_SAVED, "step": -1}) for _ in range(3)]
+    (folder / "logs" / "attempts.jsonl").write_text("\n".join(lines) + "\n")
+    slurm.command("scontrol", "update", f"jobid={job}", "TimeLimit=1")  # the signal is due at once
+    slurm.command("scontrol", "release", job)
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", f"{STOPPED_AND_SAVED}:0"), slurm.said(job)
+    assert "the time limit is shorter than one start" in slurm.said(job)
+
+
+def test_a_bad_recipe_is_never_requeued(slurm, tools, tmp_path):
+    job = slurm.sbatch(tmp_path / "run", settings=("optimizer.learning_rate=-1",))
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", f"{BAD_INPUT}:0", "0")
+    assert "stop: recipe, configuration or data cannot be used" in slurm.said(job)
+    assert tools.attempts(tmp_path / "run") == [BAD_INPUT]
+
+
+def test_a_sweep_tries_each_line_and_ends_with_one_table(slurm, tools, tmp_path):
+    grid, folder = tmp_path / "grid.txt", tmp_path / "sweep"
+    grid.write_text("# two runs\nlosses.weights.hidden=1\n\nlosses.weights.hidden=2 losses.weights.prediction=8\n")
+    quick = tuple(one.replace("max_steps=30", "max_steps=3") for one in tools.QUICK)
+    job = slurm.sbatch(folder, "--nodes=1", "--array=0-2", "sweep.sh", settings=quick, GRID=str(grid))
+    for element in ("0", "1", "2"):
+        assert slurm.ended(f"{job}_{element}")["JobState"] == "COMPLETED", slurm.command("ls", "-R", str(folder))
+    rows = [line for line in (folder / "table.md").read_text().splitlines() if "losses.weights.hidden" in line]
+    assert len(rows) == 2
+    scores = [float(row.split("|")[2]) for row in rows]
+    assert scores == sorted(scores), "best first"
+    for element, hidden in (("0", 1.0), ("1", 2.0)):
+        recipe = (folder / element / "recipe.yaml").read_text()
+        assert f"hidden: {hidden}" in recipe and f"group: sweep-{job}" in recipe
