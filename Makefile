@@ -11,6 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/demo.py
 
 test: lint
+	@tests/cluster/install_packages.sh
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

@@ -1,7 +1,7 @@
 """`make demo`: distils a small Blenderbot on this machine and shows what that was worth.
 
 Two runs of the demo recipe with equal students, data and steps, one with the teacher and one without it, then one
-table of teacher and both students. Everything is in runs/demo; summary.json holds the table.
+table of teacher and both students, and the reports. Everything is in runs/demo; summary.json holds the table.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from runs import DEMO_RECIPE, ROOT, RunFailedError, start_run, this_machine
 from distill_engine.telemetry.quiet import quiet_libraries
 
 CONSOLE = Console()
+DEMO_TEACHER = ROOT / "recipes" / "demo" / "teacher"
 COLUMNS = ("parameters", "valid_ppl", "token_accuracy", "teacher_agreement", "ms_per_reply")
 # The same student on its own: nothing of the teacher, neither its losses nor its weights. From scratch it prefers
 # a higher learning rate than copied layers do (0.008 over 0.004; others were not tried to the end).
@@ -52,6 +54,8 @@ def main() -> int:
         return 1
     summary = given.run_dir / "summary.json"
     summary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    say("4 of 4: report card", quiet=False)
+    write_reports(given.run_dir, given.overrides)
     show(rows, given.run_dir, time.perf_counter() - started)
     return 0
 
@@ -62,11 +66,11 @@ def distil_and_compare(run_dir: Path, overrides: list[str], quiet: bool = False)
     without = run_dir / "without_teacher"
     for folder in (without, run_dir):
         shutil.rmtree(folder, ignore_errors=True)
-    say(f"1 of 3: distilling on {machine.ranks} ranks (teacher ZeRO-3, student ZeRO-2)", quiet)
+    say(f"1 of 4: distilling on {machine.ranks} ranks (teacher ZeRO-3, student ZeRO-2)", quiet)
     start_run(run_dir, machine, overrides, quiet)
-    say("2 of 3: the same student, the same steps, without the teacher", quiet)
+    say("2 of 4: the same student, the same steps, without the teacher", quiet)
     start_run(without, machine, [*WITHOUT_TEACHER, "name=demo-without-teacher", *overrides], quiet)
-    say("3 of 3: measuring", quiet)
+    say("3 of 4: measuring", quiet)
     return measure(run_dir, without, overrides)
 
 
@@ -89,6 +93,22 @@ def measure(run_dir: Path, without: Path, overrides: list[str]) -> dict[str, dic
     }
     rows = compare_loaded(models, teacher, ready, device, with_latency=True)
     return {name: {column: value[column.removeprefix("valid_")] for column in COLUMNS} for name, value in rows.items()}
+
+
+def write_reports(run_dir: Path, overrides: list[str]) -> None:
+    """The run's page and the report card, by the commands that a user has; a failure is said and costs nothing else."""
+    without = run_dir / "without_teacher"
+    card = [
+        "report-card", DEMO_TEACHER, run_dir, without, "--recipe", DEMO_RECIPE, "--out", run_dir / "report_card",
+        "--into", run_dir / "best", "--beams", "1,4", "--batches", "1,8", "--rounds", "5", "--fresh",
+        "--partial", run_dir / ".evaluations", "--set", "data.tasks.0.valid_examples=100",
+        *(word for override in overrides for word in ("--set", override)),
+    ]  # fmt: skip
+    for words in (["report", run_dir], card):
+        command = [sys.executable, "-m", "distill_engine.cli", *map(str, words)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            CONSOLE.print(f"distill {words[0]} failed: {done.stderr.strip()[-500:]}", style="red", markup=False)
 
 
 def show(rows: dict[str, dict[str, float]], run_dir: Path, seconds: float) -> None:
@@ -117,6 +137,8 @@ def show(rows: dict[str, dict[str, float]], run_dir: Path, seconds: float) -> No
         ("recipe.yaml", "the recipe with every default written out"),
         ("without_teacher/", "the run without the teacher"),
         ("summary.json", "this table"),
+        ("report.html", "every metric of the run as a plot"),
+        ("report_card/", "speed against quality, with replies side by side"),
     ):
         CONSOLE.print(f"  {name:17} {meaning}")
 

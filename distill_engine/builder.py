@@ -170,6 +170,9 @@ class Builder:
         model = build_student(ready.family, config, init, recipe.seed)
         if ready.teacher_folder is not None and (ready.teacher_folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(ready.teacher_folder)
+        if ready.family.masks_start_logit and model.generation_config is not None:
+            # training never lets the start token be predicted, transformers' own generation would
+            model.generation_config.suppress_tokens = [int(config.bos_token_id)]
         if not part.train_position_tables:
             for stack in Stack:
                 model.get_parameter(ready.family.position_table(stack)).requires_grad_(False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distill_engine.cluster.facts import read_cluster
 from distill_engine.data.loader import ValidationLoader
 from distill_engine.evaluate import evaluate_models, load_model, parameter_count
 from distill_engine.evaluation_set import EvaluationSet
@@ -74,7 +75,7 @@ def own_device() -> torch.device:
     """The GPU of this process's local rank (the first one without a launcher), or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cuda", read_cluster(os.environ).local_rank % torch.cuda.device_count())
 
 
 def evaluation_set(ready: Prepared, per_batch: int) -> EvaluationSet:

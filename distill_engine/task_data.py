@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from distill_engine.cluster.facts import read_cluster
 from distill_engine.data.episodes import Episode, Split, TaskSpec
 from distill_engine.data.errors import DataError
 from distill_engine.data.tasks import has_split, source_files, stream_task
@@ -42,7 +43,7 @@ class TaskData:
 
 def load_tasks(data: DataSection, encoder: DialogueTokenizer) -> TaskData:
     """Training and validation splits of all tasks. Raises DataError for files that are bad or hold no example."""
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = read_cluster(os.environ).rank == 0
     say = _say if speaks else _keep_quiet
     cache = TokenCache(Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ), say)
     specs = [TaskSpec(**task.model_dump(), root=data.root) for task in data.tasks]

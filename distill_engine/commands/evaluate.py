@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from distill_engine.cluster.facts import ClusterError, read_cluster
 from distill_engine.exit_codes import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -99,15 +100,12 @@ def evaluate(
 
 
 def ranks() -> tuple[int, int]:
-    """Rank and world size as launchers say it; (0, 1) without one. Refuses values that are no such pair."""
-    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    """Rank and world size as the launcher says it; (0, 1) without one. Refuses a contradictory environment."""
     try:
-        rank, world_size = int(given[0]), int(given[1])
-    except ValueError:
-        rank, world_size = -1, 0
-    if not 0 <= rank < world_size:
-        refuse(ValueError(f"RANK={given[0]} and WORLD_SIZE={given[1]}: ranks are 0 to WORLD_SIZE - 1. Unset both."))
-    return rank, world_size
+        facts = read_cluster(os.environ)
+    except ClusterError as error:
+        refuse(error)
+    return facts.rank, facts.world_size
 
 
 def loaded_models(

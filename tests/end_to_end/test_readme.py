@@ -46,6 +46,7 @@ def test_the_readme_has_the_commands_that_are_tested_here() -> None:
         "deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json",
         "deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json --recipe recipes/bb3b_tinybert.yaml",
         "distill train --recipe recipes/demo.yaml --run-dir runs/one --set stop.max_steps=20",
+        "python -m launcher plan recipes/bb3b_tinybert.yaml --nodes 4 --gpus-per-node 8 --gpu h100",
         "distill check --recipe recipes/demo.yaml",
     ]
 
@@ -69,7 +70,10 @@ def test_what_make_demo_runs(tmp_path: Path) -> None:
     assert rows["teacher"]["valid_ppl"] < rows["distilled"]["valid_ppl"] < rows["without_teacher"]["valid_ppl"]
     for name in ("best", "checkpoints", "metrics.jsonl", "recipe.yaml", "wandb", "ds_config.json"):
         assert (tmp_path / "demo" / name).exists(), name
-    assert "without teacher" in done.stdout and "summary.json" in done.stdout
+    assert "without teacher" in done.stdout and "summary.json" in done.stdout and "failed" not in done.stdout
+    for name in ("report.html", "report_card/report_card.html", "report_card/report_card.md"):
+        assert (tmp_path / "demo" / name).stat().st_size > 1000, name
+    assert "## Report card" in (tmp_path / "demo" / "best" / "README.md").read_text()
 
 
 def test_the_one_command(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_train_check_evaluate_and_export_by_the_console_script(tmp_path: Path) -
     one = tmp_path / "one"
     done = run(commands()[4].replace("runs/one", str(one)).replace("max_steps=20", "max_steps=20 " + SHORT), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    checked = run(commands()[5], tmp_path)
+    checked = run(commands()[6], tmp_path)
     assert checked.returncode == 0 and "no problems" in checked.stdout
     numbers = tmp_path / "numbers.json"
     evaluated = run(f"distill evaluate {one} --latency --json {numbers}", tmp_path)
@@ -106,7 +110,7 @@ def test_train_check_evaluate_and_export_by_the_console_script(tmp_path: Path) -
     last_validation = [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
     best = min(record["values"]["valid/ppl"] for record in last_validation if record["kind"] == "valid")
     assert row["ppl"] == pytest.approx(best, rel=2e-2)  # validated in bf16 or fp16, evaluated in float32
-    assert row["ms_per_reply"] > 0 and 0 <= row["teacher_agreement"] <= 1
+    assert row["ms_per_reply"] > 0 and 0 <= row["teacher_acc"] <= 1
     for which in ("best", "last"):
         target = tmp_path / which
         exported = run(f"distill export {one} {target} --which {which}", tmp_path)
@@ -118,11 +122,20 @@ def test_train_check_evaluate_and_export_by_the_console_script(tmp_path: Path) -
     assert nothing.returncode == 78 and "--recipe" in nothing.stderr and "Traceback" not in nothing.stderr
 
 
-@pytest.mark.parametrize("command", ["", "check", "train", "evaluate", "export"])
-def test_help_is_helpful(command: str, tmp_path: Path) -> None:
-    done = run(f"distill {command} --help", tmp_path)
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) > 8
+def test_the_plan_for_a_cluster(tmp_path: Path) -> None:
+    done = run(commands()[5].replace("python ", f"{sys.executable} "), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "teacher shard" in done.stdout and "It fits." in done.stdout
+
+
+def test_every_command_of_the_table_is_there_and_helps(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`distill ([a-z-]+(?: (?:fetch|show|push))?)", text))
+    assert len(named) >= 14
+    for command in ("", *sorted(named)):
+        done = run(f"distill {command} --help", tmp_path)
+        assert done.returncode == 0, f"distill {command} --help: {done.stderr}"
+        assert len(done.stdout.splitlines()) > 8, command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -92,9 +92,10 @@ def test_mistakes_are_told(run, recipe, arguments, said):
 
 
 def test_ranks_that_are_none_are_refused(run, recipe, monkeypatch):
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "RANK=3 and WORLD_SIZE=2" in run("evaluate", TEACHER, "--recipe", recipe, code=78).stderr
+    launched = {"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert "rank is 3" in run("evaluate", TEACHER, "--recipe", recipe, code=78).stderr
     monkeypatch.setenv("RANK", "1")
     assert "start it as one process" in run("report-card", TEACHER, TEACHER, code=78).stderr
 
