@@ -279,7 +279,6 @@ CASES: tuple[Case, ...] = (
     PredictionCase("bb364m_prediction_32", 16, 32, 1280, 2560, 8008),
     PredictionCase("bb364m_prediction_128", 16, 128, 1280, 2560, 8008),
     PredictionCase("bart_large_prediction", 4, 142, 1024, 1024, 50265),
-    PredictionCase("bart_large_prediction_1024", 4, 1024, 1024, 1024, 50265),
 )
 TINY: tuple[Case, ...] = (
     AttentionCase("tiny_attention", 2, 2, 8, 16, 5, 7, layers=2),

@@ -14,6 +14,7 @@ import csv
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,18 @@ def _quantile(values: list[float], share: float) -> float:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
-def measure(cases: tuple[Case, ...], dtype_name: str, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """All rows, ceilings and machine filled in."""
+def measure(
+    cases: tuple[Case, ...], dtype_name: str, device: torch.device, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """Row after row, ceilings and machine filled in."""
     dtype = DTYPES[dtype_name]
     ceilings = Ceilings(dtype, device, 8192 if device.type == "cuda" else 2048)
     machine = machine_record()
     name = machine["gpus"][0] if device.type == "cuda" else f"{machine['cpu']} x{torch.get_num_threads()}"
-    rows = []
     for case in cases:
         sys.stderr.write(f"{case.name}\n")
         for row in rows_of(case, dtype, device, repeats):
-            row |= {
+            yield row | {
                 "dtype": dtype_name,
                 "share_of_matmul_ceiling": _digits(row["gflops"] / ceilings.gflops),
                 "share_of_copy_ceiling": _digits(row["gigabytes_per_second"] / ceilings.gigabytes),
@@ -143,8 +145,6 @@ def measure(cases: tuple[Case, ...], dtype_name: str, device: torch.device, repe
                 "triton": machine["versions"].get("triton", ""),
                 "commit": machine.get("git", {}).get("commit", ""),
             }
-            rows.append(row)
-    return rows
 
 
 def main() -> int:
@@ -170,10 +170,12 @@ def main() -> int:
     return 0
 
 
-def _write(rows: list[dict[str, Any]], file: Any) -> None:
+def _write(rows: Iterable[dict[str, Any]], file: Any) -> None:
     writer = csv.DictWriter(file, COLUMNS)
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:  # each as soon as it is measured: a run that is ended leaves what it has
+        writer.writerow(row)
+        file.flush()
 
 
 if __name__ == "__main__":

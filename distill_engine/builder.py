@@ -18,7 +18,7 @@ from distill_engine.engine.ds_config import (
 )
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
-from distill_engine.export import ExportError, publish, write_student
+from distill_engine.export import publish, write_student
 from distill_engine.losses.dispatch import Kernels, choose
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.model_card import model_card
@@ -41,6 +41,7 @@ from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
+from distill_engine.train.agreement import plain_reason
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.loop import Policies, Trainer
@@ -126,7 +127,8 @@ class Builder:
         vocabulary = len(ready.tokenizer) if ready.teacher_config is None else int(ready.teacher_config["vocab_size"])
         positions = recipe.batch.max_tokens or recipe.batch.per_rank * recipe.data.label_tokens
         logits_bytes = 4 * positions * vocabulary
-        kernels, line = choose(recipe.losses.kernels.model_dump(), self._ranks.device, logits_bytes)
+        asked, head_size = recipe.losses.kernels.model_dump(), self._largest_head()
+        kernels, line = choose(asked, self._ranks.device, logits_bytes, head_size)
         if weights.needs_teacher:
             self._sinks.message(line)
         return kernels
@@ -170,15 +172,27 @@ class Builder:
         model = build_student(ready.family, config, init, recipe.seed)
         if ready.teacher_folder is not None and (ready.teacher_folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(ready.teacher_folder)
-        if ready.family.masks_start_logit and model.generation_config is not None:
-            # training never lets the start token be predicted, transformers' own generation would
-            model.generation_config.suppress_tokens = [int(config.bos_token_id)]
+        self._complete_generation(model, config)
         if not part.train_position_tables:
             for stack in Stack:
                 model.get_parameter(ready.family.position_table(stack)).requires_grad_(False)
         if part.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return StudentModule(adapt(model), self._projections(objective, config))
+
+    def _complete_generation(self, model: Any, config: Any) -> None:
+        """What a family's decoder takes for granted in training, told to transformers' own generation as well."""
+        family, settings = self._ready.family, model.generation_config
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:  # transformers reads such a file, but refuses to write it
+            reason = " ".join(str(error).split())[:300]
+            self._sinks.message(f"the teacher's generation_config.json is not used: {reason}")
+            settings = model.generation_config = GenerationConfig.from_model_config(config)
+        if family.masks_start_logit:  # never predicted
+            settings.suppress_tokens = [int(config.bos_token_id)]
+        if family.end_before_start and settings.forced_bos_token_id is None:  # what follows END is not learnt
+            settings.forced_bos_token_id = int(config.bos_token_id)
 
     def _teacher_layers(self, config: Any) -> TeacherLayers:
         teacher, part = self._ready.teacher_config, self._recipe.student
@@ -262,28 +276,31 @@ class Builder:
         recipe, ready = self._recipe, self._ready
         probe = self._probe_batch()
 
+        def write(values: dict[str, float], step: int) -> None:
+            card = model_card(
+                recipe_yaml=resolved_yaml(recipe),
+                name=recipe.name,
+                family=ready.family.name,
+                teacher=recipe.teacher.path,
+                parameters=student.parameter_count(),
+                step=step,
+                metrics=values,
+                machine=machine_record(),
+            )
+            publish(
+                self._folder / "best",
+                f"step-{step:08d}",
+                lambda target: write_student(student.module.model, ready.tokenizer, target, card, probe),
+            )
+
         def publish_best(values: dict[str, float], step: int) -> None:
             if self._ranks.rank == 0:
-                card = model_card(
-                    recipe_yaml=resolved_yaml(recipe),
-                    name=recipe.name,
-                    family=ready.family.name,
-                    teacher=recipe.teacher.path,
-                    parameters=student.parameter_count(),
-                    step=step,
-                    metrics=values,
-                    machine=machine_record(),
-                )
                 try:
-                    publish(
-                        self._folder / "best",
-                        f"step-{step:08d}",
-                        lambda target: write_student(student.module.model, ready.tokenizer, target, card, probe),
-                    )
-                except (OSError, ExportError) as error:
+                    write(values, step)
+                except Exception as error:  # whatever it is: the other ranks wait, and no export is worth the run
                     self._sinks.message(
-                        f"the new best student could not be exported: {error}. The earlier export is kept and "
-                        "training goes on; `distill export` can write it from a checkpoint later."
+                        f"the new best student could not be exported: {plain_reason(error)}. The earlier export is "
+                        "kept and training goes on; `distill export` can write it from a checkpoint later."
                     )
             self._ranks.barrier()
 

@@ -45,9 +45,10 @@ def export_run(run: Path, target: Path, which: Literal["best", "last"]) -> int:
 
 
 def _copy_best(best: Path, target: Path) -> int:
-    shutil.copytree(best, target)
+    version = best.resolve()  # a run that goes on may publish another one meanwhile
+    shutil.copytree(version, target)
     verify_folder(target)
-    return int(best.resolve().name.removeprefix("step-").partition(".")[0])
+    return int(version.name.removeprefix("step-").partition(".")[0])
 
 
 def _rebuild_last(run: Path, best: Path, target: Path) -> int:

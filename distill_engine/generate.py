@@ -62,13 +62,20 @@ def own_settings(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, 
     config = model.generation_config
     assert config is not None, "sequence-to-sequence models have one"
     settings: dict[str, Any] = {}
+    positions = int(model.config.max_position_embeddings)
     limits = ("max_length", "max_new_tokens", "max_time")
     if all(getattr(config, name, None) is None and name not in changed for name in limits):
         settings["max_new_tokens"] = new_tokens
     if family_of(model.config).masks_start_logit:
         kept = list(getattr(config, "suppress_tokens", None) or [])
         settings["suppress_tokens"] = sorted({*kept, int(model.config.bos_token_id)})
-    return settings | changed
+    if family_of(model.config).end_before_start and getattr(config, "forced_bos_token_id", None) is None:
+        settings["forced_bos_token_id"] = int(model.config.bos_token_id)  # what follows END is not learnt
+    settings |= changed
+    if settings.get("max_new_tokens"):
+        # the decoder starts with a token of its own
+        settings["max_new_tokens"] = min(int(settings["max_new_tokens"]), positions - 1)
+    return settings
 
 
 @torch.inference_mode()

@@ -84,10 +84,11 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
     """Short digests of what a run depends on beside its recipe; a checkpoint of other ones is not continued.
 
     teacher  configuration, and names and sizes of the weight files (the weights themselves would take minutes)
-    data     every token of the training examples, so also the tokenizer
+    data     every token of the training and validation examples, so also the tokenizer: the best value, patience and
+             plateaus compare validations, which must be of the same examples
     """
     data = hashlib.sha256()
-    for task in ready.train_tasks:
+    for task in (*ready.train_tasks, *ready.valid_tasks):
         data.update(task.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:

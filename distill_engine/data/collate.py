@@ -10,20 +10,27 @@ import torch
 from numpy.typing import NDArray
 
 from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tokenised import Example
+from distill_engine.data.tokenised import Example, TokenLimits
 from distill_engine.values import IGNORED_LABEL, Batch
 
 
 def collate(
-    examples: Sequence[Example], task_ids: Sequence[int], layout: SequenceLayout, pad_to_multiple_of: int
+    examples: Sequence[Example],
+    task_ids: Sequence[int],
+    layout: SequenceLayout,
+    pad_to_multiple_of: int,
+    limits: TokenLimits | None = None,
 ) -> Batch:
     """The examples as one batch of [B, S] contexts and [B, T] labels.
 
     Contexts and labels are as long as their longest, rounded up to `pad_to_multiple_of`. As in ParlAI the labels are
     rounded before the layout's leading positions come in front, so T is `layout.label_pad_prefix` above a multiple.
+    Padding never goes beyond `limits`, for which the position tables were checked.
     """
     context_length = rounded_up(max(len(example.context_ids) for example in examples), pad_to_multiple_of)
     label_length = rounded_up(max(len(example.label_ids) for example in examples), pad_to_multiple_of)
+    if limits is not None:
+        context_length, label_length = min(context_length, limits.context), min(label_length, limits.label)
     rows = len(examples)
     contexts = np.full((rows, context_length), layout.pad_id, np.int64)
     mask = np.zeros((rows, context_length), np.int64)

@@ -14,7 +14,7 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.mixture import Mixture
 from distill_engine.data.prefetch import Prefetcher
-from distill_engine.data.tokenised import Example
+from distill_engine.data.tokenised import Example, TokenLimits
 from distill_engine.values import Batch
 
 _STATE_VERSION = 1
@@ -23,6 +23,10 @@ _STEPS_AHEAD = 4  # enough to sort the next window meanwhile
 
 class ExampleSource(Protocol):
     """What the loaders need of a tokenised task; both ask from a background thread."""
+
+    @property
+    def limits(self) -> TokenLimits:
+        """The lengths that contexts and labels were cut to."""
 
     @property
     def context_lengths(self) -> NDArray[np.int64]:
@@ -240,7 +244,7 @@ def _collated(
 ) -> Batch:
     tasks = picks.tasks.tolist()
     examples = [sources[task].example(index) for task, index in zip(tasks, picks.examples.tolist(), strict=True)]
-    return collate(examples, tasks, layout, pad_to_multiple_of)
+    return collate(examples, tasks, layout, pad_to_multiple_of, sources[0].limits)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -48,10 +48,13 @@ class _ScoreError(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, scale: float, teacher: QueryKey, pair_mask: Tensor, clamp: float | None
     ) -> Tensor:
-        flat = QueryKey(_flat(query), _flat(key), scale)  # kept: the backward pass would copy them again
+        flat = QueryKey(_flat(query), _flat(key), scale)
         difference = _flat_difference(flat, teacher).view(*query.shape[:3], key.shape[2])
         total, slope = squared_sum_and_slope_(difference, pair_mask[:, None], clamp)
-        ctx.save_for_backward(flat.query, flat.key, slope.flatten(0, 1))
+        # rows in no valid pair may hold anything: their slopes are 0, but 0 * nan is nan
+        kept_query = _zero_unless(flat.query, pair_mask.any(dim=2), query.shape[0])
+        kept_key = _zero_unless(flat.key, pair_mask.any(dim=1), query.shape[0])
+        ctx.save_for_backward(kept_query, kept_key, slope.flatten(0, 1))
         ctx.scale, ctx.shapes, ctx.dtype = scale, (query.shape, key.shape), query.dtype
         return total
 
@@ -76,6 +79,12 @@ def _flat_difference(student: QueryKey, teacher: QueryKey) -> Tensor:
 def _flat(heads: Tensor) -> Tensor:
     """[B, H, L, E] -> [B * H, L, E] float32."""
     return heads.flatten(0, 1).float()
+
+
+def _zero_unless(flat: Tensor, rows: Tensor, examples: int) -> Tensor:
+    """[B * H, L, E] with zeros in rows that `rows` [B or 1, L] does not name."""
+    by_head = flat.unflatten(0, (examples, -1))
+    return by_head.masked_fill(~rows[:, None, :, None], 0.0).flatten(0, 1)
 
 
 def pair_mask(query_mask: Tensor, key_mask: Tensor | None, causal: bool) -> Tensor:

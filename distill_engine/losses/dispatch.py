@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -31,6 +31,8 @@ Implementation = Literal["reference", "chunked", "triton"]
 SMALL_LOGITS_BYTES = 64 * 2**20
 OLDEST_CAPABILITY = (8, 0)
 LARGEST_HEAD = 256
+# What one block of the attention kernels needs for heads above 128; GPUs made for graphics have 99 KiB.
+WIDE_HEADS_SHARED_BYTES = 131072
 
 
 class KernelError(ValueError):
@@ -99,8 +101,10 @@ def _triton_obstacle(device: torch.device, head_size: int) -> str:
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, below {OLDEST_CAPABILITY[0]}.0"
-    if head_size > LARGEST_HEAD:
-        return f"an attention head has {head_size} elements, and the kernel takes up to {LARGEST_HEAD}"
+    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    largest = LARGEST_HEAD if shared >= WIDE_HEADS_SHARED_BYTES else LARGEST_HEAD // 2
+    if head_size > largest:
+        return f"an attention head has {head_size} elements, and the kernel takes up to {largest} on this GPU"
     return ""
 
 
@@ -140,8 +144,9 @@ def hidden_sum(
         states, weight, bias = student.states, student.weight, student.bias
     assert isinstance(states, Tensor)
     if implementation == "reference":
-        whole = student.tensor() if isinstance(student, Projected) else states
-        return masked_mse_sum(whole, teacher, mask, clamp)
+        if isinstance(student, Projected):  # a masked token may hold inf, which the weight's gradient must not see
+            states = replace(student, states=states.masked_fill(~mask[..., None], 0.0)).tensor()
+        return masked_mse_sum(states, teacher, mask, clamp)
     if implementation == "chunked":
         return masked_mse_chunked.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
     from distill_engine.losses import masked_mse_triton

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import AutoConfig
+
 from distill_engine.export_run import export_run
 from distill_engine.parlai.exporter import ExportedToParlai, export_parlai
 from distill_engine.parlai_options.errors import ParlaiError
@@ -28,18 +30,20 @@ def export_run_to_parlai(
         student = Path(between) / "student"
         step = export_run(run, student, which)
         recipe = run / "recipe.yaml"
-        options = recipe_options(load_recipe(recipe)) if recipe.is_file() else {}
+        bart = AutoConfig.from_pretrained(student).model_type == "bart"
+        options = recipe_options(load_recipe(recipe), bart) if recipe.is_file() else {}
         return step, export_parlai(student, target, options)
 
 
-def recipe_options(recipe: Recipe) -> dict[str, Any]:
+def recipe_options(recipe: Recipe, bart: bool) -> dict[str, Any]:
     """The ParlAI options that a recipe's student was trained with: how texts are joined and cut, and its tasks."""
     data = recipe.data
     return {
         "task": ",".join(task.name for task in data.tasks),
         "multitask_weights": [task.weight for task in data.tasks],
         "delimiter": data.delimiter,
-        "history_add_global_end_token": "end" if data.history_end_token else None,
+        # BART's contexts end with END by themselves; with this option ParlAI would put a second one there
+        "history_add_global_end_token": "end" if data.history_end_token and not bart else None,
         "truncate": max(data.context_tokens, data.label_tokens),
         "text_truncate": data.context_tokens,
         "label_truncate": data.label_tokens,

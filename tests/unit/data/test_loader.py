@@ -18,7 +18,7 @@ from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.loader import TrainLoader, ValidationLoader
 from distill_engine.data.mixture import Mixture
 from distill_engine.data.prefetch import Prefetcher
-from distill_engine.data.tokenised import Example
+from distill_engine.data.tokenised import Example, TokenLimits
 from distill_engine.values import IGNORED_LABEL, Batch
 
 BLENDERBOT = SequenceLayout(0, 1, 2, (), (2,), (1,), 0)
@@ -38,6 +38,10 @@ class NumberedTask:
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def limits(self) -> TokenLimits:
+        return TokenLimits(10**6, 10**6)
 
     @property
     def context_lengths(self) -> np.ndarray:
@@ -108,6 +112,9 @@ def test_lengths_are_rounded_up_as_parlai_does(layout, extra):
     batch = collate([example([5] * 9, [7] * 8 + [2])], [0], layout, 8)
     assert batch.input_ids.shape == (1, 16)
     assert batch.labels.shape == batch.decoder_input_ids.shape == (1, 16 + extra)
+    # never beyond what was checked against the position tables
+    cut = collate([example([5] * 9, [7] * 8 + [2])], [0], layout, 8, TokenLimits(12, 9))
+    assert cut.input_ids.shape == (1, 12) and cut.labels.shape == (1, 9 + extra)
 
 
 @pytest.mark.parametrize("layout", [BLENDERBOT, BART])

@@ -1,7 +1,10 @@
 """Who computes what: the choice, its line, refusals; and that every implementation gives an objective's numbers."""
 
 import importlib.util
+import math
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from distill_engine.losses.dispatch import SMALL_LOGITS_BYTES, KernelError, Kern
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.values import Stack
+from distill_engine.values import AttentionKind, QueryKey, Stack
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BIG, SMALL = SMALL_LOGITS_BYTES, SMALL_LOGITS_BYTES - 1
@@ -22,8 +25,10 @@ FUSED = {"attention": "fused", "hidden": "fused", "prediction": "fused"}
 def gpu(monkeypatch):
     """Answers for a GPU that this machine need not have."""
 
-    def pretend(capability=(9, 0), triton=True):
+    def pretend(capability=(9, 0), triton=True, shared=232448):
+        facts = SimpleNamespace(shared_memory_per_block_optin=shared)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
         known = importlib.util.find_spec
         monkeypatch.setattr(
             dispatch.importlib.util, "find_spec", lambda name: known("json") if name == "triton" and triton else None
@@ -74,12 +79,14 @@ def test_a_gpu_without_triton(gpu, facts, why):
 
 
 def test_heads_beyond_the_kernels_size_are_computed_in_pytorch(gpu):
-    gpu()
-    kernels, line = choose({}, GPU, BIG, head_size=320)
-    assert kernels == Kernels("chunked", "triton", "triton")
-    assert line.endswith("(no Triton: an attention head has 320 elements, and the kernel takes up to 256)")
-    with pytest.raises(KernelError, match=r"losses.kernels.attention is fused, but an attention head has 320"):
-        choose(FUSED, GPU, BIG, head_size=320)
+    for shared, largest, size in [(232448, 256, 320), (101376, 128, 160)]:
+        gpu(shared=shared)
+        assert choose({}, GPU, BIG, head_size=largest)[0].attention == "triton"
+        kernels, line = choose({}, GPU, BIG, head_size=size)
+        assert kernels == Kernels("chunked", "triton", "triton")
+        assert f"(no Triton: an attention head has {size} elements, and the kernel takes up to {largest}" in line
+        with pytest.raises(KernelError, match=rf"losses.kernels.attention is fused, but an attention head has {size}"):
+            choose(FUSED, GPU, BIG, head_size=size)
 
 
 # ---- the numbers -------------------------------------------------------------------------------------------------
@@ -149,3 +156,51 @@ def test_whole_logits_are_there_for_those_who_ask(tiny):
     whole = objective.with_whole_logits()
     assert whole.kernels == Kernels("triton", "chunked", "reference")
     assert whole.teacher_request().logits and not whole.teacher_request().head
+
+
+@pytest.mark.parametrize("kernels", [Kernels(), Kernels("chunked", "chunked", "chunked")], ids=["reference", "chunked"])
+def test_padding_may_hold_anything(tiny, kernels):
+    """An fp16 overflow at padded positions: neither terms nor gradients may notice."""
+    weights = Weights(1, 2, 4, 64, 4, 64, 64)
+    objective = Objective(weights, SUPERVISION, kernels=kernels)
+    batch = tiny.batch(contexts=(5, 3), labels=(4, 6), pad_to=(7, 9))
+    teacher = adapt(tiny.model("blenderbot", seed=1, width=20, decoder_layers=3))
+    found = []
+    for poison in (0.0, math.inf, math.nan):
+        student = StudentModule(
+            adapt(tiny.model("blenderbot", seed=2, width=16, decoder_layers=2)),
+            Projections(objective.student_request(), 16, 20, seed=3),
+        ).train()
+        shown, _ = student(batch, objective.student_request())
+        shown = poisoned(shown, batch, poison)
+        terms, _ = objective.terms_and_hits(shown, teacher(batch, objective.teacher_request()), batch)
+        sum(value.sum for value in terms.values()).backward()
+        maps = [p.grad for p in student.projections.parameters()]
+        queries = [qk.query.grad for qk in shown.attention.values()] + [qk.key.grad for qk in shown.attention.values()]
+        found.append([*(value.sum.detach() for value in terms.values()), *maps, *queries])
+    for other in found[1:]:
+        for one, clean in zip(other, found[0], strict=True):
+            assert torch.equal(one, clean)
+
+
+def poisoned(features, batch, poison):
+    """Leaves in place of the features, with `poison` at the padded positions."""
+
+    def leaf(tensor, mask):
+        shape = mask.shape if tensor.ndim == 3 else (len(mask), 1, mask.shape[1])
+        return tensor.detach().masked_fill(~mask.view(*shape, 1), poison).requires_grad_()
+
+    masks = {Stack.ENCODER: batch.context_mask, Stack.DECODER: batch.label_mask}
+    attention = {}
+    for (kind, n), qk in features.attention.items():
+        keys = masks[Stack.DECODER if kind is AttentionKind.DECODER_SELF else Stack.ENCODER]
+        query = leaf(qk.query, masks[kind.query_stack])
+        attention[kind, n] = QueryKey(query, leaf(qk.key, keys), qk.scale)
+    return replace(
+        features,
+        encoder_output=replace(
+            features.encoder_output, states=leaf(features.encoder_output.states, masks[Stack.ENCODER])
+        ),
+        hidden={(s, n): replace(p, states=leaf(p.states, masks[s])) for (s, n), p in features.hidden.items()},
+        attention=attention,
+    )
