@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from distill_engine.engine.ds_config import (
 )
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher import TeacherError, TeacherFilesError
-from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED
+from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.losses.dispatch import KernelError
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
@@ -46,6 +47,7 @@ from distill_engine.train.loop import TrainingError
 from distill_engine.train.manifest import CheckpointError
 from distill_engine.train.progress import EndReason
 from distill_engine.train.run_folder import RunFolderError, RunLock, check_run_folder
+from distill_engine.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from distill_engine.run import TrainOptions
@@ -67,7 +69,7 @@ _LOG = logging.getLogger(__name__)
 def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
     """Run a recipe on this rank; returns the process's exit code. Defects of the program itself are raised."""
     try:
-        ranks = distributed.start()
+        ranks = distributed.start(_longest_wait(recipe.stop.hang_seconds))
         return _train(recipe, options, ranks)
     except Exception as error:
         code = _tell(error, speaks)
@@ -76,6 +78,17 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
         return code
     finally:
         distributed.stop()
+
+
+def _longest_wait(hang_seconds: float | None) -> timedelta:
+    """For another rank. The watchdog, which says where everybody stands, should notice a hang first."""
+    return timedelta(seconds=max(1800.0, (hang_seconds or 0.0) + 300.0))
+
+
+def _end_hung() -> None:
+    """End this process at once: its main thread may never come back, and closing anything might wait for it."""
+    leave_verdict(STOPPED_AND_SAVED)
+    os._exit(STOPPED_AND_SAVED)
 
 
 def _tell(error: Exception, speaks: bool) -> int | None:
@@ -108,7 +121,10 @@ def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
             sinks.phase("building")
             trainer = Builder(ready, folder, ranks, sinks).trainer(student_ds, teacher_ds)
             trainer.stop_request.listen()
-            reason = trainer.run()
+            hang = recipe.stop.hang_seconds
+            with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung) as watchdog:
+                trainer.beat = watchdog.beat
+                reason = trainer.run()
         except Exception as error:
             # said before the sinks are closed: W&B may take a while, and a launcher ends this rank as soon as
             # another one has exited

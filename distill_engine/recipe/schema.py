@@ -233,6 +233,11 @@ class StopSection(Section):
     max_epochs: Positive | None = Field(None, description="Passes over the training examples.")
     max_seconds: Positive | None = Field(None, description="Seconds of training, summed over restarts.")
     max_skipped_steps: PositiveInt = Field(100, description="Give up after N skipped steps (overflow, NaN) in a row.")
+    hang_seconds: Positive | None = Field(
+        1800.0,
+        description="A rank without progress for so long writes where it stands (hang/ in the run folder) and ends "
+        "with code 75, to be started again. More than one part of a checkpoint takes to read or write; null: never.",
+    )
 
 
 class CheckpointSection(Section):

@@ -83,6 +83,7 @@ def _section(title: str, *rows: Row) -> tuple[Metric, ...]:
 _AGREE = "Label tokens where student and teacher rank the same token first"
 _FIRST = "Label tokens that the student ranks first"
 _OR_MICRO = "; all tasks together with `validation.average: micro`"
+_OUT = "the term is left out of its averages there, and is NaN if it was never finite"
 _EXACT = "Replies whose every token the student ranks first"
 
 REGISTRY: tuple[Metric, ...] = (
@@ -114,6 +115,8 @@ REGISTRY: tuple[Metric, ...] = (
         ("train/grad_norm", "", "neither", "Global gradient norm before clipping."),
         ("train/loss_scale", "", "neither", "fp16 loss scale; 1 in bf16 and fp32."),
         ("train/skipped_steps", "steps", "lower", "Steps skipped so far, restarts included (overflow, NaN)."),
+        ("train/nonfinite", "micro-batches", "lower", f"Of all ranks, with an inf or NaN loss term; {_OUT}."),
+        ("train/nonfinite/{term}", "micro-batches", "lower", "The same for one term; recorded when there are any."),
     ),
     *_section(
         "Throughput",

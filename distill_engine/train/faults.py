@@ -4,6 +4,7 @@ The environment variable DISTILL_FAULT says where, as `name[@rank][#nth]`:
 
     in_part@1#2         SIGKILL rank 1 when it passes the point `in_part` for the second time
     enospc:in_part@1    there, and on every later pass, fail like a full disk instead (OSError ENOSPC)
+    hang:in_step@1#2    there, wait for ever
 
 Without `@rank` any rank is hit (its number is the environment variable RANK, 0 if unset); without `#nth` every pass.
 Unset, a fault point costs one look at the environment.
@@ -15,10 +16,12 @@ import errno
 import os
 import re
 import signal
+import time
 from collections import Counter
 
 VARIABLE = "DISTILL_FAULT"
 POINTS = (
+    "in_step",  # every rank, before it takes the data of an optimizer step
     "before_part",  # every rank, before each part writes
     "in_part",  # every rank, half of a file of a part is written
     "after_parts",  # every rank, its parts are written, other ranks may still write
@@ -28,12 +31,12 @@ POINTS = (
     "before_pointer",  # rank 0, half of the new pointer is written beside the old one
     "in_prune",  # rank 0, an old checkpoint is renamed but not deleted
 )
-_SPECIFICATION = re.compile(r"(?P<full>enospc:)?(?P<name>\w+)(?:@(?P<rank>\d+))?(?:#(?P<nth>\d+))?")
+_SPECIFICATION = re.compile(r"(?P<kind>enospc:|hang:)?(?P<name>\w+)(?:@(?P<rank>\d+))?(?:#(?P<nth>\d+))?")
 _passes: Counter[str] = Counter()
 
 
 def fault_point(name: str) -> None:
-    """Die by SIGKILL or raise OSError here, if DISTILL_FAULT asks for it; otherwise nothing."""
+    """Die by SIGKILL, hang or raise OSError here, if DISTILL_FAULT asks for it; otherwise nothing."""
     specification = os.environ.get(VARIABLE)
     if not specification:
         return
@@ -47,6 +50,14 @@ def fault_point(name: str) -> None:
         return
     if fault["nth"] and int(fault["nth"]) != _passes[name]:
         return
-    if fault["full"]:
+    if fault["kind"] == "enospc:":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"(fault point {name})")
+    if fault["kind"] == "hang:":
+        _hang()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    """Its name is what a stack of the hanging process shows."""
+    while True:
+        time.sleep(3600)

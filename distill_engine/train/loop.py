@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
 from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.faults import fault_point
 from distill_engine.train.learning_rate import LearningRate
 from distill_engine.train.meter import Meter, memory_gib
-from distill_engine.train.parts import JsonPart, Part, RngPart
+from distill_engine.train.nonfinite import NonFiniteReport
+from distill_engine.train.parts import JsonPart, Part, RngPart, WatchedPart
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits, Progress
+from distill_engine.train.roles import Batches, Ranks, Sinks, Student
 from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.stopwatch import Stopwatch
 from distill_engine.train.validate import Shows, Validator
@@ -25,96 +29,6 @@ from distill_engine.values import Batch
 
 class TrainingError(RuntimeError):
     """Training cannot go on, and starting again would not help."""
-
-
-class Ranks(Protocol):
-    """The process group, as the loop sees it."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Elementwise sum over ranks."""
-        ...
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value."""
-        ...
-
-    def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
-        """Whether any rank wants to stop, and rank 0's clock; raises if ranks are at different steps."""
-        ...
-
-
-class Student(Shows, Part, Protocol):
-    """The engine that trains (engine.student)."""
-
-    def train(self) -> None:
-        """Dropout on."""
-        ...
-
-    def eval(self) -> None:
-        """Dropout off."""
-        ...
-
-    def backward(self, total: Tensor) -> None:
-        """Backward of one micro-batch."""
-        ...
-
-    def step(self, learning_rate: float) -> Any:
-        """Update; see engine.student.StepOutcome."""
-        ...
-
-
-class Batches(Protocol):
-    """The endless training data of this rank (data.loader)."""
-
-    @property
-    def examples(self) -> int:
-        """Examples handed out so far, all ranks and micro-batches together."""
-        ...
-
-    @property
-    def epoch(self) -> float:
-        """Epochs handed out so far."""
-        ...
-
-    def next_group(self) -> list[Batch]:
-        """The micro-batches of one optimizer step."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Global position."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position."""
-        ...
-
-
-class Sinks(Protocol):
-    """Where metrics go (telemetry.sinks)."""
-
-    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
-        """Write one record everywhere."""
-        ...
-
-    def phase(self, name: str) -> None:
-        """Show what the run does now."""
-        ...
-
-    def advance(self, step: int, until_validation: str | None = None, eta_seconds: float | None = None) -> None:
-        """Show progress."""
-        ...
-
-    def message(self, text: str) -> None:
-        """Tell a person."""
-        ...
-
-    def rewind(self, step: int) -> None:
-        """Forget records of later steps."""
-        ...
 
 
 @dataclass
@@ -134,7 +48,8 @@ class Policies:
 
 @dataclass
 class Trainer:
-    """One run. Fields are its parts; `publish_best(values, step)` is collective and called at each new best."""
+    """One run. Fields are its parts; `publish_best(values, step)` is collective and called at each new best, `beat`
+    with a few words whenever something begins (a watchdog listens)."""
 
     student: Student
     teacher: Shows | None
@@ -149,11 +64,13 @@ class Trainer:
     publish_best: Callable[[dict[str, float], int], None]
     stop_request: StopRequest = field(default_factory=StopRequest)
     extra_parts: Mapping[str, Part] = field(default_factory=dict)
+    beat: Callable[[str], None] = lambda _doing: None
 
     def __post_init__(self) -> None:
         self.progress = Progress()
         self._watch = Stopwatch(self.ranks.device)
         self._clock = time.perf_counter()
+        self._report = NonFiniteReport(self.meter.nonfinite, self.ranks, self.sinks.message)
         self._unsaved = True
         self._last_outcome: Any = None
         self._last_learning_rate = 0.0
@@ -182,15 +99,20 @@ class Trainer:
         self._save()  # also on a stop request: the next start resumes here
         return reason
 
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        self.beat(f"in phase {name!r} of optimizer step {self._attempts() + 1}")
+        return self._watch.phase(name)
+
     def _step(self) -> None:
-        with self._watch.phase("data"):
+        with self._phase("data"):
+            fault_point("in_step")
             group = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
         for batch, divisor in zip(group, divisors, strict=True):
             self._micro_batch(batch, divisor, len(group))
         self._last_learning_rate = self.policies.learning_rate.at(self.progress.steps)
-        with self._watch.phase("optimizer"):
+        with self._phase("optimizer"):
             self._last_outcome = self.student.step(self._last_learning_rate)
         self.meter.count_step()
         self._count(self._last_outcome.applied)
@@ -198,26 +120,28 @@ class Trainer:
     def _micro_batch(self, batch: Batch, divisor: Tensor, micro_batches: int) -> None:
         taught = None
         if self.teacher is not None:
-            with self._watch.phase("teacher"):
+            with self._phase("teacher"):
                 taught = self.teacher.features(batch, self.objective.teacher_request())
-        with self._watch.phase("student"):
+        with self._phase("student"):
             shown = self.student.features(batch, self.objective.student_request())
-        with self._watch.phase("losses"):
+        with self._phase("losses"):
             terms, hits = self.objective.terms_and_hits(shown, taught, batch)
             share = self.objective.total(terms, divisor)
             self.meter.add_micro_batch(batch, terms, hits, micro_batches)
-        with self._watch.phase("backward"):
+        with self._phase("backward"):
             self.student.backward(share)
 
     def _count(self, applied: bool) -> None:
         self.progress.count_step(applied)
         self._agree()
         self._unsaved = True
+        outcome = self._last_outcome
+        self._report.after_step(self._attempts(), applied, outcome.grad_norm, outcome.loss_scale)
         limit = self.policies.limits.max_skipped_steps
         if self.progress.skipped_in_a_row >= limit:
             raise TrainingError(
-                f"{limit} optimizer steps in a row were skipped (stop.max_skipped_steps): the gradients are not "
-                f"finite. Last applied step: {self.progress.steps}, loss scale {self._last_outcome.loss_scale:g}. "
+                f"{limit} optimizer steps in a row were skipped (stop.max_skipped_steps): {self._report.named()}. "
+                f"Last applied step: {self.progress.steps}, loss scale {outcome.loss_scale:g}. "
                 "Lower optimizer.learning_rate, use a bf16 DeepSpeed config, or look for bad data."
             )
         if applied:
@@ -225,6 +149,7 @@ class Trainer:
 
     def _agree(self) -> None:
         """One small reduction: the stop flag of any rank, rank 0's clock, and a check that all are at one step."""
+        self.beat(f"agreeing with the other ranks after optimizer step {self._attempts()}")
         now = time.perf_counter()
         seconds = self.progress.seconds + now - self._clock
         self._clock = now
@@ -262,6 +187,7 @@ class Trainer:
             return
         shares, wall = self._watch.shares()
         values = self.meter.read(self.ranks.sum, wall)
+        self._report.after_reading(self._attempts(), values["train/nonfinite"])
         values |= {f"time/share/{phase}": share for phase, share in shares.items()}
         outcome = self._last_outcome
         values["train/lr"] = self._last_learning_rate
@@ -279,8 +205,9 @@ class Trainer:
         self._log()
         self.sinks.phase("validating")
         self.student.eval()
+        on_batch = partial(self.beat, f"validating after step {self.progress.steps}")
         # rank 0's numbers for everybody: decisions must not differ in the last bit
-        values: dict[str, float] = self.ranks.broadcast(self.validator.run(self.student, self.teacher))
+        values: dict[str, float] = self.ranks.broadcast(self.validator.run(self.student, self.teacher, on_batch))
         self.student.train()
         self._decide(values)
         self._agree()  # the time until the next validation counts from the end of this one
@@ -307,6 +234,7 @@ class Trainer:
             named[f"best/{policies.metric}"] = policies.keep_best.best
         self.sinks.record("valid", self.progress.steps, self.progress.seconds, named)
         if improved:
+            self.beat(f"exporting the best student of step {self.progress.steps}")
             self.publish_best(values, self.progress.steps)
 
     def _save(self) -> None:
@@ -315,8 +243,10 @@ class Trainer:
             return
         self.policies.save_when.fired(*self._moment())
         self.sinks.phase("saving")
+        self.beat(f"saving the checkpoint of step {self.progress.steps}")
         if self.checkpoints.save(self.progress.steps, self._parts()):
             self._unsaved = False
+        self.beat("going on after a checkpoint")
         self.sinks.phase("training")
         self._watch.restart()
 
@@ -333,7 +263,8 @@ class Trainer:
             "save_when": policies.save_when,
         }
         parts: dict[str, Part] = {name: JsonPart(holder, rank) for name, holder in stateful.items()}
-        return {"student": self.student, "rng": RngPart(rank), **parts, **self.extra_parts}
+        parts = {"student": self.student, "rng": RngPart(rank), **parts, **self.extra_parts}
+        return {name: WatchedPart(part, name, self.beat) for name, part in parts.items()}
 
     def _resume(self) -> None:
         step = self.checkpoints.resume(self._parts())

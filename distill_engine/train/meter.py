@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Hits, Objective
+from distill_engine.train.nonfinite import NonFinite, Sifted
 from distill_engine.values import Batch, TermValue
 
 _TOKENS = "tokens_per_step"
@@ -36,6 +37,7 @@ class Meter:
         self._averages = averages
         self._world_size = world_size
         self._steps = 0
+        self.nonfinite = NonFinite()
 
     @property
     def pending(self) -> bool:
@@ -52,13 +54,8 @@ class Meter:
         """One micro-batch. Never waits for the device."""
         add = self._averages.add
         of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
-        per_batch = self._objective.definition == "parlai"  # a mean of means: every micro-batch weighs the same
-        for term, value in terms.items():
-            scale = value.count.clamp(min=1.0) if per_batch else value.count.new_ones(())
-            count = 1.0 if per_batch else value.count
-            add(f"train/term/{term}/raw", value.sum.detach() / scale, count)
-            for layer, layer_sum in enumerate(value.per_layer):
-                add(f"train/term/{term}/layer/{layer}", layer_sum / scale, count)
+        for term, sifted in self.nonfinite.sift(terms).items():
+            self._add_term(term, sifted, terms[term].count)
         tokens = hits.labels + batch.context_mask.sum()
         add(_TOKENS, tokens, of_step)
         positions = batch.labels.numel() + batch.input_ids.numel()
@@ -67,13 +64,30 @@ class Meter:
         if hits.agreeing is not None:
             add("train/teacher_agreement", hits.agreeing, hits.labels)
 
+    def _add_term(self, term: str, sifted: Sifted, count: Tensor) -> None:
+        """What is not finite is left out of its own average, with its count."""
+        per_batch = self._objective.definition == "parlai"  # a mean of means: every micro-batch weighs the same
+        sums = sifted.sums / count.clamp(min=1.0) if per_batch else sifted.sums
+        counts = sifted.finite if per_batch else sifted.finite * count
+        self._averages.add(f"train/term/{term}/raw", sums[0], counts[0])
+        for layer in range(len(sums) - 1):
+            self._averages.add(f"train/term/{term}/layer/{layer}", sums[1 + layer], counts[1 + layer])
+
     def count_step(self) -> None:
         """All micro-batches of a step were added."""
         self._steps += 1
 
     def read(self, sum_across_ranks: Callable[[Tensor], Tensor], wall_seconds: float) -> dict[str, float]:
-        """Named values since the last reading; one reduction, one wait for the device."""
+        """Named values since the last reading, in two reductions.
+
+        A term that was never finite is NaN, and so is the total; `train/nonfinite` counts micro-batches left out.
+        """
         values = self._averages.reduce(sum_across_ranks)
+        bad, affected = self.nonfinite.read(sum_across_ranks)
+        for term, count in bad.items():
+            values.setdefault(f"train/term/{term}/raw", math.nan)
+            values[f"train/nonfinite/{term}"] = float(count)
+        values["train/nonfinite"] = float(affected)
         steps, self._steps = self._steps, 0
         values["train/tokens_per_second"] = values.pop(_TOKENS, 0.0) * steps / wall_seconds
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
@@ -86,7 +100,7 @@ class Meter:
         values["train/total"] = sum(weighted.values())
         task = values.get("train/term/task/raw")
         if task is not None:
-            values["train/ppl"] = math.exp(task) if task < 700 else math.inf
+            values["train/ppl"] = math.inf if task >= 700 else math.exp(task)  # NaN stays NaN
         return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,23 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
+
+
+class WatchedPart:
+    """A part that tells when it begins to be written or read."""
+
+    def __init__(self, part: Part, name: str, beat: Callable[[str], None]) -> None:
+        self._part, self._name, self._beat = part, name, beat
+
+    def save(self, folder: Path) -> None:
+        """As the part itself."""
+        self._beat(f"writing part {self._name} of a checkpoint")
+        self._part.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """As the part itself."""
+        self._beat(f"reading part {self._name} of a checkpoint")
+        self._part.load(folder)
 
 
 class JsonPart:

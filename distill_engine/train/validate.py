@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -55,14 +55,20 @@ class Validator:
         self._ranks = ranks
 
     @torch.no_grad()
-    def run(self, student: Shows, teacher: Shows | None) -> dict[str, float]:
-        """Metrics by name (without the `valid/` prefix); the student must be in eval mode."""
+    def run(
+        self, student: Shows, teacher: Shows | None, on_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Metrics by name (without the `valid/` prefix); the student must be in eval mode.
+
+        `on_batch` is called before each batch: a validation may be long without being stuck.
+        """
         started = time.perf_counter()
         weights = self._objective.term_weights
         device = self._ranks.device
         quality = torch.zeros(len(self._labels), len(COLUMNS), dtype=torch.float64, device=device)
         terms = torch.zeros(len(weights), 2, dtype=torch.float64, device=device)  # sum, count
         for batch in self._batches:
+            on_batch()
             counts = bool(batch.label_mask.any())
             batch = batch.to(device)
             taught = None if teacher is None else teacher.features(batch, self._objective.teacher_request())

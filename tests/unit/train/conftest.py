@@ -220,11 +220,11 @@ class Watched:
     def __init__(self, run: Run, real: Validator) -> None:
         self.owner, self.real = run, real
 
-    def run(self, student, teacher):
+    def run(self, student, teacher, on_batch):
         assert not student.training
         self.owner.events.append("validate")
         self.owner.ranks.pause = self.owner.validation_seconds
-        return self.real.run(student, teacher)
+        return self.real.run(student, teacher, on_batch)
 
 
 class Scripted:
@@ -233,7 +233,7 @@ class Scripted:
     def __init__(self, run: Run, values: list[float]) -> None:
         self.owner, self.values = run, list(values)
 
-    def run(self, student, teacher):
+    def run(self, student, teacher, on_batch):
         self.owner.events.append("validate")
         value = self.values.pop(0)
         return {"ppl": value, "loss": value, "seconds": 0.0}

@@ -34,7 +34,26 @@ def test_full_disk_hits_only_the_named_point_rank_and_pass(monkeypatch):
     fault_point("in_part")
 
 
-@pytest.mark.parametrize("text", ["nowhere", "in_part@x", "in_part#", "enospc:"])
+def test_a_hang_is_where_it_was_asked_for_and_waits_for_ever(monkeypatch):
+    class WaitedTwice(Exception):
+        pass
+
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise WaitedTwice
+
+    monkeypatch.setattr(faults.time, "sleep", sleep)
+    monkeypatch.setenv(faults.VARIABLE, "hang:in_step@1#2")
+    fault_point("in_step")
+    assert waits == []
+    with pytest.raises(WaitedTwice):
+        fault_point("in_step")
+
+
+@pytest.mark.parametrize("text", ["hang:", "nowhere", "in_part@x", "in_part#", "enospc:"])
 def test_a_typo_is_an_error(monkeypatch, text):
     monkeypatch.setenv(faults.VARIABLE, text)
     with pytest.raises(ValueError, match="DISTILL_FAULT"):

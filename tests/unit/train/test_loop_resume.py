@@ -37,7 +37,7 @@ def test_stopped_by_request_after_any_step(expected, toy, attempt):
     assert first.records("valid") + second.records("valid") == expected.records("valid")
     published = [(values["ppl"], step) for run in (first, second) for values, step in run.published]
     assert published == [(values["ppl"], step) for values, step in expected.published]
-    assert second.sinks.messages == [
+    assert [text for text in second.sinks.messages if "was skipped" not in text] == [
         f"resumed after step {first.trainer.progress.steps}; initial weights and other start options are not used"
     ]
 

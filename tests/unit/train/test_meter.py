@@ -104,7 +104,7 @@ def test_ranks_are_added_up(tiny):
         return tensor
 
     filled(Meter(objective, Averages(), 2), objective, group[1:]).read(keep, 2.0)
-    apart = filled(Meter(objective, Averages(), 2), objective, group[:1]).read(lambda mine: mine + sent[0], 2.0)
+    apart = filled(Meter(objective, Averages(), 2), objective, group[:1]).read(lambda mine: mine + sent.pop(0), 2.0)
     assert apart == pytest.approx(together)
 
 

@@ -1,0 +1,167 @@
+"""Which loss terms were inf or NaN, in which layers and on which rank: counted on the device, told in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from distill_engine.values import TermValue
+
+NAMED = 4  # ranks and layers in one line
+LONGEST_PAUSE = 512  # attempts between two lines
+
+
+class Sifted(NamedTuple):
+    """The numbers of one term of one micro-batch: the sum, then those of its layers.
+
+    sums [1 + M] with 0 in place of what is not finite, finite [1 + M] bool
+    """
+
+    sums: Tensor
+    finite: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """Micro-batches in which a term was not finite on one rank, and the layers (of `depth`) that were not."""
+
+    nan: int
+    inf: int
+    layers: tuple[int, ...] = ()
+    depth: int = 0
+
+
+class NonFinite:
+    """Counts of one logging interval. All ranks hold the same terms with equally many layers."""
+
+    def __init__(self) -> None:
+        self._depths: dict[str, int] = {}
+        self._counts: Tensor | None = None  # [2, slots]: NaN, inf; the last slot counts micro-batches
+        self._read: Tensor | None = None  # those of the interval that was read last
+
+    def sift(self, terms: Mapping[str, TermValue]) -> dict[str, Sifted]:
+        """Count what is not finite in one micro-batch and take it out. Never waits for the device."""
+        values = [torch.cat([value.sum.detach()[None], value.per_layer]) for value in terms.values()]
+        packed = torch.cat(values)
+        nan, inf = packed.isnan(), packed.isinf()
+        finite = ~(nan | inf)
+        marks = torch.stack([nan, inf])
+        affected = torch.stack([~finite.all(), finite.new_zeros(())])
+        marks = torch.cat([marks, affected[:, None]], dim=1)
+        if self._counts is None:
+            self._depths = {term: value.per_layer.numel() for term, value in terms.items()}
+            self._counts = marks.double()
+        else:
+            self._counts += marks
+        sizes = [value.numel() for value in values]
+        sums = torch.where(finite, packed, 0.0).split(sizes)
+        return dict(zip(terms, map(Sifted, sums, finite.split(sizes)), strict=True))
+
+    def read(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> tuple[dict[str, int], int]:
+        """Micro-batches of all ranks in which each term was not finite (terms with none left out), and in which any
+        was; starts a new interval. One reduction, one wait for the device."""
+        counts, self._read, self._counts = self._counts, self._counts, None
+        if counts is None:
+            return {}, 0
+        *slots, affected = sum_across_ranks(counts).sum(dim=0).tolist()
+        bad = {term: int(slots[start]) for term, start in self._starts()}
+        return {term: count for term, count in bad.items() if count}, int(affected)
+
+    def found(self) -> dict[str, Found]:
+        """What this rank has counted since the last reading or, right after one, before it. Waits for the device."""
+        counts = self._read if self._counts is None else self._counts
+        if counts is None:
+            return {}
+        nan, inf = counts.long().tolist()
+        found = {}
+        for term, start in self._starts():
+            depth = self._depths[term]
+            layers = tuple(n for n in range(depth) if nan[start + 1 + n] or inf[start + 1 + n])
+            if nan[start] or inf[start]:
+                found[term] = Found(nan[start], inf[start], layers, depth)
+        return found
+
+    def _starts(self) -> Iterable[tuple[str, int]]:
+        start = 0
+        for term, depth in self._depths.items():
+            yield term, start
+            start += 1 + depth
+
+
+class Ranks(Protocol):
+    """What a report needs of the process group."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank."""
+        ...
+
+
+class Pace:
+    """Which of many alike events are told: the first, then ever fewer; after a quiet time as from the start."""
+
+    def __init__(self) -> None:
+        self._last, self._pause = 0, 0
+
+    def due(self, attempt: int) -> bool:
+        """Whether to tell what happened at this attempt, the number of an optimizer step, skipped or not."""
+        if self._pause and attempt < self._last + self._pause:
+            return False
+        quiet = attempt - self._last > 4 * self._pause
+        self._pause = 1 if quiet else min(2 * self._pause, LONGEST_PAUSE)
+        self._last = attempt
+        return True
+
+
+class NonFiniteReport:
+    """Says where numbers were not finite. Every method is collective: ranks meet the same events at the same step."""
+
+    def __init__(self, counted: NonFinite, ranks: Ranks, say: Callable[[str], None]) -> None:
+        self._counted, self._ranks, self._say = counted, ranks, say
+        self._steps, self._logs = Pace(), Pace()
+
+    def after_step(self, attempt: int, applied: bool, grad_norm: float | None, loss_scale: float) -> None:
+        """Tell of a step that was skipped, or whose gradient norm is not finite."""
+        healthy = applied and (grad_norm is None or math.isfinite(grad_norm))
+        if healthy or not self._steps.due(attempt):
+            return
+        what = f"had a gradient norm of {grad_norm}" if applied else "was skipped"
+        self._say(f"optimizer step {attempt} {what}: {self.named()} (loss scale {loss_scale:g})")
+
+    def after_reading(self, attempt: int, micro_batches: float) -> None:
+        """Tell of the interval that was just read, in which so many micro-batches of all ranks were affected."""
+        if micro_batches and self._logs.due(attempt):
+            self._say(
+                f"{micro_batches:.0f} micro-batches up to step {attempt} are left out of the averages of their loss "
+                f"terms: {self.named()}"
+            )
+
+    def named(self) -> str:
+        """The terms that were not finite since the last record, with their layers and ranks, as part of a sentence."""
+        of_ranks = self._ranks.gather(self._counted.found())
+        terms = list(dict.fromkeys(term for found in of_ranks for term in found))
+        if not terms:
+            return "all loss terms were finite, the gradient was not"
+        by_rank = {term: {n: found[term] for n, found in enumerate(of_ranks) if term in found} for term in terms}
+        return f"not finite were {'; '.join(_sentence(term, found) for term, found in by_rank.items())}"
+
+
+def _sentence(term: str, of_ranks: Mapping[int, Found]) -> str:
+    """`decoder_hidden (layers 1, 3; NaN in 4 micro-batches of rank 1)`."""
+    found = list(of_ranks.values())
+    layers = sorted({layer for one in found for layer in one.layers})
+    where = f"{_listed('layer', layers, found[0].depth)}; " if layers else ""
+    counts = {"NaN": sum(one.nan for one in found), "inf": sum(one.inf for one in found)}
+    kinds = " and ".join(f"{kind} in {count}" for kind, count in counts.items() if count)
+    return f"{term} ({where}{kinds} micro-batches of {_listed('rank', list(of_ranks))})"
+
+
+def _listed(noun: str, numbers: list[int], of: int | None = None) -> str:
+    if of == len(numbers) and of > NAMED:
+        return f"all {of} {noun}s"
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:NAMED]))}{more}"

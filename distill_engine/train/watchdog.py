@@ -1,0 +1,151 @@
+"""Ends a process that makes no progress, and says where every one of its threads stands.
+
+A rank that waits for ever, for a disk, for data or for another rank, would burn the allocation until its time limit.
+The loop beats at everything it begins; a thread of its own counts the time without a beat. When that is too long, the
+stacks of this process are written down and it ends with the code that asks to be started again. All ranks of a job
+find out about the same time, since they wait for the one that hangs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+POLLS = 20  # looks per hang_seconds
+LONGEST_POLL_SECONDS = 10.0
+# The disk that the run hangs on may be the one that takes the stacks.
+REPORT_SECONDS = 15.0
+# Launchers end all ranks when the first one has ended. The others, which stopped waiting up to a step later, need time
+# to notice and to write their own stacks: this share of the limit, within these bounds.
+GRACE_SHARE = 0.05
+GRACE_SECONDS = (3.0, 60.0)
+
+
+class Watchdog:
+    """Watches from `with` to its end; without a limit (None) it does nothing.
+
+    Time is counted in its own short looks: a process that is suspended as a whole and goes on later has not hung.
+    """
+
+    def __init__(
+        self, limit_seconds: float | None, folder: Path, rank: int, world_size: int, end: Callable[[], None]
+    ) -> None:
+        """Stacks go to `folder`/rank_<rank>.txt and stderr; `end` then ends the process and does not return."""
+        self._limit = limit_seconds
+        self._file = folder / f"rank_{rank}.txt"
+        self._who = f"rank {rank} of {world_size} on {socket.gethostname()} (process {os.getpid()})"
+        self._end = end
+        shortest, longest = GRACE_SECONDS
+        self._grace = min(max(GRACE_SHARE * (limit_seconds or 0.0), shortest), longest)
+        self._beats, self._seen, self._idle = 0, 0, 0.0
+        self._doing = "starting"
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last_resort: TextIO | None = None
+
+    def beat(self, doing: str) -> None:
+        """Progress: this is what begins now. Called many times a step, so it only sets two fields."""
+        self._doing = doing
+        self._beats += 1
+
+    def __enter__(self) -> Watchdog:
+        if self._limit is not None:
+            self._last_resort = self._open()
+            self._thread = threading.Thread(target=self._watch, args=(self._limit,), name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._last_resort is not None:
+            faulthandler.cancel_dump_traceback_later()
+            with suppress(OSError):
+                self._last_resort.close()
+                if self._file.stat().st_size == 0:
+                    self._file.unlink()
+                    self._file.parent.rmdir()
+
+    def tick(self, seconds: float) -> bool:
+        """Count `seconds` since the last look; whether this process has hung. False again after a beat."""
+        assert self._limit is not None
+        beats = self._beats
+        if beats != self._seen:
+            self._seen, self._idle = beats, 0.0
+            return False
+        self._idle += seconds
+        return self._idle >= self._limit
+
+    def _watch(self, limit: float) -> None:
+        poll = min(limit / POLLS, LONGEST_POLL_SECONDS)
+        looked = time.monotonic()
+        self._arm_last_resort(limit)
+        while not self._stopped.wait(poll):
+            now = time.monotonic()
+            elapsed, looked = now - looked, now
+            self._arm_last_resort(limit)
+            if self.tick(min(elapsed, 2 * poll)):
+                self._tell_and_end()
+                return
+
+    def _arm_last_resort(self, limit: float) -> None:
+        """A hang inside a library that keeps Python's lock stops this thread too; then faulthandler's own thread, which
+        needs no lock, writes the stacks and ends the process (with code 1)."""
+        if self._last_resort is not None:
+            faulthandler.dump_traceback_later(2 * limit, exit=True, file=self._last_resort)
+
+    def _tell_and_end(self) -> None:
+        if self._last_resort is not None:
+            faulthandler.cancel_dump_traceback_later()
+        reporter = threading.Thread(target=self._report, name="watchdog-report", daemon=True)
+        reporter.start()
+        reporter.join(REPORT_SECONDS)
+        # Also when the main thread has left meanwhile, with whatever error the end of another rank gave it.
+        time.sleep(self._grace)
+        self._end()
+
+    def _report(self) -> None:
+        head = (
+            f"[watchdog] {datetime.now().astimezone().isoformat(timespec='seconds')} {self._who} made no progress for "
+            f"{self._idle:.0f} s (stop.hang_seconds: {self._limit:g}) while it was {self._doing}. It ends, to be "
+            f"started again; {self._file} has the stacks of its threads.\n"
+        )
+        for write in (self._to_stderr, self._to_file):
+            try:
+                write(head)
+            except (OSError, ValueError):  # a full disk, a closed terminal: the other place may still take it
+                continue
+
+    def _to_stderr(self, head: str) -> None:
+        sys.stderr.write(head)
+        sys.stderr.flush()
+        faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
+
+    def _to_file(self, head: str) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a", encoding="utf-8") as file:  # the stacks of earlier hangs stay
+            file.write(head)
+            file.flush()
+            faulthandler.dump_traceback(file)
+            os.fsync(file.fileno())
+
+    def _open(self) -> TextIO | None:
+        """The file of the last resort, which cannot open one itself; None where none can be written."""
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            return self._file.open("a", encoding="utf-8")
+        except OSError:
+            return None

@@ -1,0 +1,38 @@
+"""A run that hangs on one rank, or that diverges, ends by itself and says where and why."""
+
+import time
+
+from distill_engine.exit_codes import FAILED, STOPPED_AND_SAVED, read_verdict
+from distill_engine.telemetry.jsonl import read_history
+
+
+def test_a_rank_that_hangs_ends_the_job_with_the_stacks_of_all(program, base_recipe, write_recipe, fp32, tmp_path):
+    folder, verdict = tmp_path / "run", tmp_path / "verdict"
+    arguments = ["--recipe", write_recipe(base_recipe()), "--ds_config", fp32, "--run-dir", folder]
+    env = {"DISTILL_FAULT": "hang:in_step@1#3", "DISTILL_VERDICT": str(verdict)}
+    run = program.start(*arguments, "--set", "stop.hang_seconds=3", ranks=2, env=env)
+    history = folder / "metrics.jsonl"
+    run.until(lambda: history.exists() and len(read_history(history)) >= 2, "step 2")
+    started = time.monotonic()
+    ended = run.ended()
+    assert ended.code == STOPPED_AND_SAVED, ended.said
+    assert time.monotonic() - started < 60, "seconds, not the half hour of a collective"
+    stacks = {rank: (folder / "hang" / f"rank_{rank}.txt").read_text() for rank in (0, 1)}
+    for rank, text in stacks.items():
+        assert f"rank {rank} of 2" in text and "in phase 'data' of optimizer step 3" in text
+        assert f"rank {rank} of 2" in ended.err and "stop.hang_seconds: 3" in ended.err
+    assert "in _hang" in stacks[1] and "in fault_point" in stacks[1]
+    assert "in all_reduce" in stacks[0] and "in divisors" in stacks[0]
+    assert read_verdict(verdict) == STOPPED_AND_SAVED
+
+
+def test_a_run_that_diverges_names_the_terms(program, base_recipe, write_recipe, fp32, tmp_path):
+    recipe = base_recipe()
+    recipe["optimizer"] |= {"learning_rate": 1e30, "clip_norm": None}
+    recipe["stop"] |= {"max_skipped_steps": 3, "hang_seconds": None}
+    ended = program.run("--recipe", write_recipe(recipe), "--ds_config", fp32, "--run-dir", tmp_path / "run")
+    assert ended.code == FAILED and "Traceback" not in ended.said, ended.said
+    assert "was skipped: not finite were task (NaN in" in ended.said
+    error = next(line for line in ended.err.splitlines() if line.startswith("TrainingError"))
+    assert "3 optimizer steps in a row were skipped" in error and "decoder_hidden (layers 0, 1; NaN" in error
+    assert "micro-batches of rank 0)" in error
