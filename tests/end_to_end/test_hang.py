@@ -30,9 +30,11 @@ def test_a_run_that_diverges_names_the_terms(program, base_recipe, write_recipe,
     recipe = base_recipe()
     recipe["optimizer"] |= {"learning_rate": 1e30, "clip_norm": None}
     recipe["stop"] |= {"max_skipped_steps": 3, "hang_seconds": None}
-    ended = program.run("--recipe", write_recipe(recipe), "--ds_config", fp32, "--run-dir", tmp_path / "run")
+    arguments = ["--recipe", write_recipe(recipe), "--ds_config", fp32, "--run-dir", tmp_path / "run"]
+    ended = program.run(*arguments, ranks=2)
     assert ended.code == FAILED and "Traceback" not in ended.said, ended.said
-    assert "was skipped: not finite were task (NaN in" in ended.said
+    told = [line for line in ended.said.splitlines() if "was skipped: not finite were task (NaN in" in line]
+    assert told and len(told) == len(set(told)), "one rank speaks"
     error = next(line for line in ended.err.splitlines() if line.startswith("TrainingError"))
     assert "3 optimizer steps in a row were skipped" in error and "decoder_hidden (layers 0, 1; NaN" in error
-    assert "micro-batches of rank 0)" in error
+    assert "micro-batches of ranks 0, 1)" in error

@@ -78,4 +78,5 @@ def test_a_run_that_only_skips_gives_up_with_its_weights_untouched(on_2):
     assert ranks[0] == ranks[1]
     found = ranks[0]
     assert "3 optimizer steps in a row were skipped" in found["said"]
+    assert "all loss terms were finite, the gradient was not" in found["said"], "the backward pass alone is spoilt"
     assert (found["attempts"], found["steps"], found["moved"]) == (3, 0, False)
