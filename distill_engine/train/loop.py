@@ -74,6 +74,7 @@ class Trainer:
         self._unsaved = True
         self._last_outcome: Any = None
         self._last_learning_rate = 0.0
+        self._stop_agreed = False
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -153,8 +154,9 @@ class Trainer:
         now = time.perf_counter()
         seconds = self.progress.seconds + now - self._clock
         self._clock = now
-        stop, self.progress.seconds = self.ranks.agree(self._attempts(), self.stop_request.requested, seconds)
-        self.stop_request.requested = stop
+        # a signal may come to one rank at any moment: only what all know of decides, and the request itself is kept
+        requested = self.stop_request.requested
+        self._stop_agreed, self.progress.seconds = self.ranks.agree(self._attempts(), requested, seconds)
 
     def _attempts(self) -> int:
         return self.progress.steps + self.progress.skipped_steps
@@ -165,7 +167,7 @@ class Trainer:
         return self.policies.validate_when.state_dict()["step"] != self.progress.steps
 
     def _end_reason(self) -> EndReason | None:
-        if self.stop_request.requested:
+        if self._stop_agreed:
             return EndReason.STOP_REQUESTED
         verdict = self.policies.early_stopping.verdict
         if verdict is not None:

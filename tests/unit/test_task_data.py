@@ -84,7 +84,9 @@ def test_what_cannot_be_kept_is_told_once_and_by_rank_0_only(data, encoder, tmp_
     assert len(load_tasks(nowhere, encoder).train) == 3
     said = capfd.readouterr()
     assert said.out == "" and said.err.count("cannot be written") == 1 and said.err.count("\n") == 1
-    monkeypatch.setenv("RANK", "1")
+    launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     load_tasks(nowhere, encoder)
     assert capfd.readouterr() == ("", "")
 

@@ -24,12 +24,12 @@ FUSED = {"attention": "fused", "hidden": "fused", "prediction": "fused"}
 @pytest.fixture
 def gpu(monkeypatch):
     """Answers for a GPU that this machine need not have."""
+    known = importlib.util.find_spec
 
     def pretend(capability=(9, 0), triton=True, shared=232448):
         facts = SimpleNamespace(shared_memory_per_block_optin=shared)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
-        known = importlib.util.find_spec
         monkeypatch.setattr(
             dispatch.importlib.util, "find_spec", lambda name: known("json") if name == "triton" and triton else None
         )
