@@ -25,6 +25,7 @@ from distill_engine.model_card import model_card
 from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints
 from distill_engine.recipe.identity import recipe_digest, resolved_yaml
+from distill_engine.samples import sample_replies
 from distill_engine.student.build import (
     StudentSizes,
     TeacherLayers,
@@ -49,6 +50,7 @@ from distill_engine.train.meter import Meter
 from distill_engine.train.parts import JsonPart
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
+from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Validator
 from distill_engine.training_data import train_loader, validation_loader
 from distill_engine.values import Batch, Stack
@@ -103,6 +105,8 @@ class Builder:
             sinks=self._sinks,
             publish_best=self._publisher(student),
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
+            term_gradients=self._term_gradients(objective, student),
+            samples=sample_replies(self._ready, student.module.model, self._sinks) if ranks.rank == 0 else None,
         )
 
     # ---- student and teacher ---------------------------------------------------------------------------------
@@ -231,6 +235,11 @@ class Builder:
         teacher = TeacherEngine(self._ready.teacher_folder, ds_config, _DTYPES[precision], self._ranks, adapt)
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
+
+    def _term_gradients(self, objective: Objective, student: StudentEngine) -> TermGradients | None:
+        every = self._recipe.logging.gradient_norm_every_steps
+        scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
+        return TermGradients(objective, student.module, every, scale, self._ranks.device) if every else None
 
     def _probe_batch(self) -> Batch:
         task = self._ready.train_tasks[0]

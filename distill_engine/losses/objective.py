@@ -257,11 +257,14 @@ class Objective:
 
     def total(self, terms: Mapping[str, TermValue], divisors: Tensor) -> Tensor:
         """Weighted sum of `terms` over one row of `divisors`: this micro-batch's share of the global loss, []."""
-        weighted = [
-            weight * value.sum / divisors[index].float()
-            for index, ((_, weight), value) in enumerate(zip(self.term_weights.items(), terms.values(), strict=True))
-        ]
-        return torch.stack(weighted).sum()
+        return torch.stack(list(self.weighted(terms, divisors).values())).sum()
+
+    def weighted(self, terms: Mapping[str, TermValue], divisors: Tensor) -> dict[str, Tensor]:
+        """Each term's part of `total`, [], in TERMS order."""
+        return {
+            term: weight * value.sum / divisors[index].float()
+            for index, ((term, weight), value) in enumerate(zip(self.term_weights.items(), terms.values(), strict=True))
+        }
 
 
 def _logits(student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:

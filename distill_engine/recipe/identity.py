@@ -18,7 +18,10 @@ from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.yaml_text import dump_yaml
 
 # Dotted prefixes that may change between restarts of one run.
-CHANGEABLE = ("name", "stop", "logging", "checkpoint", "validation.patience", "losses.kernels", "data.cache_dir")
+CHANGEABLE = (
+    "name", "stop", "logging", "checkpoint", "validation.patience", "validation.samples", "losses.kernels",
+    "data.cache_dir",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

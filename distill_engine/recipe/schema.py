@@ -223,6 +223,12 @@ class ValidationSection(Section):
     patience: int | None = Field(20, gt=0, description="Stop after N validations without improvement; null: never.")
     stop_at: float | None = Field(None, description="Stop once the metric is at least this good.")
     per_rank_batch: PositiveInt | None = Field(None, description="Validation batch on one rank; null: batch.per_rank.")
+    samples: int = Field(
+        4,
+        ge=0,
+        description="The first N validation examples of each task are answered at each validation, with the model's "
+        "own generation settings: a table, and an alarm if replies degenerate. 0: none.",
+    )
     save_after_validation: bool = Field(True, description="Write a checkpoint after each validation.")
 
 
@@ -264,6 +270,12 @@ class LoggingSection(Section):
     """Who hears about it."""
 
     every_steps: PositiveInt = Field(10, description="Log training metrics every N applied optimizer steps.")
+    gradient_norm_every_steps: int = Field(
+        0,
+        ge=0,
+        description="Measure the gradient norm of every loss term at one step in N (one backward pass per term); 0: "
+        "never.",
+    )
     wandb: WandbSection = Field(default_factory=lambda: WandbSection())
 
 

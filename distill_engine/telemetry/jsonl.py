@@ -1,6 +1,6 @@
 """`metrics.jsonl`: the run's own history, one JSON object a line, complete without any service.
 
-A line holds kind, step, seconds, values and, when there is one, text. JSON has no word for numbers that are
+A line holds kind, step, seconds, values and, where there are some, text and rows (of texts). JSON has no word for numbers that are
 not finite; they are written as the strings "NaN", "Infinity" and "-Infinity", which Python's `float` and
 JavaScript's `Number` read back, so that a diverging run can still be told from a missing value.
 """
@@ -66,6 +66,8 @@ def _line(record: Record) -> bytes:
     }
     if record.text:
         content["text"] = record.text
+    if record.rows:
+        content["rows"] = [dict(row) for row in record.rows]
     return json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
@@ -81,9 +83,10 @@ def _record(line: bytes) -> Record | None:
         values = {str(name): _number(value) for name, value in content["values"].items()}
         kind, step, seconds = content["kind"], int(content["step"]), float(content["seconds"])
         text = str(content.get("text", ""))
+        rows = tuple({str(name): str(cell) for name, cell in row.items()} for row in content.get("rows", ()))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return Record(kind, step, seconds, values, text) if kind in get_args(RecordKind) else None
+    return Record(kind, step, seconds, values, text, rows) if kind in get_args(RecordKind) else None
 
 
 def _number(value: float | str) -> float:

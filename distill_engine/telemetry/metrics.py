@@ -119,6 +119,11 @@ REGISTRY: tuple[Metric, ...] = (
         ("train/nonfinite/{term}", "micro-batches", "lower", "The same for one term; recorded when there are any."),
     ),
     *_section(
+        "Gradients by term",
+        ("train/gradient_norm/{term}", "", "neither", "Gradient norm of one weighted term, over all student weights."),
+        ("train/gradient_share/{term}", "share", "neither", "One term's gradient norm / the sum of all terms'."),
+    ),
+    *_section(
         "Throughput",
         ("train/tokens_per_second", "tokens/s", "higher", "Context and label tokens of all ranks, without padding."),
         ("train/padding_share", "share", "lower", "Positions that hold padding."),
@@ -152,6 +157,15 @@ REGISTRY: tuple[Metric, ...] = (
         ("valid/{task}/token_accuracy", "share", "higher", f"{_FIRST}, on one task."),
         ("valid/{task}/token_exact_match", "share", "higher", f"{_EXACT}, on one task."),
         ("valid/{task}/teacher_agreement", "share", "higher", f"{_AGREE}, on one task."),
+    ),
+    *_section(
+        "Sample replies",
+        ("valid/sample/empty_share", "share", "lower", "Sample replies without a word."),
+        ("valid/sample/repetition", "share", "lower", "Word 3-grams that a sample reply has said before."),
+        ("valid/sample/unique_share", "share", "neither", "Different texts among the sample replies."),
+        ("valid/sample/length", "tokens", "neither", "Length of a sample reply, end token included."),
+        ("valid/sample/length_ratio", "", "neither", "Length of the sample replies / length of the gold replies."),
+        ("valid/sample/seconds", "s", "lower", "Time to make the sample replies, on rank 0 while the others wait."),
     ),
     *_section(
         "Best",
@@ -216,6 +230,14 @@ Generated from `distill_engine/telemetry/metrics.py`; do not edit, run
 The same names appear in W&B and in `metrics.jsonl`. `train/...` averages over the steps since the last
 record, `valid/...` covers every validation example exactly once. A recipe's `validation.metric` is a
 validation name without `valid/`: `ppl`, `ppl_micro`, `token_accuracy`, `my_task/ppl`.
+
+`valid/sample/...` are of a few fixed prompts (`validation.samples`) that the student answers with its own
+generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill report` and
+in the W&B table `valid/samples`.
+
+`train/gradient_...` are measured at one step in `logging.gradient_norm_every_steps`, from the step's first
+micro-batch on all ranks, before clipping, without the loss scale. With N micro-batches a norm is about 1/N of the
+whole step's; shares do not depend on it. Weights are the student's own, projections left out.
 """
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from distill_engine.telemetry.metrics import describe
 
-RecordKind = Literal["train", "valid", "event"]
+RecordKind = Literal["train", "valid", "event", "samples"]
 CloseStatus = Literal["finished", "stopped", "failed"]
 
 
@@ -21,6 +21,7 @@ class Record:
     seconds  training time so far, restarts included
     values   metric name -> value; names are registered in metrics.py
     text     a sentence for people, mostly of events
+    rows     a table of texts, column -> text, the same columns in every row: what `samples` records are about
     """
 
     kind: RecordKind
@@ -28,6 +29,7 @@ class Record:
     seconds: float
     values: dict[str, float] = field(default_factory=dict)
     text: str = ""
+    rows: tuple[Mapping[str, str], ...] = ()
 
 
 class Sink(Protocol):
@@ -86,6 +88,10 @@ class SinkGroup:
     def record(self, kind: RecordKind, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
         """Writes a record made of these values."""
         self.write(Record(kind, step, seconds, values, text))
+
+    def samples(self, step: int, seconds: float, rows: Sequence[Mapping[str, str]]) -> None:
+        """Writes a table of sample replies."""
+        self.write(Record("samples", step, seconds, rows=tuple(rows)))
 
     def rewind(self, step: int) -> None:
         """Tells the sinks that can forget that the run goes on from its checkpoint at `step`."""

@@ -16,6 +16,7 @@ from distill_engine.telemetry.sinks import CloseStatus, Record
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 RUN_ID_FILE = "wandb_run_id"
+SAMPLES_TABLE = "valid/samples"
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,14 @@ class WandbSink:
             say(f"W&B: not available, this run is not logged there ({_reason(error)}). metrics.jsonl has everything.")
 
     def write(self, record: Record) -> None:
-        """Logs the values over `step`. A record without values has nothing to draw and is passed over."""
-        if self._run is not None and record.values:
-            self._run.log({"step": record.step, **record.values})
+        """Logs the values over `step`, and rows as a table. A record without either is passed over."""
+        if self._run is None or not (record.values or record.rows):
+            return
+        content: dict[str, Any] = {"step": record.step, **record.values}
+        if record.rows:
+            columns = list(record.rows[0])
+            content[SAMPLES_TABLE] = _wandb().Table(columns, [[row[name] for name in columns] for row in record.rows])
+        self._run.log(content)
 
     def close(self, status: CloseStatus) -> None:
         """Uploads what is left for a bounded time; what remains stays on disk, and a line says so."""

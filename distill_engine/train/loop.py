@@ -23,6 +23,7 @@ from distill_engine.train.progress import EndReason, Limits, Progress
 from distill_engine.train.roles import Batches, Ranks, Sinks, Student
 from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.stopwatch import Stopwatch
+from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Shows, Validator
 from distill_engine.values import Batch
 
@@ -65,6 +66,8 @@ class Trainer:
     stop_request: StopRequest = field(default_factory=StopRequest)
     extra_parts: Mapping[str, Part] = field(default_factory=dict)
     beat: Callable[[str], None] = lambda _doing: None
+    term_gradients: TermGradients | None = None
+    samples: Callable[[int, float], dict[str, float]] | None = None  # rank 0's, of (step, seconds): see samples.py
 
     def __post_init__(self) -> None:
         self.progress = Progress()
@@ -123,6 +126,9 @@ class Trainer:
         if self.teacher is not None:
             with self._phase("teacher"):
                 taught = self.teacher.features(batch, self.objective.teacher_request())
+        attempt = self._attempts()
+        if self.term_gradients is not None and self.term_gradients.due(attempt):
+            self.term_gradients.measure(attempt, batch, taught, divisor, self.ranks.sum)
         with self._phase("student"):
             shown = self.student.features(batch, self.objective.student_request())
         with self._phase("losses"):
@@ -200,6 +206,8 @@ class Trainer:
         values["train/epoch"] = self.batches.epoch
         values["train/examples"] = float(self.batches.examples)
         values |= memory_gib(self.ranks.device)
+        if self.term_gradients is not None:
+            values |= self.term_gradients.read()
         self.sinks.record("train", self.progress.steps, self.progress.seconds, values)
 
     def _validate(self) -> None:
@@ -208,8 +216,12 @@ class Trainer:
         self.sinks.phase("validating")
         self.student.eval()
         on_batch = partial(self.beat, f"validating after step {self.progress.steps}")
+        measured = self.validator.run(self.student, self.teacher, on_batch)
+        if self.samples is not None:
+            on_batch()
+            measured |= self.samples(self.progress.steps, self.progress.seconds)  # the others wait in the broadcast
         # rank 0's numbers for everybody: decisions must not differ in the last bit
-        values: dict[str, float] = self.ranks.broadcast(self.validator.run(self.student, self.teacher, on_batch))
+        values: dict[str, float] = self.ranks.broadcast(measured)
         self.student.train()
         self._decide(values)
         self._agree()  # the time until the next validation counts from the end of this one

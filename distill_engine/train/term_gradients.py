@@ -1,0 +1,124 @@
+"""How hard each loss term pulls: the norm of its own gradient, measured at a step now and then.
+
+The weighted value of a term says little about its influence; the gradient does. At a measured step the first
+micro-batch is passed through the student once more, beside the engine, and every term is differentiated alone. The
+engine's hooks see none of it: DeepSpeed acts on its own forward and backward passes only, and `torch.autograd.grad`
+writes to no `.grad`. Random streams are put back, so the step itself is the one that it would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill_engine.losses.objective import Objective
+from distill_engine.values import Batch, FeatureRequest, Features
+
+_BUCKET_ELEMENTS = 16_000_000  # of one reduction: 64 MB of fp32 at a time, whatever the student's size
+
+
+class Weights(Protocol):
+    """The module that is trained (student.projections.StudentModule)."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The student alone."""
+
+    def __call__(self, batch: Batch, request: FeatureRequest) -> tuple[Features, list[Tensor]]:
+        """One forward pass."""
+        ...
+
+
+class TermGradients:
+    """Gradient norms of the weighted terms, over all trained weights of the student (projections left out).
+
+    Costs one forward and one backward pass per term of one micro-batch, and as much memory as the student's weights.
+    """
+
+    def __init__(
+        self, objective: Objective, module: Weights, every: int, loss_scale: Callable[[], float], device: torch.device
+    ) -> None:
+        """Measure at attempts 0, `every`, 2 * `every`, ... of a step; `loss_scale` is that of the moment, so that
+        small fp16 gradients do not vanish. Raises ValueError if `every` is not positive."""
+        if every < 1:
+            raise ValueError(f"gradient norms every {every} steps: it must be at least 1.")
+        self._objective = objective
+        self._module = module
+        self._every = every
+        self._loss_scale = loss_scale
+        self._devices = [device] if device.type == "cuda" else []
+        self._measured_at: int | None = None
+        self._norms: Tensor | None = None
+
+    def due(self, attempt: int) -> bool:
+        """Whether this attempt is to be measured and has not been: so it is true at its first micro-batch only.
+        Depends on nothing but the attempt, so all ranks and resumed runs measure the same steps."""
+        return attempt % self._every == 0 and attempt != self._measured_at
+
+    def measure(
+        self,
+        attempt: int,
+        batch: Batch,
+        taught: Features | None,
+        divisor: Tensor,
+        sum_across_ranks: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Differentiate each term of one micro-batch; `divisor` as for Objective.total. Collective: the norm of the
+        gradients' sum over ranks. Never waits for the device; `read` does."""
+        self._measured_at = attempt
+        with torch.random.fork_rng(devices=self._devices):
+            shown, _ = self._module(batch, self._objective.student_request())
+            terms = self._objective.terms(shown, taught, batch)
+            weighted = list(self._objective.weighted(terms, divisor).values())
+            del shown, terms  # the graph is held by the values alone, and freed by the last backward pass
+            weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]
+            scale = self._loss_scale()
+            norms = []
+            while weighted:
+                value = weighted.pop(0)
+                gradients = _gradients(value * scale, weights, retain_graph=bool(weighted))
+                norms.append(_norm(gradients, sum_across_ranks) / scale)
+        self._norms = torch.stack(norms)
+
+    def read(self) -> dict[str, float]:
+        """Named norms and shares of the last measurement, once; nothing if there was none since."""
+        if self._norms is None:
+            return {}
+        norms, self._norms = self._norms.tolist(), None
+        total = sum(norms)
+        named = {}
+        for term, norm in zip(self._objective.term_weights, norms, strict=True):
+            named[f"train/gradient_norm/{term}"] = norm
+            named[f"train/gradient_share/{term}"] = norm / total if total > 0 else 0.0
+        return named
+
+
+def _gradients(value: Tensor, weights: Sequence[Tensor], retain_graph: bool) -> list[Tensor]:
+    """One gradient per weight; zeros where the term does not depend on it, so that ranks reduce the same shapes."""
+    found = torch.autograd.grad(value, weights, retain_graph=retain_graph, allow_unused=True)
+    return [
+        torch.zeros_like(weight) if gradient is None else gradient
+        for gradient, weight in zip(found, weights, strict=True)
+    ]
+
+
+def _norm(gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]) -> Tensor:
+    """[] fp32 Euclidean norm of the sum over ranks. Empties the list: what is reduced is freed."""
+    squares = gradients[0].new_zeros((), dtype=torch.float32)
+    for bucket in _buckets(gradients):
+        squares += sum_across_ranks(bucket).square().sum()
+    return squares.sqrt()
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[Tensor]:
+    """The gradients as fp32 vectors of bounded size, larger only for a single larger tensor."""
+    held: list[Tensor] = []
+    while gradients:
+        held.append(gradients.pop(0).flatten().float())
+        following = gradients[0].numel() if gradients else _BUCKET_ELEMENTS
+        if sum(part.numel() for part in held) + following > _BUCKET_ELEMENTS:
+            yield torch.cat(held)
+            held = []
