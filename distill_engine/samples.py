@@ -11,7 +11,7 @@ and could answer only with all ranks at every token, so it is left out: `distill
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,9 +26,10 @@ from distill_engine.generation_metrics import repetition
 from distill_engine.prepare import Prepared
 
 _SEED = 0  # of generation settings that sample: the same draws at every validation
-# Where an alarm begins. People hardly repeat three words within a reply (under 1 % of them), and a model's replies
-# are rarely longer than twice what it was trained on.
-_MOST_REPETITION = 0.2  # above the gold replies'
+# Where an alarm begins. People rarely repeat three tokens in a row within a reply, and a sound model's replies are
+# seldom longer than twice what it was trained on.
+_REPEATS = 0.3  # repetition of one reply above its gold reply's
+_MANY = 0.25  # of the replies
 _LENGTH_FACTOR = 3.0
 
 
@@ -46,12 +47,30 @@ class Says(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One fixed example: its task's label, its ids, and both sides as text, cut as the model reads them."""
+    """One fixed example: its task's label, its ids, and both sides as text, cut as the model reads them.
+
+    repetition  the gold reply's share of token 3-grams that it has said before
+    """
 
     task: str
     example: Example
     context: str
     gold: str
+    repetition: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the student said to a prompt: the text, its length in tokens, end included, and its repetition."""
+
+    text: str
+    tokens: int
+    repetition: float
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is not one word."""
+        return not self.text.split()
 
 
 def fixed_prompts(
@@ -59,12 +78,23 @@ def fixed_prompts(
 ) -> list[list[Prompt]]:
     """The first `per_task` examples of each task; a task's are one batch."""
     return [
-        [
-            Prompt(label, one, decoded(tokenizer, one.context_ids.tolist()), decoded(tokenizer, one.label_ids.tolist()))
-            for one in (task.example(index) for index in range(min(per_task, len(task))))
-        ]
+        [_prompt(label, task.example(index), tokenizer) for index in range(min(per_task, len(task)))]
         for task, label in zip(tasks, labels, strict=True)
     ]
+
+
+def _prompt(label: str, example: Example, tokenizer: Any) -> Prompt:
+    gold = decoded(tokenizer, example.label_ids.tolist())
+    return Prompt(
+        label, example, decoded(tokenizer, example.context_ids.tolist()), gold, token_repetition(tokenizer, gold)
+    )
+
+
+def token_repetition(tokenizer: Any, text: str) -> float:
+    """Share of a text's token 3-grams that it has said before. Of tokens, not words: a student that is stuck often
+    writes one endless word."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return repetition(" ".join(map(str, ids)))
 
 
 def capped_settings(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
@@ -129,7 +159,7 @@ class SampleReplies:
         values["sample/seconds"] = time.perf_counter() - started
         return values
 
-    def _generate(self) -> list[Reply]:
+    def _generate(self) -> list[Said]:
         device = self._model.device
         settings = capped_settings(self._model, self._new_tokens)
         said: list[Reply] = []
@@ -138,7 +168,7 @@ class SampleReplies:
             for prompts in self._prompts:
                 batch = collate([one.example for one in prompts], [0] * len(prompts), self._layout, 1).to(device)
                 said += replies(self._model, self._tokenizer, batch.input_ids, batch.attention_mask, settings)
-        return said
+        return [Said(one.text, one.tokens, token_repetition(self._tokenizer, one.text)) for one in said]
 
     def _least_tokens(self) -> int:
         """What the generation settings force replies to, however short the gold ones are."""
@@ -154,49 +184,43 @@ class SampleReplies:
         self._sinks.record("event", step, seconds, {}, text)
 
 
-def sample_values(prompts: Sequence[Prompt], said: Sequence[Reply]) -> dict[str, float]:
+def sample_values(prompts: Sequence[Prompt], said: Sequence[Said]) -> dict[str, float]:
     """Shares and means over all replies, at least one; names without `valid/`."""
-    texts = [reply.text for reply in said]
-    gold = sum(len(prompt.example.label_ids) for prompt in prompts)
-    tokens = sum(reply.tokens for reply in said)
+    replies_made, tokens = len(said), sum(one.tokens for one in said)
     return {
-        "sample/empty_share": sum(not text.split() for text in texts) / len(texts),
-        "sample/repetition": _mean(repetition, texts),
-        "sample/unique_share": len(set(texts)) / len(texts),
-        "sample/length": tokens / len(texts),
-        "sample/length_ratio": tokens / gold,
+        "sample/empty_share": sum(one.empty for one in said) / replies_made,
+        "sample/repetition": sum(one.repetition for one in said) / replies_made,
+        "sample/unique_share": len({one.text for one in said}) / replies_made,
+        "sample/length": tokens / replies_made,
+        "sample/length_ratio": tokens / sum(len(prompt.example.label_ids) for prompt in prompts),
     }
 
 
-def degenerations(prompts: Sequence[Prompt], said: Sequence[Reply], least_tokens: int) -> list[str]:
+def degenerations(prompts: Sequence[Prompt], said: Sequence[Said], least_tokens: int) -> list[str]:
     """What is wrong with the replies, a phrase each: empty, repeating, all the same, or of another length.
 
     least_tokens  the shortest reply that the generation settings allow: not the student's doing
     """
-    values = sample_values(prompts, said)
-    golds = [prompt.gold for prompt in prompts]
     found = []
-    empty = sum(not reply.text.split() for reply in said)
+    empty = sum(one.empty for one in said)
     if empty:
         found.append(f"{empty} of {len(said)} sample replies are empty")
-    of_gold = _mean(repetition, golds)
-    if values["sample/repetition"] > of_gold + _MOST_REPETITION:
-        found.append(
-            f"sample replies repeat themselves ({values['sample/repetition']:.0%} of their word 3-grams were said "
-            f"before, {of_gold:.0%} in the gold replies)"
-        )
-    texts = {reply.text for reply in said}
-    if len(said) > 1 and len(texts) == 1 and texts != {""} and len(set(golds)) > 1:
+    stuck = sum(_repeats(prompt, one) for prompt, one in zip(prompts, said, strict=True))
+    if stuck >= _MANY * len(said):
+        found.append(f"{stuck} of {len(said)} sample replies repeat themselves")
+    texts = {one.text for one in said}
+    if len(said) > 1 and len(texts) == 1 and empty == 0 and len({prompt.gold for prompt in prompts}) > 1:
         found.append(f"all {len(said)} sample replies are the same")
-    length, gold = values["sample/length"], sum(len(prompt.example.label_ids) for prompt in prompts) / len(prompts)
+    length = sum(one.tokens for one in said) / len(said)
+    gold = sum(len(prompt.example.label_ids) for prompt in prompts) / len(prompts)
     if length > _LENGTH_FACTOR * max(gold, least_tokens) or length * _LENGTH_FACTOR < gold:
         found.append(f"sample replies are {length:.3g} tokens long on average, the gold replies {gold:.3g}")
     return found
 
 
-def _row(prompt: Prompt, reply: Reply) -> dict[str, str]:
-    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, "student": reply.text}
+def _repeats(prompt: Prompt, said: Said) -> bool:
+    return said.repetition > _REPEATS + prompt.repetition
 
 
-def _mean(measure: Callable[[str], float], texts: Sequence[str]) -> float:
-    return sum(measure(text) for text in texts) / len(texts)
+def _row(prompt: Prompt, said: Said) -> dict[str, str]:
+    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, "student": said.text}

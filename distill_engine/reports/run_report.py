@@ -111,6 +111,23 @@ def _terms(history: RunHistory, names: Sequence[str]) -> list[str]:
     return drawn
 
 
+def _gradients(history: RunHistory, names: Sequence[str]) -> list[str]:
+    """All terms' norms in one plot, and their shares as areas."""
+    drawn = []
+    norms, shares = (
+        {name.split("/")[2].replace("_", " "): history.series(name) for name in names if name.startswith(kind)}
+        for kind in ("train/gradient_norm/", "train/gradient_share/")
+    )
+    if norms:
+        drawn.append(
+            page.plot(plots.lines("gradient norm by term", norms, log=True, wide=True), "How hard each term pulls.")
+        )
+    if shares and len({tuple(steps) for steps, _ in shares.values()}) == 1:
+        text = "Each term's gradient norm / the sum of all terms'."
+        drawn.append(page.plot(plots.shares("share of the gradient", shares), text))
+    return drawn
+
+
 def _layers(history: RunHistory, names: Sequence[str]) -> list[str]:
     """A heat map per term: which layer pair is far from its teacher, and when it came closer."""
     drawn = []
@@ -149,6 +166,7 @@ def _by_task(history: RunHistory, names: Sequence[str]) -> list[str]:
 _OWN_PLOTS = {
     "Loss terms": _terms,
     "Loss terms by layer": _layers,
+    "Gradients by term": _gradients,
     "Time shares": _time_shares,
     "Validation by task": _by_task,
 }
@@ -162,6 +180,7 @@ def _tables(history: RunHistory, names: Sequence[str]) -> list[str]:
     validations = [record for record in history.records if record.kind == "valid"]
     if validations:
         body += [page.heading("Validations"), _validations(history)]
+    body += _samples(history)
     rows = []
     for name in names:
         metric = describe(name)
@@ -192,6 +211,27 @@ def _validations(history: RunHistory) -> str:
     ]
     mark = next((index for index, record in enumerate(shown) if record is best), None)
     return page.table(["step", *(name.removeprefix("valid/") for name in chosen)], rows, best=mark)
+
+
+def _samples(history: RunHistory) -> list[str]:
+    """The last sample replies, with the first ones beside them: what the run has taught."""
+    records = [record for record in history.records if record.kind == "samples" and record.rows]
+    if not records:
+        return []
+    first, last = records[0], records[-1]
+    names = [name for name in last.rows[0] if name != "student"]
+    earlier = [row.get("student", "") for row in first.rows] if len(first.rows) == len(last.rows) > 0 else []
+    header = [*names, *([f"student, step {first.step}"] if earlier and first is not last else [])]
+    rows = []
+    for index, row in enumerate(last.rows):
+        before = [earlier[index]] if len(header) > len(names) else []
+        rows.append([*(row.get(name, "") for name in names), *before, row.get("student", "")])
+    about = "Replies to fixed validation examples, with the student's own generation settings."
+    return [
+        page.heading("Sample replies"),
+        page.paragraph(about, quiet=True),
+        page.table([*header, f"student, step {last.step}"], rows, numbers=False),
+    ]
 
 
 def _chosen(records: list[Record], best: Record | None) -> list[Record]:

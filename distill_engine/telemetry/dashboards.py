@@ -145,6 +145,9 @@ def _term_panels(metric: Metric) -> list[PanelPlan]:
     if "{layer}" in metric.name:
         own = [metric.name.replace("{term}", term) for term in LAYERED_TERMS]
         return [PanelPlan(_title(name), pattern=_expression(name), log=True) for name in own]
+    if metric.name.endswith("/{term}"):  # of one unit for all terms: together
+        style: Style = "pct-area" if metric.unit == "share" else "line"
+        return [PanelPlan(_title(metric.name), tuple(names), log=style == "line", style=style)]
     if metric.name.endswith("/weighted"):
         together = tuple(names)
         return [
@@ -192,7 +195,7 @@ def _registered(name: str) -> bool:
 
 
 def _title(name: str) -> str:
-    words = name.replace("/{task}", "").replace("{metric}", "so far").replace("/{layer}", "s")
+    words = name.replace("/{task}", "").replace("{metric}", "so far").replace("/{layer}", "s").replace("/{term}", " by term")
     return words.replace("train/term/", "").replace("train/", "").replace("_", " ")
 
 

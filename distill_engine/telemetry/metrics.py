@@ -161,7 +161,7 @@ REGISTRY: tuple[Metric, ...] = (
     *_section(
         "Sample replies",
         ("valid/sample/empty_share", "share", "lower", "Sample replies without a word."),
-        ("valid/sample/repetition", "share", "lower", "Word 3-grams that a sample reply has said before."),
+        ("valid/sample/repetition", "share", "lower", "Token 3-grams that a sample reply has said before."),
         ("valid/sample/unique_share", "share", "neither", "Different texts among the sample replies."),
         ("valid/sample/length", "tokens", "neither", "Length of a sample reply, end token included."),
         ("valid/sample/length_ratio", "", "neither", "Length of the sample replies / length of the gold replies."),

@@ -16,7 +16,7 @@ from distill_engine.telemetry.jsonl import read_history
 STEPS = 24
 PLAIN_STEPS = 14
 KEY = "0123456789abcdef" * 2 + "cafe1234"  # has the shape of a W&B key
-CLOCKS = ("time/", "memory/", "train/tokens_per_second", "valid/seconds")
+CLOCKS = ("time/", "memory/", "train/tokens_per_second", "valid/seconds", "valid/sample/seconds")
 
 
 def resume_recipe(base: dict, family: str) -> dict:

@@ -18,7 +18,7 @@ def short(base_recipe, write_recipe, mode: str):
 def everything_is_there(folder, ended) -> None:
     ended.well()
     kinds = [record.kind for record in read_history(folder / "metrics.jsonl")]
-    assert kinds == ["train"] * 3 + ["valid"]
+    assert [kind for kind in kinds if kind in ("train", "valid")] == ["train"] * 3 + ["valid"]
     assert (folder / "best" / "model.safetensors").is_file()
     run_id = (folder / "wandb_run_id").read_text().strip()
     assert len(list((folder / "wandb").glob(f"offline-run-*-{run_id}"))) == 1
