@@ -13,6 +13,7 @@ import engine_worker_startup as startup
 import engine_worker_teacher as teacher
 import engine_worker_trainer as trainer
 import engine_worker_validation as validation
+import engine_worker_watching as watching
 import torch
 from engine_worker_bench import Bench
 
@@ -38,6 +39,8 @@ CHECKS = {
         precision.poisoned,
         precision.fp16_story,
         precision.fp16_floor,
+        watching.gradient_norms,
+        watching.samples,
     ],
     3: [validation.numbers, trainer.ranks_apart],
 }

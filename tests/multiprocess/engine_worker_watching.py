@@ -1,0 +1,84 @@
+"""Watching over real ranks and engines: gradient norms per term, sample replies by one rank while the others wait."""
+
+from typing import Any
+
+import tiny_models as tiny
+import torch
+from engine_worker_bench import ADAM, Bench, PlainTeacher, digest, rank_groups
+from engine_worker_trainer import make_trainer, story
+
+from distill_engine.generate import generate_ids, own_settings
+from distill_engine.train.term_gradients import TermGradients
+
+FAMILY, MICRO_BATCHES, STEPS = "blenderbot", 2, 3
+
+
+def gradient_norms(bench: Bench) -> dict:
+    """Three steps of two micro-batches, measured and not; the first norms, and what plain PyTorch makes of them."""
+    found: dict[str, Any] = {name: _steps(bench, precision, every) for name, (precision, every) in WAYS.items()}
+    found["plain"] = _plain(bench)
+    return found
+
+
+WAYS = {"fp32": ("fp32", 0), "fp32 measured": ("fp32", 1), "bf16": ("bf16", 0), "bf16 measured": ("bf16", 1)}
+FILES = {"fp32": "zero2_fp32.json", "bf16": "zero2_bf16.json"}
+
+
+def _steps(bench: Bench, precision: str, every: int) -> dict:
+    goal = tiny.objective()
+    module = tiny.student(bench.teachers / FAMILY, goal)
+    student = bench.student(module, bench.student_ds(FILES[precision], accumulation=MICRO_BATCHES, clip=1.0), ADAM)
+    gradients = None
+    if every:
+        gradients = TermGradients(goal, student.module, every, lambda: student.loss_scale, bench.ranks.device)
+    teacher = bench.teacher(FAMILY, precision)
+    measured = []
+    for attempt, group in enumerate(_groups(bench)):
+        if gradients is not None:
+            divisor = goal.divisors(group, bench.ranks.sum, bench.ranks.world_size)[0]
+            taught = teacher.features(group[0], goal.teacher_request())
+            gradients.measure(attempt, group[0], taught, divisor, bench.ranks.sum)
+            measured.append(gradients.read())
+        bench.take_step(student, teacher, goal, group, 1e-3)
+    return {"digest": digest(module), "measured": measured}
+
+
+def _groups(bench: Bench) -> list:
+    return rank_groups(7, bench.ranks, MICRO_BATCHES, STEPS)
+
+
+def _plain(bench: Bench) -> dict[str, float]:
+    """Norms of the first micro-batches of all ranks together, by ordinary backward passes on this rank alone."""
+    goal = tiny.objective()
+    module = tiny.student(bench.teachers / FAMILY, goal).train()
+    teacher = PlainTeacher(bench.teachers / FAMILY)
+    everyone: list[list] = bench.ranks.gather(_groups(bench)[0])
+    divisor = torch.stack([goal.counts(batch) for group in everyone for batch in group]).sum(dim=0)
+    norms = {}
+    for term in goal.term_weights:
+        module.zero_grad()
+        for group in everyone:
+            shown, _ = module(group[0], goal.student_request())
+            terms = goal.terms(shown, teacher.features(group[0], goal.teacher_request()), group[0])
+            goal.weighted(terms, divisor)[term].backward()
+        gradients = [p.grad.flatten() for p in module.model.parameters() if p.grad is not None]
+        norms[f"train/gradient_norm/{term}"] = float(torch.cat(gradients).norm())
+    return norms
+
+
+def samples(bench: Bench) -> dict:
+    """A run whose first rank generates at every validation, and the same run without."""
+    calm = story(make_trainer(bench, "unsampled", bench.student_ds()))
+    trainer = make_trainer(bench, "sampled", bench.student_ds())
+    said = []
+
+    def generate(step: int, seconds: float) -> dict[str, float]:
+        model = trainer.student.module.model
+        assert not model.training
+        context = tiny.batch(tiny.examples(3, FAMILY), FAMILY)
+        settings = own_settings(model, 6, {"num_beams": 2})
+        said.append((step, generate_ids(model, context.input_ids, context.attention_mask, settings).tolist()))
+        return {"sample/length": float(step)}
+
+    trainer.samples = generate if bench.ranks.rank == 0 else None
+    return {"calm": calm, "sampled": story(trainer), "said": said}

@@ -1,0 +1,37 @@
+"""Looking at training does not change it: gradient norms and sample replies over two real ranks."""
+
+import pytest
+
+NORM = "train/gradient_norm/"
+
+
+@pytest.fixture(scope="module")
+def norms(on_2):
+    return on_2("watching.gradient_norms")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_measuring_leaves_training_as_it_is_to_the_last_bit(norms, precision):
+    for rank in norms:
+        assert rank[f"{precision} measured"]["digest"] == rank[precision]["digest"]
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("bf16", 0.05)])
+def test_norms_are_of_the_gradients_summed_over_ranks(norms, precision, tolerance):
+    for rank in norms:
+        found = {name: value for name, value in rank[f"{precision} measured"]["measured"][0].items() if NORM in name}
+        assert len(found) == 10
+        assert found == pytest.approx(rank["plain"], rel=tolerance)
+
+
+def test_all_ranks_read_the_same(norms):
+    first, second = (rank["fp32 measured"]["measured"] for rank in norms)
+    assert first == second and len(first) == 3
+    assert first[0] != first[1], "the student has moved"
+
+
+def test_sample_replies_of_one_rank_leave_the_run_as_it_is(on_2):
+    ranks = on_2("watching.samples")
+    for rank in ranks:
+        assert rank["sampled"] == rank["calm"]
+    assert [step for step, _ in ranks[0]["said"]] == [4, 6] and ranks[1]["said"] == []
