@@ -195,7 +195,8 @@ def _registered(name: str) -> bool:
 
 
 def _title(name: str) -> str:
-    words = name.replace("/{task}", "").replace("{metric}", "so far").replace("/{layer}", "s").replace("/{term}", " by term")
+    words = name.replace("/{task}", "").replace("{metric}", "so far").replace("/{layer}", "s")
+    words = words.replace("/{term}", " by term")
     return words.replace("train/term/", "").replace("train/", "").replace("_", " ")
 
 

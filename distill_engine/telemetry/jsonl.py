@@ -1,8 +1,8 @@
 """`metrics.jsonl`: the run's own history, one JSON object a line, complete without any service.
 
 A line holds kind, step, seconds, values and, where there are some, text and rows (of texts). JSON has no word for
-numbers that are not finite; they are written as the strings "NaN", "Infinity" and "-Infinity", which Python's `float` and
-JavaScript's `Number` read back, so that a diverging run can still be told from a missing value.
+numbers that are not finite; they are written as the strings "NaN", "Infinity" and "-Infinity", which Python's
+`float` and JavaScript's `Number` read back, so that a diverging run can still be told from a missing value.
 """
 
 from __future__ import annotations

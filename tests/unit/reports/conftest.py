@@ -32,6 +32,8 @@ def train_values(step: int, noise: random.Random) -> dict[str, float]:
     values["train/total"] = sum(values[f"train/term/{term}/weighted"] for term in TERMS)
     values |= {"train/ppl": math.exp(values["train/term/task/raw"]), "train/token_accuracy": 1 - math.exp(-step / 90)}
     values["train/teacher_agreement"] = 0.9 * values["train/token_accuracy"]
+    for index, term in enumerate(TERMS if step % 20 == 0 else ()):
+        values |= {f"train/gradient_norm/{term}": 1.0 + index + 1 / step, f"train/gradient_share/{term}": index / 45}
     parts = {part: 1 + noise.random() for part in TIME_PARTS}
     return values | {f"time/share/{part}": value / sum(parts.values()) for part, value in parts.items()}
 
@@ -64,6 +66,8 @@ def write_run(folder: Path, steps: int = 400) -> Path:
             valid = values_of_validation(step)
             best = min(best, valid["valid/ppl"])
             sink.write(Record("valid", step, step / 5, {**valid, "best/ppl": best}))
+            rows = [{"task": "chat", "context": f"c{n}", "gold": f"<g{n}>", "student": f"s{n} {step}"} for n in (0, 1)]
+            sink.write(Record("samples", step, step / 5, rows=tuple(rows)))
     sink.close("finished")
     return folder
 

@@ -80,6 +80,9 @@ def plotted(name, history) -> set[str]:
         return {parts[2].replace("_", " ")}
     if parts[-1] == "weighted":
         return {"weighted terms", "share of the loss", parts[2].replace("_", " ")}
+    if parts[1].startswith("gradient_"):
+        title = "gradient norm by term" if parts[1].endswith("norm") else "share of the gradient"
+        return {title, parts[2].replace("_", " ")}
     if parts[:2] == ["time", "share"]:
         return {"where a step's time goes", parts[2]}
     if parts[1] in ("chat", "sums"):
@@ -94,6 +97,23 @@ def plotted(name, history) -> set[str]:
 def test_the_best_validation_is_marked(text, valid_values):
     marked = re.findall(r"<tr class=best><td>(\d+)</td>", text)
     assert marked == [str(min(range(50, 401, 50), key=lambda step: valid_values(step)["valid/ppl"]))] != ["400"]
+
+
+def test_the_last_sample_replies_stand_beside_the_gold_and_the_first_ones(text):
+    table = next(found for found in re.findall(r"<table>.*?</table>", text, flags=re.DOTALL) if "&lt;g1&gt;" in found)
+    cells = [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table)]
+    assert cells == [
+        *("task", "context", "gold", "student, step 50", "student, step 400"),
+        *("chat", "c0", "<g0>", "s0 50", "s0 400"),
+        *("chat", "c1", "<g1>", "s1 50", "s1 400"),
+    ]
+
+
+def test_one_round_of_samples_is_shown_once(tmp_path):
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write(Record("samples", 9, 1.0, rows=({"gold": "g", "student": "only"},)))
+    sink.close("finished")
+    assert run_report(read_run(tmp_path)).count("only") == 1
 
 
 def test_what_people_wrote_is_text_not_markup(text):

@@ -172,6 +172,44 @@ def test_disabled_does_not_even_import_wandb(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+_TABLE_PROGRAM = """
+import json, random, sys
+from distill_engine.telemetry.sinks import Record
+from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+
+said = []
+sink = WandbSink(sys.argv[1], "name", WandbOptions("project", mode="offline"), {}, said.append)
+random.seed(3)
+before = random.getstate()
+rows = ({"task": "chat", "gold": "yes", "student": "no"}, {"task": "chat", "gold": "a", "student": "b"})
+for step in (5, 10):
+    sink.write(Record("samples", step, 1.0, rows=rows))
+same = random.getstate() == before
+sink.close("finished")
+print(json.dumps([said, same]))
+"""
+
+
+def test_rows_are_a_table_at_their_step_and_draw_no_random_numbers(tmp_path):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
+    done = subprocess.run(
+        [sys.executable, "-c", _TABLE_PROGRAM, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**clean, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[], True]
+    tables = sorted((tmp_path / "run").glob("wandb/offline-run-*/files/media/table/valid/*.table.json"))
+    assert len(tables) == 2
+    content = json.loads(tables[0].read_text())
+    assert content["columns"] == ["task", "gold", "student"]
+    assert content["data"] == [["chat", "yes", "no"], ["chat", "a", "b"]]
+    assert [json.loads(row["step"]) for row in history(tmp_path / "run")] == [5, 10]
+
+
 def test_auto_obeys_wandb_mode(tmp_path):
     assert run(tmp_path / "run", mode="auto", WANDB_MODE="disabled").imported is False
     assert run(tmp_path / "run", mode="auto", WANDB_MODE="offline").said == []
