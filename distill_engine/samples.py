@@ -98,7 +98,7 @@ def token_repetition(tokenizer: Any, text: str) -> float:
 
 
 def capped_settings(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
-    """The model's own generation settings with at most `new_tokens` tokens, the limit of a training label."""
+    """The model's own generation settings for one reply of at most `new_tokens` tokens, as a training label."""
     settings = own_settings(model, new_tokens)
     config = model.generation_config
     longest = [new_tokens]
@@ -106,7 +106,8 @@ def capped_settings(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
         longest.append(int(config.max_new_tokens))
     elif getattr(config, "max_length", None) is not None:
         longest.append(int(config.max_length) - 1)  # it counts the start token
-    return settings | {"max_new_tokens": max(1, min(longest))}
+    one = {"num_return_sequences": 1, "return_dict_in_generate": False}
+    return settings | one | {"max_new_tokens": max(1, min(longest))}
 
 
 def sample_replies(ready: Prepared, model: PreTrainedModel, sinks: Says) -> SampleReplies | None:

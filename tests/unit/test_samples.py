@@ -155,6 +155,12 @@ def test_replies_are_as_long_as_the_model_and_the_labels_allow(model, own, limit
     assert capped_settings(model, 32)["max_new_tokens"] == limit
 
 
+def test_a_model_that_answers_several_times_answers_once(ready, model):
+    model.generation_config.num_beams = model.generation_config.num_return_sequences = 3
+    model.generation_config.return_dict_in_generate = True
+    assert len(ask(ready, model)[1].of("samples")[0].rows) == 5
+
+
 def prompt(ready, number, repeated=0.0):
     return Prompt("demo", ready.valid_tasks[0].example(number), "context", f"gold {number}", repeated)
 
