@@ -60,7 +60,8 @@ def model_card(
     machine: Mapping[str, Any],
 ) -> str:
     """Markdown with the metadata block that model hubs read."""
-    ordered = [key for key in _SHOWN if key in metrics] + sorted(key for key in metrics if "/" in key)
+    ordered = [key for key in _SHOWN if key in metrics]
+    ordered += sorted(key for key in metrics if "/" in key and not key.startswith("sample/"))  # of a few prompts only
     return _TEMPLATE.format(
         name=name,
         family=family,

@@ -6,6 +6,7 @@ from distill_engine.model_card import model_card
 
 RECIPE = "name: demo\nlosses:\n  weights:\n    task: 1.0\n"
 METRICS = {"ppl": 12.3456789, "seconds": 4.0, "bst/ppl": 11.0, "total": 3.0, "token_accuracy": 0.5, "ed/ppl": 13.0}
+METRICS |= {"sample/seconds": 1.0, "sample/length": 9.0}
 
 
 def card(**changes) -> str:
