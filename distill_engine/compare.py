@@ -133,9 +133,10 @@ def _recipe_of(models: Sequence[str]) -> Path:
 
 
 def model_folder(name: str) -> str:
-    """A run folder's best student; any other name as it is."""
+    """A run folder's best student; any other name as it is. The version, not the link: a run that goes on may publish
+    another one while this one is being read."""
     best = Path(name) / "best"
-    return str(best) if best.is_dir() else name
+    return str(best.resolve()) if best.is_dir() else name
 
 
 def _loaded_once(

@@ -100,10 +100,20 @@ def run_evaluation(
     Every process of a launcher calls it with its rank; each computes its batches, waits for the others' files and
     returns the whole. Raises ModelError for a model that does not fit the data or the teacher, GenerationError.
     """
+    if work.world_size > 1 and not work.resume:
+        raise ModelError(
+            f"beginning afresh (--fresh) with {work.world_size} processes: one could take what another has yet to "
+            "forget for a result. Start one process, or give a new folder (--partial)."
+        )
     for name, model in [*models.items(), *([("teacher", teacher)] if teacher is not None else [])]:
         _check_fits(name, model, examples)
     stores = _stores(models, teacher, examples, work, spoken)
-    _compute(models, teacher, examples, len(labels), tokenizer, work, spoken, stores)
+    try:
+        _compute(models, teacher, examples, len(labels), tokenizer, work, spoken, stores)
+    except Exception as error:
+        for store in stores.values():
+            store.give_up(f"{type(error).__name__}: {error}")
+        raise
     results = {name: _all_batches(store, len(examples), work, name) for name, store in stores.items()}
     values = {
         name: _values(of_model, examples, labels, teacher is not None, spoken is not None)
@@ -187,12 +197,18 @@ def _compute(
 
 
 def _all_batches(store: PartialResults, batches: int, work: Work, name: str) -> list[BatchResult]:
-    """Every batch in order; waits for other processes. (If one dies, its launcher ends the rest.)"""
+    """Every batch in order; waits for other processes. (If one is killed, its launcher ends the rest.)
+
+    Raises OSError if one of them has given up.
+    """
     while True:
         found = store.read()
         work.tell(name, len(found), batches)
         if len(found) == batches:
             return [found[number] for number in range(batches)]
+        failed = store.failures()
+        if failed:
+            raise OSError(f"{batches - len(found)} batches of {name!r} will not come: {'; '.join(failed)}")
         if work.world_size == 1:
             raise OSError(f"{batches - len(found)} batches of {name!r} are not in the partial results just written.")
         time.sleep(_POLL_SECONDS)

@@ -173,6 +173,30 @@ class PlugPulledError(Exception):
     pass
 
 
+def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, tasks, tokenizer, student):
+    everybodys = [loaded(student) for _ in range(2)]
+
+    def fail(name, done, batches):
+        raise PlugPulledError("no memory left")
+
+    def rank(number):
+        models, work = everybodys[number], Work(tmp_path, number, 2, advance=fail if number == 1 else None)
+        data = examples(tasks, tokenizer)
+        return run_evaluation(models, models["teacher"], data, LABELS, tokenizer, work, None)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(rank, 0), pool.submit(rank, 1)
+        with pytest.raises(PlugPulledError):
+            second.result(timeout=120)
+        with pytest.raises(OSError, match=r"will not come: rank-1: PlugPulledError: no memory left"):
+            first.result(timeout=120)
+
+
+def test_several_processes_do_not_begin_afresh(tmp_path, tasks, tokenizer, student):
+    with pytest.raises(ModelError, match="--fresh"):
+        evaluate(tmp_path, tasks, tokenizer, student, spoken=None, resume=False, world_size=2)
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, tasks, tokenizer, student, monkeypatch):
     def until_third(name, done, batches):
         if name == "student" and done == 3:
