@@ -5,7 +5,7 @@ from __future__ import annotations
 from distill_engine.parlai_options.flag import Flag, becomes, has_none
 
 _LAUNCHER = "ranks are started by the launcher, one for each GPU"
-_GENERATES = "validation is teacher-forced and generates nothing"
+_GENERATES = "the metrics that decide are teacher-forced"
 _LOGS = "metrics are always written to metrics.jsonl in the run folder"
 _CLEARML = "there is no ClearML sink; metrics.jsonl and W&B have every metric"
 

@@ -196,6 +196,11 @@ def save_teacher(folder: Path, family: str, **sizes) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_teacher() -> Callable[..., Path]:
+    return save_teacher
+
+
+@pytest.fixture(scope="session")
 def teachers(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("teachers")
     return {family: save_teacher(folder / family, family) for family in MODELS}
