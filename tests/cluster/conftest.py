@@ -293,7 +293,7 @@ def losses_of(run_dir: Path) -> list[tuple[int, float]]:
 
 def measured(run_dir: Path) -> list[tuple]:
     """Everything that does not depend on the clock."""
-    clocks = ("time/", "memory/", "train/tokens_per_second", "valid/seconds")
+    clocks = ("time/", "memory/", "train/tokens_per_second", "valid/seconds", "valid/sample/seconds")
     return [
         (one.kind, one.step, {name: value for name, value in one.values.items() if not name.startswith(clocks)})
         for one in records(run_dir)
