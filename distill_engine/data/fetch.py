@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import filecmp
-import hashlib
 import json
 import os
 import shutil
@@ -23,13 +22,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distill_engine.data.archives import Archive
+from distill_engine.data.digests import sha256_of
 from distill_engine.data.download import FetchError, Progress, download
 from distill_engine.data.errors import shown
 from distill_engine.data.unpack import unpack
 
 MARKER = ".fetched"
 _PARLAI_MARKER = ".built"
-_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -122,13 +121,13 @@ def _archive_file(
         return origin.copy
     whole, part = work / archive.name, work / f"{archive.name}.part"
     if whole.exists():
-        if _sha256(whole) == origin.sha256:
+        if sha256_of(whole) == origin.sha256:
             return whole
         whole.unlink()
     say(f"downloading {origin.url}")
     continues = part.exists()
     download(origin.url, part, progress, pause_s)
-    if continues and _sha256(part) != origin.sha256:
+    if continues and sha256_of(part) != origin.sha256:
         say("what an earlier attempt left does not fit: downloading all of it")
         part.unlink()
         download(origin.url, part, progress, pause_s)
@@ -143,7 +142,7 @@ def _archive_file(
 
 
 def _check(origin: Origin, file: Path, source: str) -> None:
-    found = _sha256(file)
+    found = sha256_of(file)
     if found != origin.sha256:
         with file.open("rb") as start:
             begins = shown(start.read(24))
@@ -217,11 +216,3 @@ def _complete(archive: Archive, folder: Path) -> tuple[str, ...] | None:
         return archive.files if there and lines[1:2] == [archive.version] else None
     whole = all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
     return tuple(sizes) if whole and set(archive.files) <= set(sizes) else None
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
