@@ -133,7 +133,7 @@ def _join(facts: ClusterFacts, timeout: timedelta) -> None:
 
 
 def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) -> None:
-    if not facts.job or not facts.master_addr:
+    if facts.world_size > 1 and not (facts.job and facts.master_addr):
         facts = agree_over_mpi(facts)
     store = meet(facts, timeout)
     os.environ.update(facts.as_environment() | {"MASTER_PORT": str(store.port)})
