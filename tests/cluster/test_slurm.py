@@ -55,7 +55,7 @@ def test_stopped_then_a_rank_killed_it_ends_like_an_undisturbed_run(slurm, tools
 def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancelled(slurm, tools, tmp_path):
     folder = tmp_path / "run"
     endless = tuple(one.replace("max_steps=30", "max_steps=100000") for one in tools.QUICK)
-    job = slurm.sbatch(folder, "--time=2", "--signal=USR1@90", settings=endless)
+    job = slurm.sbatch(folder, "--time=3", "--signal=USR1@105", settings=endless)  # after 75 s
     tools.wait_until(lambda: len(tools.attempts(folder)) == 1, "the signal", tell=lambda: slurm.said(job))
     assert tools.attempts(folder) == [STOPPED_AND_SAVED], slurm.said(job)
     reached = tools.last_step(folder)
@@ -76,7 +76,9 @@ def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancel
 def test_a_time_limit_shorter_than_a_start_ends_the_restarts_and_says_so(slurm, tools, tmp_path):
     folder = tmp_path / "run"
     (folder / "logs").mkdir(parents=True)
-    job = slurm.sbatch(folder, "--hold")
+    # so much to read that no machine has begun to train when the signal comes
+    slow = tuple(one.replace("train_examples=200", "train_examples=5000000") for one in tools.QUICK)
+    job = slurm.sbatch(folder, "--hold", settings=slow)
     lines = [json.dumps({"job": job, "code": STOPPED_AND_SAVED, "step": -1}) for _ in range(3)]
     (folder / "logs" / "attempts.jsonl").write_text("\n".join(lines) + "\n")
     slurm.command("scontrol", "update", f"jobid={job}", "TimeLimit=1")  # the signal is due at once
