@@ -18,7 +18,7 @@ from transformers import (
 
 from distill_engine.data.collate import collate
 from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tokenised import Example
+from distill_engine.data.tokenised import Example, TokenLimits
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.models.bart_family import FAMILIES
@@ -112,6 +112,7 @@ class Source:
         self._examples = list(chosen)
         self.context_lengths = np.array([len(one.context_ids) for one in chosen], np.int64)
         self.label_lengths = np.array([len(one.label_ids) for one in chosen], np.int64)
+        self.limits = TokenLimits(1024, 1024)  # nothing is cut here
 
     def __len__(self) -> int:
         return len(self._examples)
