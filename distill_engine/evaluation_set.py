@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_engine.data.collate import collate
 from distill_engine.data.layout import SequenceLayout
+from distill_engine.data.loader import length_sorted_batches, picked_batch
 from distill_engine.data.tokenised import TokenisedTask
 from distill_engine.values import Batch
 
@@ -41,7 +41,7 @@ class EvaluationSet:
         self.tasks = tuple(tasks)
         self._layout = layout
         self._tokenizer = tokenizer
-        self._picks = _batches(self.tasks, per_batch)
+        self._picks = length_sorted_batches(self.tasks, per_batch)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -69,9 +69,7 @@ class EvaluationSet:
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, 0 <= number < len(self), on the CPU."""
-        tasks, indices = self._picks[number]
-        pairs = zip(tasks.tolist(), indices.tolist(), strict=True)
-        return collate([self.tasks[task].example(index) for task, index in pairs], tasks.tolist(), self._layout, 1)
+        return picked_batch(self.tasks, self._picks[number], self._layout, 1)
 
     def texts(self, number: int) -> list[Example]:
         """The texts of batch `number`, in its order."""
@@ -84,9 +82,7 @@ class EvaluationSet:
         """16 hexadecimal digits that change with any token, limit, layout or the batches."""
         digest = hashlib.sha256(repr((self._layout, [len(tasks) for tasks, _ in self._picks])).encode())
         for task in self.tasks:
-            digest.update(repr(task.limits).encode())
-            digest.update(np.ascontiguousarray(task.tokens).data)
-            digest.update(np.ascontiguousarray(task.bounds).data)
+            digest.update(repr((task.limits, task.digest)).encode())
         return digest.hexdigest()[:16]
 
     def _texts_of(self, task: int, index: int) -> Example:
@@ -101,16 +97,3 @@ class EvaluationSet:
     def _decode(self, ids: NDArray[np.int32]) -> str:
         # special tokens that somebody typed are ordinary text in the data, so nothing is skipped
         return str(self._tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)).strip()
-
-
-def _batches(
-    tasks: Sequence[TokenisedTask], per_batch: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Task numbers and example numbers of each batch."""
-    sizes = [len(task) for task in tasks]
-    task_ids = np.repeat(np.arange(len(tasks)), sizes)
-    indices = np.concatenate([np.arange(size) for size in sizes])
-    contexts = np.concatenate([task.context_lengths for task in tasks])
-    labels = np.concatenate([task.label_lengths for task in tasks])
-    order = np.lexsort((indices, task_ids, -labels, -contexts))
-    return [(task_ids[part], indices[part]) for part in np.split(order, range(per_batch, len(order), per_batch))]

@@ -174,7 +174,7 @@ class TrainLoader:
         """This rank's batches of the step at a position, and the position after it."""
         picks = self._plan.take(position, self._accumulation_steps * self._world_size)
         mine = picks[self._rank :: self._world_size]
-        batches = [_collated(self._tasks, part, self._layout, self._pad_to_multiple_of) for part in mine]
+        batches = [picked_batch(self._tasks, part, self._layout, self._pad_to_multiple_of) for part in mine]
         if self._pin_memory:
             batches = [pinned(batch) for batch in batches]
         return batches, position + sum(len(part.tasks) for part in picks)
@@ -222,26 +222,34 @@ class ValidationLoader:
         picks = self._batches[number]
         if len(picks.tasks) == 0:
             return filler_batch(self._layout)
-        batch = _collated(self._tasks, picks, self._layout, self._pad_to_multiple_of)
+        batch = picked_batch(self._tasks, picks, self._layout, self._pad_to_multiple_of)
         return pinned(batch) if self._pin_memory else batch
 
 
-def _rank_batches(tasks: Sequence[ExampleSource], per_rank: int, rank: int, world_size: int) -> list[Picks]:
-    """Tasks and indices of each batch of a rank; the last global batch is shared out as evenly as it goes."""
+def length_sorted_batches(tasks: Sequence[ExampleSource], per_batch: int) -> list[Picks]:
+    """Every example of all tasks once, longest contexts first, so that batches hold little padding."""
     sizes = [len(task) for task in tasks]
     task_ids = np.repeat(np.arange(len(tasks)), sizes)
     indices = np.concatenate([np.arange(size) for size in sizes])
     contexts = np.concatenate([task.context_lengths for task in tasks])
     labels = np.concatenate([task.label_lengths for task in tasks])
     order = np.lexsort((indices, task_ids, -labels, -contexts))
-    cuts = range(per_rank * world_size, len(order), per_rank * world_size)
-    mine = [np.array_split(part, world_size)[rank] for part in np.split(order, cuts)]
-    return [Picks(task_ids[part], indices[part]) for part in mine]
+    parts = np.split(order, range(per_batch, len(order), per_batch))
+    return [Picks(task_ids[part], indices[part]) for part in parts]
 
 
-def _collated(
+def _rank_batches(tasks: Sequence[ExampleSource], per_rank: int, rank: int, world_size: int) -> list[Picks]:
+    """Tasks and indices of each batch of a rank; the last global batch is shared out as evenly as it goes."""
+    return [
+        Picks(*(np.array_split(part, world_size)[rank] for part in picks))
+        for picks in length_sorted_batches(tasks, per_rank * world_size)
+    ]
+
+
+def picked_batch(
     sources: Sequence[ExampleSource], picks: Picks, layout: SequenceLayout, pad_to_multiple_of: int
 ) -> Batch:
+    """The picked examples as one batch (see collate)."""
     tasks = picks.tasks.tolist()
     examples = [sources[task].example(index) for task, index in zip(tasks, picks.examples.tolist(), strict=True)]
     return collate(examples, tasks, layout, pad_to_multiple_of, sources[0].limits)
