@@ -25,6 +25,7 @@ from distill_engine.model_card import model_card
 from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints
 from distill_engine.recipe.identity import recipe_digest, resolved_yaml
+from distill_engine.recipe.load import without_folders
 from distill_engine.samples import sample_replies
 from distill_engine.student.build import (
     StudentSizes,
@@ -282,7 +283,7 @@ class Builder:
         )
 
     def _publisher(self, student: StudentEngine) -> Callable[[dict[str, float], int], None]:
-        recipe, ready = self._recipe, self._ready
+        recipe, ready = without_folders(self._recipe), self._ready
         probe = self._probe_batch()
 
         def write(values: dict[str, float], step: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 DONE = 0
 FAILED = 1
-STOPPED_AND_SAVED = 75  # asked to stop, checkpointed: start the same command again to go on
+STOPPED_AND_SAVED = 75  # asked to stop and checkpointed, or stood still: the same command again goes on
 BAD_INPUT = 78  # recipe, configuration or data: starting again cannot help
 
 VERDICT_VARIABLE = "DISTILL_VERDICT"

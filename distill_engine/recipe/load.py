@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ __all__ = [
     "recipe_difference",
     "recipe_digest",
     "resolved_yaml",
+    "without_folders",
 ]
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -144,16 +145,28 @@ def _placed(problem: Problem, where: KeyPath, document: YamlDocument, overridden
     return Problem(problem.path, problem.what, problem.rule, problem.fix, document.line_of(where))
 
 
+def without_folders(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths cut to their last name: for publishing, where this machine's folders say nothing
+    to a reader and may say too much about the author. `data.cache_dir`, which changes no result, goes."""
+    shorter = _with_paths(recipe, set(), lambda path: Path(path).name if Path(path).is_absolute() else path)
+    return shorter.model_copy(update={"data": shorter.data.model_copy(update={"cache_dir": None})})
+
+
 def _with_paths_resolved(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
-    def resolve(section: SectionT, prefix: str, *keys: str) -> SectionT:
-        paths = {key: getattr(section, key) for key in keys if f"{prefix}.{key}" not in overridden}
-        resolved = {key: _resolved(path, folder) for key, path in paths.items() if path is not None}
-        return section.model_copy(update=resolved)
+    return _with_paths(recipe, overridden, lambda path: _resolved(path, folder))
+
+
+def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) -> Recipe:
+    """Every key that may name a file or folder, changed, but for those in `kept`."""
+
+    def changed(section: SectionT, prefix: str, *keys: str) -> SectionT:
+        paths = {key: getattr(section, key) for key in keys if f"{prefix}.{key}" not in kept}
+        return section.model_copy(update={key: change(path) for key, path in paths.items() if path is not None})
 
     sources = enumerate(recipe.data.tasks)
-    tasks = [resolve(task, f"data.tasks.{index}", "train", "valid", "test") for index, task in sources]
-    data = resolve(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": tasks})
-    return recipe.model_copy(update={"data": data, "teacher": resolve(recipe.teacher, "teacher", "path")})
+    tasks = [changed(task, f"data.tasks.{index}", "train", "valid", "test") for index, task in sources]
+    data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": tasks})
+    return recipe.model_copy(update={"data": data, "teacher": changed(recipe.teacher, "teacher", "path")})
 
 
 def _resolved(value: str, folder: Path) -> str:

@@ -16,6 +16,7 @@ from distill_engine.recipe.load import (
     recipe_difference,
     recipe_digest,
     resolved_yaml,
+    without_folders,
 )
 from distill_engine.recipe.problem import Problem, did_you_mean, shown
 from distill_engine.recipe.schema import Recipe
@@ -264,6 +265,27 @@ def test_paths_that_exist_beside_the_recipe_become_absolute(tmp_path):
     assert recipe.data.tasks[0].valid == "other/valid.txt"
     assert recipe.data.tokenizer == "facebook/blenderbot-3B"
     assert recipe.data.root == "/nowhere/at/all"
+
+
+def test_a_published_recipe_names_no_folders_of_this_machine(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "train.txt").write_text("text:a\tlabels:b\n")
+    text = """\
+        name: tiny
+        teacher: {path: teacher}
+        data:
+          tokenizer: facebook/blenderbot-3B
+          root: /data/of/somebody
+          cache_dir: /scratch/somebody
+          tasks:
+            - {name: parlai_text, train: train.txt, valid: other/valid.txt}
+        optimizer: {learning_rate: 1e-4}
+        """
+    published = without_folders(load_recipe(write(tmp_path, text)))
+    assert (published.teacher.path, published.data.tokenizer) == ("teacher", "facebook/blenderbot-3B")
+    assert (published.data.root, published.data.cache_dir) == ("somebody", None)
+    assert (published.data.tasks[0].train, published.data.tasks[0].valid) == ("train.txt", "other/valid.txt")
+    assert str(tmp_path) not in resolved_yaml(published)
 
 
 def test_paths_of_overrides_stay_relative_to_the_working_directory(tmp_path):
