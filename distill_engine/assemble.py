@@ -159,9 +159,14 @@ def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
             defects.append(error)
             raise
 
+    def turn(name: str, mine: bool) -> None:
+        with ranks.unhurried(name):
+            if mine:
+                action()
+
     try:
-        everywhere(ranks, lambda: action() if ranks.local_rank == 0 else None, str)
-        everywhere(ranks, lambda: None if ranks.local_rank == 0 else action(), str)
+        everywhere(ranks, lambda: turn("first of each node", ranks.local_rank == 0), str)
+        everywhere(ranks, lambda: turn("others of each node", ranks.local_rank != 0), str)
     except RankFailures as failures:
         if defects:  # not the user's doing: a traceback, please
             raise defects[0] from failures

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +19,7 @@ from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluste
 from distill_engine.engine.rendezvous import agree_over_mpi, meet
 
 Value = TypeVar("Value")
+LOOK_SECONDS = 0.2
 
 
 class LaunchError(RuntimeError):
@@ -84,6 +88,27 @@ class Ranks:
         """Wait for every rank."""
         if self.world_size > 1:
             dist.barrier()
+
+    @contextmanager
+    def unhurried(self, name: str) -> Iterator[None]:
+        """Work that may keep one rank busy for longer than the time-out of collectives, such as a download.
+
+        Leaving it waits until every rank has left it, without a collective and without an end: a rank that dies is
+        its launcher's to notice. Signals are heeded meanwhile. `name` is used once in a run.
+        """
+        try:
+            yield
+        finally:
+            if self.world_size > 1:
+                self._wait_for_all(f"unhurried/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}")
+
+    def _wait_for_all(self, counter: str) -> None:
+        # the group's own store: nothing else is known to be reachable from every rank, and torch has no public name
+        store = dist.distributed_c10d._get_default_store()
+        arrived = store.add(counter, 1)
+        while arrived < self.world_size:
+            time.sleep(LOOK_SECONDS)
+            arrived = store.add(counter, 0)
 
 
 def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
