@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from distill_engine.recipe.explain import explain
 from distill_engine.recipe.identity import RecipeDifference, recipe_difference, recipe_digest, resolved_yaml
 from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any, shown
-from distill_engine.recipe.schema import Recipe, Section
+from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.section import Section
 from distill_engine.recipe.yaml_text import Path as KeyPath
 from distill_engine.recipe.yaml_text import YamlDocument, dotted, parse_yaml
 

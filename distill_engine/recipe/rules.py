@@ -12,8 +12,8 @@ from pathlib import Path
 from distill_engine.recipe.batch_rules import BATCH_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
-from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any
-from distill_engine.recipe.schema import LayerMap, LossWeights, Recipe
+from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any, shown
+from distill_engine.recipe.schema import LayerMap, LossWeights, Recipe, TeacherSection
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 
 __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "check_tokenizer", "raise_if_any"]
@@ -101,11 +101,13 @@ def copied_layers_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def revision_has_a_name(recipe: Recipe) -> Iterator[Problem]:
-    """A revision belongs to a teacher."""
-    if recipe.teacher.path is None and recipe.teacher.revision is not None:
-        what = f"is {recipe.teacher.revision!r}, but teacher.path is null"
-        yield Problem("teacher.revision", what, fix="Set teacher.path, or remove the revision")
+def teacher_keys_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
+    """A revision, a placement and a window are a teacher's."""
+    for key, field in TeacherSection.model_fields.items():
+        value = getattr(recipe.teacher, key)
+        if recipe.teacher.path is None and value != field.default:
+            what = f"is {shown(value)}, but teacher.path is null"
+            yield Problem(f"teacher.{key}", what, fix=f"Set teacher.path, or remove the {key}")
 
 
 def student_alone_is_complete(recipe: Recipe) -> Iterator[Problem]:
@@ -272,7 +274,7 @@ RULES: tuple[Rule, ...] = (
     teacher_is_used,
     weights_have_a_teacher,
     copied_layers_have_a_teacher,
-    revision_has_a_name,
+    teacher_keys_have_a_teacher,
     student_alone_is_complete,
     width_divides_into_heads,
     layer_maps_fit,

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
 
 LayerMapName = Literal["parlai", "uniform", "first_last", "first"]
 LayerMap = LayerMapName | list[int]
-
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """Base of every section: read-only, and no key that we do not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+Placement = Literal["zero3", "node", "replica", "offload"]
 
 
 class TeacherSection(Section):
@@ -30,6 +22,16 @@ class TeacherSection(Section):
 
     path: str | None = Field(None, description="Folder or Hugging Face name; null: train without a teacher.")
     revision: str | None = Field(None, description="Commit or tag of a Hugging Face name; pin it for long runs.")
+    placement: Placement = Field(
+        "zero3",
+        description="Where its weights live. zero3: shards over all ranks; node: shards over each node's ranks, so "
+        "no byte of it crosses the network; replica: a copy on every rank; offload: shards in host memory.",
+    )
+    window: bool = Field(
+        False,
+        description="One teacher pass for all micro-batches of an optimizer step: layers are gathered once per step "
+        "instead of once per micro-batch, and its features of the whole step are held at a time.",
+    )
 
 
 class StudentSection(Section):

@@ -85,6 +85,8 @@ BROKEN = [
     (ALONE, {"losses": {"weights": {"hidden": 64}}}, "losses.weights", r"\(hidden 64\), but teacher.path is null"),
     (ALONE, {"student": {"init": "teacher_layers"}}, "student.init", "Set teacher.path, or student.init: random"),
     (ALONE, {"teacher": {"revision": "abc"}}, "teacher.revision", "but teacher.path is null"),
+    (ALONE, {"teacher": {"placement": "node"}}, "teacher.placement", "is 'node', but teacher.path is null"),
+    (ALONE, {"teacher": {"window": True}}, "teacher.window", "is true, but teacher.path is null"),
     (ALONE, {"student": {"width": None}}, "student.width", "is missing. Without a teacher"),
     (ALONE, {"student": {"family": None}}, "student.family", "is missing. Without a teacher"),
     (ALONE, {"data": {"tokenizer": None}}, "data.tokenizer", "is missing. Without a teacher"),
