@@ -52,7 +52,8 @@ def after(
 
 def preflight_node(run_dir: RunDirOption) -> None:
     """Look at this node and print what was found, as one line of JSON."""
-    say(preflight.look(run_dir, os.environ.get("SLURMD_NODENAME") or socket.gethostname()).to_json())
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    say(preflight.look(run_dir, node, os.environ).to_json())
 
 
 def preflight_report(
@@ -60,7 +61,7 @@ def preflight_report(
     gpus_per_node: Annotated[int, typer.Option(help="How many GPUs each must show; 0: none needed.")] = 0,
 ) -> None:
     """Compare the nodes' lines (standard input); all problems at once, each with its node."""
-    found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node)
+    found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node, preflight.asked_nodes(os.environ))
     for problem in problems:
         ERR.print(f"preflight: {problem}", markup=False)
     if problems:

@@ -2,7 +2,7 @@
 
 Each node prints one line of JSON; one process compares them. What a node can only know itself (its GPUs, its clock
 against the file server's, whether the run folder is really the shared one) it finds out; what must be equal on all
-nodes (versions, driver) is compared.
+nodes (versions, driver) is compared. Whether nodes reach each other they try out together (reachability.py).
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from distill_engine.cluster.facts import ClusterError, read_cluster
+from distill_engine.cluster.hostlist import expand_hostlist
+from launcher.reachability import unreached_nodes
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 MAX_SKEW_SECONDS = 60.0
 LEAST_FREE_BYTES = 10 * 2**30
 _GPU_QUERY = "--query-gpu=name,driver_version,memory.total,ecc.errors.uncorrected.volatile.total"
 _SECONDS = 60
+_NAMED = 4  # nodes in one sentence
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class NodeFacts:
     gpus        one line for each GPU: name, driver, memory, uncorrected memory errors
     skew        seconds by which this node's clock is ahead of the one that stamps files in the run folder
     free_bytes  in the run folder; -1 if it cannot be written, see `problem`
+    unreached   node that this one cannot connect to -> why
     """
 
     node: str
@@ -42,27 +48,53 @@ class NodeFacts:
     free_bytes: int = -1
     problem: str = ""
     seen: tuple[str, ...] = field(default=())
+    unreached: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line."""
         return json.dumps(asdict(self))
 
 
-def look(run_dir: Path, node: str) -> NodeFacts:
-    """Everything about this node. Never raises for a bad node: that is what it reports."""
+def look(run_dir: Path, node: str, environment: Mapping[str, str]) -> NodeFacts:
+    """Everything about this node. Never raises for a bad node: that is what it reports.
+
+    `environment` is that of a step with one task on each node; all of them look at the same time.
+    """
     skew, free, problem = 0.0, -1, ""
     seen: tuple[str, ...] = ()
     try:
         skew, free, seen = _try_folder(run_dir, node)
     except OSError as error:
         problem = f"cannot use the run folder {run_dir}: {error.strerror or error}"
-    return NodeFacts(node, _gpus(), _versions(), skew, free, problem, seen)
+    try:
+        unreached = unreached_nodes(read_cluster(environment), node, (asked_nodes(environment) or [node])[0])
+    except ClusterError as error:
+        unreached = {node: str(error)}
+    return NodeFacts(node, _gpus(), _versions(), skew, free, problem, seen, unreached)
 
 
-def compare(lines: Iterable[str], nodes: int, gpus_per_node: int) -> tuple[list[NodeFacts], list[str]]:
-    """The nodes' facts, and every problem as a sentence that names the node and says what to do."""
+def asked_nodes(environment: Mapping[str, str]) -> list[str]:
+    """Names of the job's nodes in the order of their numbers; empty outside Slurm."""
+    nodelist = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    try:
+        return expand_hostlist(nodelist) if nodelist else []
+    except ValueError:
+        return []
+
+
+def compare(
+    lines: Iterable[str], nodes: int, gpus_per_node: int, asked: Sequence[str] = ()
+) -> tuple[list[NodeFacts], list[str]]:
+    """The nodes' facts, and every problem as a sentence that names the node and says what to do.
+
+    `asked` are the nodes' names, where they are known: those that said nothing are named.
+    """
     found, problems = _parse(lines)
-    if len(found) < nodes:
+    answered = {one.node for one in found}
+    if silent := [node for node in asked if node not in answered]:
+        named = ",".join(silent)
+        problems.append(f"{', '.join(silent)} said nothing. Exclude (sbatch --exclude={named}) or repair it.")
+    elif len(found) < nodes:
         named = ", ".join(one.node for one in found) or "none"
         problems.append(
             f"{nodes} nodes were asked, {len(found)} answered ({named}). Exclude the silent one (--exclude)."
@@ -70,6 +102,7 @@ def compare(lines: Iterable[str], nodes: int, gpus_per_node: int) -> tuple[list[
     for one in found:
         problems += _own_problems(one, gpus_per_node)
     problems += _odd_ones_out(found)
+    problems += _unreached(found)
     return found, problems
 
 
@@ -166,6 +199,32 @@ def _odd_ones_out(found: list[NodeFacts]) -> list[str]:
         problems.append(
             f"no node saw the files of all others ({', '.join(sorted(names))}): the run folder is not one shared "
             "folder. Choose one on the shared file system (RUN_DIR)."
+        )
+    return problems
+
+
+def _unreached(found: list[NodeFacts]) -> list[str]:
+    """Each node that others cannot connect to, with them; and which nodes to suspect: those in most of the pairs."""
+    callers: dict[str, list[NodeFacts]] = {}
+    for one in found:
+        for node in one.unreached:
+            callers.setdefault(node, []).append(one)
+    problems = []
+    for node, failed in callers.items():
+        named = ", ".join(one.node for one in failed[:_NAMED])
+        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        problems.append(f"{named}{more} cannot connect to {node} ({failed[0].unreached[node]}).")
+    pairs = {frozenset((one.node, node)) for node, failed in callers.items() for one in failed}
+    suspects: list[str] = []
+    while pairs:
+        counts = Counter(node for pair in pairs for node in sorted(pair))
+        most = max(counts.values())
+        suspects += [node for node, count in counts.items() if count == most]
+        pairs = {pair for pair in pairs if not pair & set(suspects)}
+    if suspects:
+        problems[-1] += (
+            f" In most of these pairs: {', '.join(suspects)}. Exclude (sbatch --exclude={','.join(suspects)}), or let "
+            "nodes reach each other on all ports from 1024 up; MASTER_ADDR chooses another network for the head node."
         )
     return problems
 

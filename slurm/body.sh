@@ -42,8 +42,9 @@ train() {
   rm -f -- "$verdict"
 
   if [[ ${PREFLIGHT:-1} != 0 ]]; then
-    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-      "$PYTHON" -m launcher preflight-node --run-dir "$run_dir" |
+    # --wait: a node that hangs is ended, and so named by the report, 90 s after the first one has answered
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
+      "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
       "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "${SLURM_GPUS_ON_NODE:-0}" || exit
   fi
   printf 'ranks: %s on each of %s nodes; their logs: %s\n' "$per_node" "$SLURM_JOB_NUM_NODES" "$run_dir/logs"

@@ -51,6 +51,27 @@ def test_folders_that_are_not_one_folder():
     assert len(found) == 1 and "not one shared folder" in found[0]
 
 
+def test_nodes_that_say_nothing_are_named_where_their_names_are_known():
+    found = compare([node("n1").to_json()], 3, 8, ["n1", "n2", "n3"])[1]
+    assert found[0].startswith("n2, n3 said nothing. Exclude (sbatch --exclude=n2,n3)")
+
+
+def test_pairs_that_do_not_reach_each_other_are_named_and_the_node_in_most_of_them_suspected():
+    late = "10.0.0.2 port 4242: timed out"
+    found = problems(node("n1", unreached={"n2": late}), node("n2"), node("n3", unreached={"n2": late}))
+    assert len(found) == 1 and "n1, n3 cannot connect to n2 (10.0.0.2 port 4242: timed out)" in found[0], found
+    assert "In most of these pairs: n2. Exclude (sbatch --exclude=n2)" in found[0]
+    pair = problems(node("n1", unreached={"n2": late}), node("n2", unreached={"n1": late}), node("n3"))
+    assert len(pair) == 2 and "In most of these pairs: n1, n2." in pair[1], "two nodes: either may be the bad one"
+
+
+def test_a_start_that_contradicts_itself_is_reported(tmp_path):
+    odd = look(tmp_path, "n1", {"RANK": "0"})
+    assert "A launcher sets all five" in odd.unreached["n1"]
+    said = compare([odd.to_json()], 1, 0)[1]
+    assert any("n1 cannot connect to n1" in one for one in said)
+
+
 def test_a_line_that_is_no_report():
     found = compare(["Warning: Permanently added n9\n", node("n1").to_json()], 1, 8)[1]
     assert len(found) == 1 and "Permanently added" in found[0]
@@ -60,7 +81,7 @@ def test_a_real_node(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     (tmp_path / ".preflight").mkdir()
     (tmp_path / ".preflight" / "n9@4.0").touch()
-    first, second = look(tmp_path, "n1"), look(tmp_path, "n2")
+    first, second = look(tmp_path, "n1", {}), look(tmp_path, "n2", {})
     assert first.problem == "" and first.free_bytes > 0 and abs(first.skew) < 5
     assert first.versions["torch"] != "absent"
     assert second.seen == ("n1", "n2"), "files of an earlier start do not count"
@@ -69,4 +90,4 @@ def test_a_real_node(tmp_path, monkeypatch):
 
 def test_a_run_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").touch()
-    assert "cannot use the run folder" in look(tmp_path / "file" / "run", "n1").problem
+    assert "cannot use the run folder" in look(tmp_path / "file" / "run", "n1", {}).problem
