@@ -1,4 +1,4 @@
-"""Several models side by side on one recipe's validation data: quality, size, and milliseconds per reply."""
+"""Several models side by side on one recipe's data: quality, size, and milliseconds per reply."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill_engine.cluster.facts import read_cluster
+from distill_engine.data.episodes import Split
 from distill_engine.data.loader import ValidationLoader
+from distill_engine.data.tokenised import TokenisedTask
 from distill_engine.evaluate import evaluate_models, load_model, parameter_count
 from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.latency import measure_latency
-from distill_engine.prepare import Prepared, prepare
+from distill_engine.prepare import Prepared, prepare, tasks_of
 from distill_engine.recipe.rules import read_recipe
 
 _LATENCY_CONTEXTS = 23  # 3 of them warm up
@@ -30,13 +32,25 @@ class CompareError(ValueError):
 class Loaded:
     """Models of one comparison in memory, by the names they were given, with the data to compare them on.
 
-    `teacher` may be one of `models`; None without one.
+    `teacher` may be one of `models`; None without one. `tasks` are those of the recipe that have the `split`, by name.
     """
 
     models: dict[str, PreTrainedModel]
     teacher: PreTrainedModel | None
     ready: Prepared
     device: torch.device
+    split: Split
+    tasks: dict[str, TokenisedTask]
+
+    @property
+    def first_task(self) -> TokenisedTask:
+        """The task whose contexts latency is measured with."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def without_split(self) -> list[str]:
+        """Names of the tasks that are left out."""
+        return [label for label in self.ready.task_labels if label not in self.tasks]
 
 
 def load_models(
@@ -45,30 +59,43 @@ def load_models(
     overrides: Sequence[str],
     teacher: str | None,
     dtype: torch.dtype = torch.float32,
+    split: Split = "valid",
 ) -> Loaded:
-    """Models, teacher and validation data of a comparison.
+    """Models, teacher and data of a comparison.
 
     models       model folders, run folders (their `best`), or names on the Hub
-    recipe_file  whose validation data is used; None: the first run folder's recipe.yaml
+    recipe_file  whose data is used; None: the first run folder's recipe.yaml
     teacher      None: the recipe's, if it has one
 
     Raises CompareError or another ValueError that says what to correct.
     """
     ready = prepared(models, recipe_file, overrides)
+    tasks = split_tasks(ready, split)
     device = own_device()
     loaded = {name: load_model(model_folder(name), device, dtype) for name in models}
     taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
     teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device, dtype)
-    return Loaded(loaded, teacher_model, ready, device)
+    return Loaded(loaded, teacher_model, ready, device, split, tasks)
 
 
 def prepared(models: Sequence[str], recipe_file: Path | None, overrides: Sequence[str]) -> Prepared:
-    """The recipe, checked and loaded. Raises CompareError if there is none or it has no validation data."""
+    """The recipe, checked and loaded. Raises CompareError if there is none."""
     file = recipe_file or _recipe_of(models)
-    ready = prepare(read_recipe(file, overrides), file)
-    if not ready.valid_tasks:
-        raise CompareError(f"{file}: no task has validation data. Name some in data.tasks.")
-    return ready
+    return prepare(read_recipe(file, overrides), file)
+
+
+def split_tasks(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
+    """The recipe's tasks that have the split, by name; at least one. Raises CompareError if none has it, DataError
+    for bad files."""
+    tasks = tasks_of(ready, split)
+    if tasks:
+        return tasks
+    held = ["train", *(["valid"] if ready.valid_tasks else [])]
+    raise CompareError(
+        f"recipe {ready.recipe.name}: none of its tasks ({', '.join(ready.task_labels)}) has a {split} split. A task "
+        f"of files has the splits that the recipe names files for. Add `{split}: FILE` to one (data.tasks), or "
+        f"measure on another one (--split {' or '.join(held)})."
+    )
 
 
 def own_device() -> torch.device:
@@ -78,9 +105,9 @@ def own_device() -> torch.device:
     return torch.device("cuda", read_cluster(os.environ).local_rank % torch.cuda.device_count())
 
 
-def evaluation_set(ready: Prepared, per_batch: int) -> EvaluationSet:
-    """The recipe's validation examples in batches of `per_batch`."""
-    return EvaluationSet(ready.valid_tasks, ready.layout, ready.tokenizer, per_batch)
+def evaluation_set(loaded: Loaded, per_batch: int) -> EvaluationSet:
+    """The examples to compare on, in batches of `per_batch`."""
+    return EvaluationSet(tuple(loaded.tasks.values()), loaded.ready.layout, loaded.ready.tokenizer, per_batch)
 
 
 def compare(
@@ -107,14 +134,13 @@ def compare_loaded(
     quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)
     rows = {name: {"parameters": float(parameter_count(models[name])), **quality[name]} for name in models}
     if with_latency:
-        for name, latency in measure_latency(models, contexts_of(ready, device)).items():
+        for name, latency in measure_latency(models, contexts_of(ready.valid_tasks[0], device)).items():
             rows[name]["ms_per_reply"] = latency.median_ms
     return rows
 
 
-def contexts_of(ready: Prepared, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
-    """At most `count` contexts of the first validation task, evenly spread over it; [1, S] int64 each."""
-    task = ready.valid_tasks[0]
+def contexts_of(task: TokenisedTask, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
+    """At most `count` contexts of a task, evenly spread over it; [1, S] int64 each."""
     count = min(count, len(task))
     stride = max(1, len(task) // count)
     ids = [task.example(number * stride).context_ids for number in range(count)]

@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from distill_engine.data.episodes import Split
 from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.tokenised import TokenisedTask
 from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
@@ -24,7 +25,7 @@ from distill_engine.recipe.problem import Problem, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.student.weights import WeightFiles
-from distill_engine.task_data import load_tasks
+from distill_engine.task_data import load_split, load_tasks
 
 _OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*"]
 
@@ -59,10 +60,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     family = family_of(config) if config is not None else FAMILIES[str(recipe.student.family)]
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
     layout = _layout(recipe, family, tokenizer, config, source)
-    encoder = DialogueTokenizer(
-        tokenizer, layout, recipe.data.delimiter, recipe.data.context_tokens, recipe.data.label_tokens
-    )
-    tasks = load_tasks(recipe.data, encoder)
+    tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
     if config is not None:
         largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
         raise_if_any(source, _ids_fit(largest, config))
@@ -78,6 +76,23 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         valid_tasks=tasks.valid,
         valid_labels=tasks.valid_labels,
     )
+
+
+def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
+    """The tasks that have a split, by name. The test split is read here and now: training has no use for it.
+
+    Raises DataError for bad files.
+    """
+    if split == "train":
+        return dict(zip(ready.task_labels, ready.train_tasks, strict=True))
+    if split == "valid":
+        return dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
+    return load_split(ready.recipe.data, _encoder(ready.recipe, ready.tokenizer, ready.layout), split)
+
+
+def _encoder(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
+    data = recipe.data
+    return DialogueTokenizer(tokenizer, layout, data.delimiter, data.context_tokens, data.label_tokens)
 
 
 def fingerprints(ready: Prepared) -> dict[str, str]:

@@ -43,25 +43,40 @@ class TaskData:
 
 def load_tasks(data: DataSection, encoder: DialogueTokenizer) -> TaskData:
     """Training and validation splits of all tasks. Raises DataError for files that are bad or hold no example."""
-    speaks = read_cluster(os.environ).rank == 0
-    say = _say if speaks else _keep_quiet
-    cache = TokenCache(Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ), say)
-    specs = [TaskSpec(**task.model_dump(), root=data.root) for task in data.tasks]
-    with_valid = [spec for spec in specs if has_split(spec, "valid")]
+    cache = _cache(data)
+    train = _split(data, encoder, "train", cache)
+    valid = _split(data, encoder, "valid", cache)
+    return TaskData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
 
-    def tokenised(spec: TaskSpec, split: Split) -> TokenisedTask:
-        with _display(f"tokenising {spec.title}, {split}", speaks) as display:
+
+def load_split(data: DataSection, encoder: DialogueTokenizer, split: Split) -> dict[str, TokenisedTask]:
+    """One split of the tasks by their names, in the recipe's order; tasks of files that name none for it are left
+    out, except for training. Raises DataError for files that are bad or hold no example."""
+    return _split(data, encoder, split, _cache(data))
+
+
+def _cache(data: DataSection) -> TokenCache:
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
+    return TokenCache(folder, _say if _speaks() else _keep_quiet)
+
+
+def _speaks() -> bool:
+    return read_cluster(os.environ).rank == 0
+
+
+def _split(
+    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache
+) -> dict[str, TokenisedTask]:
+    loaded = {}
+    for spec in (TaskSpec(**task.model_dump(), root=data.root) for task in data.tasks):
+        if split != "train" and not has_split(spec, split):
+            continue
+        with _display(f"tokenising {spec.title}, {split}", _speaks()) as display:
             task = cache.task(_source(spec, split, display), encoder, display.add)
         if len(task) == 0:
             raise DataError(f"Task {spec.title!r} has no {split} example. Correct its file, or leave the task out.")
-        return task
-
-    return TaskData(
-        labels=tuple(spec.title for spec in specs),
-        train=tuple(tokenised(spec, "train") for spec in specs),
-        valid_labels=tuple(spec.title for spec in with_valid),
-        valid=tuple(tokenised(spec, "valid") for spec in with_valid),
-    )
+        loaded[spec.title] = task
+    return loaded
 
 
 def _source(spec: TaskSpec, split: Split, display: Display) -> Source:

@@ -1,4 +1,4 @@
-"""`distill evaluate`: quality of several models on one recipe's validation data."""
+"""`distill evaluate`: quality of several models on one recipe's data."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from distill_engine.exit_codes import BAD_INPUT
 
 if TYPE_CHECKING:
     from distill_engine.compare import Loaded
+    from distill_engine.data.episodes import Split
     from distill_engine.evaluation import Evaluation, ReplySettings
 
 ModelsArgument = Annotated[list[str], typer.Argument(help="Model folders, run folders (their best/), or Hub names.")]
@@ -38,6 +39,7 @@ GenerationOption = Annotated[
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Examples at a time.")]
+SplitName = Literal["train", "valid", "test"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 PartialOption = Annotated[
     Path, typer.Option("--partial", help="Where partial results are kept, from which the same command resumes.")
@@ -63,6 +65,7 @@ def evaluate(
     recipe: RecipeOption = None,
     teacher: TeacherOption = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it
+    split: Annotated[SplitName, typer.Option(help="Which examples, of the tasks that have the split.")] = "valid",
     generate: Annotated[
         bool, typer.Option("--generate", help="Also generate replies: F1, BLEU, distinct, length, repetition.")
     ] = False,
@@ -81,7 +84,9 @@ def evaluate(
     """
     rank, _ = ranks()
     try:
-        loaded = loaded_models(models, recipe, overrides, teacher, dtype)
+        loaded = loaded_models(models, recipe, overrides, teacher, dtype, split)
+        if rank == 0 and loaded.without_split:
+            say_left_out(loaded)
         spoken = reply_settings(loaded, generation) if generate or generation else None
         done = measured(loaded, spoken, batch_size, partial, resume)
         rows = with_sizes(loaded, done.values)
@@ -91,7 +96,7 @@ def evaluate(
         refuse(error)
     if rank != 0:
         return
-    print_rows(rows, [] if len(loaded.ready.valid_labels) < 2 else list(loaded.ready.valid_labels))
+    print_rows(rows, list(loaded.tasks) if len(loaded.tasks) > 1 else [])
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
@@ -109,7 +114,12 @@ def ranks() -> tuple[int, int]:
 
 
 def loaded_models(
-    models: list[str], recipe: Path | None, overrides: list[str], teacher: str | None, dtype: Dtype
+    models: list[str],
+    recipe: Path | None,
+    overrides: list[str],
+    teacher: str | None,
+    dtype: Dtype,
+    split: Split = "valid",
 ) -> Loaded:
     """Models, teacher and data. Raises ValueError that says what to correct."""
     import torch
@@ -117,7 +127,13 @@ def loaded_models(
     from distill_engine.compare import load_models
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return load_models(models, recipe, overrides, teacher, dtypes[dtype])
+    return load_models(models, recipe, overrides, teacher, dtypes[dtype], split)
+
+
+def say_left_out(loaded: Loaded) -> None:
+    """One line on stderr about the tasks without the split: a mean over fewer tasks is another number."""
+    text = f"without a {loaded.split} split, and left out: {', '.join(loaded.without_split)}"
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def reply_settings(loaded: Loaded, generation: list[str]) -> ReplySettings:
@@ -134,14 +150,13 @@ def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, part
     from distill_engine.evaluation import Work, run_evaluation
 
     rank, world_size = ranks()
-    ready = loaded.ready
     with progress_bars(show=rank == 0) as advance:
         return run_evaluation(
             loaded.models,
             loaded.teacher,
-            evaluation_set(ready, batch_size),
-            ready.valid_labels,
-            ready.tokenizer,
+            evaluation_set(loaded, batch_size),
+            list(loaded.tasks),
+            loaded.ready.tokenizer,
             Work(partial, rank, world_size, resume, advance),
             spoken,
         )
@@ -159,7 +174,7 @@ def add_latency(loaded: Loaded, rows: dict[str, dict[str, float]]) -> None:
     from distill_engine.compare import contexts_of
     from distill_engine.latency import measure_latency
 
-    for name, one in measure_latency(loaded.models, contexts_of(loaded.ready, loaded.device)).items():
+    for name, one in measure_latency(loaded.models, contexts_of(loaded.first_task, loaded.device)).items():
         rows[name]["ms_per_reply"] = one.median_ms
 
 

@@ -116,7 +116,7 @@ def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) ->
     from distill_engine.compare import contexts_of
     from distill_engine.latency import measure, rows
 
-    contexts = contexts_of(loaded.ready, loaded.device, _CONTEXTS)
+    contexts = contexts_of(loaded.first_task, loaded.device, _CONTEXTS)
     with progress_bar("latency") as advance:
         return rows(loaded.models, measure(loaded.models, cases, contexts, rounds, 2, new_tokens, advance))
 
@@ -135,9 +135,7 @@ def _card(
 
     short = short_names(values)
     ready = loaded.ready
-    counts = ", ".join(
-        f"{label} ({len(task):,})" for label, task in zip(ready.valid_labels, ready.valid_tasks, strict=True)
-    )
+    counts = ", ".join(f"{label} ({len(task):,})" for label, task in loaded.tasks.items())
     how = {
         "data": f"validation examples of recipe {ready.recipe.name}: {counts}",
         "quality": "teacher-forced, every example once, mean over tasks; F1 and token accuracy as ParlAI has them",

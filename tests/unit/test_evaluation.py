@@ -4,7 +4,6 @@ import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, BlenderbotConfig, Bl
 
 from distill_engine import evaluation
 from distill_engine.data.demo import demo_episodes
-from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.layout import SequenceLayout
+from distill_engine.data.tasks import TaskSpec, read_task
 from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.evaluate import ModelError, load_model
 from distill_engine.evaluation import ReplySettings, Work, run_evaluation
@@ -305,15 +304,15 @@ def from_parlai(folder: Path) -> BlenderbotForConditionalGeneration:
     return model.eval()
 
 
-@pytest.mark.skipif("TASKDATA_DIR" not in os.environ, reason="TASKDATA_DIR names no folder of a ParlAI run")
-def test_the_report_of_a_parlai_run(tmp_path):
-    """Loss, ppl, token_acc and token_em of every task, as ParlAI printed them (4 digits)."""
-    root = Path(os.environ["TASKDATA_DIR"])
-    report = json.loads((root / "tiny_parlai" / "blender" / "model.valid").read_text().split("valid:", 1)[1])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_report_of_a_parlai_run(tmp_path, split):
+    """Loss, ppl, token_acc and token_em of every task, as ParlAI printed them (4 digits), from the raw files on."""
+    root = Path(os.environ.get("TASKDATA_DIR") or Path(__file__).parents[1] / "fixtures" / "taskdata")
+    report = json.loads((root / "tiny_parlai" / "blender" / f"model.{split}").read_text().split(f"{split}:", 1)[1])
     names = ("blended_skill_talk", "convai2:normalized", "empathetic_dialogues", "wizard_of_wikipedia")
     tokenizer = load_tokenizer(str(root / "toy_dict" / "hf"))
     encoder = DialogueTokenizer(tokenizer, blenderbot_layout(), "  ", 128, 128)
-    data = [encoder.tokenise(parlai_episodes(root, name)) for name in names]
+    data = [encoder.tokenise(read_task(TaskSpec(name, root=str(root / "raw")), split)) for name in names]
     model = from_parlai(root / "tiny_parlai" / "blender")
     batches = EvaluationSet(data, blenderbot_layout(), tokenizer, 4)
     values = run_evaluation({"m": model}, None, batches, names, tokenizer, Work(tmp_path), None).values["m"]
@@ -323,11 +322,3 @@ def test_the_report_of_a_parlai_run(tmp_path):
             told, ours = report[prefix + metric], values[prefix + metric]
             assert float(f"{ours:.4g}") == pytest.approx(told, rel=1e-9), prefix + metric
 
-
-def parlai_episodes(root: Path, name: str) -> list[Episode]:
-    lines = (root / f"expected_{name.replace(':', '_')}_valid.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [
-        Episode(tuple(Turn(row["text"], row["labels"][0]) for row in said))
-        for _, said in groupby(rows, key=lambda row: row["episode"])
-    ]

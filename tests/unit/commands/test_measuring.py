@@ -74,6 +74,44 @@ def test_evaluate_prints_tables_and_writes_json(run, recipe, student, tmp_path):
     assert len(kept) == 2
 
 
+@pytest.fixture(scope="module")
+def with_files(tmp_path_factory, recipe) -> Path:
+    """Two tasks of files: `talk` has three splits of 3, 2 and 1 examples, `few` has no test split."""
+    folder = tmp_path_factory.mktemp("files")
+    for split, count in (("train", 3), ("valid", 2), ("test", 1)):
+        lines = [f"text:do you like {split} {n}?\tlabels:yes, {split}.\tepisode_done:True\n" for n in range(count)]
+        (folder / f"{split}.txt").write_text("".join(lines))
+    head = recipe.read_text("utf-8").partition("  tasks:\n")[0]
+    tail = recipe.read_text("utf-8").rpartition("valid_examples: 20}\n")[2]
+    files = {split: f"{split}: {folder / split}.txt" for split in ("train", "valid", "test")}
+    tasks = f"    - {{name: parlai_text, label: talk, {', '.join(files.values())}}}\n"
+    tasks += f"    - {{name: parlai_text, label: few, {files['train']}, {files['valid']}}}\n"
+    file = folder / "files.yaml"
+    file.write_text(f"{head}  tasks:\n{tasks}{tail}", "utf-8")
+    return file
+
+
+def test_any_split_is_evaluated_and_tasks_without_it_are_named(run, with_files, tmp_path):
+    ppl = {}
+    for split, examples, labels in (("train", 6, {"talk", "few"}), ("valid", 4, {"talk", "few"}), ("test", 1, set())):
+        done = run("evaluate", TEACHER, "--recipe", with_files, "--split", split, "--json", f"{split}.json")
+        (row,) = json.loads((tmp_path / f"{split}.json").read_text()).values()
+        assert row["exs"] == examples
+        assert ("without a test split, and left out: few" in done.stderr) == (split == "test")
+        assert {title for title in ("talk", "few") if re.search(rf"^{title} *$", done.stdout, re.MULTILINE)} == labels
+        ppl[split] = row["talk/ppl"]
+    assert len(set(ppl.values())) == 3
+    assert run("evaluate", TEACHER, "--recipe", with_files, "--split", "valid").stdout  # its own partial results
+
+
+def test_a_split_that_no_task_has_is_refused(run, with_files):
+    drop = ["--set", "data.tasks.0.test=null"]
+    said = run("evaluate", TEACHER, "--recipe", with_files, "--split", "test", *drop, code=78).stderr
+    for words in ("none of its tasks (talk, few) has a test split", "`test: FILE`", "--split train or valid"):
+        assert words in said
+    assert "Invalid value for '--split'" in run("evaluate", TEACHER, "--split", "dev", code=2).stderr
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
