@@ -128,15 +128,19 @@ class Builder:
 
     def _kernels(self, weights: Weights) -> Kernels:
         """Raises KernelError if a fused kernel is asked for that cannot run here."""
-        recipe, ready = self._recipe, self._ready
-        vocabulary = len(ready.tokenizer) if ready.teacher_config is None else int(ready.teacher_config["vocab_size"])
+        recipe = self._recipe
         positions = recipe.batch.max_tokens or recipe.batch.per_rank * recipe.data.label_tokens
-        logits_bytes = 4 * positions * vocabulary
         asked, head_size = recipe.losses.kernels.model_dump(), self._largest_head()
-        kernels, line = choose(asked, self._ranks.device, logits_bytes, head_size)
+        kernels, line = choose(asked, self._ranks.device, self._logits_bytes(positions), head_size)
         if weights.needs_teacher:
             self._sinks.message(line)
         return kernels
+
+    def _logits_bytes(self, positions: int) -> int:
+        """Size of one model's float32 logits at so many label positions."""
+        config = self._ready.teacher_config
+        vocabulary = len(self._ready.tokenizer) if config is None else int(config["vocab_size"])
+        return 4 * positions * vocabulary
 
     def _largest_head(self) -> int:
         """Elements of one attention head, of teacher or student; 0 without a teacher."""
@@ -252,12 +256,16 @@ class Builder:
     def _validator(self, objective: Objective) -> Validator | None:
         if not self._ready.valid_tasks:
             return None
+        recipe = self._recipe
+        positions = (recipe.validation.per_rank_batch or recipe.batch.per_rank) * recipe.data.label_tokens
+        asked = {"prediction": recipe.losses.kernels.prediction}
+        kernels, _ = choose(asked, self._ranks.device, self._logits_bytes(positions))
         return Validator(
             validation_loader(self._ready, self._ranks),
-            objective.with_whole_logits(),
+            objective.with_prediction(kernels.prediction),
             self._ready.valid_labels,
             self._ranks,
-            average=self._recipe.validation.average,
+            average=recipe.validation.average,
         )
 
     def _policies(self) -> Policies:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from distill_engine.losses.quality import COLUMNS, quality_sums, quality_values
+from distill_engine.losses.quality import COLUMNS, quality_sums, quality_values, token_scores
 from distill_engine.models.adapter import adapt
 from distill_engine.values import Batch, FeatureRequest, Features
 
@@ -63,7 +63,8 @@ def batch_sums(
                 "one vocabulary can be compared. Give another --teacher."
             )
         divergence = _divergence_sums(logits, taught, batch, tasks)
-        sums[name] = torch.cat([quality_sums(logits, taught, batch, tasks), divergence[:, None]], dim=1)
+        quality = quality_sums(token_scores(logits, taught, batch.labels), batch, tasks)
+        sums[name] = torch.cat([quality, divergence[:, None]], dim=1)
     return sums
 
 

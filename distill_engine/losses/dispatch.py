@@ -18,9 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill_engine.losses import attention_mse_chunked, masked_mse_chunked, prediction_chunked
+from distill_engine.losses import attention_mse_chunked, masked_mse_chunked
 from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
 from distill_engine.losses.masked_mse import masked_mse_sum
+from distill_engine.losses.prediction_blocks import Pointwise, from_hidden, scores_from_hidden
+from distill_engine.losses.prediction_chunked import TorchPointwise
+from distill_engine.losses.quality import TokenScores
 from distill_engine.values import OutputHead, Projected, QueryKey
 
 Choice = Literal["auto", "fused", "reference"]
@@ -158,13 +161,26 @@ def vocabulary_sums(
     implementation: Implementation, student: OutputHead, teacher: OutputHead | None, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Task sum [], prediction sum [] and hit counts, from the factors of the logits (see prediction_chunked)."""
-    arguments = (
-        *(student.hidden, student.embedding, student.bias),
-        *((None, None, None) if teacher is None else (teacher.hidden, teacher.embedding, teacher.bias)),
-        *(labels, student.masked_id, temperature),
-    )
-    if implementation == "chunked":
-        return prediction_chunked.task_and_prediction_from_hidden(*arguments)
-    from distill_engine.losses import prediction_triton
+    models = _factors(student, teacher)
+    return from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature)
 
-    return prediction_triton.task_and_prediction_from_hidden(*arguments)
+
+def vocabulary_scores(
+    implementation: Implementation, student: OutputHead, teacher: OutputHead | None, labels: Tensor, temperature: float
+) -> TokenScores:
+    """The same position by position, without gradients: losses, hits and divergences [B, T]."""
+    models = _factors(student, teacher)
+    return scores_from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature)
+
+
+def _factors(student: OutputHead, teacher: OutputHead | None) -> tuple[Tensor | None, ...]:
+    taught = (None, None, None) if teacher is None else (teacher.hidden, teacher.embedding, teacher.bias)
+    return student.hidden, student.embedding, student.bias, *taught
+
+
+def _pointwise(implementation: Implementation) -> Pointwise:
+    if implementation == "chunked":
+        return TorchPointwise()
+    from distill_engine.losses.prediction_triton import TritonPointwise
+
+    return TritonPointwise()

@@ -18,17 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distill_engine.losses.attention_mse import pair_mask
-from distill_engine.losses.dispatch import REFERENCE, Kernels, attention_sums, hidden_sum, vocabulary_sums
-from distill_engine.losses.prediction import prediction_sum, task_and_prediction_sums, task_sum
-from distill_engine.losses.quality import accuracy_counts
+from distill_engine.losses.dispatch import REFERENCE, Implementation, Kernels, attention_sums, hidden_sum
+from distill_engine.losses.quality import TokenScores
+from distill_engine.losses.vocabulary import Hits, VocabularyTerms
 from distill_engine.values import (
-    IGNORED_LABEL,
     AttentionKind,
     Batch,
     FeatureRequest,
@@ -81,19 +80,6 @@ class Weights:
         return any(term != "task" for term in self.per_term())
 
 
-class Hits(NamedTuple):
-    """Label positions of a micro-batch, each [] (no gradient).
-
-    labels    all
-    correct   where the student predicts the label
-    agreeing  where student and teacher predict the same token; None without a teacher
-    """
-
-    labels: Tensor
-    correct: Tensor
-    agreeing: Tensor | None
-
-
 @dataclass(frozen=True)
 class Objective:
     """Computes the weighted sum of terms.
@@ -125,9 +111,9 @@ class Objective:
         """What the teacher must show: mapped layers only."""
         return self._request({stack: tuple(sorted(set(layers))) for stack, layers in self.supervision.items()})
 
-    def with_whole_logits(self) -> Objective:
-        """The same objective for those who look at the logits themselves (validation counts exact examples)."""
-        return replace(self, kernels=replace(self.kernels, prediction="reference"))
+    def with_prediction(self, implementation: Implementation) -> Objective:
+        """The same objective, task and prediction computed in another way (validation has batches of another size)."""
+        return replace(self, kernels=replace(self.kernels, prediction=implementation))
 
     def _request(self, layers: Mapping[Stack, tuple[int, ...]]) -> FeatureRequest:
         active = self.term_weights
@@ -151,49 +137,33 @@ class Objective:
         self, student: Features, teacher: Features | None, batch: Batch
     ) -> tuple[dict[str, TermValue], Hits]:
         """Every active term of one micro-batch, in TERMS order, and how many labels are predicted."""
+        sums, hits = self._vocabulary.sums_and_hits(student, teacher, batch.labels)
+        return self._values(sums, student, teacher, batch), hits
+
+    @torch.no_grad()
+    def terms_and_scores(
+        self, student: Features, teacher: Features | None, batch: Batch
+    ) -> tuple[dict[str, TermValue], TokenScores]:
+        """The same terms without gradients, and how every label position is predicted."""
+        sums, scores = self._vocabulary.sums_and_scores(student, teacher, batch.labels)
+        return self._values(sums, student, teacher, batch), scores
+
+    @property
+    def _vocabulary(self) -> VocabularyTerms:
+        return VocabularyTerms(self.term_weights, self.kernels.prediction, self.temperature)
+
+    def _values(
+        self, of_vocabulary: Mapping[str, Tensor], student: Features, teacher: Features | None, batch: Batch
+    ) -> dict[str, TermValue]:
+        """All active terms in TERMS order; those over the vocabulary are there already."""
         counts = self.counts(batch)
-        sums, hits = self._vocabulary(student, teacher, batch)
         none = batch.labels.new_empty(0, dtype=torch.float32)
         values: dict[str, TermValue] = {}
         for index, term in enumerate(self.term_weights):
-            total, per_layer = (sums[term], none) if term in sums else self._sum(term, student, teacher, batch)
+            known = of_vocabulary.get(term)
+            total, per_layer = self._sum(term, student, teacher, batch) if known is None else (known, none)
             values[term] = TermValue(total, counts[index].float(), per_layer)
-        return values, hits
-
-    def _vocabulary(
-        self, student: Features, teacher: Features | None, batch: Batch
-    ) -> tuple[dict[str, Tensor], Hits]:
-        """Task and prediction, those that are active, and the hits."""
-        if student.logits is None:
-            return self._vocabulary_from_head(student, teacher, batch.labels)
-        whole = None if teacher is None else teacher.logits
-        correct, agreeing, labels = accuracy_counts(student.logits.detach(), whole, batch.labels)
-        return self._vocabulary_sums(student, teacher, batch), Hits(labels, correct, agreeing)
-
-    def _vocabulary_from_head(
-        self, student: Features, teacher: Features | None, labels: Tensor
-    ) -> tuple[dict[str, Tensor], Hits]:
-        assert self.kernels.prediction != "reference" and student.head is not None
-        head = None if teacher is None else teacher.head
-        task, prediction, hits = vocabulary_sums(self.kernels.prediction, student.head, head, labels, self.temperature)
-        correct, agreeing = hits[0], None if head is None else hits[1]
-        sums = {"task": task, "prediction": prediction}
-        return {term: sums[term] for term in self.term_weights if term in sums}, Hits(
-            (labels != IGNORED_LABEL).sum(), correct, agreeing
-        )
-
-    def _vocabulary_sums(self, student: Features, teacher: Features | None, batch: Batch) -> dict[str, Tensor]:
-        active = self.term_weights
-        if "task" in active and "prediction" in active and self.temperature == 1.0:  # one softmax serves both
-            task, prediction = task_and_prediction_sums(*_logits(student, teacher), batch.labels)
-            return {"task": task, "prediction": prediction}
-        sums = {}
-        if "task" in active:
-            assert student.logits is not None
-            sums["task"] = task_sum(student.logits, batch.labels)
-        if "prediction" in active:
-            sums["prediction"] = prediction_sum(*_logits(student, teacher), batch.labels, self.temperature)
-        return sums
+        return values
 
     def _sum(self, term: str, student: Features, teacher: Features | None, batch: Batch) -> tuple[Tensor, Tensor]:
         assert teacher is not None, "the recipe rules refuse distillation weights without a teacher"
@@ -265,12 +235,6 @@ class Objective:
             term: weight * value.sum / divisors[index].float()
             for index, ((term, weight), value) in enumerate(zip(self.term_weights.items(), terms.values(), strict=True))
         }
-
-
-def _logits(student: Features, teacher: Features | None) -> tuple[Tensor, Tensor]:
-    assert teacher is not None, "the recipe rules refuse distillation weights without a teacher"
-    assert student.logits is not None and teacher.logits is not None
-    return student.logits, teacher.logits
 
 
 def _mean_over_layers(sums: Tensor) -> tuple[Tensor, Tensor]:

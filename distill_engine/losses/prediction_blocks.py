@@ -32,18 +32,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_engine.losses.prediction_tokens import TokenValues, token_values
+from distill_engine.losses.quality import TokenScores
 from distill_engine.values import IGNORED_LABEL
 
 BLOCK_BYTES = 48 * 2**20  # logits of both models that exist at once
 WIDTH_STEP = 64  # columns: rows of a block stay aligned for wide loads even where the vocabulary is odd
 
-# rows of `Pointwise.sums`, each [parts of the vocabulary, N] float32; argmax is a vocabulary id
-SUMS = (
-    "student_max", "student_sum", "student_tempered", "student_argmax", "label_logit",
-    "teacher_max", "teacher_tempered", "teacher_argmax", "cross",
-)  # fmt: skip
-# rows of the per-token numbers that the gradient needs, [N] float32 each; the last three are 1 / L of the docstring
-MOMENTS = ("student_max", "teacher_max", "student", "student_tempered", "teacher_tempered")
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,24 @@ def from_hidden(
     return task, prediction, hits
 
 
+@torch.no_grad()
+def scores_from_hidden(
+    pointwise: Pointwise, models: Sequence[Tensor | None], labels: Tensor, masked_id: int | None, temperature: float
+) -> TokenScores:
+    """What the same blocks tell of every token, without a gradient; labels [B, T]."""
+    _check(models, temperature)
+    rows = _label_rows(labels) if pointwise.compact else None
+    tokens = _Blocks(models, labels, rows, (masked_id, float(temperature)), None).tokens(pointwise)
+
+    def spread(values: Tensor) -> Tensor:
+        return _spread(values[:, None], labels[..., None], rows, values.dtype).squeeze(-1)
+
+    loss, correct = spread(tokens.task), spread(tokens.correct)
+    if not tokens.with_teacher:
+        return TokenScores(loss, correct, None, None)
+    return TokenScores(loss, correct, spread(tokens.agreeing), spread(tokens.divergence))
+
+
 def masked_value(dtype: torch.dtype) -> float:
     """ParlAI's minus infinity: -1e20, or the lowest finite number where that does not fit (fp16)."""
     return max(-1e20, torch.finfo(dtype).min)
@@ -106,10 +119,10 @@ class _FromHidden(torch.autograd.Function):
         *models, labels, options, pointwise = arguments
         rows = _label_rows(labels) if pointwise.compact else None
         blocks = _Blocks(models, labels, rows, options, None)
-        sums = torch.cat([pointwise.sums(blocks.make(ids)) for ids in blocks.ids], dim=1)
-        task, prediction, hits, moments = _put_together(sums, blocks)
+        tokens = blocks.tokens(pointwise)
+        task, prediction, hits = tokens.totals()
         ctx.mark_non_differentiable(hits)
-        ctx.save_for_backward(*models, labels, rows, moments)
+        ctx.save_for_backward(*models, labels, rows, tokens.moments)
         ctx.options, ctx.pointwise = options, pointwise
         ctx.buffers = blocks.buffers if any(ctx.needs_input_grad) else None  # the last block is in them
         return task, prediction, hits
@@ -134,7 +147,7 @@ class _FromHidden(torch.autograd.Function):
                 torch.mm(block.student.t(), clean, out=of_embedding[ids])
             if of_bias is not None:
                 of_bias[ids] = block.student.sum(dim=0, dtype=torch.float32)
-        whole = None if of_hidden is None else _spread(of_hidden, hidden, rows)
+        whole = None if of_hidden is None else _spread(of_hidden, hidden, rows, hidden.dtype)
         return whole, of_embedding, of_bias, *[None] * 6
 
 
@@ -179,6 +192,11 @@ class _Blocks:
         width = -(-self.ids[0].stop // WIDTH_STEP) * WIDTH_STEP
         self.buffers = buffers or [model.hidden.new_empty(len(model.hidden), width) for model in self.models]
 
+    def tokens(self, pointwise: Pointwise) -> TokenValues:
+        """Every token's numbers, from all blocks."""
+        sums = torch.cat([pointwise.sums(self.make(ids)) for ids in self.ids], dim=1)
+        return token_values(sums, self.labels, len(self.student.embedding), self.with_teacher, self.temperature)
+
     def make(self, ids: slice) -> LogitBlock:
         """The block of these vocabulary ids."""
         logits = [buffer[:, : ids.stop - ids.start] for buffer in self.buffers]
@@ -219,9 +237,9 @@ def _rows(values: Tensor, rows: Tensor | None) -> Tensor:
     return flat if rows is None else flat[rows]
 
 
-def _spread(chosen: Tensor, whole: Tensor, rows: Tensor | None) -> Tensor:
-    """[N, D] float32 of the chosen rows -> shape and dtype of `whole`, zeros elsewhere."""
-    rounded = chosen.to(whole.dtype)
+def _spread(chosen: Tensor, whole: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[N, D] of the chosen rows -> the shape of `whole` in another dtype, zeros elsewhere."""
+    rounded = chosen.to(dtype)
     if rows is None:
         return rounded.view(whole.shape)
     return rounded.new_zeros(whole.shape[:-1].numel(), whole.shape[-1]).index_copy_(0, rows, rounded).view(whole.shape)
@@ -254,44 +272,3 @@ def _check(models: Sequence[Tensor | None], temperature: float) -> None:
             f"prediction: the student has {len(embedding)} vocabulary entries, the teacher {len(teacher_embedding)}. "
             "They are compared id by id; use one vocabulary, or losses.weights.prediction: 0."
         )
-
-
-# ---- per-token numbers -----------------------------------------------------------------------------------------------
-
-
-def _put_together(sums: Tensor, blocks: _Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Task sum [], prediction sum [], hits [3] and MOMENTS [5, N] from SUMS of all parts [9, parts, N]."""
-    part = dict(zip(SUMS, sums.double(), strict=True))
-    labels, temperature = blocks.labels, blocks.temperature
-    kept = labels != IGNORED_LABEL
-    student_max, student_id, below_student = _maximum(part, "student")
-    student = (part["student_sum"] * below_student.exp()).sum(dim=0)
-    known = (labels >= 0) & (labels < len(blocks.student.embedding))
-    label_logit = part["label_logit"].sum(dim=0).masked_fill(~known, torch.nan)
-    task = _sum_where(kept, student.log() + student_max - label_logit)
-    correct = (student_id == labels).sum()
-    if not blocks.with_teacher:
-        none = torch.zeros_like(student)
-        moments = torch.stack([student_max, none, 1 / student, none, none])
-        return task, torch.zeros_like(task), torch.stack([correct, 0 * correct, 0 * correct]).float(), moments.float()
-    teacher_max, teacher_id, below_teacher = _maximum(part, "teacher")
-    weight = (below_teacher / temperature).exp()
-    student_tempered = (part["student_tempered"] * (below_student / temperature).exp()).sum(dim=0)
-    teacher_tempered = (part["teacher_tempered"] * weight).sum(dim=0)
-    shift = (below_teacher - below_student) / temperature
-    cross = (weight * (part["cross"] + part["teacher_tempered"] * shift)).sum(dim=0)
-    divergence = cross / teacher_tempered - teacher_tempered.log() + student_tempered.log()
-    hits = torch.stack([correct, ((student_id == teacher_id) & kept).sum(), (teacher_id == labels).sum()])
-    moments = torch.stack([student_max, teacher_max, 1 / student, 1 / student_tempered, 1 / teacher_tempered])
-    return task, _sum_where(kept, divergence) * temperature**2, hits.float(), moments.float()
-
-
-def _maximum(part: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest logit [N], its first id [N], and how far the largest of each part lies below it, [parts, N]."""
-    largest, where = part[f"{model}_max"].max(dim=0)
-    ids = part[f"{model}_argmax"].gather(0, where[None]).squeeze(0)
-    return largest, ids.long(), part[f"{model}_max"] - largest
-
-
-def _sum_where(kept: Tensor, per_token: Tensor) -> Tensor:
-    return per_token.masked_fill(~kept, 0.0).sum().float()

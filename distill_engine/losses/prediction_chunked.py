@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.masked_mse import zero_unless_
-from distill_engine.losses.prediction_blocks import SUMS, LogitBlock, from_hidden, masked_value
+from distill_engine.losses.prediction_blocks import LogitBlock, from_hidden, masked_value
+from distill_engine.losses.prediction_tokens import SUMS
 from distill_engine.values import IGNORED_LABEL
 
 _TILE_BYTES = 2**20  # float32 logits of one model that are handled at once

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill_engine.losses.prediction_blocks import SUMS, LogitBlock, from_hidden, masked_value
+from distill_engine.losses.prediction_blocks import LogitBlock, from_hidden, masked_value
+from distill_engine.losses.prediction_tokens import SUMS
 
 _MOST_COLUMNS = 4096
 _COLUMNS_PER_WARP = 512

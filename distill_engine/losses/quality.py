@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,26 +21,47 @@ Average = Literal["macro", "micro"]
 COLUMNS = ("loss_sum", "tokens", "correct", "agreeing", "exact", "examples")
 
 
+class TokenScores(NamedTuple):
+    """How every label position was predicted, [B, T] each; 0 and False where there is no label.
+
+    loss        floating point, -log p(label)
+    correct     bool, the label is the student's best token
+    agreeing    bool, the student's best token is the teacher's; None without one
+    divergence  floating point, temperature^2 KL(teacher || student); None where it was not asked for or nobody teaches
+    """
+
+    loss: Tensor
+    correct: Tensor
+    agreeing: Tensor | None
+    divergence: Tensor | None
+
+
 @torch.no_grad()
-def quality_sums(student_logits: Tensor, teacher_logits: Tensor | None, batch: Batch, tasks: int) -> Tensor:
+def token_scores(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> TokenScores:
+    """From whole logits [B, T, V]; no divergence."""
+    loss = functional.cross_entropy(
+        student_logits.float().transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return TokenScores(loss, *_hits(student_logits, teacher_logits, labels), None)
+
+
+@torch.no_grad()
+def quality_sums(scores: TokenScores, batch: Batch, tasks: int) -> Tensor:
     """[tasks, len(COLUMNS)] float64 sums of one micro-batch. Dummy examples (no label at all) count nowhere.
 
-    student_logits, teacher_logits  [B, T, V]; without a teacher `agreeing` stays 0
+    Without a teacher `agreeing` stays 0.
     """
     mask = batch.label_mask  # [B, T]
-    correct, agreeing = _hits(student_logits, teacher_logits, batch.labels)
-    loss = functional.cross_entropy(
-        student_logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORED_LABEL, reduction="none"
-    )
     real = mask.any(dim=1)
-    exact = real & (correct.sum(dim=1) == mask.sum(dim=1))
+    correct = scores.correct.sum(dim=1)
+    none = torch.zeros_like(correct)
     per_example = torch.stack(
         [
-            loss.double().sum(dim=1),
+            scores.loss.double().sum(dim=1),
             mask.sum(dim=1).double(),
-            correct.sum(dim=1).double(),
-            (torch.zeros_like(mask) if agreeing is None else agreeing).sum(dim=1).double(),
-            exact.double(),
+            correct.double(),
+            (none if scores.agreeing is None else scores.agreeing.sum(dim=1)).double(),
+            (real & (correct == mask.sum(dim=1))).double(),
             real.double(),
         ],
         dim=1,

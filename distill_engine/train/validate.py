@@ -75,17 +75,17 @@ class Validator:
             shown = student.features(batch, self._objective.student_request())
             if not counts:  # a filler: it took part in the teacher's collectives, that is all
                 continue
-            assert shown.logits is not None
-            quality += quality_sums(shown.logits, None if taught is None else taught.logits, batch, len(self._labels))
-            for index, value in enumerate(self._objective.terms(shown, taught, batch).values()):
+            values, scores = self._objective.terms_and_scores(shown, taught, batch)
+            quality += quality_sums(scores, batch, len(self._labels))
+            for index, value in enumerate(values.values()):
                 terms[index, 0] += value.sum
                 terms[index, 1] += value.count
         summed = self._ranks.sum(torch.cat([quality.flatten(), terms.flatten()]))
         quality = summed[: quality.numel()].view_as(quality)
-        values = quality_values(quality, self._labels, teacher is not None, self._average)
-        values |= self._term_values(summed[quality.numel() :].view(-1, 2))
-        values["seconds"] = time.perf_counter() - started
-        return values
+        measured = quality_values(quality, self._labels, teacher is not None, self._average)
+        measured |= self._term_values(summed[quality.numel() :].view(-1, 2))
+        measured["seconds"] = time.perf_counter() - started
+        return measured
 
     def _term_values(self, sums: Tensor) -> dict[str, float]:
         values = {}

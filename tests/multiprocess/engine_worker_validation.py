@@ -4,6 +4,7 @@ import tiny_models as tiny
 from engine_worker_bench import Bench
 
 from distill_engine.data.loader import ValidationLoader
+from distill_engine.losses import prediction_blocks
 from distill_engine.student.build import StudentSizes
 from distill_engine.train.validate import Validator
 
@@ -30,6 +31,9 @@ def numbers(bench: Bench) -> dict:
     student.eval()
     teacher = bench.teacher()
     runs = [validator.run(student, teacher) for _ in range(2)]
+    prediction_blocks.BLOCK_BYTES = 1  # two blocks of the vocabulary, and no whole logits
+    in_blocks = Validator(batches, goal.with_prediction("chunked"), ["first", "second"], bench.ranks)
+    runs.append(in_blocks.run(student, teacher))
     for run in runs:
         run.pop("seconds")
     seen = [
@@ -40,4 +44,4 @@ def numbers(bench: Bench) -> dict:
         )
         if labels.any()
     ]
-    return {"values": runs[0], "again": runs[1], "seen": seen, "batches": len(batches)}
+    return {"values": runs[0], "again": runs[1], "blocks": runs[2], "seen": seen, "batches": len(batches)}

@@ -38,6 +38,7 @@ def test_validation_gives_the_same_numbers_at_any_world_size(on_1, on_2, on_3, w
     for rank in {1: on_1, 2: on_2, 3: on_3}[world_size](SEEN):
         assert rank["values"] == pytest.approx(alone["values"], rel=1e-6)
         assert rank["again"] == rank["values"], "dropout is on, or something was left over"
+        assert rank["blocks"] == pytest.approx(alone["values"], rel=2e-6), "logits in blocks are other logits"
 
 
 def test_all_ranks_have_the_very_same_numbers(on_2, on_3):

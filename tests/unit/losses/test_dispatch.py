@@ -150,10 +150,10 @@ def agree(found, wanted):
             assert (found[2][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
 
 
-def test_whole_logits_are_there_for_those_who_ask(tiny):
+def test_prediction_may_be_computed_in_another_way():
     objective = Objective(Weights(1, prediction=1), SUPERVISION, kernels=Kernels("triton", "chunked", "chunked"))
     assert objective.student_request().head and not objective.student_request().logits
-    whole = objective.with_whole_logits()
+    whole = objective.with_prediction("reference")
     assert whole.kernels == Kernels("triton", "chunked", "reference")
     assert whole.teacher_request().logits and not whole.teacher_request().head
 

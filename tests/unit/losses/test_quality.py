@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill_engine.losses.quality import COLUMNS, accuracy_counts, quality_sums, quality_values
+from distill_engine.losses.quality import COLUMNS, accuracy_counts, quality_sums, quality_values, token_scores
 from distill_engine.values import IGNORED_LABEL
 
 VOCABULARY = 5
@@ -15,6 +15,11 @@ VOCABULARY = 5
 def predicting(tokens: torch.Tensor, strength: float = 3.0) -> torch.Tensor:
     """Logits whose argmax is `tokens`."""
     return torch.nn.functional.one_hot(tokens.clamp(min=0), VOCABULARY).float() * strength
+
+
+def sums_of(student: torch.Tensor, teacher: torch.Tensor | None, batch, tasks: int) -> torch.Tensor:
+    """From whole logits."""
+    return quality_sums(token_scores(student, teacher, batch.labels), batch, tasks)
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ RIGHT, WRONG = LOG_PARTITION - 3, LOG_PARTITION  # -log p of the label
 
 
 def test_sums_by_hand(batch):
-    sums = quality_sums(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
+    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in sums.tolist()]
     assert sums.dtype == torch.float64
     loss = [row.pop("loss_sum") for row in rows]
@@ -46,20 +51,20 @@ def test_sums_by_hand(batch):
 
 def test_padding_may_hold_anything(batch):
     student, teacher = predicting(STUDENT_SAYS), predicting(TEACHER_SAYS)
-    expected = quality_sums(student, teacher, batch, tasks=2)
+    expected = sums_of(student, teacher, batch, tasks=2)
     student[batch.labels == IGNORED_LABEL] = math.nan
     teacher[batch.labels == IGNORED_LABEL] = math.inf
-    assert torch.equal(quality_sums(student, teacher, batch, tasks=2), expected)
+    assert torch.equal(sums_of(student, teacher, batch, tasks=2), expected)
 
 
 def test_half_precision_logits_are_summed_in_float32(batch):
     logits = predicting(STUDENT_SAYS, strength=11.0)
-    expected = quality_sums(logits, None, batch, tasks=2)
-    assert torch.allclose(quality_sums(logits.bfloat16(), None, batch, tasks=2), expected, rtol=1e-6)
+    expected = sums_of(logits, None, batch, tasks=2)
+    assert torch.allclose(sums_of(logits.bfloat16(), None, batch, tasks=2), expected, rtol=1e-6)
 
 
 def test_named_values(batch):
-    sums = quality_sums(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=2)
+    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=2)
     values = quality_values(sums, ["bst", "wow"], with_teacher=True)
     losses = [(2 * RIGHT + WRONG) / 3, RIGHT]
     assert values["bst/loss"] == pytest.approx(losses[0]) and values["wow/loss"] == pytest.approx(losses[1])
@@ -76,13 +81,13 @@ def test_named_values(batch):
 
 
 def test_without_a_teacher_there_is_no_agreement(batch):
-    sums = quality_sums(predicting(STUDENT_SAYS), None, batch, tasks=2)
+    sums = sums_of(predicting(STUDENT_SAYS), None, batch, tasks=2)
     assert sums[:, COLUMNS.index("agreeing")].tolist() == [0, 0]
     assert not [name for name in quality_values(sums, ["a", "b"], with_teacher=False) if "agreement" in name]
 
 
 def test_a_task_without_tokens_is_left_out_of_every_mean(batch):
-    sums = quality_sums(predicting(STUDENT_SAYS), None, batch, tasks=3)
+    sums = sums_of(predicting(STUDENT_SAYS), None, batch, tasks=3)
     values = quality_values(sums, ["a", "b", "absent"], with_teacher=False)
     assert not [name for name in values if name.startswith("absent/")]
     assert values == quality_values(sums[:2], ["a", "b"], with_teacher=False)
@@ -90,9 +95,9 @@ def test_a_task_without_tokens_is_left_out_of_every_mean(batch):
 
 
 def test_sums_add_up_over_batches(batch, tiny):
-    whole = quality_sums(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=2)
+    whole = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=2)
     parts = [
-        quality_sums(predicting(STUDENT_SAYS[[n]]), predicting(TEACHER_SAYS[[n]]), tiny.rows(batch, [n]), tasks=2)
+        sums_of(predicting(STUDENT_SAYS[[n]]), predicting(TEACHER_SAYS[[n]]), tiny.rows(batch, [n]), tasks=2)
         for n in (2, 0, 1)
     ]
     assert torch.allclose(sum(parts), whole, rtol=1e-12)
@@ -111,7 +116,7 @@ def test_accuracy_counts_for_training(batch):
 
 
 def test_micro_pools_what_macro_averages(batch):
-    sums = quality_sums(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
+    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
     labels = ["one", "two", "empty"]
     macro, micro = (quality_values(sums, labels, True, average) for average in ("macro", "micro"))
     assert macro == quality_values(sums, labels, True)

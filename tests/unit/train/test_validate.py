@@ -1,11 +1,15 @@
 """Validation: global numbers by the objective's definitions, whatever the batches and fillers."""
 
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill_engine.losses import prediction_blocks
 from distill_engine.losses.objective import Objective, Weights
+from distill_engine.models.adapter import adapt
 from distill_engine.train.validate import Validator
 from distill_engine.values import Stack
 
@@ -118,3 +122,94 @@ def test_the_average_over_tasks_is_a_choice(tiny, batches):
     assert micro["ppl"] == macro["ppl_micro"] != pytest.approx(macro["ppl"])
     assert micro["one/ppl"] == macro["one/ppl"]
     assert micro["loss"] == pytest.approx((4 * macro["one/loss"] + 10 * macro["two/loss"]) / 14)
+
+
+# ---- without whole logits --------------------------------------------------------------------------------------------
+
+ALL = Weights(1, 2, 4, 64, 4, 64, 64)
+
+
+class Real:
+    """A tiny model, and whether anybody asked it for whole logits."""
+
+    def __init__(self, tiny, family: str, seed: int, layers: int) -> None:
+        sizes = {"width": 16, "decoder_layers": layers, "vocab_size": 150, "max_position_embeddings": 64}
+        self.adapter = adapt(tiny.model(family, seed=seed, **sizes).eval())
+        self.whole = False
+
+    def features(self, batch, request):
+        self.whole |= request.logits
+        return self.adapter(batch, request)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that comes into being."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter, at masked lanes
+@pytest.mark.parametrize(
+    ("implementation", "family", "temperature", "taught"),
+    [
+        ("chunked", "blenderbot", 1.0, True),
+        ("chunked", "bart", 2.0, True),
+        ("chunked", "bart", 1.0, False),
+        ("triton", "blenderbot", 2.0, True),
+    ],
+)
+def test_blocks_of_logits_give_the_numbers_of_whole_logits(
+    tiny, batches, monkeypatch, implementation, family, temperature, taught
+):
+    if implementation == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton is not interpreted here (DS_ACCELERATOR is not cpu, or Triton is not installed)")
+    monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 1)  # 64 ids at a time
+    supervision = {Stack.ENCODER: (0, 1), Stack.DECODER: (0, 2)}
+    objective = Objective(ALL if taught else Weights(task=1), supervision, temperature=temperature)
+    found = []
+    for goal in (objective, objective.with_prediction(implementation)):
+        student, teacher = Real(tiny, family, 0, 2), Real(tiny, family, 5, 3)
+        validator = Validator([*batches, filler(batches[0])], goal, ["one", "two"], OneRank())
+        found.append(validator.run(student, teacher if taught else None))
+        assert student.whole == (goal is objective) and not (teacher.whole and goal is not objective)
+        found[-1].pop("seconds")
+    whole, blocks = found
+    assert blocks == pytest.approx(whole, rel=2e-6)
+    for name in ("token_accuracy", "token_exact_match", *(["teacher_agreement"] if taught else [])):
+        assert blocks[name] == whole[name]
+
+
+def test_exact_matches_are_found_in_blocks(tiny, batches, monkeypatch):
+    """Labels that the student predicts: all of one example, all but one of the other."""
+    monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 1)
+    student, goal = Real(tiny, "bart", 0, 2), Objective(Weights(task=1), {}).with_prediction("chunked")
+    with torch.no_grad():
+        best = student.adapter(batches[0], Objective(Weights(task=1), {}).student_request()).logits.argmax(dim=-1)
+    labels = torch.where(batches[0].label_mask, best, -100)
+    labels[1, 2] = (labels[1, 2] + 1) % 150
+    values = Validator([replace(batches[0], labels=labels)], goal, ["one", "two"], OneRank()).run(student, None)
+    assert (values["one/token_exact_match"], values["two/token_exact_match"]) == (1.0, 0.0)
+    assert (values["one/token_accuracy"], values["two/token_accuracy"]) == (1.0, pytest.approx(5 / 6))
+
+
+def test_no_tensor_of_all_logits_is_made(tiny, monkeypatch):
+    """60 label tokens: their logits would be the largest tensor by far."""
+    monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 1)
+    batch = tiny.batch("bart", contexts=(2, 2), labels=(30, 30))
+    largest = {}
+    for implementation in ("reference", "chunked"):
+        goal = Objective(Weights(task=1, prediction=1), {}).with_prediction(implementation)
+        models = Real(tiny, "bart", 0, 1), Real(tiny, "bart", 1, 1)
+        with Largest() as made:
+            Validator([batch], goal, ["one"], OneRank()).run(*models)
+        largest[implementation] = made.elements
+    assert largest["reference"] >= batch.labels.numel() * 150
+    assert largest["chunked"] <= len(batch.label_mask.flatten()) * 64
