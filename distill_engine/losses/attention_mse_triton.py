@@ -129,11 +129,12 @@ def pieces(size: int) -> tuple[int, int]:
 def tile_options(longest: int, width: int, half: bool, backward: bool) -> dict[str, Any]:
     """Block sizes and warps for sequences up to `longest` and heads read as `width` elements.
 
-    The largest that leave a thread's registers enough on compute capability 8.0 (see the compile test), smaller where
-    the sequence is. Without tensor cores (not half) both factors of a product live in registers too.
+    The largest that leave a thread's registers enough on compute capability 8.0 with every Triton that is supported
+    (see the compile test), smaller where the sequence is. Without tensor cores (not half) both factors of a product
+    live in registers too.
     """
     rows, warps = (128, 8) if half and width <= 96 else (64, 8) if half else (16, 4)
-    columns = (32 if backward and width > 64 else 64) if half else 16
+    columns = (32 if backward and width >= 64 else 64) if half else 16
     fits = max(16, 1 << max(0, longest - 1).bit_length())
     rows, columns = min(rows, fits), min(columns, fits)
     fewer = warps if rows >= 64 else 4
