@@ -171,7 +171,7 @@ class Builder:
         config: Any
         init = None
         if ready.teacher_folder is not None:
-            config = student_model_config(AutoConfig.from_pretrained(ready.teacher_folder), sizes)
+            config = student_model_config(AutoConfig.from_pretrained(ready.teacher_folder, trust_remote_code=False), sizes)
             if part.init == "teacher_layers":
                 init = self._teacher_layers(config)
         else:

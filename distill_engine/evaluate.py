@@ -29,7 +29,7 @@ class ModelError(ValueError):
 def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model in eval mode. Raises ModelError with the reason if it cannot be loaded."""
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

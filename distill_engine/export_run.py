@@ -63,7 +63,7 @@ def _rebuild_last(run: Path, best: Path, target: Path) -> int:
     own = [name for name in stored if name.startswith(_STUDENT_PREFIX)]  # the rest are projections
     state = {name.removeprefix(_STUDENT_PREFIX): stored[name] for name in own}
     dtype = next(iter(state.values())).dtype
-    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(best), dtype=dtype)
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(best, trust_remote_code=False), dtype=dtype)
     model.load_state_dict(state)
     if (best / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(best)

@@ -109,7 +109,8 @@ def compare(
 def _try_folder(run_dir: Path, node: str) -> tuple[float, int, tuple[str, ...]]:
     """Write, force to disk, rename and read back; how far the clock is off, free bytes, files of other nodes seen."""
     folder = run_dir / ".preflight"
-    folder.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     # files of an earlier start must not make two folders look like one
     start = f"@{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     for old in folder.iterdir():

@@ -14,6 +14,7 @@ MAX_CRASHES = 3  # in a row, without a newer checkpoint between them
 HISTORY = "attempts.jsonl"
 _CHECKPOINT = re.compile(r"step-(\d{8,})(?:\.\d+)?")
 _SIGNAL_BASE = 128
+_USAGE = 2  # of Python and its argument parser: the command line is wrong
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ def decide(attempts: list[Attempt]) -> Decision:
     last = attempts[-1]
     if last.code == DONE:
         return Decision("done", DONE, "the run has finished")
-    if last.code == BAD_INPUT:
-        reason = "recipe, configuration or data cannot be used: starting again cannot help. Read the message above"
-        return Decision("stop", BAD_INPUT, reason)
+    if last.code in (BAD_INPUT, _USAGE):
+        what = "the command line" if last.code == _USAGE else "recipe, configuration or data"
+        reason = f"{what} cannot be used: starting again cannot help. Read the message above"
+        return Decision("stop", last.code, reason)
     if last.code == STOPPED_AND_SAVED:
         if _repeats(attempts, STOPPED_AND_SAVED) > MAX_CRASHES:
             reason = (
@@ -94,7 +96,8 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
 def record_attempt(run_dir: Path, attempt: Attempt) -> list[Attempt]:
     """Append an attempt; all attempts of the same job, this one last. Raises OSError when it cannot be written."""
     file = run_dir / "logs" / HISTORY
-    file.parent.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.parent.mkdir(exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(asdict(attempt)) + "\n")
     # what an earlier submission suffered says nothing about this one

@@ -63,7 +63,8 @@ def plan_submission(
 def remember_job(run_dir: Path, job: str) -> None:
     """Leave the job's id in the run folder, for status and cancel."""
     file = run_dir / "logs" / JOB_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # private, as the job would make it
+    file.parent.mkdir(exist_ok=True)
     file.write_text(f"{job}\n", encoding="ascii")
 
 

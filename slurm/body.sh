@@ -33,8 +33,8 @@ train() {
   recipe=$(located "$RECIPE") ds_config=$(located "$DS_CONFIG")
   [[ -f $recipe ]] || refuse "RECIPE is '$RECIPE': there is no such file"
   [[ -f $ds_config ]] || refuse "DS_CONFIG is '$DS_CONFIG': there is no such file"
-  run_dir=${RUN_DIR:-runs/$(basename "$recipe" .yaml)}
-  [[ $run_dir != *[%$'\n']* ]] || refuse "RUN_DIR is '$run_dir': Slurm gives % a meaning of its own in log names"
+  run_dir=${RUN_DIR:-runs/$(basename -- "$recipe" .yaml)}
+  [[ $run_dir != *[%\\$'\n']* ]] || refuse "RUN_DIR is '$run_dir': Slurm gives % and \\ a meaning of their own in log names, and a log cannot name a line break. Choose another name"
   mkdir -p -- "$run_dir/logs" || refuse "RUN_DIR is '$run_dir': it cannot be made"
   per_node=$(ranks_per_node)
   verdict=$PWD/$run_dir/logs/verdict-$SLURM_JOB_ID
@@ -51,9 +51,9 @@ train() {
   # the first rank that ends badly ends the step; --wait does the same when one ends well and others stay
   DISTILL_VERDICT=$verdict srun --ntasks="$((per_node * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$per_node" \
     --kill-on-bad-exit=1 --wait=120 --unbuffered --open-mode=append --output="$run_dir/logs/%x-%j-%N.log" \
-    "$PYTHON" -u "$home/distill_engine/run.py" --recipe "$recipe" --ds_config "$ds_config" --run-dir "$run_dir" "$@"
+    "$PYTHON" -u "$home/distill_engine/run.py" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@"
   code=$?
-  exec "$PYTHON" -m launcher after --run-dir "$run_dir" --code "$code" --verdict "$verdict"
+  exec "$PYTHON" -m launcher after --run-dir="$run_dir" --code="$code" --verdict="$verdict"
 }
 
 # sweep [OPTION of run.py ...]: the line of GRID that belongs to this array element.
@@ -65,12 +65,12 @@ sweep() {
   line=$(grep -Ev '^[[:space:]]*(#|$)' -- "$grid" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
   [[ -n $line ]] || { printf 'the grid has no line %s: nothing to do\n' "$SLURM_ARRAY_TASK_ID"; exit 0; }
   read -ra settings <<<"$line"
-  for setting in "${settings[@]}"; do overrides+=(--set "$setting"); done
+  for setting in "${settings[@]}"; do overrides+=("--set=$setting"); done
   sweep_dir=${RUN_DIR:-runs/sweep-$SLURM_ARRAY_JOB_ID}
   RUN_DIR=$sweep_dir/$SLURM_ARRAY_TASK_ID
   mkdir -p -- "$RUN_DIR" && printf '%s\n' "$line" >"$RUN_DIR/settings.txt"
   (train "${overrides[@]}" --set "logging.wandb.group=sweep-$SLURM_ARRAY_JOB_ID" "$@")
   local code=$?
-  "$PYTHON" -m launcher table "$sweep_dir"
+  "$PYTHON" -m launcher table -- "$sweep_dir"
   exit "$code"
 }

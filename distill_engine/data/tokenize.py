@@ -50,7 +50,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     local = Path(name).expanduser().is_dir()
     source = str(Path(name).expanduser()) if local else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
+        # False, not left out: left out means that transformers asks at the terminal
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, local_files_only=local, trust_remote_code=False
+        )
     except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
         raise DataError(
             f"No tokenizer could be loaded from {name!r} ({'a folder' if local else 'not a folder here'}): "

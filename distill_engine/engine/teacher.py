@@ -91,7 +91,9 @@ def _load_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
     switch = HfDeepSpeedConfig(dict(ds_config))
     model, problem = None, ""
     try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
         problem = "; ".join(_misfits(folder, model, info))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__

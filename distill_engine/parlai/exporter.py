@@ -94,7 +94,8 @@ def _load(student: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     if not student.is_dir():
         raise ParlaiError(f"{student} is no folder. An export starts from a Hugging Face folder, such as a run's best.")
     try:
-        return AutoConfig.from_pretrained(student), AutoTokenizer.from_pretrained(student, local_files_only=True)
+        config = AutoConfig.from_pretrained(student, trust_remote_code=False)
+        return config, AutoTokenizer.from_pretrained(student, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
         raise ParlaiError(
             f"{student} does not load with transformers ({type(error).__name__}: {shown(str(error))}). "

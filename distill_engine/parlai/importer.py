@@ -144,7 +144,9 @@ def _check_shapes(config: PretrainedConfig, state: dict[str, Tensor], model: Par
 
 def _verify(folder: Path, state: dict[str, Tensor]) -> None:
     dtype = state[SHARED].dtype
-    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+    )
     written = loaded.state_dict()
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
     lost += [name for name, tensor in state.items() if not _same(tensor, written[name])]

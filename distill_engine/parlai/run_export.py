@@ -30,7 +30,7 @@ def export_run_to_parlai(
         student = Path(between) / "student"
         step = export_run(run, student, which)
         recipe = run / "recipe.yaml"
-        bart = AutoConfig.from_pretrained(student).model_type == "bart"
+        bart = AutoConfig.from_pretrained(student, trust_remote_code=False).model_type == "bart"
         options = recipe_options(load_recipe(recipe), bart) if recipe.is_file() else {}
         return step, export_parlai(student, target, options)
 

@@ -18,6 +18,7 @@ from distill_engine.train.agreement import RankFailures, Ranks, everywhere, on_f
 from distill_engine.train.files import free_bytes, readable_bytes, write_failure, write_file
 
 LOCK_FILE = ".lock"
+PRIVATE = 0o700  # samples of the data, and what a run says, are nobody else's
 POLL_SECONDS = 0.05
 LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOG = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class RunFolderError(ValueError):
 def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
     """Make sure, before any work, that a run can live in `folder`. Collective; RunFolderError on all ranks if not.
 
-    It is made if missing. Every rank writes a file there, sees the file of rank 0 (so it is one shared folder), owns
+    It is made if missing, for its owner only. Every rank writes a file there, sees the file of rank 0 (so it is one shared folder), owns
     what it writes (resuming asks for that), and finds `needed_bytes` free.
     """
 
@@ -53,7 +54,7 @@ def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
 
 
 def _make(folder: Path) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)  # one that is there keeps the rights its owner gave it
     return secrets.token_hex(8)
 
 
