@@ -36,6 +36,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.student.weights import WeightsError
+from distill_engine.teacher_replies import TeacherRepliesError
 from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
@@ -62,7 +63,7 @@ _BAD_INPUT_ERRORS = (
     KernelError,
 )
 _AGREED_ERRORS = (CheckpointError, TrainingError)
-_LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError)
+_LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)
 _LOG = logging.getLogger(__name__)
 
 

@@ -26,7 +26,6 @@ from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints
 from distill_engine.recipe.identity import recipe_digest, resolved_yaml
 from distill_engine.recipe.load import without_folders
-from distill_engine.samples import sample_replies
 from distill_engine.student.build import (
     StudentSizes,
     TeacherLayers,
@@ -39,6 +38,7 @@ from distill_engine.student.build import (
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
 from distill_engine.student.weights import WeightFiles
+from distill_engine.teacher_replies import sample_guard
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.sinks import SinkGroup
@@ -107,7 +107,7 @@ class Builder:
             publish_best=self._publisher(student),
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
             term_gradients=self._term_gradients(objective, student),
-            samples=sample_replies(self._ready, student.module.model, self._sinks) if ranks.rank == 0 else None,
+            samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
         )
 
     # ---- student and teacher ---------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def own_settings(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, 
     return settings
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a sharded model gathers in it could not be used outside it
 def generate_ids(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, settings: Mapping[str, Any]
 ) -> Tensor:

@@ -4,8 +4,8 @@ A falling loss proves little about free generation: a student may repeat itself,
 best perplexity so far. So it answers the first validation examples of each task with the model's own generation
 settings; the replies stand beside the gold ones in a table, and replies that degenerate raise an alarm.
 
-Rank 0 alone generates, since the student is whole on every rank under ZeRO-2; the others wait. The teacher is sharded
-and could answer only with all ranks at every token, so it is left out: `distill report-card` shows both.
+Rank 0 alone generates, since the student is whole on every rank under ZeRO-2; the others wait. The teacher's replies
+to the same prompts stand beside them (see teacher_replies.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from transformers import PreTrainedModel
 
 from distill_engine.data.collate import collate
-from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.tokenised import Example, TokenisedTask
 from distill_engine.generate import GenerationError, Reply, decoded, own_settings, replies
 from distill_engine.generation_metrics import repetition
@@ -38,6 +37,10 @@ class Says(Protocol):
 
     def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
         """Write one record everywhere."""
+        ...
+
+    def message(self, text: str) -> None:
+        """One line for people."""
         ...
 
     def samples(self, step: int, seconds: float, rows: Sequence[Mapping[str, str]]) -> None:
@@ -110,13 +113,27 @@ def capped_settings(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
     return settings | one | {"max_new_tokens": max(1, min(longest))}
 
 
-def sample_replies(ready: Prepared, model: PreTrainedModel, sinks: Says) -> SampleReplies | None:
-    """The guard that the recipe asks for, with `model` as the student; None without prompts."""
-    recipe = ready.recipe
-    prompts = fixed_prompts(ready.valid_tasks, ready.valid_labels, ready.tokenizer, recipe.validation.samples)
-    if not any(prompts):
-        return None
-    return SampleReplies(prompts, model, ready.tokenizer, ready.layout, sinks, recipe.data.label_tokens)
+def recipe_prompts(ready: Prepared) -> list[list[Prompt]]:
+    """The prompts that the recipe asks for, a batch per task, no batch empty."""
+    per_task = ready.recipe.validation.samples
+    return [batch for batch in fixed_prompts(ready.valid_tasks, ready.valid_labels, ready.tokenizer, per_task) if batch]
+
+
+def answers(
+    ready: Prepared, model: PreTrainedModel, prompts: Sequence[Sequence[Prompt]], settings: Mapping[str, Any]
+) -> list[Reply]:
+    """A reply to each prompt. Leaves weights, mode and random streams as they are; the draws are always the same.
+
+    Raises GenerationError for settings that transformers refuses.
+    """
+    device = model.device
+    said: list[Reply] = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_SEED)
+        for batch in prompts:
+            given = collate([one.example for one in batch], [0] * len(batch), ready.layout, 1).to(device)
+            said += replies(model, ready.tokenizer, given.input_ids, given.attention_mask, settings)
+    return said
 
 
 class SampleReplies:
@@ -124,20 +141,19 @@ class SampleReplies:
 
     def __init__(
         self,
+        ready: Prepared,
         prompts: Sequence[Sequence[Prompt]],
         model: PreTrainedModel,
-        tokenizer: Any,
-        layout: SequenceLayout,
         sinks: Says,
-        new_tokens: int,
+        taught: Sequence[str] | None = None,
     ) -> None:
-        """`model` is the student itself, without its engine; `new_tokens` limits a reply."""
-        self._prompts = [list(batch) for batch in prompts if batch]
+        """`model` is the student itself, without its engine; `taught` the teacher's reply to each prompt."""
+        self._ready = ready
+        self._prompts = prompts
         self._model = model
-        self._tokenizer = tokenizer
-        self._layout = layout
         self._sinks = sinks
-        self._new_tokens = new_tokens
+        self._taught = taught
+        self._new_tokens = ready.recipe.data.label_tokens
 
     def __call__(self, step: int, seconds: float) -> dict[str, float]:
         """Generate, write the table and any alarm, and return values by name (`sample/...`, without `valid/`).
@@ -152,7 +168,8 @@ class SampleReplies:
             self._alarm(step, seconds, f"the student could not answer the sample prompts: {reason}")
             return {}
         prompts = [prompt for batch in self._prompts for prompt in batch]
-        self._sinks.samples(step, seconds, [_row(*pair) for pair in zip(prompts, said, strict=True)])
+        taught = [None] * len(prompts) if self._taught is None else self._taught
+        self._sinks.samples(step, seconds, [_row(*one) for one in zip(prompts, taught, said, strict=True)])
         values = sample_values(prompts, said)
         found = degenerations(prompts, said, self._least_tokens())
         if found:
@@ -161,15 +178,9 @@ class SampleReplies:
         return values
 
     def _generate(self) -> list[Said]:
-        device = self._model.device
         settings = capped_settings(self._model, self._new_tokens)
-        said: list[Reply] = []
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(_SEED)
-            for prompts in self._prompts:
-                batch = collate([one.example for one in prompts], [0] * len(prompts), self._layout, 1).to(device)
-                said += replies(self._model, self._tokenizer, batch.input_ids, batch.attention_mask, settings)
-        return [Said(one.text, one.tokens, token_repetition(self._tokenizer, one.text)) for one in said]
+        said = answers(self._ready, self._model, self._prompts, settings)
+        return [Said(one.text, one.tokens, token_repetition(self._ready.tokenizer, one.text)) for one in said]
 
     def _least_tokens(self) -> int:
         """What the generation settings force replies to, however short the gold ones are."""
@@ -223,5 +234,6 @@ def _repeats(prompt: Prompt, said: Said) -> bool:
     return said.repetition > _REPEATS + prompt.repetition
 
 
-def _row(prompt: Prompt, said: Said) -> dict[str, str]:
-    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, "student": said.text}
+def _row(prompt: Prompt, taught: str | None, said: Said) -> dict[str, str]:
+    teacher = {} if taught is None else {"teacher": taught}
+    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}

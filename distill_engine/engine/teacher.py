@@ -55,6 +55,12 @@ class TeacherEngine:
         self._embedding: Tensor | None = None
         self.config = model.config
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The teacher itself, to generate with. Collective like `features`: all ranks must call it equally often."""
+        model: PreTrainedModel = self._engine.module.model
+        return model
+
     def features(self, batch: Batch, request: FeatureRequest) -> Features:
         """What was asked, without gradients. Raises TeacherError if the logits are not finite numbers."""
         # no_grad, not inference_mode: losses save these tensors for the student's backward pass

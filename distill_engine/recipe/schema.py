@@ -229,7 +229,8 @@ class ValidationSection(Section):
         4,
         ge=0,
         description="The first N validation examples of each task are answered at each validation, with the model's "
-        "own generation settings: a table, and an alarm if replies degenerate. 0: none.",
+        "own generation settings: a table beside the teacher's replies (made once, before the first step: a teacher "
+        "pass per token), and an alarm if replies degenerate. 0: none.",
     )
     save_after_validation: bool = Field(True, description="Write a checkpoint after each validation.")
 

@@ -14,10 +14,12 @@ from rich.text import Text
 from distill_engine.reports.history import RunHistory
 from distill_engine.telemetry.metrics import TERMS, describe
 from distill_engine.telemetry.progress_view import ProgressState, picture, quantity
+from distill_engine.telemetry.sinks import Record
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 32
 _MESSAGES = 3
+_SAMPLES, _SAMPLES_FRAME = 4, 4  # most lines of sample replies; borders, header, and a line of distance
 _FRAME_LINES = 6  # of a panel of trends: borders, header, and room for the prompt
 _PICTURE_LINES = 8
 _TRENDS = (
@@ -36,7 +38,11 @@ def watch_view(history: RunHistory, spinner: Spinner, height: int) -> Renderable
     if names:
         parts.append(_trends(history, names))
     messages = [record for record in history.records if record.kind == "event" and record.text][-_MESSAGES:]
-    if room - len(names) > len(messages):
+    left = room - len(names) - len(messages)
+    samples = [record for record in history.records if record.kind == "samples" and record.rows]
+    if samples and left > _SAMPLES_FRAME:
+        parts.append(_samples(samples[-1], min(_SAMPLES, left - _SAMPLES_FRAME)))
+    if left > 0:
         parts += [Text(f"step {record.step}: {record.text}", style="dim") for record in messages]
     return Group(*parts)
 
@@ -88,6 +94,19 @@ def sparkline(values: Sequence[float], width: int, log: bool) -> str:
         return _BARS[min(len(_BARS) - 1, int(share * len(_BARS)))]
 
     return "".join(bar(value) for value in means)
+
+
+def _samples(record: Record, most: int) -> Panel:
+    """A line per prompt: what was said last, the teacher's reply if it is known, and the student's."""
+    columns = [name for name in ("teacher", "student") if name in record.rows[0]]
+    table = Table(box=None, expand=True, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column(f"sample replies, step {record.step}", no_wrap=True, ratio=1, style="dim")
+    for name in columns:
+        table.add_column(name, no_wrap=True, ratio=1)
+    for row in record.rows[:most]:
+        asked = next(iter(reversed(row.get("context", "").splitlines())), "")
+        table.add_row(Text(asked), *(Text(" ".join(row[name].split())) for name in columns))
+    return Panel(table, border_style="dim", padding=(0, 1))
 
 
 def _trends(history: RunHistory, names: Sequence[str]) -> Panel:

@@ -232,8 +232,10 @@ record, `valid/...` covers every validation example exactly once. A recipe's `va
 validation name without `valid/`: `ppl`, `ppl_micro`, `token_accuracy`, `my_task/ppl`.
 
 `valid/sample/...` are of a few fixed prompts (`validation.samples`) that the student answers with its own
-generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill report` and
-in the W&B table `valid/samples`.
+generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill watch`, in
+`distill report` and in the W&B table `valid/samples`, beside the teacher's replies. The teacher answers once, before
+the first step of a run folder (`teacher_samples.json`), with its own settings: about as many teacher passes as its
+longest replies have tokens, for each task.
 
 `train/gradient_...` are measured at one step in `logging.gradient_norm_every_steps`, from the step's first
 micro-batch on all ranks, before clipping, without the loss scale. With N micro-batches a norm is about 1/N of the

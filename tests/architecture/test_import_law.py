@@ -54,6 +54,7 @@ LAWS: dict[str, Law] = {
     "generate": law("values models"),
     "generation_metrics": law(forbidden=HEAVY),
     "samples": law("data generate generation_metrics prepare"),
+    "teacher_replies": law("generate prepare samples"),
     "evaluation_set": law("values data"),
     "partial_results": law("generate"),
     "evaluation": law("values models data evaluate evaluation_set generate generation_metrics partial_results"),

@@ -135,6 +135,15 @@ def test_the_run_folder_is_complete(system):
     ]
 
 
+def test_the_teachers_sample_replies_stand_beside_the_students(system):
+    asked = json.loads((system.folder / "teacher_samples.json").read_text())["rows"]
+    tables = system.history("samples")
+    assert [record.step for record in tables] == [record.step for record in system.history("valid")]
+    for record in tables:
+        kept = [{name: row[name] for name in ("task", "context", "gold", "teacher")} for row in record.rows]
+        assert kept == asked and all("student" in row for row in record.rows)
+
+
 def test_only_one_rank_speaks_and_libraries_are_silent(system):
     lines = [line for line in system.said.splitlines() if "[launch.py:" not in line and "[runner.py:" not in line]
     assert len([line for line in lines if f"step {STEPS}/{STEPS}  loss" in line]) == 1, system.said

@@ -41,6 +41,7 @@ CHECKS = {
         precision.fp16_floor,
         watching.gradient_norms,
         watching.samples,
+        watching.teacher_samples,
     ],
     3: [validation.numbers, trainer.ranks_apart],
 }

@@ -1,16 +1,23 @@
 """Watching over real ranks and engines: gradient norms per term, sample replies by one rank while the others wait."""
 
+from pathlib import Path
 from typing import Any
 
 import tiny_models as tiny
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from engine_worker_bench import ADAM, Bench, PlainTeacher, digest, rank_groups
 from engine_worker_trainer import make_trainer, story
 
 from distill_engine.generate import generate_ids, own_settings
+from distill_engine.prepare import prepare
+from distill_engine.recipe.load import load_recipe
+from distill_engine.samples import answers, capped_settings, recipe_prompts
+from distill_engine.teacher_replies import FILE, teacher_replies
 from distill_engine.train.term_gradients import TermGradients
 
 FAMILY, MICRO_BATCHES, STEPS = "blenderbot", 2, 3
+DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 
 
 def gradient_norms(bench: Bench) -> dict:
@@ -82,3 +89,40 @@ def samples(bench: Bench) -> dict:
 
     trainer.samples = generate if bench.ranks.rank == 0 else None
     return {"calm": calm, "sampled": story(trainer), "said": said}
+
+
+def teacher_samples(bench: Bench) -> dict:
+    """The sharded teacher's replies with its own beams: against the plain model's, and what they leave behind."""
+    small = ["data.tasks.0.train_examples=8", "data.tasks.0.valid_examples=12", "validation.samples=4"]
+    ready = prepare(load_recipe(DEMO, [*small, f"data.cache_dir={bench.folder / 'cache'}"]), DEMO)
+    prompts = recipe_prompts(ready)
+    plain, teacher = PlainTeacher(ready.teacher_folder), bench.load_teacher(ready.teacher_folder)
+    for model in (plain.model, teacher.model):
+        model.generation_config.num_beams = 3
+    goal = tiny.objective()
+    batch = tiny.batch(tiny.examples(4, FAMILY, seed=bench.ranks.rank), FAMILY)
+    before = teacher.features(batch, goal.teacher_request()).logits
+    folder, said = bench.folder / "teacher_samples", []
+    folder.mkdir(exist_ok=True)
+    found = teacher_replies(ready, teacher.model, prompts, folder, bench.ranks, said.append)
+    gathered = [n for n, p in teacher.model.named_parameters() if p.ds_status != ZeroParamStatus.NOT_AVAILABLE]
+    after = [teacher.features(batch, goal.teacher_request()).logits for _ in range(3)]
+    settings = capped_settings(plain.model, ready.recipe.data.label_tokens)
+    bench.ranks.barrier()
+    again = teacher_replies(ready, teacher.model, prompts, folder, bench.ranks, said.append)
+    # ranks whose replies have different lengths: the longer one needs the other to the end
+    own = [prompts[0][bench.ranks.rank : bench.ranks.rank + 1]]
+    limits = {"max_new_tokens": 3 + 9 * bench.ranks.rank, "min_new_tokens": 3 + 9 * bench.ranks.rank}
+    uneven = answers(ready, teacher.model, own, settings | limits | {"synced_gpus": True})
+    return {
+        "found": found,
+        "wanted": [one.text for one in answers(ready, plain.model, prompts, settings)],
+        "again": again,
+        "said": said,
+        "kept": (folder / FILE).is_file(),
+        "gathered": gathered,
+        "same_after": all(torch.equal(before, one) for one in after),
+        "tokens": [one.tokens for one in uneven],
+        "uneven": [one.text for one in uneven],
+        "uneven_wanted": [one.text for one in answers(ready, plain.model, own, settings | limits)],
+    }

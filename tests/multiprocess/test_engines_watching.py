@@ -35,3 +35,18 @@ def test_sample_replies_of_one_rank_leave_the_run_as_it_is(on_2):
     for rank in ranks:
         assert rank["sampled"] == rank["calm"]
     assert [step for step, _ in ranks[0]["said"]] == [4, 6] and ranks[1]["said"] == []
+
+
+def test_a_sharded_teacher_says_what_the_plain_one_says_once_and_is_as_before(on_2):
+    ranks = on_2("watching.teacher_samples")
+    for rank in ranks:
+        assert rank["found"] == rank["again"] == rank["wanted"] and len(set(rank["found"])) > 1
+        assert len(rank["said"]) == (2 if rank is ranks[0] else 1), "asked once"
+        assert rank["kept"] and rank["gathered"] == [] and rank["same_after"]
+
+
+def test_ranks_whose_replies_end_apart_stay_together(on_2):
+    ranks = on_2("watching.teacher_samples")
+    assert [rank["tokens"] for rank in ranks] == [[3], [12]]
+    for rank in ranks:
+        assert rank["uneven"] == rank["uneven_wanted"]

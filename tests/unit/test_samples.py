@@ -12,7 +12,15 @@ from transformers import AutoModelForSeq2SeqLM
 from distill_engine.generate import own_settings, replies
 from distill_engine.prepare import prepare
 from distill_engine.recipe.load import load_recipe
-from distill_engine.samples import Prompt, Said, capped_settings, degenerations, sample_replies, token_repetition
+from distill_engine.samples import (
+    Prompt,
+    Said,
+    SampleReplies,
+    capped_settings,
+    degenerations,
+    recipe_prompts,
+    token_repetition,
+)
 from distill_engine.telemetry.metrics import describe
 from distill_engine.telemetry.sinks import SinkGroup
 
@@ -53,10 +61,10 @@ def model(speaker):
     return copy.deepcopy(speaker)
 
 
-def ask(ready, model):
+def ask(ready, model, taught=None):
     """Values and records of one round of samples after step 7."""
     kept = Kept()
-    guard = sample_replies(ready, model, SinkGroup([kept], pytest.fail))
+    guard = SampleReplies(ready, recipe_prompts(ready), model, SinkGroup([kept], pytest.fail), taught)
     return guard(7, 3.5), kept
 
 
@@ -82,6 +90,17 @@ def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model
         assert row["student"] == alone.text
         assert row["gold"] == ready.tokenizer.decode(example.label_ids, skip_special_tokens=True).strip()
         assert row["context"] in ready.tokenizer.decode(example.context_ids)
+
+
+def test_the_teachers_replies_stand_beside_the_students(ready, model):
+    taught = [f"taught {number}" for number in range(5)]
+    values, kept = ask(ready, model, taught)
+    (record,) = kept.of("samples")
+    assert list(record.rows[0]) == ["task", "context", "gold", "teacher", "student"]
+    assert [row["teacher"] for row in record.rows] == taught
+    plain, other = ask(ready, model)
+    assert [row["student"] for row in record.rows] == [row["student"] for row in other.of("samples")[0].rows]
+    assert values.keys() == plain.keys()
 
 
 def test_nothing_of_the_training_is_touched(ready, model):
@@ -144,7 +163,7 @@ def test_no_samples_no_guard(ready, model):
         update={"validation": ready.recipe.validation.model_copy(update={"samples": 0})}
     )
     object.__setattr__(other := copy.copy(ready), "recipe", changed)
-    assert sample_replies(other, model, SinkGroup([], pytest.fail)) is None
+    assert recipe_prompts(other) == []
 
 
 @pytest.mark.parametrize("own, limit", [({"max_length": 12}, 11), ({"max_new_tokens": 9}, 9), ({"max_length": 90}, 32)])

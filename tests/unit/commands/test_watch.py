@@ -59,6 +59,9 @@ def write(folder: Path, steps: int) -> None:
     for step in range(1, steps + 1):
         values = {"train/total": 100.0 / step, "train/ppl": 3.0, "train/term/task/raw": 1.0}
         sink.write(Record("train", step, float(step), values | {"train/term/task/weighted": 1.0}))
+    said = [(f"long ago\n{n} cats?", f"taught {n}", f"[b]s{n}") for n in range(6)]
+    rows = [{"context": asked, "gold": "g", "teacher": taught, "student": own} for asked, taught, own in said]
+    sink.write(Record("samples", steps, float(steps), rows=tuple(rows)))
     sink.close("finished")
 
 
@@ -74,6 +77,16 @@ def test_the_picture_of_a_run(tmp_path):
     assert "stopped · step 40" in text and "step 0: hello there" in text
     assert re.search(r"train/total +100 +█[▁▂▃▄▅▆▇█]+▁ +2\.5 +2\.5", text)
     assert re.search(r"task +1 +1 +━* +100 %", text)
+
+
+def test_sample_replies_of_teacher_and_student_side_by_side(tmp_path):
+    write(tmp_path, 40)
+    text = shown(tmp_path, 60)
+    assert re.search(r"sample replies, step 40 +teacher +student", text)
+    for n in range(4):
+        assert re.search(rf"{n} cats\? +taught {n} +\[b\]s{n}", text), "what a model says is no markup"
+    assert "4 cats?" not in text and "long ago" not in text
+    assert "sample replies" not in shown(tmp_path, 22)
 
 
 def test_a_small_terminal_gets_less(tmp_path):
