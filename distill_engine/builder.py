@@ -171,7 +171,8 @@ class Builder:
         config: Any
         init = None
         if ready.teacher_folder is not None:
-            config = student_model_config(AutoConfig.from_pretrained(ready.teacher_folder, trust_remote_code=False), sizes)
+            of_teacher = AutoConfig.from_pretrained(ready.teacher_folder, trust_remote_code=False)
+            config = student_model_config(of_teacher, sizes)
             if part.init == "teacher_layers":
                 init = self._teacher_layers(config)
         else:

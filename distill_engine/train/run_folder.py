@@ -31,8 +31,8 @@ class RunFolderError(ValueError):
 def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
     """Make sure, before any work, that a run can live in `folder`. Collective; RunFolderError on all ranks if not.
 
-    It is made if missing, for its owner only. Every rank writes a file there, sees the file of rank 0 (so it is one shared folder), owns
-    what it writes (resuming asks for that), and finds `needed_bytes` free.
+    It is made if missing, for its owner only. Every rank writes a file there, sees the file of rank 0 (so it is one
+    shared folder), owns what it writes (resuming asks for that), and finds `needed_bytes` free.
     """
 
     def explain(error: Exception) -> str:
