@@ -9,9 +9,13 @@ G is formed a second time, a fourth product beside the three. The alternative, g
 the backward pass, would have to keep them in float32 (a loss scale still to come would not bring back what fp16 has
 lost): 4 (tokens Ds + D Ds) bytes for every compared layer, alive as long as the difference would have been. With 2048
 tokens, D = 2560 and Ds = 1280 these are 24 MB per layer, and writing and reading them, 47 MB, takes an H100 most of
-the time of the product that they save (13 GFLOP). Eager PyTorch moves 490 MB there, these kernels 145 MB, of which
-the slopes (32 MB) stay in the second-level cache. Extra memory: one chunk of slopes and, where there is more than one
-chunk and W is not float32, one float32 copy of W's shape; both are gone after the call, and neither grows with tokens.
+the time of the product that they save (13 GFLOP). Eager PyTorch moves 490 MB there, these kernels 100 MB, of which
+the slopes (32 MB) stay in the second-level cache.
+
+Extra memory: the slopes of one chunk of tokens and, where there is more than one chunk and W is not float32, one
+float32 copy of W's shape, because sums over chunks may not be rounded in between. Where that copy would be larger than
+the slopes that chunks save, all tokens are one chunk: at most 2 bytes per token and output in half precision, a seventh
+of what eager PyTorch holds. All of it is gone after the call.
 
 p stays in the float32 accumulators: unlike nn.Linear, it is not rounded to the model's dtype before the difference.
 Every tile is one program's own and partial sums are added in a fixed order: the same inputs give the same bits.
@@ -30,8 +34,8 @@ from torch.autograd.function import once_differentiable
 from distill_engine.losses.masked_mse_chunked import check_projection
 from distill_engine.losses.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
 
-# Elements of f G that exist at a time: 4 MB in fp16. In tiles of 128 x 128 these are 128 programs, one for nearly
-# every multiprocessor of an H100 (132), and W is read once per chunk.
+# Elements of f G that exist at a time where tokens come in chunks: 4 MB in fp16. In tiles of 128 x 128 these are 128
+# programs, one for nearly every multiprocessor of an H100 (132), and W is read once per chunk.
 CHUNK_ELEMENTS = 2**21
 
 
@@ -183,7 +187,8 @@ def _gradients(
     student, weight, bias, teacher, _ = inputs
     assert weight is not None
     (tokens, width), tiles = teacher.shape, _tiles(student.dtype)
-    step = chunk_tokens(tokens, width, tiles.rows)
+    sums = 4 * weight.numel() // weight.itemsize if wanted[1] and weight.dtype != torch.float32 else 0
+    step = chunk_tokens(tokens, width, tiles.rows, sums)
     slope = student.new_empty(min(step, tokens), width)
     parts = weight.new_empty((triton.cdiv(tokens, tiles.rows), width), dtype=torch.float32) if wanted[2] else None
     of_student = torch.empty_like(student) if wanted[0] else None
@@ -218,10 +223,16 @@ class _WeightGradient:
         _add_weight_gradient(slope, part, before, self.result if self._done == self._chunks else self._sums)
 
 
-def chunk_tokens(tokens: int, width: int, multiple: int) -> int:
-    """Tokens whose slope exists at a time: chunks of equal size but the last, each a multiple of the tile's rows."""
+def chunk_tokens(tokens: int, width: int, multiple: int, sums: int) -> int:
+    """Tokens whose slope exists at a time: chunks of equal size but the last, each a multiple of the tile's rows.
+
+    sums  what adding up chunks takes, counted in elements of the slope: one chunk where that would take less
+    """
+    least = max(triton.cdiv(tokens, multiple), 1) * multiple
+    if tokens * width <= CHUNK_ELEMENTS + sums:
+        return least
     most = max(CHUNK_ELEMENTS // (width * multiple), 1) * multiple
-    chunks = max(triton.cdiv(tokens, most), 1)
+    chunks = triton.cdiv(tokens, most)
     return max(triton.cdiv(triton.cdiv(tokens, chunks), multiple), 1) * multiple
 
 

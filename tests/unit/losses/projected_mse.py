@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Of the largest gradient: fp32 sums in another order; half precision rounds f G once and the result once.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -133,3 +136,50 @@ def check_large_differences(function: Callable, dtype: torch.dtype, device: str 
     assert function(*big.arguments(), 65504.0).item() == 3 * 65504.0
     big.teacher[0, 1, 2] = float("nan")
     assert function(*big.arguments(), 65504.0).isnan()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+class _Held(TorchDispatchMode):
+    """Bytes of all tensors that operations made and that are still alive, and the most there ever were."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = weakref.WeakSet(x.untyped_storage() for x in given)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for made in torch.utils._pytree.tree_leaves(result):
+            storage = made.untyped_storage() if isinstance(made, Tensor) else None
+            if storage is not None and storage not in self._known:
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def extra_bytes(function: Callable, tokens: int, depth: int, width: int, dtype=torch.float16) -> int:
+    """Most that one forward and backward pass holds at once beside inputs and gradients; nothing is computed."""
+
+    def empty(*shape: int, of=dtype) -> Tensor:
+        return torch.empty(*shape, dtype=of, device="meta")
+
+    learned = [x.requires_grad_() for x in (empty(tokens, depth), empty(width, depth), empty(width))]
+    student, weight, bias = learned
+    arguments = (student[None], weight, bias, empty(1, tokens, width), empty(1, tokens, of=torch.bool), 65504.0)
+    with _Held([x for x in arguments if isinstance(x, Tensor)]) as held:
+        function(*arguments).backward()
+    return held.peak - sum(x.nbytes for x in learned)
+
+
+def eager(student, weight, bias, teacher, mask, clamp) -> Tensor:
+    """The formula as one would write it."""
+    projected = functional.linear(student, weight, bias).float()
+    squared = functional.mse_loss(projected, teacher.float(), reduction="none").clamp(max=clamp)
+    return (squared * mask[..., None]).sum() / teacher.shape[-1]

@@ -121,15 +121,31 @@ def test_chunks_of_tokens_add_up(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "width", "multiple"), [(1, 16, 128), (2048, 2560, 128), (4096, 1024, 128), (100, 10**7, 64), (0, 8, 64)]
+    ("tokens", "width", "multiple", "sums"),
+    [(1, 16, 128, 0), (2048, 2560, 128, 0), (2**20, 1024, 128, 2**21), (100, 10**7, 64, 0), (0, 8, 64, 0)],
 )
-def test_a_chunk_is_whole_tiles_and_not_much_larger_than_its_bound(tokens, width, multiple):
-    step = chunk_tokens(tokens, width, multiple)
+def test_a_chunk_is_whole_tiles_and_not_much_larger_than_its_bound(tokens, width, multiple, sums):
+    step = chunk_tokens(tokens, width, multiple, sums)
     assert step % multiple == 0
     assert step * width <= masked_mse_triton.CHUNK_ELEMENTS or step == multiple
     assert math.ceil(tokens / step) <= math.ceil(tokens * width / masked_mse_triton.CHUNK_ELEMENTS) + 1 or (
         step == multiple
     )
+
+
+@pytest.mark.parametrize("sums", [0, 10**6])
+def test_one_chunk_where_adding_up_would_take_more_than_it_saves(sums):
+    """640 tokens of 4096 are 2^19 elements more than a chunk may be."""
+    assert chunk_tokens(640, 4096, 128, sums) == (640 if sums >= 2**19 else 384)
+
+
+@pytest.mark.parametrize(("tokens", "depth", "width"), [(2048, 2560, 2560), (2048, 1280, 2560), (4096, 512, 1024)])
+def test_beside_the_gradients_less_than_a_fifth_of_eagers_memory(monkeypatch, tokens, depth, width):
+    for launch in ("_launch_projected", "_add_weight_gradient"):
+        monkeypatch.setattr(masked_mse_triton, launch, lambda *given, **named: None)
+    ours, theirs = (cases.extra_bytes(function, tokens, depth, width) for function in (projected_mse_sum, cases.eager))
+    assert 0 < ours < 0.15 * theirs
+    assert ours < 1.05 * 2 * tokens * width  # all slopes at once or less, and partial sums of the bias
 
 
 def test_the_projection_is_not_rounded_before_the_difference():
