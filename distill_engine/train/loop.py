@@ -282,8 +282,8 @@ class Trainer:
 
     def _resume(self) -> None:
         step = self.checkpoints.resume(self._parts())
+        self.sinks.rewind(step or 0)  # also what a run left that was killed before its first checkpoint
         if step is not None:
-            self.sinks.rewind(step)
             self.sinks.message(f"resumed after step {step}; initial weights and other start options are not used")
             self._unsaved = False
         self._clock = time.perf_counter()

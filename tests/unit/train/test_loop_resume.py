@@ -55,7 +55,10 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("victim", ["step 1", "skip 4", "step 7", "publish 5", "valid record 10", "step 14"])
+VICTIMS = ["step 1", "train record 1", "skip 4", "step 7", "publish 5", "valid record 10", "step 14"]
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_at_any_moment_it_goes_on_from_the_newest_checkpoint(expected, toy, victim):
     first = toy(**options(save=Every(steps=2)))
 
@@ -74,6 +77,18 @@ def test_killed_at_any_moment_it_goes_on_from_the_newest_checkpoint(expected, to
     same_run(expected, second)
     for kind in ("train", "valid"):
         assert second.records(kind) == expected.records(kind)
+
+
+@pytest.mark.parametrize("attempt", range(1, 10))
+def test_patience_goes_on_counting_over_a_restart(toy, attempt):
+    """Wherever it is interrupted, the run ends at the validation at which an undisturbed one does: the fifth."""
+    values = [5.0, 4.0, 6.0, 4.0, 4.5]
+    common = {"validate": Every(steps=2), "patience": 3}
+    first = toy(**common, validations=values, stop_at_attempt=attempt)
+    assert first.trainer.run() is EndReason.STOP_REQUESTED
+    second = toy(**common, validations=values[attempt // 2 :])
+    assert second.trainer.run() is EndReason.OUT_OF_PATIENCE
+    assert second.trainer.progress.steps == 10 and second.policies.keep_best.best == 4.0
 
 
 def test_the_logging_interval_is_written_before_a_stop(toy):
