@@ -75,6 +75,8 @@ def _file_problems(path: str, file: str, may_be_folder: bool) -> Iterator[Proble
     elif not place.exists():
         rule = "A relative path starts at the recipe's folder or at the working directory"
         yield Problem(path, f"is {file!r}, which does not exist", rule, _neighbour(place))
+    elif not (place.is_file() or place.is_dir()):  # opening a pipe waits for a writer, perhaps for ever
+        yield Problem(path, f"is {file!r}, which is a pipe or a device", "A task reads a file", "Write it to a file")
     elif place.is_file() and place.stat().st_size == 0:
         yield Problem(path, f"is {file!r}, which is empty", "A file holds at least one example")
 

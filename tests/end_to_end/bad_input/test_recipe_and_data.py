@@ -5,6 +5,7 @@ process, which saves its start.
 """
 
 import json
+import os
 
 import pytest
 
@@ -90,6 +91,17 @@ DATA = {
     "data file that is a folder": (
         lambda case: case.set("data.tasks.0.valid", str(case.folder)),
         ["data.tasks.0.valid", "is a folder"],
+    ),
+}
+
+DATA |= {
+    "data file that is a pipe": (
+        lambda case: (os.mkfifo(case.folder / "pipe"), case.set("data.tasks.0.train", str(case.folder / "pipe"))),
+        ["data.tasks.0.train", "is a pipe or a device"],
+    ),
+    "empty validation file": (
+        lambda case: case.set("data.tasks.0.valid", case.file("empty.txt", "")),
+        ["data.tasks.0.valid", "is empty"],
     ),
 }
 
