@@ -12,6 +12,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -109,6 +110,7 @@ def train(scenario: dict, ranks: GlooRanks, folder: Path, report: dict) -> None:
         if step % scenario.get("save_every", 2) == 0:
             if step == scenario.get("fill_disk_at") and ranks.rank == 0:
                 fill_disk(filler, scenario["leave_bytes"])
+            hurt(scenario.get("hurt", {}).get(str(step)), folder, ranks)
             ranks.gather(None)
             report["saves"][step] = checkpoints.save(step, parts)
             if ranks.rank == 0 and step != scenario.get("keep_disk_full_at"):
@@ -118,6 +120,12 @@ def train(scenario: dict, ranks: GlooRanks, folder: Path, report: dict) -> None:
         "stopping": stopping.state_dict(),
         "next_random": [random.random(), float(np.random.standard_normal()), float(torch.randn(()))],
     }
+
+
+def hurt(command: str | None, folder: Path, ranks: GlooRanks) -> None:
+    """Let rank 0 do something to the run's folder, by a shell."""
+    if command is not None and ranks.rank == 0:
+        subprocess.run(command, shell=True, cwd=folder, check=True)
 
 
 def fill_disk(filler: Path, leave_bytes: int) -> None:
@@ -157,10 +165,12 @@ def rank_main(scenario: dict, rank: int, world_size: int, answer: Path) -> None:
             )
         if "kill_at" in scenario:
             kill_at_file_operation(scenario["kill_at"], Path(scenario["folder"]))
+        os.seteuid(scenario.get("user", os.getuid()))
         run(scenario, GlooRanks(rank, world_size), report)
     except Exception as error:
         report["error"] = f"{type(error).__name__}: {error}"
         code = 3
+    os.seteuid(os.getuid())
     (answer / f"rank_{rank}.json").write_text(json.dumps(report))
     os._exit(code)
 

@@ -1,6 +1,11 @@
-"""Starts the ranks of the engine tests: one start per number of ranks does many checks, many tests read the results."""
+"""Starts the ranks of the engine tests: one start per number of ranks does many checks, many tests read the results.
 
+And those of the checkpoint tests: a small run without engines, forked from a warm process for every scenario.
+"""
+
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +15,8 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).with_name("engine_worker.py")
+CHECKPOINT_WORKER = Path(__file__).with_name("checkpoint_worker.py")
+STEPS = 6  # of the small run with checkpoints
 LIMIT_SECONDS = 400  # of one start; a free machine needs a tenth of that
 FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "OMPI_")
 
@@ -81,3 +88,76 @@ def _engines(world_size: int):
 
 
 on_1, on_2, on_3 = (_engines(world_size) for world_size in (1, 2, 3))
+
+
+# ---- a small run with checkpoints, whose ranks are forked from one warm process -----------------------------------
+
+
+class CheckpointServer:
+    """The worker process; `play` runs one scenario in it."""
+
+    def __init__(self, answers: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(CHECKPOINT_WORKER), str(answers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        )
+
+    def play(self, folder: Path, **scenario) -> dict:
+        self.process.stdin.write(json.dumps({"folder": str(folder), "steps": STEPS, **scenario}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the worker died"
+        return json.loads(line)
+
+    def finals(self, folder: Path, **scenario) -> list[dict]:
+        """Final state of every rank of a run that must end well."""
+        answer = self.play(folder, **scenario)
+        assert set(answer["codes"]) == {0}, answer
+        return [report["final"] for report in answer["reports"]]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    server = CheckpointServer(tmp_path_factory.mktemp("answers"))
+    yield server
+    server.process.stdin.close()
+    server.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(server, tmp_path_factory) -> list[dict]:
+    return server.finals(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def finished_at_4(server, tmp_path_factory) -> Path:
+    """A run stopped after step 4, with checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("finished")
+    server.finals(folder, steps=4)
+    found = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert found == ["latest", "step-00000002", "step-00000004"]
+    return folder
+
+
+@pytest.fixture
+def stopped(finished_at_4, tmp_path) -> Path:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_at_4, folder)
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
