@@ -44,6 +44,8 @@ from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
 from distill_engine.train.agreement import plain_reason
+from distill_engine.train.balance import CurrentFactors, GradientNorm, InitialScale, no_factors
+from distill_engine.train.balancing import Balancer, by_gradient, by_value
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.loop import Policies, Trainer
@@ -79,13 +81,14 @@ class Builder:
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         batches = train_loader(self._ready, ranks, self._sinks.message)
-        validator = self._validator(objective)
+        gradients, balancer = self._beside_the_step(objective, student)
+        factors = (lambda: balancer.factors) if balancer is not None else no_factors
         return Trainer(
             student=student,
             teacher=teacher,
             objective=objective,
             batches=batches,
-            validator=validator,
+            validator=self._validator(objective, factors),
             policies=self._policies(),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
@@ -102,12 +105,13 @@ class Builder:
                 warn=self._sinks.message,
             ),
             ranks=ranks,
-            meter=Meter(objective, Averages(ranks.device), ranks.world_size),
+            meter=Meter(objective, Averages(ranks.device), ranks.world_size, factors),
             sinks=self._sinks,
             publish_best=self._publisher(student),
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
-            term_gradients=self._term_gradients(objective, student),
             samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
+            term_gradients=gradients,
+            balancer=balancer,
         )
 
     # ---- student and teacher ---------------------------------------------------------------------------------
@@ -242,10 +246,22 @@ class Builder:
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
 
-    def _term_gradients(self, objective: Objective, student: StudentEngine) -> TermGradients | None:
-        every = self._recipe.logging.gradient_norm_every_steps
+    def _beside_the_step(
+        self, objective: Objective, student: StudentEngine
+    ) -> tuple[TermGradients | None, Balancer | None]:
+        """What measures loss terms at times: for the log, and to balance their weights."""
+        losses, ranks, terms = self._recipe.losses, self._ranks, tuple(objective.term_weights)
+        every = self._recipe.logging.gradient_norm_every_steps or None
         scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
-        return TermGradients(objective, student.module, every, scale, self._ranks.device) if every else None
+        gradients = TermGradients(objective, student.module, every, scale, ranks.device)
+        if losses.balance == "gradient_norm":
+            policy = GradientNorm(terms, losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
+            return gradients, by_gradient(policy, objective, gradients, ranks)
+        balancer = None
+        if losses.balance == "initial_scale":
+            start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)
+            balancer = by_value(start, objective, student.module, ranks)
+        return gradients if every else None, balancer
 
     def _probe_batch(self) -> Batch:
         task = self._ready.train_tasks[0]
@@ -254,7 +270,7 @@ class Builder:
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 
-    def _validator(self, objective: Objective) -> Validator | None:
+    def _validator(self, objective: Objective, factors: CurrentFactors) -> Validator | None:
         if not self._ready.valid_tasks:
             return None
         recipe = self._recipe
@@ -267,6 +283,7 @@ class Builder:
             self._ready.valid_labels,
             self._ranks,
             average=recipe.validation.average,
+            factors=factors,
         )
 
     def _policies(self) -> Policies:

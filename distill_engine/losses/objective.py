@@ -38,6 +38,7 @@ from distill_engine.values import (
 )
 
 Definition = Literal["parlai", "invariant"]
+Factors = Mapping[str, float] | None
 
 _EMBEDDING_TERMS = {"encoder_embedding": Stack.ENCODER, "decoder_embedding": Stack.DECODER}
 _HIDDEN_TERMS = {"encoder_hidden": Stack.ENCODER, "decoder_hidden": Stack.DECODER}
@@ -102,6 +103,11 @@ class Objective:
     def term_weights(self) -> dict[str, float]:
         """Active terms and their weights, in TERMS order."""
         return self.weights.per_term()
+
+    def effective_weights(self, factors: Factors) -> dict[str, float]:
+        """`term_weights`, each times its factor (train/balance.py); None: as they are."""
+        own = self.term_weights
+        return own if factors is None else {term: weight * factors[term] for term, weight in own.items()}
 
     def student_request(self) -> FeatureRequest:
         """What the student must show; unweighted features are not requested."""
@@ -225,15 +231,18 @@ class Objective:
             return local.clamp(min=1.0) * (len(group) * world_size)
         return sum_across_ranks(local.sum(dim=0)).clamp(min=1.0).expand_as(local)
 
-    def total(self, terms: Mapping[str, TermValue], divisors: Tensor) -> Tensor:
+    def total(self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None) -> Tensor:
         """Weighted sum of `terms` over one row of `divisors`: this micro-batch's share of the global loss, []."""
-        return torch.stack(list(self.weighted(terms, divisors).values())).sum()
+        return torch.stack(list(self.weighted(terms, divisors, factors).values())).sum()
 
-    def weighted(self, terms: Mapping[str, TermValue], divisors: Tensor) -> dict[str, Tensor]:
+    def weighted(
+        self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None
+    ) -> dict[str, Tensor]:
         """Each term's part of `total`, [], in TERMS order."""
+        weights = self.effective_weights(factors)
         return {
             term: weight * value.sum / divisors[index].float()
-            for index, ((term, weight), value) in enumerate(zip(self.term_weights.items(), terms.values(), strict=True))
+            for index, ((term, weight), value) in enumerate(zip(weights.items(), terms.values(), strict=True))
         }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
@@ -288,4 +289,5 @@ RULES: tuple[Rule, ...] = (
     optimizer_keys_are_used,
     *DATA_RULES,
     *BATCH_RULES,
+    *BALANCE_RULES,
 )

@@ -104,6 +104,15 @@ class LossesSection(Section):
         "parlai: ParlAI's numbers (means per micro-batch and rank, padded keys counted).",
     )
     weights: LossWeights = Field(default_factory=lambda: LossWeights())
+    balance: Literal["none", "initial_scale", "gradient_norm"] = Field(
+        "none",
+        description="initial_scale, gradient_norm: weights are importances; each is multiplied by a factor that makes "
+        "its term begin as large, or pull as hard, as the task term (docs/balancing.md).",
+    )
+    balance_start_steps: PositiveInt = Field(20, description="initial_scale: factors come from the first N steps.")
+    balance_every_steps: PositiveInt = Field(200, description="gradient_norm: factors are updated every N steps.")
+    balance_smoothing: Fraction = Field(0.7, description="gradient_norm: share of the old in each new average factor.")
+    balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
     temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
     clamp: Positive | None = Field(
         65504.0, description="Largest squared error of one element (embedding, hidden, attention); null: no clamp."

@@ -128,6 +128,13 @@ def _gradients(history: RunHistory, names: Sequence[str]) -> list[str]:
     return drawn
 
 
+def _balance(history: RunHistory, names: Sequence[str]) -> list[str]:
+    """All factors in one plot: they are only interesting beside each other."""
+    series = {name.rsplit("/", 1)[1].replace("_", " "): history.series(name) for name in names}
+    text = "What each term's weight is multiplied by."
+    return [page.plot(plots.lines("factor of the weight by term", series, log=True, wide=True), text)]
+
+
 def _layers(history: RunHistory, names: Sequence[str]) -> list[str]:
     """A heat map per term: which layer pair is far from its teacher, and when it came closer."""
     drawn = []
@@ -167,6 +174,7 @@ _OWN_PLOTS = {
     "Loss terms": _terms,
     "Loss terms by layer": _layers,
     "Gradients by term": _gradients,
+    "Loss balance": _balance,
     "Time shares": _time_shares,
     "Validation by task": _by_task,
 }

@@ -97,7 +97,7 @@ REGISTRY: tuple[Metric, ...] = (
     *_section(
         "Loss terms",
         ("train/term/{term}/raw", "", "lower", "One term before its weight."),
-        ("train/term/{term}/weighted", "", "lower", "One term times its weight: its part of the total."),
+        ("train/term/{term}/weighted", "", "lower", "One term times its weight and factor: its part of the total."),
     ),
     *_section(
         "Loss terms by layer",
@@ -122,6 +122,10 @@ REGISTRY: tuple[Metric, ...] = (
         "Gradients by term",
         ("train/gradient_norm/{term}", "", "neither", "Gradient norm of one weighted term, over all student weights."),
         ("train/gradient_share/{term}", "share", "neither", "One term's gradient norm / the sum of all terms'."),
+    ),
+    *_section(
+        "Loss balance",
+        ("train/balance/{term}", "", "neither", "Factor of one term's weight (`losses.balance`)."),
     ),
     *_section(
         "Throughput",
@@ -239,7 +243,8 @@ longest replies have tokens, for each task.
 
 `train/gradient_...` are measured at one step in `logging.gradient_norm_every_steps`, from the step's first
 micro-batch on all ranks, before clipping, without the loss scale. With N micro-batches a norm is about 1/N of the
-whole step's; shares do not depend on it. Weights are the student's own, projections left out.
+whole step's; shares do not depend on it. Weights are the student's own, projections left out. With
+`losses.balance: gradient_norm` they are measured whenever factors are updated, too; docs/balancing.md has more.
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
+from distill_engine.train.balancing import Balancer
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.faults import fault_point
 from distill_engine.train.learning_rate import LearningRate
@@ -25,7 +26,7 @@ from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.stopwatch import Stopwatch
 from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Shows, Validator
-from distill_engine.values import Batch
+from distill_engine.values import Batch, Features
 
 
 class TrainingError(RuntimeError):
@@ -67,6 +68,7 @@ class Trainer:
     extra_parts: Mapping[str, Part] = field(default_factory=dict)
     beat: Callable[[str], None] = lambda _doing: None
     term_gradients: TermGradients | None = None
+    balancer: Balancer | None = None
     samples: Callable[[int, float], dict[str, float]] | None = None  # rank 0's, of (step, seconds): see samples.py
 
     def __post_init__(self) -> None:
@@ -126,17 +128,25 @@ class Trainer:
         if self.teacher is not None:
             with self._phase("teacher"):
                 taught = self.teacher.features(batch, self.objective.teacher_request())
-        attempt = self._attempts()
-        if self.term_gradients is not None and self.term_gradients.due(attempt):
-            self.term_gradients.measure(attempt, batch, taught, divisor, self.ranks.sum)
+        factors = self._measure(batch, taught, divisor)
         with self._phase("student"):
             shown = self.student.features(batch, self.objective.student_request())
         with self._phase("losses"):
             terms, hits = self.objective.terms_and_hits(shown, taught, batch)
-            share = self.objective.total(terms, divisor)
+            share = self.objective.total(terms, divisor, factors)
             self.meter.add_micro_batch(batch, terms, hits, micro_batches)
         with self._phase("backward"):
             self.student.backward(share)
+
+    def _measure(self, batch: Batch, taught: Features | None, divisor: Tensor) -> Mapping[str, float] | None:
+        """What is measured beside a step at times; the factors that hold for this micro-batch."""
+        attempt = self._attempts()
+        if self.balancer is not None:
+            self.balancer.before_backward(attempt, batch, taught, divisor)
+        factors = None if self.balancer is None else self.balancer.factors
+        if self.term_gradients is not None and self.term_gradients.due(attempt):
+            self.term_gradients.measure(attempt, batch, taught, divisor, self.ranks.sum, factors)
+        return factors
 
     def _count(self, applied: bool) -> None:
         self.progress.count_step(applied)
@@ -206,8 +216,9 @@ class Trainer:
         values["train/epoch"] = self.batches.epoch
         values["train/examples"] = float(self.batches.examples)
         values |= memory_gib(self.ranks.device)
-        if self.term_gradients is not None:
-            values |= self.term_gradients.read()
+        for beside in (self.term_gradients, self.balancer):
+            if beside is not None:
+                values |= beside.read()
         self.sinks.record("train", self.progress.steps, self.progress.seconds, values)
 
     def _validate(self) -> None:
@@ -276,6 +287,8 @@ class Trainer:
             "validate_when": policies.validate_when,
             "save_when": policies.save_when,
         }
+        if self.balancer is not None:
+            stateful["balance"] = self.balancer
         parts: dict[str, Part] = {name: JsonPart(holder, rank) for name, holder in stateful.items()}
         parts = {"student": self.student, "rng": RngPart(rank), **parts, **self.extra_parts}
         return {name: WatchedPart(part, name, self.beat) for name, part in parts.items()}
@@ -291,17 +304,5 @@ class Trainer:
 
     def _show_progress(self) -> None:
         remaining = self.policies.validate_when.remaining(*self._moment())
-        parts: Sequence[str] = [
-            text
-            for text, value in (
-                (f"{remaining.steps} steps", remaining.steps),
-                (f"{remaining.seconds or 0:.0f} s", remaining.seconds),
-                (f"{remaining.epochs or 0:.2f} epochs", remaining.epochs),
-            )
-            if value is not None
-        ]
-        limit = self.policies.limits.max_steps
-        eta = None
-        if limit is not None and self.progress.steps:
-            eta = (limit - self.progress.steps) * self.progress.seconds / self.progress.steps
-        self.sinks.advance(self.progress.steps, " or ".join(parts) or None, eta)
+        eta = self.policies.limits.seconds_left(self.progress)
+        self.sinks.advance(self.progress.steps, remaining.words() or None, eta)

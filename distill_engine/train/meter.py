@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Hits, Objective
+from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.nonfinite import NonFinite, Sifted
 from distill_engine.values import Batch, TermValue
 
@@ -32,8 +33,12 @@ class RunningAverages(Protocol):
 class Meter:
     """Metrics of training steps, averaged over the logging interval, all micro-batches and ranks."""
 
-    def __init__(self, objective: Objective, averages: RunningAverages, world_size: int) -> None:
+    def __init__(
+        self, objective: Objective, averages: RunningAverages, world_size: int, factors: CurrentFactors = no_factors
+    ) -> None:
+        """`factors`: of the terms' weights at the moment."""
         self._objective = objective
+        self._factors = factors
         self._averages = averages
         self._world_size = world_size
         self._steps = 0
@@ -93,7 +98,7 @@ class Meter:
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
         weighted = {
             f"train/term/{term}/weighted": weight * values[f"train/term/{term}/raw"]
-            for term, weight in self._objective.term_weights.items()
+            for term, weight in self._objective.effective_weights(self._factors()).items()
             if f"train/term/{term}/raw" in values
         }
         values |= weighted

@@ -113,6 +113,15 @@ class Remaining(NamedTuple):
     epochs: float | None
     seconds: float | None
 
+    def words(self) -> str:
+        """For the screen: `40 steps or 12 s`; empty if there is no limit."""
+        parts = (
+            (f"{self.steps} steps", self.steps),
+            (f"{self.seconds or 0:.0f} s", self.seconds),
+            (f"{self.epochs or 0:.2f} epochs", self.epochs),
+        )
+        return " or ".join(text for text, value in parts if value is not None)
+
 
 class Every:
     """A trigger: due after so many applied steps, epochs or seconds since it last fired, whichever is first.

@@ -70,3 +70,9 @@ class Limits:
         if self.max_seconds is not None and progress.seconds >= self.max_seconds:
             return EndReason.MAX_SECONDS
         return None
+
+    def seconds_left(self, progress: Progress) -> float | None:
+        """Until max_steps, at the pace so far; None without such a limit or a pace."""
+        if self.max_steps is None or not progress.steps:
+            return None
+        return (self.max_steps - progress.steps) * progress.seconds / progress.steps

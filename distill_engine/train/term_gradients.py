@@ -8,7 +8,7 @@ writes to no `.grad`. Random streams are put back, so the step itself is the one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -39,11 +39,16 @@ class TermGradients:
     """
 
     def __init__(
-        self, objective: Objective, module: Weights, every: int, loss_scale: Callable[[], float], device: torch.device
+        self,
+        objective: Objective,
+        module: Weights,
+        every: int | None,
+        loss_scale: Callable[[], float],
+        device: torch.device,
     ) -> None:
-        """Measure at attempts 0, `every`, 2 * `every`, ... of a step; `loss_scale` is that of the moment, so that
-        small fp16 gradients do not vanish. Raises ValueError if `every` is not positive."""
-        if every < 1:
+        """Measure at attempts 0, `every`, 2 * `every`, ... of a step (None: only when somebody asks); `loss_scale` is
+        that of the moment, so that small fp16 gradients do not vanish. Raises ValueError if `every` is not positive."""
+        if every is not None and every < 1:
             raise ValueError(f"gradient norms every {every} steps: it must be at least 1.")
         self._objective = objective
         self._module = module
@@ -56,7 +61,7 @@ class TermGradients:
     def due(self, attempt: int) -> bool:
         """Whether this attempt is to be measured and has not been: so it is true at its first micro-batch only.
         Depends on nothing but the attempt, so all ranks and resumed runs measure the same steps."""
-        return attempt % self._every == 0 and attempt != self._measured_at
+        return self._every is not None and attempt % self._every == 0 and attempt != self._measured_at
 
     def measure(
         self,
@@ -65,14 +70,15 @@ class TermGradients:
         taught: Features | None,
         divisor: Tensor,
         sum_across_ranks: Callable[[Tensor], Tensor],
+        factors: Mapping[str, float] | None = None,
     ) -> None:
-        """Differentiate each term of one micro-batch; `divisor` as for Objective.total. Collective: the norm of the
-        gradients' sum over ranks. Never waits for the device; `read` does."""
+        """Differentiate each term of one micro-batch; `divisor` and `factors` as for Objective.total. Collective: the
+        norm of the gradients' sum over ranks. Never waits for the device; `norms` and `read` do."""
         self._measured_at = attempt
         with torch.random.fork_rng(devices=self._devices):
             shown, _ = self._module(batch, self._objective.student_request())
             terms = self._objective.terms(shown, taught, batch)
-            weighted = list(self._objective.weighted(terms, divisor).values())
+            weighted = list(self._objective.weighted(terms, divisor, factors).values())
             del shown, terms  # the graph is held by the values alone, and freed by the last backward pass
             weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]
             scale = self._loss_scale()
@@ -83,14 +89,23 @@ class TermGradients:
                 norms.append(_norm(gradients, sum_across_ranks) / scale)
         self._norms = torch.stack(norms)
 
-    def read(self) -> dict[str, float]:
-        """Named norms and shares of the last measurement, once; nothing if there was none since."""
+    def norms(self) -> dict[str, float]:
+        """Norms by term of the last measurement that was not read yet; empty if there is none."""
         if self._norms is None:
             return {}
-        norms, self._norms = self._norms.tolist(), None
-        total = sum(norms)
+        return dict(zip(self._objective.term_weights, self._norms.tolist(), strict=True))
+
+    def rescale(self, by: Mapping[str, float]) -> None:
+        """The weights have changed since the last measurement: what it is with the new ones."""
+        if self._norms is not None:
+            self._norms = self._norms * self._norms.new_tensor([by[term] for term in self._objective.term_weights])
+
+    def read(self) -> dict[str, float]:
+        """Named norms and shares of the last measurement, once; nothing if there was none since."""
+        norms, self._norms = self.norms(), None
+        total = sum(norms.values())
         named = {}
-        for term, norm in zip(self._objective.term_weights, norms, strict=True):
+        for term, norm in norms.items():
             named[f"train/gradient_norm/{term}"] = norm
             named[f"train/gradient_share/{term}"] = norm / total if total > 0 else 0.0
         return named

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill_engine.losses.objective import Objective
 from distill_engine.losses.quality import COLUMNS, Average, quality_sums, quality_values
+from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -46,8 +47,11 @@ class Validator:
         task_labels: Sequence[str],
         ranks: SumsRanks,
         average: Average = "macro",
+        factors: CurrentFactors = no_factors,
     ) -> None:
-        """`average`: what values of no single task are, the mean over tasks or that of all tokens together."""
+        """`average`: what values of no single task are, the mean over tasks or that of all tokens together.
+        `factors`: of the terms' weights at the moment, for the total."""
+        self._factors = factors
         self._average: Average = average
         self._batches = batches
         self._objective = objective
@@ -90,7 +94,8 @@ class Validator:
     def _term_values(self, sums: Tensor) -> dict[str, float]:
         values = {}
         total = 0.0
-        for (term, weight), (value, count) in zip(self._objective.term_weights.items(), sums.tolist(), strict=True):
+        weights = self._objective.effective_weights(self._factors())
+        for (term, weight), (value, count) in zip(weights.items(), sums.tolist(), strict=True):
             raw = value / max(count, 1.0)
             values[f"term/{term}/raw"] = raw
             total += weight * raw

@@ -20,8 +20,11 @@ CLOCKS = ("time/", "memory/", "train/tokens_per_second", "valid/seconds", "valid
 
 
 def resume_recipe(base: dict, family: str) -> dict:
-    """Dropout, accumulation, a plateau that drops at once, validations and saves that do not coincide."""
+    """Dropout, accumulation, balanced weights, a plateau that drops at once, validations and saves that do not
+    coincide."""
     base["name"] = f"resume-{family}"
+    by_gradient = {"balance": "gradient_norm", "balance_every_steps": 5}
+    base["losses"] |= by_gradient if family == "bart" else {"balance": "initial_scale", "balance_start_steps": 10}
     base["batch"] = {"per_rank": 2, "accumulation_steps": 2}
     base["schedule"] = {"name": "reduce_on_plateau", "patience": 0, "threshold": 0.2, "warmup_steps": 2}
     base["validation"] = {"every_steps": 3, "patience": None}
@@ -59,7 +62,7 @@ def state(folder: Path) -> dict[str, object]:
     last = last_checkpoint(folder)
     files = [*last.glob("student/engine/*.pt"), *last.glob("rng/*.pt")]
     held = {str(file.relative_to(last)): torch.load(file, map_location="cpu", weights_only=False) for file in files}
-    decided = ("batches", "learning_rate", "keep_best", "early_stopping")
+    decided = ("batches", "balance", "learning_rate", "keep_best", "early_stopping")
     return held | {name: (last / name / "state.json").read_text() for name in decided}
 
 

@@ -20,7 +20,7 @@ from engine_worker_bench import Bench
 from distill_engine.engine import distributed
 
 CHECKS = {
-    1: [gradients.joined, validation.numbers],
+    1: [gradients.joined, validation.numbers, watching.balanced],
     2: [
         teacher.parity,
         teacher.head,
@@ -42,6 +42,7 @@ CHECKS = {
         watching.gradient_norms,
         watching.samples,
         watching.teacher_samples,
+        watching.balanced,
     ],
     3: [validation.numbers, trainer.ranks_apart],
 }

@@ -14,6 +14,8 @@ from distill_engine.prepare import prepare
 from distill_engine.recipe.load import load_recipe
 from distill_engine.samples import answers, capped_settings, recipe_prompts
 from distill_engine.teacher_replies import FILE, teacher_replies
+from distill_engine.train.balance import GradientNorm, InitialScale
+from distill_engine.train.balancing import by_gradient, by_value
 from distill_engine.train.term_gradients import TermGradients
 
 FAMILY, MICRO_BATCHES, STEPS = "blenderbot", 2, 3
@@ -126,3 +128,26 @@ def teacher_samples(bench: Bench) -> dict:
         "uneven": [one.text for one in uneven],
         "uneven_wanted": [one.text for one in answers(ready, plain.model, own, settings | limits)],
     }
+
+
+def balanced(bench: Bench) -> dict:
+    """Factors at two attempts with a step between them, of the same four examples on any number of ranks."""
+    ranks, examples = bench.ranks, tiny.examples(4, FAMILY)
+    batch = tiny.batch(examples[ranks.rank :: ranks.world_size], FAMILY)
+    found = {}
+    for method in ("initial_scale", "gradient_norm"):
+        goal = tiny.objective()
+        student = bench.student(tiny.student(bench.teachers / FAMILY, goal), bench.student_ds(clip=1.0), ADAM)
+        teacher, terms = bench.teacher(FAMILY), tuple(goal.term_weights)
+        if method == "initial_scale":
+            balancer = by_value(InitialScale(terms, 2, 1e9), goal, student.module, ranks)
+        else:
+            gradients = TermGradients(goal, student.module, None, lambda: 1.0, ranks.device)
+            balancer = by_gradient(GradientNorm(terms, 1, 0.5, 1e9), goal, gradients, ranks)
+        divisor = goal.divisors([batch], ranks.sum, ranks.world_size)[0]
+        found[method] = []
+        for attempt in range(2):
+            balancer.before_backward(attempt, batch, teacher.features(batch, goal.teacher_request()), divisor)
+            found[method].append(balancer.factors)
+            bench.take_step(student, teacher, goal, [batch], 1e-3)
+    return found

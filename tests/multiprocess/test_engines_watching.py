@@ -50,3 +50,12 @@ def test_ranks_whose_replies_end_apart_stay_together(on_2):
     assert [rank["tokens"] for rank in ranks] == [[3], [12]]
     for rank in ranks:
         assert rank["uneven"] == rank["uneven_wanted"]
+
+
+@pytest.mark.parametrize("method", ["initial_scale", "gradient_norm"])
+def test_factors_are_equal_on_all_ranks_and_the_same_as_on_one(on_1, on_2, method):
+    (alone,), (first, second) = on_1("watching.balanced"), on_2("watching.balanced")
+    assert first[method] == second[method], "to the last bit"
+    for one, two in zip(alone[method], first[method], strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+    assert first[method][0] != first[method][1] and len(first[method][0]) == 10

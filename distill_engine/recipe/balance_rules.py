@@ -1,0 +1,81 @@
+"""Rules about balancing the loss weights (`losses.balance`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distill_engine.recipe.problem import Problem
+from distill_engine.recipe.schema import LossesSection, Recipe
+
+# setting -> the only method that reads it; None: every method
+_READ_BY = {
+    "balance_start_steps": "initial_scale",
+    "balance_every_steps": "gradient_norm",
+    "balance_smoothing": "gradient_norm",
+    "balance_limit": None,
+}
+_PAIRS = ("embedding", "hidden", "self_attention")  # one weight, a term of the encoder and one of the decoder
+
+
+def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
+    """One term alone is in balance."""
+    used = [name for name, weight in recipe.losses.weights.model_dump().items() if weight > 0]
+    if recipe.losses.balance != "none" and len(used) == 1 and used[0] not in _PAIRS:
+        yield Problem(
+            "losses.balance",
+            f"is {recipe.losses.balance}, but {used[0]} is the only term with a weight (losses.weights)",
+            "Factors make terms comparable with each other",
+            "Set losses.balance: none, or give other terms a weight",
+        )
+
+
+def balance_keys_are_used(recipe: Recipe) -> Iterator[Problem]:
+    """No setting of a method that is not chosen."""
+    losses = recipe.losses
+    for key, method in _READ_BY.items():
+        read = losses.balance != "none" if method is None else losses.balance == method
+        if not read and getattr(losses, key) != LossesSection.model_fields[key].default:
+            yield Problem(
+                f"losses.{key}",
+                f"is {getattr(losses, key):g}, but losses.balance is {losses.balance}",
+                f"Only {method or 'initial_scale and gradient_norm'} read it",
+                f"Set losses.balance: {method or 'initial_scale'}, or remove losses.{key}",
+            )
+
+
+def initial_scale_is_found_in_time(recipe: Recipe) -> Iterator[Problem]:
+    """Factors are fixed before the run ends."""
+    start, limit = recipe.losses.balance_start_steps, recipe.stop.max_steps
+    if recipe.losses.balance == "initial_scale" and limit is not None and start >= limit:
+        yield Problem(
+            "losses.balance_start_steps",
+            f"is {start}, but the run ends at step {limit} (stop.max_steps)",
+            "Factors are fixed after the start; a run that is all start never trains with fixed ones",
+            f"Set losses.balance_start_steps below {limit}",
+        )
+
+
+def total_is_comparable(recipe: Recipe) -> Iterator[Problem]:
+    """The totals of two validations have the same weights."""
+    losses, when = recipe.losses, recipe.validation
+    if losses.balance == "none" or when.metric != "total":
+        return
+    why = "Its factors change all along"
+    if losses.balance == "initial_scale":
+        if when.every_steps is None or when.every_steps >= losses.balance_start_steps:
+            return
+        why = f"It validates before they are fixed (losses.balance_start_steps: {losses.balance_start_steps})"
+    yield Problem(
+        "validation.metric",
+        f"is 'total', but losses.balance is {losses.balance}",
+        f"{why}, so the totals of two validations cannot be compared",
+        "Set validation.metric: ppl, or fewer losses.balance_start_steps with losses.balance: initial_scale",
+    )
+
+
+BALANCE_RULES = (
+    there_is_something_to_balance,
+    balance_keys_are_used,
+    initial_scale_is_found_in_time,
+    total_is_comparable,
+)

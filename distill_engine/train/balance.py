@@ -1,0 +1,165 @@
+"""Factors that make the weights of a recipe mean the same for every teacher and dataset: pure state machines.
+
+The recipe's weights are then relative importances. With weight w_t, factor f_t and size s_t of term t, and the anchor
+a (the task term, or the first of ANCHORS that is active; its factor stays 1, so the learning rate keeps its meaning):
+
+    f_t = s_a / s_t,  within [SMALLEST_FACTOR, limit],  so that  w_t f_t s_t : w_a s_a  =  w_t : w_a
+
+    InitialScale  the size is the raw value of the term, its mean over the first N steps; fixed afterwards
+    GradientNorm  the size is the norm of the raw term's gradient, measured now and then; log f_t is averaged
+                  exponentially. Equal rates of GradNorm (Chen et al., ICML 2018; alpha = 0), solved for the weights
+                  instead of learnt, as VQGAN's adaptive weight does (Esser et al., CVPR 2021, eq. 7).
+
+No torch, no clock, no files: each gets numbers that are equal on all ranks and keeps a state of JSON values. A size
+that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+CurrentFactors = Callable[[], Mapping[str, float] | None]  # those of the moment; None: the recipe's weights as they are
+
+SMALLEST_FACTOR = 1e-6
+ANCHORS = ("task", "prediction")
+
+
+class Balance(Protocol):
+    """What both ways have in common."""
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Factor of every active term, in TERMS order."""
+
+    def due(self, attempt: int) -> bool:
+        """Whether the sizes at this attempt of a step are wanted. Depends on nothing but the attempt."""
+        ...
+
+    def observe(self, sizes: Mapping[str, float]) -> None:
+        """The sizes of one attempt that was due."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+
+
+def no_factors() -> None:
+    """Of a run without balancing."""
+
+
+def anchor_of(terms: Sequence[str]) -> str:
+    """The term whose factor stays 1: the task, else prediction, else the first."""
+    return next((term for term in ANCHORS if term in terms), terms[0])
+
+
+class InitialScale:
+    """Every term begins as large as the anchor, times its weight. During the first `steps` attempts the factors are
+    those of the mean so far, this attempt included; then they are fixed."""
+
+    def __init__(self, terms: Sequence[str], steps: int, limit: float) -> None:
+        """Raises ValueError if `steps` or `limit` is below 1."""
+        _at_least_one(steps=steps, limit=limit)
+        self._steps, self._limit = steps, limit
+        self._anchor = anchor_of(terms)
+        self._sums = dict.fromkeys(terms, 0.0)
+        self._counts = dict.fromkeys(terms, 0)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """See Balance."""
+        means = {term: total / max(1, self._counts[term]) for term, total in self._sums.items()}
+        anchor = means[self._anchor]
+        return {
+            term: 1.0 if min(anchor, mean) <= 0 else _bounded(anchor / mean, self._limit)
+            for term, mean in means.items()
+        }
+
+    def due(self, attempt: int) -> bool:
+        """The first `steps` attempts."""
+        return attempt < self._steps
+
+    def observe(self, sizes: Mapping[str, float]) -> None:
+        """Raw values of one attempt; 0 counts (a copied embedding begins at 0 and grows)."""
+        for term, size in sizes.items():
+            if math.isfinite(size):
+                self._sums[term] += size
+                self._counts[term] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+class GradientNorm:
+    """Every term pulls as hard as the anchor, times its weight, all along.
+
+    Measured at attempts 0, 1, 4, 16, 64 ... below `every` (terms of copied layers change fast at first), then at every
+    multiple of it. The average of log factors gives an older one `smoothing` times the share of the next; it is
+    corrected for its short history as Adam's moments are, so the first measurement counts in full.
+    """
+
+    def __init__(self, terms: Sequence[str], every: int, smoothing: float, limit: float) -> None:
+        """Raises ValueError if `every` or `limit` is below 1, or `smoothing` is not in [0, 1)."""
+        _at_least_one(every=every, limit=limit)
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing is {smoothing}: use a share from 0 (none) to below 1.")
+        self._every, self._smoothing, self._limit = every, smoothing, limit
+        self._anchor = anchor_of(terms)
+        self._averages = dict.fromkeys(terms, 0.0)
+        self._counts = dict.fromkeys(terms, 0)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """See Balance."""
+        return {term: self._factor(term) for term in self._averages}
+
+    def _factor(self, term: str) -> float:
+        count = self._counts[term]
+        if count == 0:
+            return 1.0
+        return _bounded(math.exp(self._averages[term] / (1 - self._smoothing**count)), self._limit)
+
+    def due(self, attempt: int) -> bool:
+        """Powers of 4 below `every`, and its multiples."""
+        early = attempt < self._every and attempt & (attempt - 1) == 0 and attempt.bit_length() % 2 == 1
+        return early or attempt % self._every == 0
+
+    def observe(self, sizes: Mapping[str, float]) -> None:
+        """Gradient norms of the raw terms of one attempt."""
+        anchor = sizes[self._anchor]
+        for term, size in sizes.items():
+            if term == self._anchor or not (_tells(anchor) and _tells(size)):
+                continue
+            wanted = math.log(_bounded(anchor / size, self._limit))
+            self._averages[term] = self._smoothing * self._averages[term] + (1 - self._smoothing) * wanted
+            self._counts[term] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"averages": dict(self._averages), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._averages, self._counts = dict(state["averages"]), dict(state["counts"])
+
+
+def _tells(size: float) -> bool:
+    return math.isfinite(size) and size > 0
+
+
+def _bounded(factor: float, limit: float) -> float:
+    return min(max(factor, SMALLEST_FACTOR), limit)
+
+
+def _at_least_one(**given: float) -> None:
+    for name, value in given.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1.")

@@ -1,0 +1,132 @@
+"""Balancing of the loss weights in a run: sizes are measured beside the step, a policy makes factors of them.
+
+Sizes are of the step's first micro-batch on all ranks, before its backward pass, so new factors hold for the whole
+step. They are reduced over ranks and then rank 0's, hence equal everywhere. Padding has no part in them: values are
+sums / counts of valid elements, gradients come from the same sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from distill_engine.losses.objective import Objective
+from distill_engine.train.balance import Balance
+from distill_engine.train.term_gradients import TermGradients, Weights
+from distill_engine.values import Batch, Features
+
+
+class SumsAndTells(Protocol):
+    """The part of the process group that balancing needs."""
+
+    device: torch.device
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over ranks."""
+        ...
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value."""
+        ...
+
+
+class Moment(NamedTuple):
+    """What there is to measure by: the first micro-batch of one attempt of a step, before its backward pass.
+
+    divisor  as for Objective.total          factors  those in force
+    """
+
+    attempt: int
+    batch: Batch
+    taught: Features | None
+    divisor: Tensor
+    factors: Mapping[str, float]
+
+
+Measure = Callable[[Moment], Mapping[str, float]]  # how large the raw terms are; may be collective
+
+
+class Balancer:
+    """Factors of the loss weights. Its state is the policy's; it is a part of the checkpoint."""
+
+    def __init__(
+        self,
+        policy: Balance,
+        measure: Measure,
+        ranks: SumsAndTells,
+        changed: Callable[[Mapping[str, float], Mapping[str, float]], None] = lambda _before, _after: None,
+    ) -> None:
+        """`changed(before, after)` hears of new factors."""
+        self._policy = policy
+        self._measure = measure
+        self._ranks = ranks
+        self._changed = changed
+        self._factors = policy.factors
+        self._measured_at: int | None = None
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Of every active term, in TERMS order."""
+        return self._factors
+
+    def before_backward(self, attempt: int, batch: Batch, taught: Features | None, divisor: Tensor) -> None:
+        """Measure and decide, where this attempt is due; does nothing at its later micro-batches. Collective."""
+        if attempt == self._measured_at or not self._policy.due(attempt):
+            return
+        self._measured_at = attempt
+        before = self._factors
+        sizes = self._measure(Moment(attempt, batch, taught, divisor, before))
+        self._policy.observe(self._ranks.broadcast(dict(sizes)))
+        self._factors = self._policy.factors
+        self._changed(before, self._factors)
+
+    def read(self) -> dict[str, float]:
+        """Named factors."""
+        return {f"train/balance/{term}": factor for term, factor in self._factors.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return self._policy.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._policy.load_state_dict(state)
+        self._factors = self._policy.factors
+
+
+def by_value(policy: Balance, objective: Objective, module: Weights, ranks: SumsAndTells) -> Balancer:
+    """Sizes are the terms' raw values, by one more forward pass at each step that is due."""
+    devices = [ranks.device] if ranks.device.type == "cuda" else []
+
+    @torch.no_grad()
+    def measure(at: Moment) -> dict[str, float]:
+        with torch.random.fork_rng(devices=devices):  # dropout of the step itself is as without this
+            shown, _ = module(at.batch, objective.student_request())
+        terms = objective.terms(shown, at.taught, at.batch)
+        local = torch.stack([torch.stack([value.sum.double(), value.count.double()]) for value in terms.values()])
+        if objective.definition == "parlai":  # a mean of the ranks' own means
+            local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)
+        sums, counts = ranks.sum(local).unbind(dim=1)
+        return dict(zip(terms, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
+
+    return Balancer(policy, measure, ranks)
+
+
+def by_gradient(policy: Balance, objective: Objective, gradients: TermGradients, ranks: SumsAndTells) -> Balancer:
+    """Sizes are the norms of the raw terms' gradients over the student's weights.
+
+    They are measured with weight and factor, as in the backward pass itself: what fp16 can hold there it holds here.
+    """
+
+    def measure(at: Moment) -> dict[str, float]:
+        gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors)
+        weights = objective.effective_weights(at.factors)
+        return {term: norm / weights[term] for term, norm in gradients.norms().items()}
+
+    def changed(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        gradients.rescale({term: after[term] / before[term] for term in after})
+
+    return Balancer(policy, measure, ranks, changed)

@@ -1,0 +1,218 @@
+"""Balancing with real tiny models: sizes are right, new factors hold at once, and nothing else of the step changes."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distill_engine.telemetry.averages import Averages
+from distill_engine.telemetry.metrics import describe
+from distill_engine.train.balance import GradientNorm, InitialScale
+from distill_engine.train.balancing import by_gradient, by_value
+from distill_engine.train.meter import Meter
+from distill_engine.train.term_gradients import TermGradients
+from distill_engine.train.validate import Validator
+
+_SPEC = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[2] / "tiny_models.py")
+tiny_models = importlib.util.module_from_spec(_SPEC)  # the fixture `tiny` is another one here
+_SPEC.loader.exec_module(tiny_models)
+TINY = tiny_models
+NO_LIMIT = 1e12
+
+
+class OneRank:
+    """A process group of one, counting its reductions."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.reductions = 0
+
+    def sum(self, tensor):
+        self.reductions += 1
+        return tensor.clone()
+
+    def broadcast(self, value):
+        return value
+
+
+@pytest.fixture(scope="module", params=["blenderbot", "bart"])
+def world(request, tmp_path_factory):
+    """A tiny narrow student with dropout, its teacher's features, and one batch."""
+    folder = TINY.save_teacher(tmp_path_factory.mktemp("teacher"), request.param)
+    goal = TINY.objective()
+    sizes = TINY.StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
+    module = TINY.student(folder, goal, sizes).train()
+    teacher = TINY.student(folder, TINY.objective(), TINY.StudentSizes(), seed=3).eval()
+    batch = TINY.batch(TINY.examples(3, request.param), request.param)
+    with torch.no_grad():
+        taught = teacher(batch, goal.teacher_request())[0]
+    divisor = goal.divisors([batch], lambda tensor: tensor, 1)[0]
+    return SimpleNamespace(
+        goal=goal, module=module, teacher=teacher, batch=batch, taught=taught, divisor=divisor, ranks=OneRank()
+    )
+
+
+def gradient_balancer(world, scale=1.0, smoothing=0.0, every=1):
+    gradients = TermGradients(world.goal, world.module, None, lambda: scale, world.ranks.device)
+    policy = GradientNorm(tuple(world.goal.term_weights), every, smoothing, NO_LIMIT)
+    return by_gradient(policy, world.goal, gradients, world.ranks), gradients
+
+
+def value_balancer(world, goal=None, steps=1):
+    policy = InitialScale(tuple(world.goal.term_weights), steps, NO_LIMIT)
+    return by_value(policy, goal or world.goal, world.module, world.ranks)
+
+
+def measure(balancer, world, attempt=0, seed=0):
+    torch.manual_seed(seed)
+    balancer.before_backward(attempt, world.batch, world.taught, world.divisor)
+
+
+def weighted(world, factors=None, seed=0):
+    """The terms' parts of the total, by a forward pass with the same dropout."""
+    torch.manual_seed(seed)
+    shown, _ = world.module(world.batch, world.goal.student_request())
+    return world.goal.weighted(world.goal.terms(shown, world.taught, world.batch), world.divisor, factors)
+
+
+def norms_by_backward(world, factors):
+    found = {}
+    for term in world.goal.term_weights:
+        world.module.zero_grad(set_to_none=True)
+        weighted(world, factors)[term].backward()
+        own = [p.grad.flatten().double() for p in world.module.model.parameters() if p.grad is not None]
+        found[term] = torch.cat(own).norm().item()
+    world.module.zero_grad(set_to_none=True)
+    return found
+
+
+def test_initial_scale_makes_weighted_terms_as_large_as_their_weights_say(world):
+    balancer = value_balancer(world)
+    measure(balancer, world)
+    parts, weights = weighted(world, balancer.factors), world.goal.term_weights
+    task = parts["task"].item() / weights["task"]
+    assert balancer.factors["task"] == 1.0
+    for term, weight in weights.items():
+        assert parts[term].item() == pytest.approx(weight * task, rel=1e-4), term
+
+
+def test_gradient_norm_makes_shares_follow_the_weights(world):
+    balancer, gradients = gradient_balancer(world)
+    measure(balancer, world)
+    norms, weights = norms_by_backward(world, balancer.factors), world.goal.term_weights
+    for term, weight in weights.items():
+        assert norms[term] / norms["task"] == pytest.approx(weight / weights["task"], rel=1e-3), term
+        share = gradients.norms()[term] / sum(gradients.norms().values())
+        assert share == pytest.approx(weight / sum(weights.values()), rel=1e-4), "what is logged has the new factors"
+        assert gradients.norms()[term] == pytest.approx(norms[term], rel=1e-3)
+
+
+def test_factors_in_force_do_not_change_what_is_measured(world):
+    balancer, _ = gradient_balancer(world)
+    measure(balancer, world)
+    first = balancer.factors
+    measure(balancer, world, attempt=1)
+    assert balancer.factors == pytest.approx(first, rel=1e-4)
+
+
+def test_the_loss_scale_is_taken_out(world):
+    plain, scaled = gradient_balancer(world)[0], gradient_balancer(world, scale=4096.0)[0]
+    for balancer in (plain, scaled):
+        measure(balancer, world)
+    assert scaled.factors == pytest.approx(plain.factors, rel=1e-4)
+
+
+@pytest.mark.parametrize("definition", ["invariant", "parlai"])
+def test_padding_does_not_matter(world, definition):
+    goal = TINY.objective(definition=definition)
+    balancer = value_balancer(world, goal)
+    measure(balancer, world)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        shown, _ = world.module(world.batch, goal.student_request())
+        terms = goal.terms(shown, world.taught, world.batch)
+    means = {term: (value.sum / value.count).item() for term, value in terms.items()}
+    assert balancer.factors == pytest.approx({term: means["task"] / mean for term, mean in means.items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [value_balancer, lambda world: gradient_balancer(world)[0]])
+def test_the_step_itself_is_left_alone(world, make):
+    for weight in world.module.parameters():
+        weight.grad = torch.full_like(weight, 7.0)
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    measure(make(world), world, seed=11)
+    assert torch.equal(torch.rand(4), expected)
+    assert all(bool((weight.grad == 7.0).all()) for weight in world.module.parameters())
+    world.module.zero_grad(set_to_none=True)
+
+
+def test_measured_once_at_attempts_that_are_due(world):
+    balancer = value_balancer(world, steps=2)
+    measured = []
+    for attempt in range(4):
+        for micro_batch in range(2):
+            before = world.ranks.reductions
+            measure(balancer, world, attempt)
+            if world.ranks.reductions > before:
+                measured.append((attempt, micro_batch))
+    assert measured == [(0, 0), (1, 0)]
+
+
+def test_a_state_brings_the_factors_back(world):
+    balancer, _ = gradient_balancer(world, smoothing=0.5)
+    for attempt in range(2):
+        measure(balancer, world, attempt, seed=attempt)
+    other, _ = gradient_balancer(world, smoothing=0.5)
+    other.load_state_dict(balancer.state_dict())
+    assert other.factors == balancer.factors
+    assert other.read() == balancer.read() and set(map(describe, other.read()))
+    assert [describe(name).section for name in other.read()] == ["Loss balance"] * 10
+
+
+def test_without_factors_the_total_has_the_bits_that_it_had(world):
+    own = {
+        term: weight * value.sum / world.divisor[index].float()
+        for index, ((term, weight), value) in enumerate(zip(world.goal.term_weights.items(), terms(world), strict=True))
+    }
+    assert torch.equal(torch.stack(list(own.values())).sum(), sum_of(weighted(world)))
+    assert world.goal.effective_weights(None) == world.goal.term_weights
+    ones = dict.fromkeys(world.goal.term_weights, 1.0)
+    assert torch.equal(sum_of(weighted(world, ones)), sum_of(weighted(world)))
+
+
+def terms(world):
+    torch.manual_seed(0)
+    shown, _ = world.module(world.batch, world.goal.student_request())
+    return world.goal.terms(shown, world.taught, world.batch).values()
+
+
+def sum_of(parts):
+    return torch.stack(list(parts.values())).sum()
+
+
+def test_weighted_metrics_and_totals_have_the_factors(world):
+    factors = {term: float(index + 1) for index, term in enumerate(world.goal.term_weights)}
+    meter = Meter(world.goal, Averages(), 1, lambda: factors)
+    torch.manual_seed(0)
+    shown, _ = world.module(world.batch, world.goal.student_request())
+    found, hits = world.goal.terms_and_hits(shown, world.taught, world.batch)
+    meter.add_micro_batch(world.batch, found, hits, 1)
+    meter.count_step()
+    values = meter.read(lambda tensor: tensor, 1.0)
+    for term, part in weighted(world, factors).items():
+        assert values[f"train/term/{term}/weighted"] == pytest.approx(part.item(), rel=1e-5), term
+    assert values["train/total"] == pytest.approx(sum_of(weighted(world, factors)).item(), rel=1e-5)
+    assert valid_total(world, lambda: factors) == pytest.approx(values["train/total"], rel=1e-5)
+    assert valid_total(world) == pytest.approx(sum_of(weighted(world)).item(), rel=1e-5)
+
+
+def valid_total(world, *factors):
+    shows = SimpleNamespace(features=lambda batch, request: world.module(batch, request)[0])
+    taught = SimpleNamespace(features=lambda batch, request: world.teacher(batch, request)[0])
+    ranks = SimpleNamespace(device=torch.device("cpu"), sum=lambda tensor: tensor)
+    torch.manual_seed(0)
+    return Validator([world.batch], world.goal, ["a", "b"], ranks, "macro", *factors).run(shows, taught)["total"]
