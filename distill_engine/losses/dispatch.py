@@ -10,9 +10,10 @@ chunked on a CPU. The choice is made once, before the first step, and said in on
 
 from __future__ import annotations
 
-import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
@@ -33,6 +34,7 @@ Implementation = Literal["reference", "chunked", "triton"]
 # float32 matrix the memory that it saves is not worth the second product.
 SMALL_LOGITS_BYTES = 64 * 2**20
 OLDEST_CAPABILITY = (8, 0)
+OLDEST_TRITON = (3, 6)  # the tests run the kernels with this one and with the newest
 LARGEST_HEAD = 256
 # What one block of the attention kernels needs for heads above 128; GPUs made for graphics have 99 KiB.
 WIDE_HEADS_SHARED_BYTES = 131072
@@ -99,8 +101,11 @@ def _triton_obstacle(device: torch.device, head_size: int) -> str:
     """Why Triton kernels cannot run on the device; empty where they can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
-    if importlib.util.find_spec("triton") is None:
+    triton = _triton_version()
+    if triton is None:
         return "the package triton is not installed"
+    if tuple(int(part) for part in re.findall(r"\d+", triton)[:2]) < OLDEST_TRITON:
+        return f"the package triton is {triton}, older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         return f"the GPU's compute capability is {capability[0]}.{capability[1]}, below {OLDEST_CAPABILITY[0]}.0"
@@ -109,6 +114,15 @@ def _triton_obstacle(device: torch.device, head_size: int) -> str:
     if head_size > largest:
         return f"an attention head has {head_size} elements, and the kernel takes up to {largest} on this GPU"
     return ""
+
+
+def _triton_version() -> str | None:
+    for package in ("triton", "pytorch-triton"):  # PyTorch's nightly builds bring the second
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 # ---- the three groups ----------------------------------------------------------------------------------------------
