@@ -5,14 +5,20 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test oldest-triton lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/demo.py
 
 test: lint
 	@tests/cluster/install_packages.sh
+	@tests/unit/losses/install_oldest_triton.sh $(BIN)/python
 	$(BIN)/python -m pytest
+
+oldest-triton: $(VENV)/.installed-dev
+	tests/unit/losses/install_oldest_triton.sh $(BIN)/python
+	PYTHONPATH=$(abspath $(VENV))/oldest-triton $(BIN)/python -m pytest $(wildcard tests/unit/losses/test_*_triton.py) \
+		$(wildcard tests/unit/losses/test_*_compiled.py)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -60,6 +60,7 @@ class Report:
     spill_bytes: int
     shared_bytes: int
     instructions: dict[str, int] = field(default_factory=dict)
+    triton: str = ""
 
     def line(self) -> str:
         """For the test's output."""
@@ -120,7 +121,8 @@ def compile_report(job: Job) -> Report:
     built = triton.compile(source, target=GPUTarget("cuda", job.capability, 32), options=options)
     ptx = built.asm["ptx"]
     registers, spilled = _assemble(ptx, job.capability)
-    return Report(job.label or job.kernel, job.capability, registers, spilled, built.metadata.shared, _count(ptx))
+    needs = (registers, spilled, built.metadata.shared, _count(ptx))
+    return Report(job.label or job.kernel, job.capability, *needs, triton.__version__)
 
 
 def _object(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -28,6 +29,12 @@ def beside(name: str) -> ModuleType:
 def compiled() -> ModuleType:
     """compiled_kernels.py: `compile_reports`, `Job`."""
     return beside("compiled_kernels")
+
+
+@pytest.fixture(scope="session")
+def beside_this() -> Callable[[str], ModuleType]:
+    """Loads a module of this folder by its name."""
+    return beside
 
 
 @pytest.fixture(scope="session")
