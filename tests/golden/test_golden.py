@@ -24,7 +24,7 @@ from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack
+from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, TermValue
 
 HERE = Path(__file__).parent
 TERM_NAMES = {
@@ -47,21 +47,9 @@ def discover() -> list[Path]:
 CASES = discover()
 by_case = pytest.mark.parametrize("folder", CASES, ids=lambda p: p.name)
 # "fused" is chunked PyTorch on a CPU and Triton on a GPU; tests/conftest.py has Triton interpreted on CPUs
-KERNELS = {
-    "reference": REFERENCE,
-    "fused-chunked": Kernels("chunked", "chunked", "chunked"),
-    "fused-triton": Kernels("triton", "triton", "triton"),
-}
+KERNELS = {"reference": REFERENCE, "fused-chunked": Kernels("chunked", "chunked", "chunked")}
+TRITON = {"fused-triton": Kernels("triton", "triton", "triton")}
 by_kernels = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
-
-
-def share(kernels: Kernels, items):
-    """All of `items`, but the first one where kernels are interpreted: minutes instead of a second for each batch."""
-    if "triton" not in (kernels.attention, kernels.hidden, kernels.prediction):
-        return list(items)
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("Triton is not interpreted here (DS_ACCELERATOR is not cpu), and these tensors lie on the CPU")
-    return list(items)[:1]
 
 
 @dataclass
@@ -69,6 +57,11 @@ class Case:
     folder: Path
     expected: dict
     batches: list[Batch]
+
+    @property
+    def shared_heads(self) -> bool:
+        """Whether the scores of both models can be compared."""
+        return self.expected["teacher_shape"]["heads"] == self.expected["student_shape"]["heads"]
 
     def weights(self, coefficients: dict) -> Weights:
         """ParlAI's wide agents know no embedding and attention terms."""
@@ -154,32 +147,57 @@ def close(actual: float, expected: float, relative: float, what: str) -> None:
     assert actual == pytest.approx(expected, rel=relative, abs=1e-7), what
 
 
+def everything(case: Case, kernels: Kernels) -> Objective:
+    """All terms that the two models have in common, weighted 1."""
+    shared_heads = float(case.shared_heads)
+    return case.objective(Weights(1, 1, 1, 1, shared_heads, shared_heads, 1), kernels)
+
+
+def check_terms(case: Case, number: int, terms: dict[str, TermValue]) -> None:
+    """Every term of a batch, and every layer's part."""
+    expected = case.expected["batches"][number]
+    known = expected["terms"] | expected["terms_not_in_total"]
+    for theirs, ours in TERM_NAMES.items():
+        if known.get(theirs) is None or ours not in terms:
+            assert not case.shared_heads and "attn" in theirs, f"{theirs} was not computed"
+            continue
+        value = terms[ours]
+        close((value.sum / value.count).item(), known[theirs], TERM, f"batch {number} {theirs}")
+        for layer, layer_value in enumerate(expected["per_layer"].get(theirs, [])):
+            got = (value.per_layer[layer] / value.count).item()
+            close(got, layer_value, TERM, f"batch {number} {theirs} layer {layer}")
+
+
+def check_gradients(case: Case, number: int, name: str, student: StudentModule) -> None:
+    """Norms of all gradients of a batch under a coefficient set, and for the first batch the gradients themselves."""
+    gradients = named_gradients(student)
+    expected = case.expected["batches"][number]
+    floor = 1e-4 * expected["total_grad_norm"][name]
+    stored = load_file(case.folder / "grads.safetensors")
+    for parameter, norm in expected["grad_norm"][name].items():
+        gradient = gradients.pop(parameter, None)
+        actual = 0.0 if gradient is None else gradient.norm().item()
+        assert abs(actual - norm) <= GRAD * max(norm, floor), f"batch {number} {name} |{parameter}|"
+        if number == 0 and gradient is not None:
+            reference = stored[f"{name}/{parameter}"]
+            error = (gradient - reference).norm().item()
+            assert error <= GRAD * max(reference.norm().item(), floor), f"{name} {parameter}"
+    assert not gradients, f"gradients ParlAI does not have: {sorted(gradients)}"
+
+
 @by_kernels
 @by_case
 def test_terms_layers_and_totals(folder: Path, kernels: Kernels) -> None:
     case = load_case(folder)
-    teacher = case.teacher()
-    head_counts_agree = case.expected["teacher_shape"]["heads"] == case.expected["student_shape"]["heads"]
-    for number, batch in share(kernels, enumerate(case.batches)):
-        expected = case.expected["batches"][number]
-        known = expected["terms"] | expected["terms_not_in_total"]
-        everything = case.objective(
-            Weights(1, 1, 1, 1, float(head_counts_agree), float(head_counts_agree), 1), kernels
-        )
-        _, terms = loss_and_terms(case.student(everything.student_request()), teacher, everything, batch)
-        for theirs, ours in TERM_NAMES.items():
-            if known.get(theirs) is None or ours not in terms:
-                assert not head_counts_agree and "attn" in theirs, f"{theirs} was not computed"
-                continue
-            value = terms[ours]
-            close((value.sum / value.count).item(), known[theirs], TERM, f"batch {number} {theirs}")
-            for layer, layer_value in enumerate(expected["per_layer"].get(theirs, [])):
-                got = (value.per_layer[layer] / value.count).item()
-                close(got, layer_value, TERM, f"batch {number} {theirs} layer {layer}")
-        for name, coefficients in share(kernels, case.expected["coeff_sets"].items()):
+    teacher, goal = case.teacher(), everything(case, kernels)
+    for number, batch in enumerate(case.batches):
+        _, terms = loss_and_terms(case.student(goal.student_request()), teacher, goal, batch)
+        check_terms(case, number, terms)
+        for name, coefficients in case.expected["coeff_sets"].items():
             objective = case.objective(case.weights(coefficients), kernels)
             total, _ = loss_and_terms(case.student(objective.student_request()), teacher, objective, batch)
-            close(total.item(), expected["totals"][name], TOTAL, f"batch {number} total {name}")
+            expected = case.expected["batches"][number]["totals"][name]
+            close(total.item(), expected, TOTAL, f"batch {number} total {name}")
 
 
 @by_kernels
@@ -187,24 +205,33 @@ def test_terms_layers_and_totals(folder: Path, kernels: Kernels) -> None:
 def test_gradients(folder: Path, kernels: Kernels) -> None:
     case = load_case(folder)
     teacher = case.teacher()
-    stored = load_file(folder / "grads.safetensors")
-    for name, coefficients in share(kernels, case.expected["coeff_sets"].items()):
+    for name, coefficients in case.expected["coeff_sets"].items():
         objective = case.objective(case.weights(coefficients), kernels)
-        for number, batch in share(kernels, enumerate(case.batches)):
+        for number, batch in enumerate(case.batches):
             student = case.student(objective.student_request())
             loss_and_terms(student, teacher, objective, batch)[0].backward()
-            gradients = named_gradients(student)
-            norms = case.expected["batches"][number]["grad_norm"][name]
-            floor = 1e-4 * case.expected["batches"][number]["total_grad_norm"][name]
-            for parameter, norm in norms.items():
-                gradient = gradients.pop(parameter, None)
-                actual = 0.0 if gradient is None else gradient.norm().item()
-                assert abs(actual - norm) <= GRAD * max(norm, floor), f"batch {number} {name} |{parameter}|"
-                if number == 0 and gradient is not None:
-                    reference = stored[f"{name}/{parameter}"]
-                    error = (gradient - reference).norm().item()
-                    assert error <= GRAD * max(reference.norm().item(), floor), f"{name} {parameter}"
-            assert not gradients, f"gradients ParlAI does not have: {sorted(gradients)}"
+            check_gradients(case, number, name, student)
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1",
+    reason="Triton is not interpreted here (DS_ACCELERATOR is not cpu), and these tensors lie on the CPU",
+)
+@pytest.mark.parametrize("kernels", TRITON.values(), ids=TRITON)
+@by_case
+def test_terms_total_and_gradients_in_one_pass(folder: Path, kernels: Kernels) -> None:
+    """The first batch and coefficient set: interpreted kernels take seconds for each pass instead of milliseconds."""
+    case = load_case(folder)
+    name, coefficients = next(iter(case.expected["coeff_sets"].items()))
+    goal, objective, batch = everything(case, kernels), case.objective(case.weights(coefficients)), case.batches[0]
+    student = case.student(goal.student_request())
+    _, terms = loss_and_terms(student, case.teacher(), goal, batch)
+    check_terms(case, 0, terms)
+    weighed = {term: terms[term] for term in objective.term_weights}
+    total = objective.total(weighed, objective.divisors([batch], lambda t: t, world_size=1)[0])
+    close(total.item(), case.expected["batches"][0]["totals"][name], TOTAL, f"total {name}")
+    total.backward()
+    check_gradients(case, 0, name, student)
 
 
 def named_gradients(student: StudentModule) -> dict[str, Tensor]:
@@ -216,7 +243,7 @@ def named_gradients(student: StudentModule) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kernels", [KERNELS[n] for n in ("reference", "fused-chunked")], ids=["reference", "fused"])
+@by_kernels
 @by_case
 @pytest.mark.parametrize("optimizer_name", ["sgd", "adam"])
 def test_training_curves(folder: Path, optimizer_name: str, kernels: Kernels) -> None:
