@@ -279,6 +279,8 @@ def test_a_finished_run_goes_on_with_a_higher_limit(program, command, finished, 
         ("optimizer.learning_rate=0.5", "optimizer.learning_rate: 0.01 -> 0.5"),
         ("losses.weights.hidden=9.0", "losses.weights.hidden: 2.0 -> 9.0"),
         ("seed=7", "seed: 1 -> 7"),
+        ("student.decoder_layers=1", "student.decoder_layers: 2 -> 1"),
+        ("batch.accumulation_steps=4", "batch.accumulation_steps: 2 -> 4"),
     ],
 )
 def test_a_folder_of_another_recipe_is_refused_and_left_alone(call, command, copy, setting, difference):
