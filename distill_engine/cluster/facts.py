@@ -102,6 +102,19 @@ def read_cluster(environment: Mapping[str, str]) -> ClusterFacts:
     return _checked(facts)
 
 
+def hosts_of_ranks(environment: Mapping[str, str], world_size: int) -> tuple[str, ...]:
+    """The node that each rank of this step of srun runs on, also of ranks that never come; () where nobody tells."""
+    if not environment.get("SLURM_DISTRIBUTION", "block").startswith("block"):
+        return ()
+    try:
+        hosts, per_node = _slurm_layout(environment)
+    except ClusterError:
+        return ()
+    if len(hosts) != len(per_node) or sum(per_node) != world_size:
+        return ()
+    return tuple(host for host, count in zip(hosts, per_node, strict=True) for _ in range(count))
+
+
 def _from_environment_protocol(environment: Mapping[str, str]) -> ClusterFacts:
     required = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     present = [name for name in required if name in environment]

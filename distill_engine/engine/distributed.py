@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
-from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluster
+from distill_engine.cluster.facts import ClusterError, ClusterFacts, hosts_of_ranks, read_cluster
+from distill_engine.engine.group_check import CHECK_SECONDS, WrongSumError, check_group
 from distill_engine.engine.rendezvous import agree_over_mpi, meet
+from distill_engine.engine.roll_call import AbsentError, call_roll, describe, exclude
 
+JOIN_VARIABLE, JOIN_SECONDS = "DISTILL_JOIN_SECONDS", 900.0
 Value = TypeVar("Value")
 LOOK_SECONDS = 0.2
 
@@ -111,10 +115,11 @@ class Ranks:
             arrived = store.add(counter, 0)
 
 
-def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
+def start(timeout: timedelta = timedelta(minutes=30), check_seconds: float = CHECK_SECONDS) -> Ranks:
     """Join the process group that the environment describes, whatever launcher left it, and choose a device.
 
-    Raises LaunchError for a contradictory environment, too few devices, or ranks that do not find each other.
+    Raises LaunchError for a contradictory environment, too few devices, ranks that do not find each other, and ranks
+    that then stand still or change numbers (group_check.py). Ranks that are only slow are named on stderr.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -124,9 +129,13 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
         _choose_device(facts)
         if not dist.is_initialized():
             _join(facts, timeout)
-    except ClusterError as error:
+        ranks = Ranks(facts)
+        check = check_group(ranks.rank, ranks.world_size, ranks.device, check_seconds)
+    except (ClusterError, AbsentError, WrongSumError) as error:
         raise LaunchError(str(error)) from error
-    return Ranks(facts)
+    if ranks.rank == 0 and (warning := check.warning()):
+        sys.stderr.write(f"{warning}\n")
+    return ranks
 
 
 def _choose_device(facts: ClusterFacts) -> None:
@@ -160,7 +169,15 @@ def _join(facts: ClusterFacts, timeout: timedelta) -> None:
 def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) -> None:
     if facts.world_size > 1 and not (facts.job and facts.master_addr):
         facts = agree_over_mpi(facts)
-    store = meet(facts, timeout)
+    join = _join_time(timeout)
+    store = meet(facts, timeout, join)
+    absent = call_roll(store, "joined", facts.rank, facts.world_size, join.total_seconds())
+    if absent:
+        hosts = hosts_of_ranks(os.environ, facts.world_size)
+        raise ClusterError(
+            f"{len(absent)} of {facts.world_size} ranks did not come within {join.total_seconds():.0f} s: "
+            f"{describe(absent, hosts)}. {exclude(absent, hosts)} {JOIN_VARIABLE} is how long the others wait."
+        )
     os.environ.update(facts.as_environment() | {"MASTER_PORT": str(store.port)})
     device = None
     # torch 2.6.1 to 2.7.0 hang when they are told the device
@@ -169,6 +186,19 @@ def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) 
     dist.init_process_group(
         backend, store=store, rank=facts.rank, world_size=facts.world_size, timeout=timeout, device_id=device
     )
+
+
+def _join_time(timeout: timedelta) -> timedelta:
+    """How long ranks may take from one another's first sign of life: Python starts slowly from a busy file system."""
+    given = os.environ.get(JOIN_VARIABLE, "")
+    try:
+        seconds = float(given) if given else JOIN_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        rule = "it must be a number of seconds above 0. Set it right or unset it"
+        raise ClusterError(f"{JOIN_VARIABLE} is {given!r}; {rule}.")
+    return min(timeout, timedelta(seconds=seconds))
 
 
 def _share_cores(facts: ClusterFacts) -> None:

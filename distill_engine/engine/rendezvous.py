@@ -25,14 +25,16 @@ _PAUSE_SECONDS = 0.2
 _LONGEST_LINE = 4096
 
 
-def meet(facts: ClusterFacts, timeout: timedelta) -> TCPStore:
+def meet(facts: ClusterFacts, timeout: timedelta, join: timedelta | None = None) -> TCPStore:
     """The store of this job. Rank 0's process holds it; it must be kept for as long as the group lives.
 
-    Raises ClusterError when no port is free, or when the ranks do not find each other within `timeout`.
+    timeout  of the store's own calls afterwards
+    join     how long the ranks may take to find each other (default: the same)
+    Raises ClusterError when no port is free, or when the ranks do not find each other in time.
     """
     if facts.rank == 0:
         return _open(facts, timeout)
-    return _find(facts, timeout)
+    return _find(facts, timeout, timeout if join is None else join)
 
 
 def agree_over_mpi(facts: ClusterFacts) -> ClusterFacts:
@@ -100,8 +102,8 @@ def _answer(server: socket.socket, facts: ClusterFacts, store_port: int) -> None
                     waiting -= 1
 
 
-def _find(facts: ClusterFacts, timeout: timedelta) -> TCPStore:
-    deadline = time.monotonic() + timeout.total_seconds()
+def _find(facts: ClusterFacts, timeout: timedelta, join: timedelta) -> TCPStore:
+    deadline = time.monotonic() + join.total_seconds()
     problem = ""
     while True:
         for port in facts.ports:
@@ -111,7 +113,7 @@ def _find(facts: ClusterFacts, timeout: timedelta) -> TCPStore:
             problem = answer
         if time.monotonic() >= deadline:
             raise ClusterError(
-                f"Rank {facts.rank} did not find rank 0 at {facts.master_addr} within {timeout.total_seconds():.0f} s. "
+                f"Rank {facts.rank} did not find rank 0 at {facts.master_addr} within {join.total_seconds():.0f} s. "
                 f"Tried: ports {', '.join(map(str, facts.ports))}; the last answer: {problem}. Rank 0 may have failed, "
                 "or its address is of a network that this node does not reach: set MASTER_ADDR to one that it does."
             )

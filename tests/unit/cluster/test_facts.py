@@ -2,7 +2,15 @@
 
 import pytest
 
-from distill_engine.cluster.facts import FIRST_PORT, PORTS, ClusterError, ClusterFacts, port_candidates, read_cluster
+from distill_engine.cluster.facts import (
+    FIRST_PORT,
+    PORTS,
+    ClusterError,
+    ClusterFacts,
+    hosts_of_ranks,
+    port_candidates,
+    read_cluster,
+)
 
 GIVEN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = GIVEN | {
@@ -152,3 +160,11 @@ def test_what_libraries_look_for():
         "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "gpu07",
     }
+
+
+def test_the_nodes_of_ranks_that_never_come_are_known_where_slurm_tells():
+    step = {"SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
+    assert hosts_of_ranks(step, 5) == ("gpu07", "gpu07", "gpu08", "gpu08", "gpu09")
+    assert hosts_of_ranks(step, 6) == hosts_of_ranks({}, 1) == (), "not of this step"
+    assert hosts_of_ranks(step | {"SLURM_DISTRIBUTION": "cyclic"}, 5) == (), "another order"
+    assert hosts_of_ranks(step | {"SLURM_STEP_NODELIST": "gpu[7-"}, 5) == ()
