@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -158,12 +161,26 @@ def test_layouts_of_both_families(blenderbot_layout, bart_layout):
 
 def test_tokenizers_that_cannot_be_loaded(tmp_path, tokenizer_folder):
     for name in (str(tmp_path), str(tmp_path / "absent")):
-        with pytest.raises(DataError, match="No tokenizer could be loaded"):
+        with pytest.raises(DataError, match=r"No tokenizer could be loaded"):
             load_tokenizer(name)
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     (tmp_path / "tokenizer_config.json").write_bytes((tokenizer_folder / "tokenizer_config.json").read_bytes())
-    with pytest.raises(DataError, match="No tokenizer could be loaded"):
+    with pytest.raises(DataError, match=r"No tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+def test_code_that_comes_with_a_tokenizer_is_not_run_and_nobody_is_asked(tmp_path, tokenizer_folder, monkeypatch):
+    folder = tmp_path / "foreign"
+    shutil.copytree(tokenizer_folder, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Foreign", "auto_map": {"AutoTokenizer": [None, "foreign.Foreign"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    code = f"open({str(tmp_path / 'pwned')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Foreign\n"
+    (folder / "foreign.py").write_text(code)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked at the terminal"))
+    with pytest.raises(DataError, match=r"No tokenizer could be loaded.*ValueError: 'The repository"):
+        load_tokenizer(str(folder))
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_a_slow_tokenizer_is_refused(blenderbot_layout):

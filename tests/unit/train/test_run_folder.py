@@ -126,3 +126,12 @@ class SecondRankElsewhere:
 def test_a_folder_that_is_not_shared_is_an_error_naming_the_rank(tmp_path):
     with pytest.raises(RunFolderError, match="rank 1: the file that rank 0 wrote there is not seen here"):
         check_run_folder(tmp_path, SecondRankElsewhere())
+
+
+def test_a_new_folder_is_its_owners_alone_and_an_old_one_keeps_its_rights(tmp_path):
+    check_run_folder(tmp_path / "new", OneRank())
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    check_run_folder(tmp_path / "shared", OneRank())
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755
