@@ -41,6 +41,7 @@ from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.telemetry.time_limit import TimeLimit
 from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
 from distill_engine.train.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.train.files import write_failure
@@ -261,6 +262,7 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
             JsonlSink(folder / "metrics.jsonl"),
             display,
             WandbSink(folder, recipe.name, options, config, say=display.message),
+            TimeLimit(folder, os.environ, display.message),
         ],
         warn=display.message,
     )

@@ -16,6 +16,10 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NC
 # srun does not take this over from sbatch by itself since Slurm 22.05
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
+# When this start began and will be ended, in seconds: newer Slurm says so itself.
+moment() { date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format="$1" 2>/dev/null)" +%s 2>/dev/null; }
+export SLURM_JOB_START_TIME=${SLURM_JOB_START_TIME:-$(moment %S)} SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(moment %e)}
+
 # A path as given if that exists here, else below the repository.
 located() {
   if [[ -e $1 || $1 == /* ]]; then printf '%s' "$1"; else printf '%s' "$home/$1"; fi

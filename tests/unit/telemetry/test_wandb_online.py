@@ -44,6 +44,7 @@ class Server(ThreadingHTTPServer):
         self.rows = []
         self.upserts = []
         self.dead = False
+        self.refuses_the_key = False
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def die(self):
@@ -82,13 +83,15 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         answer = {}
-        if self.path == "/graphql":
+        if self.server.refuses_the_key:
+            answer = {"errors": [{"message": "user is not logged in"}]}
+        elif self.path == "/graphql":
             asked = json.loads(body)
             answer = {"data": self.server.graphql(asked["query"], asked.get("variables"))}
         elif self.path.endswith("/file_stream"):
             self.keep(json.loads(body))
         payload = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(401 if self.server.refuses_the_key else 200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(payload)))
         self.end_headers()
@@ -164,3 +167,15 @@ def test_the_key_is_in_no_file(tmp_path, server, start):
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 3
     assert [path for path in written if b"canary0" in path.read_bytes()] == []
+
+
+def test_a_key_that_the_server_refuses_costs_one_line_and_is_not_shown(tmp_path, server, start):
+    server.refuses_the_key = True
+    child = start()
+    said, _ = child.communicate("[1]\n", timeout=120)
+    assert child.returncode == 0, said
+    lines = said.splitlines()
+    assert lines[-2:] == ["wrote", "closed"] and sum("logged offline" in line for line in lines) == 1, said
+    assert "wandb sync" in said and "canary0" not in said
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"canary0" in path.read_bytes()] == []
