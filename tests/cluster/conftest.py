@@ -1,6 +1,6 @@
 """A real two-node Slurm on loopback, started and stopped here by process id, on ports and folders of its own.
 
-Its nodes are n1 and n2 with one CPU each; their names mean nothing to the name service, so MASTER_ADDR is given.
+Its nodes are n1 and n2 with two CPUs each; their names mean nothing to the name service, so MASTER_ADDR is given.
 """
 
 import ctypes
@@ -135,12 +135,37 @@ class Slurm:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def stand_in(self, folder: Path, **asked) -> dict[str, str]:
+        """Environment of a job whose ranks are those of stand_in.py; it writes into `folder`."""
+        folder.mkdir(parents=True)
+        program = Path(__file__).with_name("stand_in.py")
+        wrapper = folder / "python"
+        chosen = (
+            f"for word; do [[ $word == */distill_engine/run.py ]] && exec '{sys.executable}' '{program}' \"$@\"; done"
+        )
+        wrapper.write_text(f"#!/bin/bash\n{chosen}\nexec '{sys.executable}' \"$@\"\n")
+        wrapper.chmod(0o755)
+        return {"PYTHON": str(wrapper), "STAND_IN": json.dumps({"folder": str(folder), "rank": 0} | asked)}
+
+    def stop_daemon(self, name: str, number: int = signal.SIGTERM) -> None:
+        daemon = self.daemons.pop(name)
+        daemon.send_signal(number)
+        daemon.wait()
+
+    def start_daemon(self, name: str) -> None:
+        """Again, with the state it left on disk."""
+        self._daemon(name, "-D")
+
     def job(self, job: str) -> dict[str, str]:
         words = self.command("scontrol", "show", "job", job, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def state(self, job: str) -> str:
         return self.job(job).get("JobState", "gone")
+
+    def seconds(self, job: str) -> int:
+        """Since its start."""
+        return int((datetime.now() - datetime.fromisoformat(self.job(job)["StartTime"])).total_seconds())
 
     def hurry(self, job: str) -> None:
         """A requeued job waits two minutes; a few seconds are enough for Slurm to forget the start before."""
@@ -173,7 +198,7 @@ class Slurm:
 
     def _daemon(self, command: str, *arguments: str) -> None:
         words = [*command.split(), *arguments]
-        log = (self.folder / f"{command.replace(' ', '')}.log").open("wb")
+        log = (self.folder / f"{command.replace(' ', '')}.log").open("ab")
         program = shutil.which(words[0], path=PATH) or words[0]
         self.daemons[command] = subprocess.Popen(
             [program, *words[1:]], env=self.env, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_us
@@ -213,8 +238,8 @@ SlurmdTimeout=60
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,defer
-NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=2000 State=UNKNOWN
-NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=2000 State=UNKNOWN
+NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 State=UNKNOWN
+NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 State=UNKNOWN
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -253,7 +278,13 @@ def launched(launcher: str, run_dir: Path, settings: tuple[str, ...] = QUICK) ->
     )  # fmt: skip
 
 
-def command(launcher: str, run_dir: Path, settings: tuple[str, ...] = QUICK) -> list[str]:
+def command(
+    launcher: str,
+    run_dir: Path,
+    settings: tuple[str, ...] = QUICK,
+    program: str = "distill_engine/run.py",
+    arguments: tuple[str, ...] | None = None,
+) -> list[str]:
     programs = Path(sys.executable).parent
     python, port = str(programs / "python"), str(free_ports(1)[0])
     start = {
@@ -262,7 +293,9 @@ def command(launcher: str, run_dir: Path, settings: tuple[str, ...] = QUICK) -> 
         "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2", python],
         "python": [python],
     }[launcher]
-    words = [*start, str(ROOT / "distill_engine" / "run.py"), "--ds_config", str(ROOT / "ds_configs/zero2_fp32.json")]
+    if arguments is not None:
+        return [*start, str(ROOT / program), *arguments]
+    words = [*start, str(ROOT / program), "--ds_config", str(ROOT / "ds_configs/zero2_fp32.json")]
     words += ["--run-dir", str(run_dir)]
     for setting in settings:
         words += ["--set", setting]
@@ -275,7 +308,7 @@ def ranks_of(run_dir: Path) -> dict[int, psutil.Process]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            if str(run_dir) in words and Path(words[0]).name.startswith("python"):
+            if {str(run_dir), f"--run-dir={run_dir}"} & set(words) and Path(words[0]).name.startswith("python"):
                 launchers = ("torchrun", "deepspeed", "deepspeed.launcher.launch")
                 if not any(Path(word).name in launchers for word in words[1:5]):
                     environ = process.environ()

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 
+import psutil
 import pytest
 
-from distill_engine.exit_codes import BAD_INPUT, DONE
+from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED, read_verdict
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])
@@ -67,3 +69,40 @@ def test_ranks_do_not_outlive_a_killed_deepspeed(tools, tmp_path):
     tools.wait_until(lambda: not any(rank.is_running() for rank in ranks.values()), "the end of the ranks", 30)
     assert "its launcher is gone" in (tmp_path / "said").read_text()
     assert list((folder / "checkpoints").glob("step-*")), "they saved before they ended"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "victim", "number"),
+    [
+        ("deepspeed", "runner", signal.SIGTERM),
+        ("deepspeed", "runner", signal.SIGUSR1),
+        ("deepspeed", "helper", signal.SIGKILL),
+        ("deepspeed", "helper", signal.SIGUSR1),
+        ("mpirun", "runner", signal.SIGKILL),
+    ],
+)
+def test_a_launcher_that_is_killed_takes_its_ranks_along_and_the_verdict_tells_the_truth(
+    tools, tmp_path, launcher, victim, number
+):
+    """What ranks do for themselves, with ranks that only live: raw DeepSpeed leaves them behind in every case."""
+    if launcher == "mpirun" and shutil.which("mpirun") is None:
+        pytest.skip("no mpirun here: apt-get install openmpi-bin")
+    verdict, ranks = tmp_path / "verdict", tmp_path / "ranks"
+    ranks.mkdir()
+    words = tools.command(launcher, tmp_path, program="tests/cluster/idle_rank.py", arguments=(str(ranks),))
+    own = {"DISTILL_VERDICT": str(verdict), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("wb") as said:
+        runner = subprocess.Popen(words, cwd=tools.ROOT, env=os.environ | own, stdout=said, stderr=said)
+    try:
+        tools.wait_until(lambda: len(list(ranks.iterdir())) == 2, "two ranks", tell=(tmp_path / "said").read_text)
+        pids = [int(file.name) for file in ranks.iterdir()]
+        family = psutil.Process(runner.pid).children(recursive=True)
+        helper = next((one for one in family if "deepspeed.launcher.launch" in one.cmdline()), None)
+        (psutil.Process(runner.pid) if victim == "runner" or helper is None else helper).send_signal(number)
+        code = runner.wait(60)
+    finally:
+        runner.kill()
+    tools.wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the end of the ranks", 30)
+    assert {file.name for file in ranks.glob("*.saved")} == {f"{pid}.saved" for pid in pids}
+    # DeepSpeed's own code is 0 when a signal ends its helper; what counts is what rank 0 left
+    assert read_verdict(verdict) == STOPPED_AND_SAVED and (code != DONE or victim == "helper")

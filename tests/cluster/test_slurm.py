@@ -1,18 +1,30 @@
 """`sbatch slurm/distill_bb3b.sh` on a real two-node Slurm: finished, stopped, killed, cancelled, refused."""
 
+import contextlib
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
 
 KILLED = 128 + signal.SIGKILL
+KEY = "0123456789abcdef" * 2 + "feed5678"  # has the shape of a W&B key
 HOSTILE = "a b; $(touch pwned) `touch pwned` 'q"
 
 
 def test_the_job_script_runs_to_the_end_in_a_folder_with_a_hostile_name(slurm, tools, quiet_run, tmp_path):
     folder = tmp_path / HOSTILE
-    job = slurm.sbatch(folder, PREFLIGHT="1")
+    offline = tuple(one.replace("mode=disabled", "mode=offline") for one in tools.QUICK)
+    job = slurm.sbatch(folder, PREFLIGHT="1", WANDB_API_KEY=KEY, settings=offline)
+    tools.wait_until(lambda: tools.last_step(folder) >= 1, "step 1", tell=lambda: slurm.said(job))
+    seen = "".join(" ".join(words) for words in command_lines())
+    assert "distill_engine/run.py" in seen
+    shown = slurm.command("scontrol", "show", "job", job) + slurm.command("scontrol", "write", "batch_script", job, "-")
+    assert "Command=" in shown and "source" in shown
+    assert KEY not in seen and KEY not in shown
     facts = slurm.ended(job)
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), slurm.said(job)
     assert "preflight: 2 nodes passed" in slurm.said(job) and "done: the run has finished" in slurm.said(job)
@@ -20,6 +32,15 @@ def test_the_job_script_runs_to_the_end_in_a_folder_with_a_hostile_name(slurm, t
     assert (folder / "best" / "model.safetensors").is_file() and tools.attempts(folder) == [DONE]
     assert not list(Path(tools.ROOT).glob("pwned")) and not list(slurm.folder.rglob("pwned"))
     assert folder.stat().st_mode & 0o077 == 0, "private by default"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files) and any("checkpoints" in path.parts for path in files)
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == [] and KEY not in slurm.said(job)
+
+
+def command_lines() -> Iterator[list[str]]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            yield process.cmdline()
 
 
 def test_stopped_then_a_rank_killed_it_ends_like_an_undisturbed_run(slurm, tools, quiet_run, tmp_path):
@@ -55,8 +76,12 @@ def test_stopped_then_a_rank_killed_it_ends_like_an_undisturbed_run(slurm, tools
 def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancelled(slurm, tools, tmp_path):
     folder = tmp_path / "run"
     endless = tuple(one.replace("max_steps=30", "max_steps=100000") for one in tools.QUICK)
-    job = slurm.sbatch(folder, "--time=3", "--signal=USR1@105", settings=endless)  # after 75 s
+    job = slurm.sbatch(folder, "--signal=USR1@105", settings=endless)
+    tools.wait_until(lambda: tools.last_step(folder) >= 2, "step 2", tell=lambda: slurm.said(job))
+    # one or two minutes are left now: Slurm, which looks every 30 s, finds that the signal is due
+    slurm.command("scontrol", "update", f"jobid={job}", f"TimeLimit={slurm.seconds(job) // 60 + 2}")
     tools.wait_until(lambda: len(tools.attempts(folder)) == 1, "the signal", tell=lambda: slurm.said(job))
+    slurm.command("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     assert tools.attempts(folder) == [STOPPED_AND_SAVED], slurm.said(job)
     reached = tools.last_step(folder)
     assert json.loads((folder / "logs" / "attempts.jsonl").read_text())["step"] == reached > 0
@@ -67,10 +92,14 @@ def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancel
 
     tools.wait_until(resumed, "a step after the requeue", tell=lambda: slurm.said(job))
     ranks = tools.ranks_of(folder)
+    second = slurm.sbatch(folder, "--nodes=1", settings=endless)
+    assert slurm.ended(second)["ExitCode"] == f"{BAD_INPUT}:0", slurm.said(second)
+    refusal = "".join(log.read_text(errors="replace") for log in (folder / "logs").glob(f"*-{second}-*.log"))
+    assert "in use by another run" in refusal and f'"job": "{job}"' in refusal
     slurm.command("scancel", job)
     assert slurm.ended(job)["JobState"] == "CANCELLED"
     tools.wait_until(lambda: not any(rank.is_running() for rank in ranks.values()), "the end of the ranks", 40)
-    assert tools.attempts(folder) == [STOPPED_AND_SAVED], "a cancelled job is not started again"
+    assert tools.attempts(folder) == [STOPPED_AND_SAVED, BAD_INPUT], "a cancelled job is not started again"
 
 
 def test_a_time_limit_shorter_than_a_start_ends_the_restarts_and_says_so(slurm, tools, tmp_path):
