@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8883; --soft: #8881; --quiet: #777; }
+:root { color-scheme: light dark; --line: #8883; --soft: #8881; --quiet: #6b6b6b; --card: #fff; }
+@media (prefers-color-scheme: dark) { :root { --quiet: #9a9a9a; --card: #191919; } }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
 p.quiet, caption, .tile span { color: var(--quiet); }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tile { border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9rem; min-width: 8rem; }
-.tile b { display: block; font-size: 1.25rem; }
-.plots { display: flex; flex-wrap: wrap; gap: .8rem; }
-figure { margin: 0; background: #fff; color: #111; border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }
-figure svg { max-width: 100%; height: auto; display: block; }
-figcaption { font-size: .8rem; color: #666; padding: 0 .5rem .3rem; max-width: 28rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.6rem, 1fr)); gap: .6rem; margin: 1.2rem 0; }
+.tile { display: flex; flex-direction: column; padding: .5rem .8rem; border: 1px solid var(--line); }
+.tile, figure { border-radius: 8px; }
+.tile span { font-size: .85rem; } .tile b { font-size: 1.25rem; margin-top: auto; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: .8rem; }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }
+figure.wide { grid-column: 1 / -1; overflow-x: auto; } figure.wide svg { min-width: 36rem; }
+figure svg { width: 100%; height: auto; display: block; }
+/* plots are drawn dark on white; this turns lightness round and keeps the hues */
+@media (prefers-color-scheme: dark) { figure svg { filter: invert(.9) hue-rotate(180deg); } }
+figcaption { font-size: .8rem; color: var(--quiet); padding: 0 .5rem .3rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 tr.best td { font-weight: 600; background: var(--soft); }
 pre { background: var(--soft); padding: .8rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
 td.text { white-space: pre-wrap; min-width: 12rem; }
 """
 
@@ -56,10 +62,11 @@ def tiles(facts: Sequence[tuple[str, str]]) -> str:
     return f'<div class="tiles">{"".join(made)}</div>'
 
 
-def plot(svg: str, caption: str = "") -> str:
-    """One plot with what it shows in words; `svg` is finished markup, `caption` plain text."""
+def plot(svg: str, caption: str = "", *, wide: bool = False) -> str:
+    """One plot with what it shows in words; `svg` is finished markup, `caption` plain text; `wide`: as wide as the
+    page."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{svg}{below}</figure>"
+    return f"<figure{' class=wide' if wide else ''}>{svg}{below}</figure>"
 
 
 def plots(made: Sequence[str]) -> str:
@@ -68,13 +75,21 @@ def plots(made: Sequence[str]) -> str:
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True, best: int | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: bool | Collection[int] = True,
+    best: int | None = None,
 ) -> str:
-    """A table of plain texts; `numbers`: all columns but the first are set to the right; `best`: a row to mark."""
-    kind = ' class="number"' if numbers else ' class="text"'
+    """A table of plain texts; `numbers`: columns set to the right, True for all but the first; `best`: a row to
+    mark."""
+
+    def kind(column: int) -> str:
+        right = numbers if isinstance(numbers, bool) else column in numbers
+        return "" if column == 0 else ' class="number"' if right else ' class="text"'
 
     def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}{kind if i else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
+        return "".join(f"<{tag}{kind(i)}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
 
     lines = [f"<tr{' class=best' if index == best else ''}>{cells('td', row)}</tr>" for index, row in enumerate(rows)]
     return f'<div class="scroll"><table><tr>{cells("th", header)}</tr>{"".join(lines)}</table></div>'
@@ -82,4 +97,9 @@ def table(
 
 def folded(summary: str, text: str) -> str:
     """Preformatted text that opens on a click."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+    return folded_html(summary, f"<pre>{escape(text)}</pre>")
+
+
+def folded_html(summary: str, inside: str) -> str:
+    """Finished HTML that opens on a click."""
+    return f"<details><summary>{escape(summary)}</summary>{inside}</details>"

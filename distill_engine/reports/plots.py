@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -33,6 +34,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # powers of ten would need fonts for mathematics
 _COLOURS = (
     "#3b6fb6", "#d1603d", "#3f9c6d", "#8b5fb0", "#b58b1c", "#4aa3b5", "#c2528b", "#7a7a7a", "#6b8e23", "#a0522d",
 )  # fmt: skip
@@ -41,6 +43,7 @@ _COLOURS = (
 def lines(title: str, series: Series, unit: str = "", *, log: bool = False, wide: bool = False) -> str:
     """Values over steps, one line per name.
 
+    unit  what the vertical axis says; the title names the value
     log   use a logarithmic axis where positive values span a factor of 30
     wide  a larger plot with the legend beside it, for many lines
     """
@@ -53,6 +56,8 @@ def lines(title: str, series: Series, unit: str = "", *, log: bool = False, wide
         finite = [value for _, values in series.values() for value in values if math.isfinite(value)]
         if log and finite and min(finite) > 0 and max(finite) / min(finite) > _LOG_FROM:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_PLAIN)
+            axes.yaxis.set_minor_formatter(NullFormatter())
         _axes_of_steps(axes, unit)
         if wide:
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -94,7 +99,10 @@ def heat(title: str, steps: Sequence[float], rows: Sequence[Sequence[float]]) ->
         axes.set_xlabel("step")
         figure = axes.get_figure()
         assert figure is not None, "the axes were made on one"
-        figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.03, 1.0)))
+        bar = figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.03, 1.0)))
+        bar.set_ticks(LogLocator(subs=(1, 2, 5)) if norm is not None else AutoLocator())
+        bar.minorticks_off()
+        bar.formatter = _PLAIN
 
     return _svg(title, draw, (4.6, 1.5 + 0.22 * len(rows)), beside=0.7)
 

@@ -68,7 +68,7 @@ def card_html(card: ReportCard) -> str:
     body = [
         page.heading("Report card", 1),
         page.paragraph(headline(card), quiet=True),
-        page.plots([page.plot(frontier_svg(card), "Left is faster, down is better.")]),
+        page.plots([page.plot(frontier_svg(card), "Left is faster, down is better.", wide=True)]),
         page.heading("Overview"),
         page.table(header, rows),
         page.heading("Quality by task"),

@@ -10,6 +10,7 @@ from distill_engine.telemetry.metrics import TERMS, describe, sections
 from distill_engine.telemetry.progress_view import about, number, quantity
 from distill_engine.telemetry.sinks import Record
 
+_LAST = ("Progress",)  # straight lines in a healthy run: the losses come before them
 _MOST_ROWS = 40  # validations and messages; a page is for reading, metrics.jsonl has them all
 
 
@@ -23,9 +24,10 @@ def run_report(history: RunHistory) -> str:
         page.paragraph(_headline(history), quiet=True),
         page.tiles(_tiles(history)),
     ]
-    for section, made in _section_plots(history, names).items():
-        if made:
-            body += [page.heading(section), page.plots(made)]
+    made = _section_plots(history, names)
+    for section in sorted(made, key=lambda section: section in _LAST):
+        if made[section]:
+            body += [page.heading(section), page.plots(made[section])]
     body += _tables(history, names)
     if history.recipe_text:
         body += [page.heading("Recipe"), page.folded("recipe.yaml, every default written out", history.recipe_text)]
@@ -96,18 +98,16 @@ def _terms(history: RunHistory, names: Sequence[str]) -> list[str]:
         same = {tuple(steps) for steps, _ in series.values()}
         if len(same) == 1:
             text = "Each term times its weight: its part of the total that is minimised."
-            drawn.append(page.plot(plots.shares("share of the loss", series), text))
-        drawn.append(
-            page.plot(plots.lines("weighted terms", series, log=True, wide=True), "Each term times its weight.")
-        )
+            drawn.append(page.plot(plots.shares("share of the loss", series), text, wide=True))
+        svg = plots.lines("weighted terms", series, "loss", log=True, wide=True)
+        drawn.append(page.plot(svg, "Each term times its weight.", wide=True))
     for term, meaning in TERMS.items():
         name = f"train/term/{term}/raw"
         if name in names:
             series = {kind: history.series(f"{kind}/term/{term}/raw") for kind in ("train", "valid")}
             shown = {kind: values for kind, values in series.items() if values[0]}
-            drawn.append(
-                page.plot(plots.lines(f"{term} (raw)", shown, log=True), f"{meaning[0].upper()}{meaning[1:]}.")
-            )
+            svg = plots.lines(f"{term.replace('_', ' ')} (raw)", shown, log=True)
+            drawn.append(page.plot(svg, f"{meaning[0].upper()}{meaning[1:]}."))
     return drawn
 
 
@@ -119,12 +119,11 @@ def _gradients(history: RunHistory, names: Sequence[str]) -> list[str]:
         for kind in ("train/gradient_norm/", "train/gradient_share/")
     )
     if norms:
-        drawn.append(
-            page.plot(plots.lines("gradient norm by term", norms, log=True, wide=True), "How hard each term pulls.")
-        )
+        svg = plots.lines("gradient norm by term", norms, "norm", log=True, wide=True)
+        drawn.append(page.plot(svg, "How hard each term pulls.", wide=True))
     if shares and len({tuple(steps) for steps, _ in shares.values()}) == 1:
         text = "Each term's gradient norm / the sum of all terms'."
-        drawn.append(page.plot(plots.shares("share of the gradient", shares), text))
+        drawn.append(page.plot(plots.shares("share of the gradient", shares), text, wide=True))
     return drawn
 
 
@@ -154,7 +153,7 @@ def _time_shares(history: RunHistory, names: Sequence[str]) -> list[str]:
     series = {name.rsplit("/", 1)[1]: history.series(name) for name in names}
     if len({tuple(steps) for steps, _ in series.values()}) != 1:
         return [_line_plot(history, name) for name in names]
-    return [page.plot(plots.shares("where a step's time goes", series), "Parts of a training step.")]
+    return [page.plot(plots.shares("where a step's time goes", series), "Parts of a training step.", wide=True)]
 
 
 def _by_task(history: RunHistory, names: Sequence[str]) -> list[str]:
@@ -194,7 +193,8 @@ def _tables(history: RunHistory, names: Sequence[str]) -> list[str]:
         metric = describe(name)
         values = history.series(name)[1]
         rows.append([name, number(values[0]), number(values[-1]), metric.unit or "-", metric.meaning])
-    body += [page.heading("All metrics"), page.table(["metric", "first", "last", "unit", "meaning"], rows)]
+    whole = page.table(["metric", "first", "last", "unit", "meaning"], rows, numbers=(1, 2))
+    body += [page.heading("All metrics"), page.folded_html(f"{len(rows)} metrics, first and last value", whole)]
     said = [record for record in history.records if record.kind == "event" and record.text]
     if said:
         texts = [[str(record.step), record.text] for record in said[-_MOST_ROWS:]]

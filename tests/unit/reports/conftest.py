@@ -8,6 +8,8 @@ import pytest
 
 from distill_engine.recipe.identity import resolved_yaml
 from distill_engine.recipe.load import load_recipe
+from distill_engine.reports.history import read_run
+from distill_engine.reports.run_report import run_report
 from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.metrics import TERMS, TIME_PARTS
 from distill_engine.telemetry.sinks import Record
@@ -66,7 +68,10 @@ def write_run(folder: Path, steps: int = 400) -> Path:
             valid = values_of_validation(step)
             best = min(best, valid["valid/ppl"])
             sink.write(Record("valid", step, step / 5, {**valid, "best/ppl": best}))
-            rows = [{"task": "chat", "context": f"c{n}", "gold": f"<g{n}>", "student": f"s{n} {step}"} for n in (0, 1)]
+            rows = [
+                {"task": "chat", "context": f"c{n}", "gold": f"<g{n}>", "teacher": f"t{n}", "student": f"s{n} {step}"}
+                for n in (0, 1)
+            ]
             sink.write(Record("samples", step, step / 5, rows=tuple(rows)))
     sink.close("finished")
     return folder
@@ -76,6 +81,12 @@ def write_run(folder: Path, steps: int = 400) -> Path:
 def run_folder(tmp_path_factory) -> Path:
     """A run of 400 of 400 steps; not to be changed."""
     return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="session")
+def text(run_folder) -> str:
+    """That run's page."""
+    return run_report(read_run(run_folder))
 
 
 @pytest.fixture(scope="session")

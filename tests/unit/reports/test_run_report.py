@@ -46,11 +46,6 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-@pytest.fixture(scope="module")
-def text(run_folder):
-    return run_report(read_run(run_folder))
-
-
 def test_the_page_stands_alone(text):
     page = Page(text)
     assert page.fetched == []
@@ -68,7 +63,7 @@ def test_every_recorded_metric_is_plotted_and_in_the_table(run_folder, text):
         assert f"<td>{name}</td>" in text
         assert plotted(name, history) <= titles, name
     for term in TERMS:
-        assert f"{term} (raw)" in titles
+        assert f"{term.replace('_', ' ')} (raw)" in titles
 
 
 def plotted(name, history) -> set[str]:
@@ -88,7 +83,7 @@ def plotted(name, history) -> set[str]:
     if parts[1] in ("chat", "sums"):
         return {f"{parts[2]} by task", parts[1]}
     if parts[1] == "term":
-        return {f"{parts[2]} (raw)", parts[0]}
+        return {f"{parts[2].replace('_', ' ')} (raw)", parts[0]}
     kinds = ("train", "valid")
     both = parts[0] in kinds and {f"{kind}/{parts[1]}" for kind in kinds} <= set(history.names())
     return {parts[1], parts[0]} if both else {name}
@@ -99,13 +94,13 @@ def test_the_best_validation_is_marked(text, valid_values):
     assert marked == [str(min(range(50, 401, 50), key=lambda step: valid_values(step)["valid/ppl"]))] != ["400"]
 
 
-def test_the_last_sample_replies_stand_beside_the_gold_and_the_first_ones(text):
+def test_the_last_sample_replies_stand_beside_gold_teacher_and_the_first_ones(text):
     table = next(found for found in re.findall(r"<table>.*?</table>", text, flags=re.DOTALL) if "&lt;g1&gt;" in found)
     cells = [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table)]
     assert cells == [
-        *("task", "context", "gold", "student, step 50", "student, step 400"),
-        *("chat", "c0", "<g0>", "s0 50", "s0 400"),
-        *("chat", "c1", "<g1>", "s1 50", "s1 400"),
+        *("task", "context", "gold", "teacher", "student, step 50", "student, step 400"),
+        *("chat", "c0", "<g0>", "t0", "s0 50", "s0 400"),
+        *("chat", "c1", "<g1>", "t1", "s1 50", "s1 400"),
     ]
 
 
