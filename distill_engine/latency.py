@@ -25,6 +25,10 @@ from distill_engine.generate import own_settings, spoken_lengths
 Mode = Literal["fixed", "free"]
 
 
+class CompileError(ValueError):
+    """torch.compile was asked for and cannot be had."""
+
+
 @dataclass(frozen=True)
 class Case:
     """How replies are generated: with `beams` (1 is greedy), `batch` at a time, keys and values cached or not, the
@@ -118,6 +122,8 @@ def measure(
     contexts    [1, S] int64 each, on the models' device; taken in order, over again when they run out
     new_tokens  of a reply: exactly in fixed cases; in free ones the limit of models that name none
     advance     called with (rounds done, all rounds), warm-up included
+
+    Raises CompileError if a compiled case cannot run.
     """
     variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
     timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
@@ -170,13 +176,26 @@ def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor], new_t
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     before = _allocated(device, reset=True)
     started = time.perf_counter()
-    ids = generate(input_ids=input_ids, attention_mask=mask, **settings)
+    try:
+        ids = generate(input_ids=input_ids, attention_mask=mask, **settings)
+    except RuntimeError as error:
+        if case.compiled:
+            raise _not_compiled(error) from error
+        raise
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
     extra = None if before is None else ((_allocated(device, reset=False) or 0.0) - before)
     tokens = new_tokens * case.batch if case.mode == "fixed" else _said(model, ids)
     return Timing(seconds, tokens, extra)
+
+
+def _not_compiled(error: RuntimeError) -> CompileError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return CompileError(
+        f"the model does not run under torch.compile (--compile) here: {reason}. On a CPU it needs a C++ compiler "
+        "(g++, or the one that CXX names), on a GPU Triton. Install it, or leave --compile out."
+    )
 
 
 def _batched(model: PreTrainedModel, contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

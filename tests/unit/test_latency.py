@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill_engine import latency
-from distill_engine.latency import Case, Timing, measure, measure_latency, rows, unsupported
+from distill_engine.latency import Case, CompileError, Timing, measure, measure_latency, rows, unsupported
 from distill_engine.models.adapter import adapt
 
 
@@ -154,6 +154,19 @@ def test_a_compiled_twin_shares_weights_and_leaves_the_model_alone(tiny, monkeyp
     ((twin, how),) = compiled
     assert twin is not model and twin.model.shared.weight is model.model.shared.weight
     assert how == {"dynamic": True}
+
+
+def test_a_model_that_cannot_be_compiled_here_is_refused_with_the_reason(tiny, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("No working C++ compiler found\nmore")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", broken))
+    model = tiny.model("bart")
+    with pytest.raises(CompileError, match=r"--compile\) here: No working C\+\+ compiler found\. On a CPU it needs"):
+        measure({"m": model}, [Case("fixed"), Case("fixed", compiled=True)], contexts(1), 1, 0, 2)
+    monkeypatch.setattr(type(model), "generate", broken)
+    with pytest.raises(RuntimeError, match="No working"):  # no fault of a compiler's: a defect keeps its traceback
+        measure({"m": model}, [Case("fixed")], contexts(1), 1, 0, 2)
 
 
 def test_what_a_device_cannot_do_is_said(monkeypatch):
