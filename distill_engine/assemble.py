@@ -27,7 +27,7 @@ from distill_engine.engine.ds_config import (
     teacher_config,
 )
 from distill_engine.engine.student import StudentEngineError
-from distill_engine.engine.teacher import TeacherError, TeacherFilesError
+from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.losses.dispatch import KernelError
 from distill_engine.prepare import Prepared, prepare
@@ -114,7 +114,9 @@ def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
     ready = _prepare_everywhere(recipe, options.recipe, ranks)
     check_run_folder(folder, ranks)
     with RunLock(folder, ranks):
-        configs = {"ds_config": student_ds, "teacher_ds_config": teacher_ds}
+        configs = {"ds_config": student_ds}
+        if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
+            configs["teacher_ds_config"] = teacher_ds
         notes += _claim_run_folder(folder, recipe, configs, ranks)
         sinks = _sinks(folder, recipe, student_ds, ranks)
         try:
@@ -196,6 +198,7 @@ def _ds_configs(
         dtype=precision_of(student),
         batch_per_rank=recipe.batch.per_rank,
         world_size=ranks.world_size,
+        placement=recipe.teacher.placement,
     )
     return student, teacher, notes
 
@@ -231,6 +234,8 @@ def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> l
             )
         changed = [f"changed since the last start: {change}" for change in difference.allowed]
     _replace_text(file, resolved_yaml(recipe))
+    if "teacher_ds_config" not in configs:  # one of an earlier start, with another placement
+        (folder / "teacher_ds_config.json").unlink(missing_ok=True)
     for name, config in configs.items():
         _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
     return changed

@@ -77,9 +77,9 @@ class Builder:
         objective = self._objective()
         # the student first: nothing of the teacher's sharding can leak into it
         module = self._student_module(objective)
-        self._seed_everything()
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message)
         gradients, balancer = self._beside_the_step(objective, student)
         factors = (lambda: balancer.factors) if balancer is not None else no_factors
@@ -112,6 +112,7 @@ class Builder:
             samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
             term_gradients=gradients,
             balancer=balancer,
+            teacher_window=recipe.teacher.window,
         )
 
     # ---- student and teacher ---------------------------------------------------------------------------------
@@ -242,7 +243,8 @@ class Builder:
         if not objective.weights.needs_teacher:
             return None
         assert self._ready.teacher_folder is not None
-        teacher = TeacherEngine(self._ready.teacher_folder, ds_config, _DTYPES[precision], self._ranks, adapt)
+        dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
+        teacher = TeacherEngine(self._ready.teacher_folder, ds_config, dtype, self._ranks, adapt, placement)
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
 

@@ -24,6 +24,7 @@ from distill_engine.engine.roll_call import AbsentError, call_roll, describe, ex
 JOIN_VARIABLE, JOIN_SECONDS = "DISTILL_JOIN_SECONDS", 900.0
 Value = TypeVar("Value")
 LOOK_SECONDS = 0.2
+_TIMEOUT = timedelta(minutes=30)
 
 
 class LaunchError(RuntimeError):
@@ -37,10 +38,14 @@ class RanksApartError(RuntimeError):
 class Ranks:
     """The running process group."""
 
-    def __init__(self, facts: ClusterFacts) -> None:
+    def __init__(self, facts: ClusterFacts, timeout: timedelta = _TIMEOUT) -> None:
+        """`timeout` of waiting for another rank."""
         self.rank = facts.rank
         self.world_size = facts.world_size
         self.local_rank = facts.local_rank
+        self.local_size = facts.local_size
+        self.node = facts.node
+        self.timeout = timeout
         self.device = torch.device(get_accelerator().device_name(facts.local_rank))
 
     def supports(self, dtype: torch.dtype) -> bool:
@@ -115,7 +120,7 @@ class Ranks:
             arrived = store.add(counter, 0)
 
 
-def start(timeout: timedelta = timedelta(minutes=30), check_seconds: float = CHECK_SECONDS) -> Ranks:
+def start(timeout: timedelta = _TIMEOUT, check_seconds: float = CHECK_SECONDS) -> Ranks:
     """Join the process group that the environment describes, whatever launcher left it, and choose a device.
 
     Raises LaunchError for a contradictory environment, too few devices, ranks that do not find each other, and ranks
@@ -129,7 +134,7 @@ def start(timeout: timedelta = timedelta(minutes=30), check_seconds: float = CHE
         _choose_device(facts)
         if not dist.is_initialized():
             _join(facts, timeout)
-        ranks = Ranks(facts)
+        ranks = Ranks(facts, timeout)
         check = check_group(ranks.rank, ranks.world_size, ranks.device, check_seconds)
     except (ClusterError, AbsentError, WrongSumError) as error:
         raise LaunchError(str(error)) from error

@@ -124,6 +124,16 @@ def offload_problems(base: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def placement_problems(base: Mapping[str, Any], placement: str) -> Iterator[str]:
+    """The teacher's shards are where the recipe wants them."""
+    device = at(base, "zero_optimization.offload_param.device")
+    found = f"zero_optimization.offload_param.device is {device!r}, but the recipe says teacher.placement: {placement}"
+    if placement == "offload" and device not in (None, "cpu"):
+        yield f"{found}, which keeps the shards in host memory. Remove the device, or set it to 'cpu'."
+    elif placement != "offload" and device not in (None, "none"):
+        yield f"{found}, which keeps no shards off the GPUs. Remove offload_param, or set teacher.placement: offload."
+
+
 def enabled(config: Mapping[str, Any], block: str) -> bool:
     """Whether the fp16 or bf16 block is switched on."""
     return at(config, f"{block}.enabled") is True

@@ -20,12 +20,14 @@ from distill_engine.engine.ds_checks import (
     offload_problems,
     optimizer_conflicts,
     overflow_problems,
+    placement_problems,
     problems_of_both,
     reduction_problems,
 )
 from distill_engine.engine.ds_keys import REFUSED, REFUSED_FOR_STUDENT, REFUSED_FOR_TEACHER
 
 Precision = Literal["fp16", "bf16", "fp32"]
+Placement = Literal["zero3", "node", "replica", "offload"]
 
 STUDENT_STAGE = 2
 TEACHER_STAGE = 3
@@ -118,15 +120,22 @@ def student_config(
 
 
 def teacher_config(
-    base: Mapping[str, Any], *, dtype: Precision, batch_per_rank: int = 1, world_size: int = 1
+    base: Mapping[str, Any],
+    *,
+    dtype: Precision,
+    batch_per_rank: int = 1,
+    world_size: int = 1,
+    placement: Placement = "zero3",
 ) -> dict[str, Any]:
     """The final config of the teacher's inference-only ZeRO-3 engine.
 
-    dtype  the student's final precision (`precision_of`): both models compute in the same one
+    dtype      the student's final precision (`precision_of`): both models compute in the same one
+    placement  the recipe's teacher.placement; a `replica` has no engine and uses nothing of this
 
     Raises DsConfigError with everything that is wrong.
     """
     problems = [*problems_of_both(base, {**REFUSED, **REFUSED_FOR_TEACHER}, TEACHER_STAGE, "teacher")]
+    problems += placement_problems(base, placement)
     problems += [
         f"{name}.enabled is true, but the student trains in {dtype}. The teacher's precision follows the "
         f"student's. Remove the {name} block."
@@ -142,6 +151,8 @@ def teacher_config(
     }
     # otherwise DeepSpeed replaces torch.nn.functional.linear for the whole process, the student's included
     final["zero_optimization"]["memory_efficient_linear"] = False
+    if placement == "offload":
+        final["zero_optimization"].setdefault("offload_param", {})["device"] = "cpu"
     _set_precision(final, dtype)
     return final
 

@@ -26,6 +26,7 @@ from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.stopwatch import Stopwatch
 from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Shows, Validator
+from distill_engine.train.window import lessons_of
 from distill_engine.values import Batch, Features
 
 
@@ -70,6 +71,7 @@ class Trainer:
     term_gradients: TermGradients | None = None
     balancer: Balancer | None = None
     samples: Callable[[int, float], dict[str, float]] | None = None  # rank 0's, of (step, seconds): see samples.py
+    teacher_window: bool = False  # one teacher pass for all micro-batches of a step: see train/window.py
 
     def __post_init__(self) -> None:
         self.progress = Progress()
@@ -115,19 +117,16 @@ class Trainer:
             group = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
+        lessons = lessons_of(self.teacher, group, self.objective.teacher_request(), self.teacher_window, self._phase)
         for batch, divisor in zip(group, divisors, strict=True):
-            self._micro_batch(batch, divisor, len(group))
+            self._micro_batch(batch, next(lessons), divisor, len(group))
         self._last_learning_rate = self.policies.learning_rate.at(self.progress.steps)
         with self._phase("optimizer"):
             self._last_outcome = self.student.step(self._last_learning_rate)
         self.meter.count_step()
         self._count(self._last_outcome.applied)
 
-    def _micro_batch(self, batch: Batch, divisor: Tensor, micro_batches: int) -> None:
-        taught = None
-        if self.teacher is not None:
-            with self._phase("teacher"):
-                taught = self.teacher.features(batch, self.objective.teacher_request())
+    def _micro_batch(self, batch: Batch, taught: Features | None, divisor: Tensor, micro_batches: int) -> None:
         factors = self._measure(batch, taught, divisor)
         with self._phase("student"):
             shown = self.student.features(batch, self.objective.student_request())

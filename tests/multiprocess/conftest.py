@@ -48,8 +48,8 @@ class Engines:
         return "\n".join(log.read_text()[-6000:] for log in sorted(self._folder.glob("*.log")))
 
 
-def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path) -> Engines:
-    """Run engine_worker.py on so many ranks until all have ended."""
+def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path, nodes: int = 1) -> Engines:
+    """Run engine_worker.py on so many ranks until all have ended; the environment says that they are of `nodes`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,7 +62,9 @@ def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path) -> Engi
     for rank in range(world_size):
         with (folder / f"rank_{rank}.log").open("wb") as log:
             # strings hash differently in every process: sets must not decide the order of anything
-            own = clean | {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONHASHSEED": str(rank)}
+            node, local_rank = divmod(rank, world_size // nodes)
+            own = clean | {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "PYTHONHASHSEED": str(rank)}
+            own |= {"LOCAL_WORLD_SIZE": str(world_size // nodes), "GROUP_RANK": str(node)}
             ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
     _wait(ranks)
     return Engines(folder, world_size)
@@ -78,16 +80,19 @@ def _wait(ranks: list[subprocess.Popen]) -> None:
         time.sleep(0.05)
 
 
-def _engines(world_size: int):
-    @pytest.fixture(scope="session", name=f"on_{world_size}")
+def _engines(world_size: int, nodes: int = 1):
+    name = f"on_{world_size}" if nodes == 1 else f"on_{nodes}_nodes"
+
+    @pytest.fixture(scope="session", name=name)
     def fixture(tmp_path_factory, teachers, root):
         folder = tmp_path_factory.mktemp(f"ranks_{world_size}")
-        return run_ranks(folder, teachers["bart"].parent, world_size, root)
+        return run_ranks(folder, teachers["bart"].parent, world_size, root, nodes)
 
     return fixture
 
 
 on_1, on_2, on_3 = (_engines(world_size) for world_size in (1, 2, 3))
+on_2_nodes = _engines(4, nodes=2)
 
 
 # ---- a small run with checkpoints, whose ranks are forked from one warm process -----------------------------------

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import engine_worker_gradients as gradients
+import engine_worker_placement as placement
 import engine_worker_precision as precision
 import engine_worker_startup as startup
 import engine_worker_teacher as teacher
@@ -43,8 +44,11 @@ CHECKS = {
         watching.samples,
         watching.teacher_samples,
         watching.balanced,
+        placement.losses,
+        placement.window,
     ],
     3: [validation.numbers, trainer.ranks_apart],
+    4: [placement.features, placement.losses, placement.unlike_files],
 }
 
 

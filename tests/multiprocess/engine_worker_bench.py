@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_engine.engine.distributed import Ranks
-from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config
+from distill_engine.engine.ds_config import Placement, load_ds_config, student_config, teacher_config
 from distill_engine.engine.student import OptimizerSettings, StepOutcome, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective
@@ -40,14 +40,17 @@ class Bench:
             self._loaded[family, precision] = self.load_teacher(self.teachers / family, precision)
         return self._loaded[family, precision]
 
-    def load_teacher(self, folder: Path, precision: str = "fp32") -> TeacherEngine:
-        return TeacherEngine(folder, self.teacher_ds(precision), DTYPES[precision], self.ranks, adapt)
+    def load_teacher(
+        self, folder: Path, precision: str = "fp32", placement: Placement = "zero3", ranks: Ranks | None = None
+    ) -> TeacherEngine:
+        config = self.teacher_ds(precision, placement)
+        return TeacherEngine(folder, config, DTYPES[precision], ranks or self.ranks, adapt, placement)
 
-    def teacher_ds(self, precision: str = "fp32") -> dict[str, Any]:
+    def teacher_ds(self, precision: str = "fp32", placement: Placement = "zero3") -> dict[str, Any]:
         """The shipped JSON; at its own threshold every tiny parameter would stay gathered."""
         base = load_ds_config(DS_CONFIGS / "teacher_zero3.json")
         base["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        return teacher_config(base, dtype=precision, world_size=self.ranks.world_size)
+        return teacher_config(base, dtype=precision, world_size=self.ranks.world_size, placement=placement)
 
     def student_ds(
         self, file: str = "zero2_fp32.json", *, accumulation: int = 1, clip: float | None = None, **blocks: Mapping

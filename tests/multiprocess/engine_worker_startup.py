@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from distill_engine.engine import teacher as teacher_module
+from distill_engine.engine import teacher_weights
 from distill_engine.engine.student import StudentEngine, StudentEngineError
-from distill_engine.engine.teacher import TeacherError
+from distill_engine.engine.teacher_weights import TeacherError
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import StudentModule
 
@@ -64,12 +64,12 @@ def _broken_teacher(bench: Bench, how: str) -> object:
 
 def _unsharded_teacher(bench: Bench) -> object:
     """As if transformers no longer looked at the configuration that was set for it."""
-    kept = teacher_module.HfDeepSpeedConfig
-    teacher_module.HfDeepSpeedConfig = dict
+    kept = teacher_weights.HfDeepSpeedConfig
+    teacher_weights.HfDeepSpeedConfig = dict
     try:
         return bench.load_teacher(bench.teachers / "blenderbot")
     finally:
-        teacher_module.HfDeepSpeedConfig = kept
+        teacher_weights.HfDeepSpeedConfig = kept
 
 
 def _leaked_student(bench: Bench) -> object:

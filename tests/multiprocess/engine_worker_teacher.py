@@ -31,11 +31,12 @@ def _parity(bench: Bench, family: str) -> dict:
     plain = PlainTeacher(bench.teachers / family)
     parameters = list(_model(teacher).parameters())
     wanted = feature_tensors(plain.features(batch, goal.teacher_request()))
-    probe = teacher.probe(batch)
+    common = tiny.batch(tiny.examples(4, family, seed=9), family)
+    probe = teacher.probe(common)
     return {
         "shown": feature_tensors(shown),
         "wanted": wanted,
-        "probe_is_logits": torch.equal(probe, shown.logits),
+        "probe_is_logits": torch.equal(probe, teacher.features(common, FeatureRequest()).logits),
         "held": sum(p.ds_tensor.numel() for p in parameters),
         "whole_left": sum(p.numel() for p in parameters),
         "all": sum(p.numel() for p in plain.model.parameters()),
@@ -89,7 +90,7 @@ def growth(bench: Bench) -> dict:
 
 
 def _model(teacher: TeacherEngine):
-    return teacher._engine.module.model  # the engine offers no way to its parameters, and should not
+    return teacher._module.model  # the engine offers no way to its parameters, and should not
 
 
 def _live_tensors() -> int:

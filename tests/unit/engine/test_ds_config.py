@@ -241,6 +241,32 @@ def test_what_a_teacher_refuses(base, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("placement", ["zero3", "node", "replica"])
+def test_shards_are_not_offloaded_by_the_file_when_the_recipe_keeps_them(placement):
+    base = {**ZERO3, "zero_optimization": {**ZERO3["zero_optimization"], "offload_param": {"device": "cpu"}}}
+    with pytest.raises(DsConfigError) as caught:
+        teacher_config(base, dtype="fp16", placement=placement)
+    said = f"offload_param.device is 'cpu', but the recipe says teacher.placement: {placement}"
+    assert said in str(caught.value) and "or set teacher.placement: offload" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, {"pin_memory": False}, {"device": "cpu", "buffer_count": 3}])
+def test_offloaded_shards_wait_in_host_memory_with_the_files_other_settings(given):
+    base = copy.deepcopy(ZERO3)
+    if given is not None:
+        base["zero_optimization"]["offload_param"] = given
+    final = teacher_config(base, dtype="fp16", placement="offload")
+    assert final["zero_optimization"]["offload_param"] == {**(given or {}), "device": "cpu"}
+    assert "offload_param" not in teacher_config(ZERO3, dtype="fp16")["zero_optimization"]
+
+
+@pytest.mark.parametrize("device", ["nvme", "none"])
+def test_offloading_elsewhere_contradicts_the_recipe(device):
+    base = {**ZERO3, "zero_optimization": {**ZERO3["zero_optimization"], "offload_param": {"device": device}}}
+    with pytest.raises(DsConfigError, match="keeps the shards in host memory"):
+        teacher_config(base, dtype="fp16", placement="offload")
+
+
 # --- files -----------------------------------------------------------------------------------------------------
 
 
