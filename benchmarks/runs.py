@@ -46,7 +46,7 @@ def start_run(run_dir: Path, machine: Machine, overrides: Sequence[str], quiet: 
     """
     command = [
         str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(machine.ranks),
-        "--master_port", str(_free_port()), "--log_level", "error",
+        "--master_port", str(free_port()), "--log_level", "error",
         str(ROOT / "distill_engine" / "run.py"), "--ds_config", str(machine.ds_config),
         "--recipe", str(DEMO_RECIPE), "--run-dir", str(run_dir),
     ]  # fmt: skip
@@ -63,7 +63,8 @@ def start_run(run_dir: Path, machine: Machine, overrides: Sequence[str], quiet: 
     return time.perf_counter() - started
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
