@@ -18,7 +18,7 @@ import torch
 from distill_engine.builder import Builder
 from distill_engine.data.errors import DataError
 from distill_engine.engine import distributed
-from distill_engine.engine.distributed import LaunchError, Ranks, RanksApartError
+from distill_engine.engine.distributed import BadRanksError, LaunchError, Ranks, RanksApartError
 from distill_engine.engine.ds_config import (
     DsConfigError,
     load_ds_config,
@@ -77,6 +77,8 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
         code = _tell(error, speaks)
         if code is None:
             raise
+        if isinstance(error, BadRanksError):
+            _end_at_once(code, speaks)
         return code
     finally:
         distributed.stop()
@@ -88,9 +90,15 @@ def _longest_wait(hang_seconds: float | None) -> timedelta:
 
 
 def _end_hung() -> None:
-    """End this process at once: its main thread may never come back, and closing anything might wait for it."""
-    leave_verdict(STOPPED_AND_SAVED)
-    os._exit(STOPPED_AND_SAVED)
+    """Its main thread may never come back."""
+    _end_at_once(STOPPED_AND_SAVED, leaves_verdict=True)
+
+
+def _end_at_once(code: int, leaves_verdict: bool) -> None:
+    """End this process without closing anything, which might wait for who never answers."""
+    if leaves_verdict:
+        leave_verdict(code)
+    os._exit(code)
 
 
 def _tell(error: Exception, speaks: bool) -> int | None:

@@ -31,6 +31,11 @@ class LaunchError(RuntimeError):
     """The environment does not describe a usable process group."""
 
 
+class BadRanksError(LaunchError):
+    """Other ranks are absent, stand still or change numbers. Whatever waits for them, also the end of the process
+    group, may wait for ever: end the process."""
+
+
 class RanksApartError(RuntimeError):
     """The ranks are not at the same step."""
 
@@ -123,8 +128,8 @@ class Ranks:
 def start(timeout: timedelta = _TIMEOUT, check_seconds: float = CHECK_SECONDS) -> Ranks:
     """Join the process group that the environment describes, whatever launcher left it, and choose a device.
 
-    Raises LaunchError for a contradictory environment, too few devices, ranks that do not find each other, and ranks
-    that then stand still or change numbers (group_check.py). Ranks that are only slow are named on stderr.
+    Raises LaunchError for a contradictory environment, too few devices or a rank 0 that is not found; BadRanksError
+    for ranks that do not come, stand still or change numbers (group_check.py). Slow ranks are named on stderr.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -136,8 +141,10 @@ def start(timeout: timedelta = _TIMEOUT, check_seconds: float = CHECK_SECONDS) -
             _join(facts, timeout)
         ranks = Ranks(facts, timeout)
         check = check_group(ranks.rank, ranks.world_size, ranks.device, check_seconds)
-    except (ClusterError, AbsentError, WrongSumError) as error:
+    except ClusterError as error:
         raise LaunchError(str(error)) from error
+    except (AbsentError, WrongSumError) as error:
+        raise BadRanksError(str(error)) from error
     if ranks.rank == 0 and (warning := check.warning()):
         sys.stderr.write(f"{warning}\n")
     return ranks
@@ -179,7 +186,7 @@ def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) 
     absent = call_roll(store, "joined", facts.rank, facts.world_size, join.total_seconds())
     if absent:
         hosts = hosts_of_ranks(os.environ, facts.world_size)
-        raise ClusterError(
+        raise AbsentError(
             f"{len(absent)} of {facts.world_size} ranks did not come within {join.total_seconds():.0f} s: "
             f"{describe(absent, hosts)}. {exclude(absent, hosts)} {JOIN_VARIABLE} is how long the others wait."
         )

@@ -56,9 +56,9 @@ def be_rank(rank: int, fault: str, check_seconds: float) -> int:
     inject(fault, rank)
     try:
         ranks = distributed.start(timedelta(minutes=5), check_seconds)
-    except distributed.LaunchError as error:
-        print(f"LaunchError: {error}", flush=True)
-        return 3
+    except distributed.BadRanksError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(3)  # as the program does: leaving the process group would wait for the silent rank
     print(f"together {ranks.sum(torch.ones(1)).tolist()}", flush=True)
     distributed.stop()
     return 0
