@@ -49,9 +49,16 @@ def test_a_submission_is_checked_sent_and_remembered(fake_slurm, tmp_path, histo
 def test_hostile_names_stay_names(fake_slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fake_slurm.answer("sbatch", ("77\n", 0))
-    said = launcher("submit", DEMO, "--run-dir", HOSTILE, "--partition", HOSTILE)
+    recipe = tmp_path / f"-r {HOSTILE}.yaml"
+    recipe.write_bytes(Path(DEMO).read_bytes())
+    said = launcher(
+        "submit", f"./{recipe.name}", "--run-dir", HOSTILE, "--partition", HOSTILE, f"--set=name=x{HOSTILE}"
+    )
+    assert said.exit_code == BAD_INPUT, "a name that a file or a job cannot have is refused"
+    said = launcher("submit", f"./{recipe.name}", "--run-dir", HOSTILE, "--partition", HOSTILE)
     assert said.exit_code == 0, said.output
-    assert f"--partition={HOSTILE}" in fake_slurm.calls[0]
+    assert f"--partition={HOSTILE}" in fake_slurm.calls[0] and fake_slurm.environment["RECIPE"] == str(recipe)
+    assert (tmp_path / HOSTILE).stat().st_mode & 0o777 == 0o700, "private before the job has begun"
     assert fake_slurm.environment["RUN_DIR"] == str(tmp_path / HOSTILE)
     assert not list(tmp_path.rglob("pwned"))
 
