@@ -134,15 +134,16 @@ def _layout() -> SequenceLayout:
 
 
 @contextmanager
-def trainer_of(name: str, preset: Preset, precision: str, ranks: Ranks) -> Iterator[Trainer]:
-    """The trainer that the product would build for the preset."""
+def trainer_of(
+    recipe: Recipe, preset: Preset, configs: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks
+) -> Iterator[Trainer]:
+    """The trainer that the product would build for the recipe; configs: DeepSpeed's, of student and teacher."""
     with tempfile.TemporaryDirectory() as mine:
         folder = Path(ranks.broadcast(mine))
         teacher = folder / "teacher"
         if ranks.rank == 0:
             write_teacher(preset, teacher)
         ranks.barrier()
-        recipe = recipe_of(name, preset)
         task = random_task(preset)
         ready = Prepared(
             recipe=recipe,
@@ -156,20 +157,20 @@ def trainer_of(name: str, preset: Preset, precision: str, ranks: Ranks) -> Itera
             valid_tasks=(),
             valid_labels=(),
         )
-        student_ds, teacher_ds = _ds_configs(recipe, precision, ranks)
-        trainer = Builder(ready, folder, ranks, SinkGroup([], print)).trainer(student_ds, teacher_ds)
+        trainer = Builder(ready, folder, ranks, SinkGroup([], print)).trainer(*configs)
         trainer.student.train()
         yield trainer
         trainer.batches.close()  # type: ignore[attr-defined]
         ranks.barrier()
 
 
-def _ds_configs(recipe: Recipe, precision: str, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
+def ds_configs(recipe: Recipe, precision: str, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
+    """DeepSpeed's configurations of student and teacher, from the files under ds_configs/."""
     folder = ROOT / "ds_configs"
     student, _ = student_config(
         load_ds_config(folder / f"zero2_{precision}.json"),
         batch_per_rank=recipe.batch.per_rank,
-        accumulation_steps=1,
+        accumulation_steps=recipe.batch.accumulation_steps,
         world_size=ranks.world_size,
         clip_norm=recipe.optimizer.clip_norm,
         fp16_supported=False,
@@ -232,7 +233,8 @@ def report(name: str, precision: str, preset: Preset, steps: int | None) -> dict
         torch.set_num_threads(preset.threads)  # after the start, which shares the machine's cores out among ranks
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rate = MatmulRate(dtype, ranks.device, side=min(2048, 4 * preset.teacher.width))
-    with trainer_of(name, preset, precision, ranks) as trainer:
+    recipe = recipe_of(name, preset)
+    with trainer_of(recipe, preset, ds_configs(recipe, precision, ranks), ranks) as trainer:
         seconds, shares = measure(trainer, preset, rate, steps or preset.steps)
         if trainer.progress.skipped_steps:
             raise SystemExit(f"{trainer.progress.skipped_steps} steps were skipped: a gradient was not finite.")

@@ -1,67 +1,31 @@
 """Bytes that a run needs on each GPU, item by item. Formulas only; nothing is measured here.
 
-Letters as in the rest of the engine: B examples of a micro-batch, S context and T label tokens, D width, V vocabulary.
-Sequences are taken at their full length, so the figures are upper bounds for shorter data.
+tests/cluster/test_plan_is_true.py compares every item with what DeepSpeed and autograd really allocate. Sequences are
+taken at their full length, so the figures are upper bounds for shorter data. Items reach their largest size at
+different moments, but they are added up: what one stream has freed another cannot take (CUDA's caching allocator).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from distill_engine.recipe.schema import Recipe
+from launcher.job import FULL, Job, zero
+from launcher.job import kernel as kernel_of
+from launcher.loss_memory import captured, captured_of_student, losses
 from launcher.shapes import ModelShape
+from launcher.traffic import overlaps
 
-FULL = 4  # bytes of a 32-bit number
-_PREFETCH, _MAX_LIVE, _BUCKET = 50_000_000, 1_000_000_000, 500_000_000  # DeepSpeed's own defaults, in elements
+# DeepSpeed's own defaults, in elements
+_PREFETCH, _MAX_LIVE, _BUCKET, _PERSISTENT = 50_000_000, 1_000_000_000, 500_000_000, 100_000
+NORM_BUCKET = 16_000_000  # of distill_engine.train.term_gradients, in elements; a test keeps them equal
 _RUNTIME = 1.5e9  # GPU context, communication buffers and libraries' workspaces
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is run and on how many ranks.
-
-    student_ds, teacher_ds  the two DeepSpeed JSONs, as read
-    """
-
-    recipe: Recipe
-    student: ModelShape
-    teacher: ModelShape | None
-    student_ds: Mapping[str, Any]
-    teacher_ds: Mapping[str, Any]
-    ranks: int
-    ranks_per_node: int
-    micro_batch: int
-    accumulation: int
-
-    @property
-    def word(self) -> int:
-        """Bytes of a number in both models."""
-        return 2 if any(self.student_ds.get(name, {}).get("enabled") for name in ("fp16", "bf16")) else FULL
-
-    @property
-    def offloaded(self) -> bool:
-        """Whether the optimizer lives in the host's memory."""
-        return self._zero(self.student_ds).get("offload_optimizer", {}).get("device") in ("cpu", "nvme")
-
-    @property
-    def trained(self) -> int:
-        """Parameters of student and projections."""
-        return self.student.parameters + projection_parameters(self.recipe, self.student, self.teacher)
-
-    @staticmethod
-    def _zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
-        zero = config.get("zero_optimization", {})
-        return zero if isinstance(zero, dict) else {}
-
-
 def memory(job: Job) -> dict[str, float]:
-    """Bytes per GPU by item, the largest moment of a step."""
+    """Bytes per GPU by item, each at its largest moment of a step."""
     return {
         "teacher shard": teacher_shard(job),
         "teacher layers gathered": gathered(job),
-        "student": float(job.trained * job.word),
+        "teacher activations": teacher_activations(job),
+        "student": float(job.weights * job.word),
         "gradients": gradients(job),
         "optimizer": optimizer(job),
         "activations": activations(job),
@@ -71,89 +35,176 @@ def memory(job: Job) -> dict[str, float]:
     }
 
 
+def host_memory(job: Job) -> dict[str, float]:
+    """Bytes in the memory of each node's host, for what is offloaded to it; all its ranks together."""
+    here = min(job.ranks, job.ranks_per_node)
+    found = {}
+    if job.teacher is not None and job.placement == "offload":
+        found["teacher shards"] = float(job.teacher.parameters * job.word / job.ranks * here)
+    if job.offloaded:
+        # weights, moments and gradient in 32 bits, and the new weights on their way back
+        found["optimizer"] = float(job.trained / job.ranks * here * ((2 + moments(job)) * FULL + job.word))
+    return found
+
+
+# ---- teacher ---------------------------------------------------------------------------------------------------------
+
+
 def teacher_shard(job: Job) -> float:
-    """Each rank keeps its part of every parameter."""
-    return 0.0 if job.teacher is None else job.teacher.parameters * job.word / job.ranks
+    """What stays on the GPU: this rank's part of every parameter, all of a replica, nothing of what is offloaded."""
+    if job.teacher is None or job.placement == "offload":
+        return 0.0
+    return job.teacher.parameters * job.word / job.sharers
 
 
 def gathered(job: Job) -> float:
-    """The layer that is computed and what is fetched ahead of it; never more than the whole teacher."""
-    if job.teacher is None or job.ranks == 1:
+    """Whole parameters: of layers that are computed or fetched ahead, the buffers in which they arrive, and those small
+    enough for DeepSpeed to keep; and the whole output embedding, which fused prediction keeps."""
+    if job.teacher is None or job.placement == "replica":
         return 0.0
-    zero = Job._zero(job.teacher_ds)
-    ahead = int(zero.get("stage3_prefetch_bucket_size", _PREFETCH))
-    live = int(zero.get("stage3_max_live_parameters", _MAX_LIVE))
-    largest = max(job.teacher.decoder_layer, job.teacher.encoder_layer, job.teacher.embedding)
-    wanted = min(largest + ahead + job.teacher.embedding, max(live, largest))
-    return float(min(job.teacher.parameters, wanted) * job.word)
+    output = job.teacher.embedding if kernel_of(job, "prediction") != "reference" else 0
+    if job.sharers == 1 and job.placement != "offload":
+        return float(output * job.word)
+    arriving = min(job.teacher.parameters, _arriving(job, job.teacher)) if job.sharers > 1 else 0
+    return float((live_parameters(job, job.teacher) + arriving + output) * job.word)
+
+
+def persistent(job: Job, teacher: ModelShape) -> int:
+    """Elements of parameters that DeepSpeed gathers once and keeps whole."""
+    threshold = int(zero(job.teacher_ds).get("stage3_param_persistence_threshold", _PERSISTENT))
+    return sum(size * count for size, count in teacher.tensors.items() if size <= threshold)
+
+
+def live_parameters(job: Job, teacher: ModelShape) -> int:
+    """Elements of parameters that are whole at a time, or on their way to be.
+
+    Each module fetches up to a bucket of the next ones. A bucket that is larger than a layer runs ahead, module by
+    module, up to the limit of live parameters, which the last tensor may overshoot. The embedding, which is the output
+    layer as well, stays from the first module to the last.
+    """
+    bucket, limit = _ahead(job)
+    layer = max(teacher.decoder_layer, teacher.encoder_layer)
+    now = layer + teacher.embedding
+    ahead = limit if bucket >= layer else min(limit, now + bucket)
+    moving = max(now, ahead + _largest_tensor(teacher))
+    return min(teacher.parameters, persistent(job, teacher) + moving)
+
+
+def _arriving(job: Job, teacher: ModelShape) -> int:
+    """Elements of one gather, whose buffer still stands while its parameters are copied out."""
+    bucket, limit = _ahead(job)
+    layer = max(teacher.decoder_layer, teacher.encoder_layer)
+    return max(layer - bucket, min(bucket, limit) + _largest_tensor(teacher))
+
+
+def _ahead(job: Job) -> tuple[int, int]:
+    """Elements that DeepSpeed fetches ahead, and most of those that are whole."""
+    config = zero(job.teacher_ds)
+    bucket = int(config.get("stage3_prefetch_bucket_size", _PREFETCH))
+    return bucket, int(config.get("stage3_max_live_parameters", _MAX_LIVE))
+
+
+def _largest_tensor(teacher: ModelShape) -> int:
+    return max(size for size in teacher.tensors if size != teacher.embedding)
+
+
+def teacher_activations(job: Job) -> float:
+    """The widest moment of one layer without gradients: residual, normed input and the two inner vectors; where whole
+    logits come afterwards, only what is more than these."""
+    if job.teacher is None:
+        return 0.0
+    logits = job.labels * job.teacher.vocab if kernel_of(job, "prediction") == "reference" else 0
+    layer = max(job.contexts, job.labels) * (2 * job.teacher.width + 2 * job.teacher.ffn)
+    return float(max(0, layer - logits) * job.word * job.held_batches)
+
+
+# ---- student ---------------------------------------------------------------------------------------------------------
 
 
 def gradients(job: Job) -> float:
-    """ZeRO-2: this rank's share, and two buckets on their way while the backward pass goes on."""
-    bucket = int(Job._zero(job.student_ds).get("reduce_bucket_size", _BUCKET))
-    buckets = 2 * min(bucket, job.trained)
-    share = 0 if job.offloaded else job.trained / job.ranks
-    return float((share + buckets) * job.word)
+    """ZeRO-2, at the largest of its moments."""
+    return max(gradient_moments(job).values())
+
+
+def gradient_moments(job: Job) -> dict[str, float]:
+    """Bytes of gradients at the moments that may be the largest.
+
+    backward   this rank's share, the reduction's buckets (made whole whatever the model's size), and the gradient of
+               the embedding, which waits while several parts of the model add to it
+    update     the share as the backward pass left it, flat, and in 32 bits
+    measuring  every logging.gradient_norm_every_steps: one whole gradient of the student, and of the part whose norm is
+               taken 32-bit copies (joined, reduced, squared)
+    """
+    share = 0.0 if job.offloaded else job.trained / job.ranks
+    flat = job.word if job.word < FULL else 0
+    whole = job.student.parameters if job.recipe.logging.gradient_norm_every_steps else 0
+    return {
+        "backward": float((share + _buckets(job) + job.student.embedding) * job.word),
+        "update": float(share * (job.word + flat + FULL)),
+        "measuring": float(whole * job.word + min(whole, NORM_BUCKET) * 3 * FULL),
+    }
+
+
+def _buckets(job: Job) -> int:
+    """Elements of the buffers in which gradients wait for their reduction, two where it runs beside the backward."""
+    config = zero(job.student_ds)
+    bucket = int(config.get("reduce_bucket_size", _BUCKET))
+    number = 2 if overlaps(job) else 1
+    return number * (bucket if config.get("contiguous_gradients", True) else min(bucket, job.trained))
 
 
 def optimizer(job: Job) -> float:
     """This rank's share of 32-bit weights and the optimizer's moments."""
-    if job.offloaded:
-        return 0.0
+    return 0.0 if job.offloaded else float(job.trained / job.ranks * (1 + moments(job)) * FULL)
+
+
+def moments(job: Job) -> int:
+    """Numbers that the optimizer keeps for each weight."""
     section = job.recipe.optimizer
-    moments = int(section.momentum > 0) if section.name == "sgd" else 2 + int(section.amsgrad)
-    return float(job.trained / job.ranks * (1 + moments) * FULL)
+    return int(section.momentum > 0) if section.name == "sgd" else 2 + int(section.amsgrad)
 
 
 def activations(job: Job) -> float:
-    """What the student's backward pass reads: inputs of every product and norm, attention without its scores."""
-    shape, rows = job.student, job.micro_batch
-    encoder, decoder = rows * job.recipe.data.context_tokens, rows * job.recipe.data.label_tokens
-    one_encoder = encoder * (9 * shape.width + 2 * shape.ffn)
-    one_decoder = decoder * (14 * shape.width + 2 * shape.ffn) + encoder * 2 * shape.width
+    """What the student's backward pass reads, with the layer that is being recomputed."""
+    encoder, decoder = _layers(job)
+    return kept_activations(job) + (max(encoder, decoder) if job.recipe.student.activation_checkpointing else 0.0)
+
+
+def kept_activations(job: Job) -> float:
+    """Inputs of products and norms, all that the forward pass leaves; of attention all but its scores.
+
+    Layer of either family: input, normed input, queries, keys, values, mixed values, and the same of the feed-forward
+    part; the decoder's cross-attention besides, whose keys and values have the context's length. Dropout keeps a byte
+    for each element. Outside the layers: the ends of both stacks and, scaled, the embeddings.
+    """
+    shape, weights = job.student, job.recipe.losses.weights
+    ends = 2 + int(bool(weights.embedding) and shape.family == "blenderbot")
+    outside = (job.contexts + job.labels) * shape.width * (ends * job.word + _dropout(job))
     if job.recipe.student.activation_checkpointing:
-        kept = (shape.encoder_layers * encoder + shape.decoder_layers * decoder) * shape.width
-        return float((kept + max(one_encoder, one_decoder)) * job.word)
-    return float((shape.encoder_layers * one_encoder + shape.decoder_layers * one_decoder) * job.word)
+        inputs = (shape.encoder_layers * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
+        return float(inputs + captured_of_student(job) + outside)
+    encoder, decoder = _layers(job)
+    return float(shape.encoder_layers * encoder + shape.decoder_layers * decoder + outside)
 
 
-def captured(job: Job) -> float:
-    """The teacher's features of mapped layers; the student's are activations already."""
-    if job.teacher is None:
-        return 0.0
-    weights, width = job.recipe.losses.weights, job.teacher.width
-    rows, data = job.micro_batch, job.recipe.data
-    context, label = rows * data.context_tokens, rows * data.label_tokens
-    both = job.student.encoder_layers * context + job.student.decoder_layers * label
-    elements = 0
-    elements += width * context if weights.encoder else 0
-    elements += width * (context + label) if weights.embedding else 0
-    elements += width * both if weights.hidden else 0
-    elements += 2 * width * both if weights.self_attention else 0
-    elements += width * job.student.decoder_layers * (context + label) if weights.cross_attention else 0
-    return float(elements * job.word)
+def _layers(job: Job) -> tuple[int, int]:
+    """Bytes of one encoder and of one decoder layer."""
+    decoder = job.labels * _decoder_token(job) + job.contexts * 2 * job.student.width * job.word
+    return job.contexts * _encoder_token(job), decoder
 
 
-def losses(job: Job) -> float:
-    """Logits of both models with their 32-bit copies, and the attention scores of one pair of layers at a time."""
-    weights, data, rows = job.recipe.losses.weights, job.recipe.data, job.micro_batch
-    logits = rows * data.label_tokens * job.student.vocab
-    taught = job.teacher is not None and weights.prediction > 0
-    total = float(logits * (2 * job.word + 2 * FULL + (job.word + FULL if taught else 0)))
-    if job.teacher is None:
-        return total
-    keys = max(data.context_tokens, data.label_tokens)
-    scores = rows * job.teacher.heads * keys * keys
-    pairs = (job.student.encoder_layers + job.student.decoder_layers) if weights.self_attention else 0
-    pairs += job.student.decoder_layers if weights.cross_attention else 0
-    return total + float(scores * FULL * (2 * pairs + (4 if pairs else 0)))
+def _encoder_token(job: Job) -> int:
+    """Bytes of one position of one encoder layer."""
+    shape = job.student
+    numbers = (9 if job.fp16 else 8) * shape.width + 2 * shape.ffn  # fp16: the input of its clamp
+    return numbers * job.word + 2 * shape.width * _dropout(job)
 
 
-def projection_parameters(recipe: Recipe, student: ModelShape, teacher: ModelShape | None) -> int:
-    """Linear maps beside the student, one for each feature that is compared at the teacher's width."""
-    if teacher is None or (student.width == teacher.width and recipe.student.projections == "auto"):
-        return 0
-    weights = recipe.losses.weights
-    maps = int(weights.encoder > 0) + 2 * int(weights.embedding > 0)
-    maps += (student.encoder_layers + student.decoder_layers) if weights.hidden else 0
-    return maps * (student.width * teacher.width + teacher.width)
+def _decoder_token(job: Job) -> int:
+    shape = job.student
+    return (12 * shape.width + 2 * shape.ffn) * job.word + 3 * shape.width * _dropout(job)
+
+
+def _dropout(job: Job) -> int:
+    """Bytes of a dropout mask's element; 0 where nothing is dropped."""
+    return int(job.recipe.student.dropout is None or job.recipe.student.dropout > 0)

@@ -6,24 +6,27 @@ teacher's gathering beside its own arithmetic, the gradients' reduction beside t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from launcher.hardware import Gpu
-from launcher.memory_model import FULL, Job, memory
+from launcher.job import FULL, Job, has_projections, kernel
+from launcher.loss_memory import attentions, compared_tokens
+from launcher.memory_model import host_memory, memory
 from launcher.shapes import ModelShape
+from launcher.traffic import (
+    HOP_BETWEEN,
+    HOP_WITHIN,
+    LINK_EFFICIENCY,
+    Traffic,
+    overlaps,
+    seconds,
+    traffic,
+    update_bytes,
+)
 
 COMPUTE_EFFICIENCY = 0.40
-LINK_EFFICIENCY = 0.75
 USABLE_MEMORY = 0.92  # the allocator loses some to fragments
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes per optimizer step. within: into each GPU from its own node; between: into each node from others."""
-
-    within: float
-    between: float
+_PASSES_OVER_SCORES = 10  # of 32-bit matrices, where a loss builds them whole (docs/kernels.md)
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,15 @@ class Plan:
     """The answer.
 
     memory   item -> bytes on each GPU
-    traffic  who -> bytes per optimizer step
+    host     item -> bytes in each node's host memory
+    traffic  who -> what moves in an optimizer step
     times    part of a step -> seconds; they add up to a step
     """
 
     job: Job
     gpu: Gpu
     memory: dict[str, float]
+    host: dict[str, float]
     traffic: dict[str, Traffic]
     times: dict[str, float]
 
@@ -61,105 +66,89 @@ class Plan:
         """Of all ranks together."""
         return self.job.ranks * self.job.micro_batch * self.job.accumulation / self.seconds
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Context and label positions of all ranks together."""
+        positions = (self.job.contexts + self.job.labels) * self.job.accumulation
+        return self.job.ranks * positions / self.seconds
+
 
 def make_plan(job: Job, gpu: Gpu) -> Plan:
     """Everything about one set-up."""
-    traffic = _traffic(job)
-    return Plan(job, gpu, memory(job), traffic, _times(job, gpu, traffic))
+    moved = traffic(job)
+    return Plan(job, gpu, memory(job), host_memory(job), moved, _times(job, gpu, moved))
 
 
-def remedies(job: Job, gpu: Gpu) -> list[str]:
-    """Each knob that alone makes a run fit, with the value that does, gentlest first; empty when none does."""
-    found = []
-    batch = next((b for b in range(job.micro_batch - 1, 0, -1) if _fits(_with_batch(job, b), gpu)), None)
-    if batch is not None:
-        accumulation = _with_batch(job, batch).accumulation
-        found.append(f"batch.per_rank: {batch}, batch.accumulation_steps: {accumulation}")
-    student = job.recipe.student.model_copy(update={"activation_checkpointing": True})
-    recomputing = replace(job, recipe=job.recipe.model_copy(update={"student": student}))
-    offloading = replace(job, student_ds=_offloaded(job))
-    knobs: list[tuple[str, Job]] = [
-        ("student.activation_checkpointing: true", recomputing),
-        ("the DeepSpeed config ds_configs/zero2_offload.json", offloading),
-    ]
-    found += [text for text, changed in knobs if _fits(changed, gpu)]
-    more = _first(lambda n: _fits(replace(job, ranks=job.ranks * n), gpu), (2, 4, 8, 16, 32, 64))
-    if more:
-        found.append(f"{more} times as many nodes")
-    if not found:
-        both = replace(_with_batch(recomputing, 1), student_ds=_offloaded(job))
-        if _fits(both, gpu):
-            found.append("batch.per_rank: 1 with activation checkpointing and offloading together")
-    return found
-
-
-def _fits(job: Job, gpu: Gpu) -> bool:
+def fits(job: Job, gpu: Gpu) -> bool:
+    """Whether each GPU can hold it."""
     return sum(memory(job).values()) <= gpu.memory * USABLE_MEMORY
 
 
-def _with_batch(job: Job, batch: int) -> Job:
-    """A smaller micro-batch, and as many more of them, rounded up."""
-    accumulation = -(-job.micro_batch * job.accumulation // batch)
-    return replace(job, micro_batch=batch, accumulation=accumulation)
-
-
-def _offloaded(job: Job) -> dict[str, object]:
-    zero = dict(job.student_ds.get("zero_optimization", {}))
-    return {**job.student_ds, "zero_optimization": {**zero, "offload_optimizer": {"device": "cpu"}}}
-
-
-def _first(good: Callable[[int], bool], numbers: tuple[int, ...]) -> int | None:
-    return next((number for number in numbers if good(number)), None)
-
-
-def _traffic(job: Job) -> dict[str, Traffic]:
-    """Ring collectives: every rank receives (ranks - 1) / ranks of the whole, as does every node from outside."""
-    teacher = 0 if job.teacher is None else job.teacher.parameters * job.word * job.accumulation
-    trained = job.trained * job.word
+def assumptions(gpu: Gpu) -> dict[str, str]:
+    """What the times rest on, for people who read them."""
     return {
-        "teacher gathering": _ring(job, teacher),
-        "gradient reduction": _ring(job, trained),
-        "student weights": _ring(job, trained),
+        "arithmetic": f"{COMPUTE_EFFICIENCY:.0%} of {gpu.flops / 1e12:g} Tflop/s (16 bit)",
+        "links": f"{LINK_EFFICIENCY:.0%} of {gpu.link / 1e9:g} GB/s within a node, {gpu.network / 1e9:g} GB/s per GPU "
+        f"between nodes, {gpu.host / 1e9:g} GB/s to the host's memory",
+        "latency": f"{HOP_WITHIN * 1e6:g} us for a hop within a node, {HOP_BETWEEN * 1e6:g} us between nodes; rings, "
+        "and trees for all-reduce",
+        "overlap": "the teacher's gathering beside its own arithmetic, the reduction of gradients beside the backward "
+        "pass; nothing else",
+        "sequences": "every example is as long as data.context_tokens and data.label_tokens",
+        "left out": "kernel launches and Python, data loading, validation, checkpoints, stragglers",
     }
 
 
-def _ring(job: Job, whole: float) -> Traffic:
-    moved = whole * (job.ranks - 1) / job.ranks
-    return Traffic(moved if job.ranks_per_node > 1 else 0.0, moved if job.ranks > job.ranks_per_node else 0.0)
+# ---- times -----------------------------------------------------------------------------------------------------------
 
 
-def _times(job: Job, gpu: Gpu, traffic: dict[str, Traffic]) -> dict[str, float]:
+def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
     passes = job.accumulation
     speed = gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25)
     forward = _forward_flops(job.student, job) / speed * passes
     backward = forward * (3 if job.recipe.student.activation_checkpointing else 2)
     teaching = 0.0 if job.teacher is None else _forward_flops(job.teacher, job) / speed * passes
-    gathering, reducing, spreading = (_seconds(one, gpu, job.ranks_per_node) for one in traffic.values())
-    update = job.trained / job.ranks * 7 * FULL / gpu.hbm  # weights, two moments, gradient: read, and written again
+    comparing = _loss_flops(job) / speed * passes + _loss_bytes(job) / gpu.hbm * passes
+    gathering, reducing, spreading = (seconds(who, one, job, gpu) for who, one in moved.items())
     return {
         "teacher": teaching,
         "waiting for the teacher's weights": max(0.0, gathering - teaching),
         "student forward": forward,
+        "losses": comparing,
         "student backward": backward,
-        "waiting for gradients": max(0.0, reducing - backward / passes),
-        "optimizer": update,
+        "waiting for gradients": max(0.0, reducing - (backward if overlaps(job) else 0.0)),
+        "optimizer": update_bytes(job) / (gpu.host_memory if job.offloaded else gpu.hbm),
         "sending the new weights": spreading,
     }
 
 
-def _seconds(one: Traffic, gpu: Gpu, ranks_per_node: int) -> float:
-    within = one.within / (gpu.link * LINK_EFFICIENCY)
-    between = one.between / (gpu.network * ranks_per_node * LINK_EFFICIENCY)
-    return max(within, between)  # rings run over both at once; the slower one decides
-
-
 def _forward_flops(shape: ModelShape, job: Job) -> float:
     """Two for each parameter and token, plus the attention products."""
-    rows, data = job.micro_batch, job.recipe.data
-    context, label = rows * data.context_tokens, rows * data.label_tokens
+    data, context, label = job.recipe.data, job.contexts, job.labels
     cross = 2 * (shape.width * shape.width + shape.width)  # keys and values of the context
     linear = context * (shape.encoder_layers * shape.encoder_layer + shape.decoder_layers * cross)
     linear += label * (shape.decoder_layers * (shape.decoder_layer - cross) + shape.embedding)
     pairs = shape.encoder_layers * context * data.context_tokens
     pairs += shape.decoder_layers * label * (data.label_tokens + data.context_tokens)
     return 2.0 * linear + 4.0 * pairs * shape.width
+
+
+def _loss_flops(job: Job) -> float:
+    """Products of the terms themselves, forward and backward: projections and attention scores (docs/kernels.md)."""
+    if job.teacher is None:
+        return 0.0
+    own, width = job.student.width, job.teacher.width
+    products = 3 if kernel(job, "hidden") == "reference" else 4
+    projected = has_projections(job.recipe, job.student, job.teacher)
+    linear = 2.0 * products * sum(compared_tokens(job)) * own * width if projected else 0.0
+    pairs = sum(one.layers * one.scores for one in attentions(job))
+    again = 0 if kernel(job, "attention") == "reference" else 2 * (own + width)  # the backward pass forms scores again
+    return linear + pairs * (2.0 * (own + width) + again + 4.0 * own)
+
+
+def _loss_bytes(job: Job) -> float:
+    """Passes over whole matrices, where the reference builds them."""
+    if job.teacher is None or kernel(job, "attention") != "reference":
+        return 0.0
+    scores = sum(one.layers * one.scores for one in attentions(job)) * job.teacher.heads
+    return float(_PASSES_OVER_SCORES * FULL * scores)

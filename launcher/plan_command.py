@@ -14,9 +14,10 @@ from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
 from launcher.app import OUT, refuse, say
-from launcher.hardware import GPUS
-from launcher.memory_model import Job
-from launcher.plan import USABLE_MEMORY, Plan, make_plan, remedies
+from launcher.hardware import GPUS, Gpu
+from launcher.job import Job
+from launcher.plan import USABLE_MEMORY, Plan, make_plan
+from launcher.remedies import remedies
 from launcher.shapes import student_shape, teacher_shape
 from launcher.submission import HOME
 
@@ -41,7 +42,8 @@ def plan(
     """Memory, bytes moved and time of a step on a cluster; ends with 1 if it does not fit."""
     if gpu not in GPUS:
         refuse(f"--gpu is {gpu!r}. Known are {', '.join(GPUS)}. {did_you_mean(gpu, GPUS)}")
-    job = _job(recipe, overrides, nodes, gpus_per_node, ds_config, teacher_ds_config)
+    job = read_job(recipe, overrides, nodes, gpus_per_node, ds_config, teacher_ds_config, GPUS[gpu])
+    _refuse_missing_kernels(job, gpu)
     made = make_plan(job, GPUS[gpu])
     _print(made, nodes, gpus_per_node, gpu)
     help_found = [] if made.fits else remedies(job, GPUS[gpu])
@@ -56,14 +58,19 @@ def plan(
     raise typer.Exit(1)
 
 
-def _job(recipe: Path, overrides: list[str], nodes: int, per_node: int, student_ds: Path, teacher_ds: Path) -> Job:
+def read_job(
+    recipe: Path, overrides: list[str], nodes: int, per_node: int, student_ds: Path, teacher_ds: Path, gpu: Gpu
+) -> Job:
+    """What the files say; ends the command with a message where they cannot be used."""
     try:
         checked = _recipe_without_its_data(recipe, overrides)
         teacher = teacher_shape(checked)
         student = student_shape(checked, teacher)
     except RecipeError as error:
         refuse(error)
-    batch = checked.batch
+    batch, data = checked.batch, checked.data
+    longest = data.context_tokens + data.label_tokens
+    rows = batch.per_rank if batch.max_tokens is None else max(1, batch.max_tokens // longest)
     return Job(
         recipe=checked,
         student=student,
@@ -72,9 +79,20 @@ def _job(recipe: Path, overrides: list[str], nodes: int, per_node: int, student_
         teacher_ds=_read(teacher_ds),
         ranks=nodes * per_node,
         ranks_per_node=per_node,
-        micro_batch=batch.per_rank,
+        micro_batch=rows,
         accumulation=batch.accumulation_steps,
+        triton=gpu.triton,
     )
+
+
+def _refuse_missing_kernels(job: Job, gpu: str) -> None:
+    """A run that asks for kernels which the GPU cannot run would refuse to start."""
+    for group, choice in job.recipe.losses.kernels:
+        if choice == "fused" and not job.triton:
+            refuse(
+                f"losses.kernels.{group} is fused, but no Triton kernel runs on {gpu} (compute capability below 8.0). "
+                "Set it to auto (the same memory in plain PyTorch) or reference, or choose another --gpu."
+            )
 
 
 def _recipe_without_its_data(path: Path, overrides: list[str]) -> Recipe:
@@ -100,14 +118,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     job = made.job
     teacher = "none" if job.teacher is None else f"{job.teacher.parameters / 1e6:,.1f} M"
-    say(f"{job.recipe.name} on {nodes} x {per_node} {gpu}: teacher {teacher}, trained {job.trained / 1e6:,.1f} M")
+    where = "" if job.teacher is None else f" ({job.placement}{', window' if job.held_batches > 1 else ''})"
+    models = f"teacher {teacher}{where}, trained {job.trained / 1e6:,.1f} M"
+    say(f"{job.recipe.name} on {nodes} x {per_node} {gpu}: {models}")
     table = Table("memory on each GPU", "GB", title_justify="left")
     for name, size in made.memory.items():
         table.add_row(name, f"{size / 1e9:,.2f}")
     table.add_row("together", f"{made.needed / 1e9:,.2f} of {made.gpu.memory * USABLE_MEMORY / 1e9:,.1f} usable")
-    moved = Table("moved per step", "GB into a GPU", "GB between nodes, into a node")
+    for name, size in made.host.items():
+        table.add_row(f"on each node's host: {name}", f"{size / 1e9:,.2f}")
+    moved = Table("moved per step", "GB into a GPU", "GB between nodes, into a node", "GB from and to the host")
     for name, one in made.traffic.items():
-        moved.add_row(name, f"{one.within / 1e9:,.2f}", f"{one.between / 1e9:,.2f}")
+        moved.add_row(name, *(f"{size / 1e9:,.2f}" for size in (one.within, one.between, one.host)))
     times = Table("time of a step (estimate)", "ms", "share")
     for name, seconds in made.times.items():
         times.add_row(name, f"{seconds * 1e3:,.2f}", f"{seconds / made.seconds:.0%}")
@@ -121,7 +143,11 @@ def _numbers(made: Plan, help_found: list[str]) -> dict[str, Any]:
         "fits": made.fits,
         "remedies": help_found,
         "memory_bytes": made.memory | {"together": made.needed},
-        "traffic_bytes": {name: {"within": one.within, "between": one.between} for name, one in made.traffic.items()},
+        "host_memory_bytes": made.host,
+        "traffic_bytes": {
+            name: {"within": one.within, "between": one.between, "host": one.host} for name, one in made.traffic.items()
+        },
         "seconds": made.times | {"together": made.seconds},
         "examples_per_second": made.examples_per_second,
+        "tokens_per_second": made.tokens_per_second,
     }

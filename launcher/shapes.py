@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,31 @@ class ModelShape:
         return self.vocab * self.width
 
     @property
+    def position_tables(self) -> int:
+        """Parameters of the position tables of both stacks."""
+        extra = _BART_EXTRA_POSITIONS if self.family == "bart" else 0
+        return 2 * (self.positions + extra) * self.width
+
+    @property
     def parameters(self) -> int:
         """All of them. Blenderbot norms each stack's end, BART each stack's embeddings: as many either way."""
-        extra = _BART_EXTRA_POSITIONS if self.family == "bart" else 0
-        tables = self.embedding + 2 * (self.positions + extra) * self.width
         layers = self.encoder_layers * self.encoder_layer + self.decoder_layers * self.decoder_layer
-        return tables + layers + 2 * _NORM * self.width
+        return self.embedding + self.position_tables + layers + 2 * _NORM * self.width
+
+    @property
+    def tensors(self) -> dict[int, int]:
+        """Elements of a tensor -> how many tensors have so many, all parameters together."""
+        layers, decoder = self.encoder_layers + self.decoder_layers, self.decoder_layers
+        attentions = layers + decoder
+        found: Counter[int] = Counter()
+        found[self.embedding] += 1
+        found[self.position_tables // 2] += 2
+        found[self.width * self.width] += 4 * attentions
+        found[self.width * self.ffn] += 2 * layers
+        found[self.ffn] += layers
+        norms = 2 * layers + decoder + 2
+        found[self.width] += 4 * attentions + layers + _NORM * norms
+        return found
 
     @property
     def _attention(self) -> int:

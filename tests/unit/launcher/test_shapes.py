@@ -4,7 +4,7 @@ import pytest
 
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
-from launcher.memory_model import projection_parameters
+from launcher.job import projection_parameters
 from launcher.shapes import ModelShape, student_shape, teacher_shape
 
 

@@ -1,0 +1,136 @@
+"""What a plan is made for: a recipe, the sizes of both models, the DeepSpeed configurations and a number of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distill_engine.recipe.schema import Recipe
+from launcher.shapes import ModelShape
+
+FULL = 4  # bytes of a 32-bit number
+
+# Of distill_engine.losses, which a login node without torch cannot import; a test keeps them equal.
+SMALL_LOGITS_BYTES = 64 * 2**20
+LARGEST_HEAD = 256
+
+Implementation = Literal["reference", "chunked", "triton"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run and on how many ranks.
+
+    student_ds, teacher_ds  the two DeepSpeed JSONs, as read
+    triton                  whether the GPU can run the Triton kernels of the losses
+    """
+
+    recipe: Recipe
+    student: ModelShape
+    teacher: ModelShape | None
+    student_ds: Mapping[str, Any]
+    teacher_ds: Mapping[str, Any]
+    ranks: int
+    ranks_per_node: int
+    micro_batch: int
+    accumulation: int
+    triton: bool = True
+
+    @property
+    def word(self) -> int:
+        """Bytes of a number in both models."""
+        return 2 if any(self.student_ds.get(name, {}).get("enabled") for name in ("fp16", "bf16")) else FULL
+
+    @property
+    def fp16(self) -> bool:
+        """Whether that is float16, whose range some layers guard with a clamp."""
+        return bool(self.student_ds.get("fp16", {}).get("enabled"))
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the ranks are spread over."""
+        return -(-self.ranks // self.ranks_per_node)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the optimizer lives in the host's memory."""
+        return zero(self.student_ds).get("offload_optimizer", {}).get("device") in ("cpu", "nvme")
+
+    @property
+    def placement(self) -> str:
+        """Where the teacher's weights live. A DeepSpeed JSON that offloads them is the same as asking for it."""
+        asked = self.recipe.teacher.placement
+        device = zero(self.teacher_ds).get("offload_param", {}).get("device")
+        return "offload" if asked == "zero3" and device in ("cpu", "nvme") else asked
+
+    @property
+    def sharers(self) -> int:
+        """Ranks that share one copy of the teacher."""
+        return {"node": min(self.ranks, self.ranks_per_node), "replica": 1}.get(self.placement, self.ranks)
+
+    @property
+    def teacher_passes(self) -> int:
+        """Teacher passes of an optimizer step."""
+        return 1 if self.recipe.teacher.window else self.accumulation
+
+    @property
+    def held_batches(self) -> int:
+        """Micro-batches whose teacher features are held at a time."""
+        return self.accumulation if self.recipe.teacher.window else 1
+
+    @property
+    def weights(self) -> int:
+        """Parameters of student and projections."""
+        return self.student.parameters + projection_parameters(self.recipe, self.student, self.teacher)
+
+    @property
+    def trained(self) -> int:
+        """Those that have a gradient."""
+        return self.weights - (0 if self.recipe.student.train_position_tables else self.student.position_tables)
+
+    @property
+    def contexts(self) -> int:
+        """Context positions of a micro-batch."""
+        return self.micro_batch * self.recipe.data.context_tokens
+
+    @property
+    def labels(self) -> int:
+        """Label positions of a micro-batch."""
+        return self.micro_batch * self.recipe.data.label_tokens
+
+
+def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The ZeRO block of a DeepSpeed JSON; empty where there is none."""
+    block = config.get("zero_optimization", {})
+    return block if isinstance(block, Mapping) else {}
+
+
+def kernel(job: Job, group: str) -> Implementation:
+    """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.dispatch."""
+    choice = getattr(job.recipe.losses.kernels, group)
+    small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
+    if choice == "reference" or (choice == "auto" and small):
+        return "reference"
+    heads = [shape.width // shape.heads for shape in (job.student, job.teacher) if shape is not None]
+    fits = group != "attention" or max(heads) <= LARGEST_HEAD
+    return "triton" if job.triton and fits else "chunked"
+
+
+def _logit_rows(job: Job) -> int:
+    return job.recipe.batch.max_tokens or job.labels
+
+
+def has_projections(recipe: Recipe, student: ModelShape, teacher: ModelShape | None) -> bool:
+    """Whether linear maps stand between the student's features and the teacher's."""
+    return teacher is not None and (student.width != teacher.width or recipe.student.projections == "always")
+
+
+def projection_parameters(recipe: Recipe, student: ModelShape, teacher: ModelShape | None) -> int:
+    """Linear maps beside the student, one for each feature that is compared at the teacher's width."""
+    if teacher is None or not has_projections(recipe, student, teacher):
+        return 0
+    weights = recipe.losses.weights
+    maps = int(weights.encoder > 0) + 2 * int(weights.embedding > 0)
+    maps += (student.encoder_layers + student.decoder_layers) if weights.hidden else 0
+    return maps * (student.width * teacher.width + teacher.width)

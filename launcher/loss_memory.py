@@ -1,0 +1,155 @@
+"""Bytes that captured features and losses need on each GPU, by the kernels that compute them (docs/kernels.md).
+
+Held means: from the forward pass of a term until its own backward pass. The backward passes of all terms run before
+those of the student's layers, so the gradients of all compared features exist together; what a term held is gone then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launcher.job import FULL, Job, has_projections, kernel
+from launcher.shapes import ModelShape
+
+# Of distill_engine.losses, which a login node without torch cannot import; a test keeps them equal.
+LOGIT_BLOCK_BYTES = 48 * 2**20  # logits of both models in fused prediction
+SLOPE_ELEMENTS = 2**21  # of a projection's slopes in the Triton kernels
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attentions of one kind that are compared: so many layers, with queries and keys at so many positions each."""
+
+    layers: int
+    queries: int
+    keys: int
+    scores: int  # of one head, all examples
+
+
+def attentions(job: Job) -> Iterator[Attention]:
+    """The kinds that have a weight."""
+    weights, student = job.recipe.losses.weights, job.student
+    contexts, labels, data = job.contexts, job.labels, job.recipe.data
+    if weights.self_attention:
+        yield Attention(student.encoder_layers, contexts, contexts, contexts * data.context_tokens)
+        yield Attention(student.decoder_layers, labels, labels, labels * data.label_tokens)
+    if weights.cross_attention:
+        yield Attention(student.decoder_layers, labels, contexts, labels * data.context_tokens)
+
+
+def compared_tokens(job: Job) -> list[int]:
+    """Positions of every comparison of hidden vectors: encoder output, embeddings, mapped layers."""
+    weights, student = job.recipe.losses.weights, job.student
+    found = [job.contexts] if weights.encoder else []
+    found += [job.contexts, job.labels] if weights.embedding else []
+    if weights.hidden:
+        found += student.encoder_layers * [job.contexts] + student.decoder_layers * [job.labels]
+    return found
+
+
+def captured(job: Job) -> float:
+    """The teacher's features of mapped layers, of all micro-batches that are held; the student's are activations.
+
+    A teacher layer that teaches several student layers is kept once.
+    """
+    if job.teacher is None:
+        return 0.0
+    weights, losses, width = job.recipe.losses.weights, job.recipe.losses, job.teacher.width
+    encoder = _different(losses.encoder_layer_map, job.student.encoder_layers, job.teacher.encoder_layers)
+    decoder = _different(losses.decoder_layer_map, job.student.decoder_layers, job.teacher.decoder_layers)
+    context, label = job.contexts, job.labels
+    elements = width * context if weights.encoder else 0
+    elements += width * (context + label) if weights.embedding else 0
+    elements += width * (encoder * context + decoder * label) if weights.hidden else 0
+    elements += 2 * width * (encoder * context + decoder * label) if weights.self_attention else 0
+    elements += width * decoder * (context + label) if weights.cross_attention else 0
+    # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
+    elements += label * (job.teacher.vocab if kernel(job, "prediction") == "reference" else width)
+    return float(elements * job.word * job.held_batches)
+
+
+def _different(chosen: str | list[int], student_layers: int, teacher_layers: int) -> int:
+    return len(set(chosen)) if isinstance(chosen, list) else min(student_layers, teacher_layers)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Bytes of a group of terms: held, of the gradients that it hands on, and needed only while it is computed."""
+
+    held: float = 0.0
+    gradients: float = 0.0
+    passing: float = 0.0
+
+
+def losses(job: Job) -> float:
+    """Everything that the terms add, at the largest moment: at the end of a group's forward pass, or in the backward
+    pass of the vocabulary, which comes first in the forward pass and so last in the backward pass."""
+    vocabulary, hidden, attention = _vocabulary(job), _Group(), _Group()
+    if job.teacher is not None:
+        hidden, attention = _hidden(job, job.teacher), _attention(job, job.teacher)
+    before = vocabulary.held
+    moments = [before + vocabulary.passing]
+    moments += [before + hidden.held + hidden.passing, before + hidden.held + attention.held + attention.passing]
+    moments += [before + vocabulary.passing + hidden.gradients + attention.gradients]
+    return float(max(moments) + student_logits(job))
+
+
+def student_logits(job: Job) -> float:
+    """The student's, where they are made whole."""
+    whole = kernel(job, "prediction") == "reference"
+    return float(job.labels * job.student.vocab * job.word) if whole else 0.0
+
+
+def _vocabulary(job: Job) -> _Group:
+    """Task and prediction. Whole: softmaxes in 32 bits; in blocks: one block of both models' logits."""
+    tokens, vocab, weights = job.labels, job.student.vocab, job.recipe.losses.weights
+    taught = job.teacher is not None and weights.prediction > 0
+    logits = tokens * vocab
+    of_hidden = tokens * job.student.width
+    if kernel(job, "prediction") == "reference":
+        softmaxes = 2 if taught else 1
+        tempered = 3 if taught and job.recipe.losses.temperature != 1.0 else 0
+        rounded = job.word if job.word < FULL else 0
+        return _Group(logits * FULL * (softmaxes + tempered), 0.0, logits * (FULL + rounded))
+    models = 1 if job.teacher is None else 2
+    block = min(models * logits * job.word, LOGIT_BLOCK_BYTES)
+    return _Group(block, of_hidden * job.word, of_hidden * FULL)
+
+
+def _hidden(job: Job, teacher: ModelShape) -> _Group:
+    """Encoder output, embeddings, hidden states. Whole: the difference in 32 bits."""
+    tokens, width, own = compared_tokens(job), teacher.width, job.student.width
+    if not tokens:
+        return _Group()
+    projected = has_projections(job.recipe, job.student, teacher)
+    gradients = sum(tokens) * own * job.word
+    kind = kernel(job, "hidden")
+    if kind == "reference":
+        clean = own * job.word if projected else 0
+        held = sum(tokens) * (width * FULL + clean)
+        return _Group(held, gradients, max(tokens) * width * (FULL + job.word))
+    matrix = width * own * FULL if projected else 0
+    if kind == "chunked":
+        held = (sum(tokens) * own * FULL + len(tokens) * matrix) if projected else 0
+        return _Group(held, gradients, matrix)
+    slopes = min(SLOPE_ELEMENTS, max(tokens) * width) * job.word
+    return _Group(0.0, gradients, slopes + matrix if projected else 0.0)
+
+
+def _attention(job: Job, teacher: ModelShape) -> _Group:
+    """Attention scores. Whole: slopes in 32 bits, with 32-bit copies of the student's queries and keys."""
+    kinds = list(attentions(job))
+    rows = sum(one.layers * (one.queries + one.keys) for one in kinds) * job.student.width
+    kind = kernel(job, "attention")
+    if kind == "reference":
+        held = rows + sum(one.layers * one.scores for one in kinds) * job.student.heads
+        widths = job.student.width + teacher.width
+        passing = max((one.scores * teacher.heads + (one.queries + one.keys) * widths for one in kinds), default=0)
+        return _Group(held * FULL, rows * job.word, passing * FULL)
+    return _Group(rows * FULL if kind == "chunked" else 0.0, rows * job.word)
+
+
+def captured_of_student(job: Job) -> float:
+    """Queries and keys of the student that losses look at: recomputed layers keep them all the same."""
+    return float(sum(one.layers * (one.queries + one.keys) for one in attentions(job)) * job.student.width * job.word)
