@@ -6,9 +6,10 @@ a (the task term, or the first of ANCHORS that is active; its factor stays 1, so
     f_t = s_a / s_t,  within [SMALLEST_FACTOR, limit],  so that  w_t f_t s_t : w_a s_a  =  w_t : w_a
 
     InitialScale  the size is the raw value of the term, its mean over the first N steps; fixed afterwards
-    GradientNorm  the size is the norm of the raw term's gradient, measured now and then; log f_t is averaged
-                  exponentially. Equal rates of GradNorm (Chen et al., ICML 2018; alpha = 0), solved for the weights
-                  instead of learnt, as VQGAN's adaptive weight does (Esser et al., CVPR 2021, eq. 7).
+    GradientNorm  the size is that of the raw term's gradient in the typical weight matrix that the term and the
+                  anchor reach (balancing.typical_ratio), measured now and then; log f_t is averaged exponentially.
+                  GradNorm's goal at equal rates (Chen et al., ICML 2018, alpha = 0), solved for the weights instead of
+                  learnt, as VQGAN's adaptive weight is (Esser et al., CVPR 2021, eq. 7).
 
 No torch, no clock, no files: each gets numbers that are equal on all ranks and keeps a state of JSON values. A size
 that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known).
@@ -133,7 +134,7 @@ class GradientNorm:
         return early or attempt % self._every == 0
 
     def observe(self, sizes: Mapping[str, float]) -> None:
-        """Gradient norms of the raw terms of one attempt."""
+        """How hard the raw terms of one attempt pull, in units of their own."""
         anchor = sizes[self._anchor]
         for term, size in sizes.items():
             if term == self._anchor or not (_tells(anchor) and _tells(size)):

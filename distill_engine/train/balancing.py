@@ -7,14 +7,15 @@ sums / counts of valid elements, gradients come from the same sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
-from distill_engine.train.balance import Balance
+from distill_engine.train.balance import Balance, anchor_of
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
@@ -116,17 +117,32 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
 
 
 def by_gradient(policy: Balance, objective: Objective, gradients: TermGradients, ranks: SumsAndTells) -> Balancer:
-    """Sizes are the norms of the raw terms' gradients over the student's weights.
+    """Sizes are the raw terms' gradients beside the anchor's, in the typical weight matrix that both reach.
 
     They are measured with weight and factor, as in the backward pass itself: what fp16 can hold there it holds here.
     """
 
     def measure(at: Moment) -> dict[str, float]:
         gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors)
-        weights = objective.effective_weights(at.factors)
-        return {term: norm / weights[term] for term, norm in gradients.norms().items()}
+        weights, norms = objective.effective_weights(at.factors), gradients.matrix_norms()
+        anchor = anchor_of(tuple(weights))
+        ratios = {term: typical_ratio(own, norms[anchor]) for term, own in norms.items()}
+        return {term: ratio * weights[anchor] / weights[term] for term, ratio in ratios.items()}
 
     def changed(before: Mapping[str, float], after: Mapping[str, float]) -> None:
         gradients.rescale({term: after[term] / before[term] for term in after})
 
     return Balancer(policy, measure, ranks, changed)
+
+
+def typical_ratio(own: Sequence[float], anchor: Sequence[float]) -> float:
+    """Geometric mean of own / anchor over the weight matrices that both reach (norms above 0); 0 if there is none.
+
+    Matrix by matrix, because terms reach different depths: the norm over the whole student would compare a term of the
+    encoder with what the task does in the decoder, and one large matrix would decide for all. An optimizer that
+    normalises its steps (Adam) feels the ratio in each. NaN if a norm is not finite.
+    """
+    if not all(map(math.isfinite, (*own, *anchor))):
+        return math.nan
+    logs = [math.log(one / other) for one, other in zip(own, anchor, strict=True) if one > 0 and other > 0]
+    return math.exp(sum(logs) / len(logs)) if logs else 0.0

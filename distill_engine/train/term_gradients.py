@@ -56,7 +56,9 @@ class TermGradients:
         self._loss_scale = loss_scale
         self._devices = [device] if device.type == "cuda" else []
         self._measured_at: int | None = None
-        self._norms: Tensor | None = None
+        self._norms: Tensor | None = None  # [terms]
+        self._by_tensor: Tensor | None = None  # [terms, weight tensors]
+        self._is_matrix: list[bool] = []
 
     def due(self, attempt: int) -> bool:
         """Whether this attempt is to be measured and has not been: so it is true at its first micro-batch only.
@@ -86,14 +88,22 @@ class TermGradients:
             while weighted:
                 value = weighted.pop(0)
                 gradients = _gradients(value * scale, weights, retain_graph=bool(weighted))
-                norms.append(_norm(gradients, sum_across_ranks) / scale)
-        self._norms = torch.stack(norms)
+                norms.append(_norms(gradients, sum_across_ranks) / scale)
+        self._by_tensor = torch.stack(norms)
+        self._is_matrix = [weight.ndim > 1 for weight in weights]
+        self._norms = self._by_tensor.square().sum(dim=1).sqrt()
 
     def norms(self) -> dict[str, float]:
         """Norms by term of the last measurement that was not read yet; empty if there is none."""
         if self._norms is None:
             return {}
         return dict(zip(self._objective.term_weights, self._norms.tolist(), strict=True))
+
+    def matrix_norms(self) -> dict[str, list[float]]:
+        """Norms by term of the last measurement for each weight matrix alone (vectors are left out)."""
+        assert self._by_tensor is not None, "measure comes first"
+        chosen = self._by_tensor[:, torch.tensor(self._is_matrix)].tolist()
+        return dict(zip(self._objective.term_weights, chosen, strict=True))
 
     def rescale(self, by: Mapping[str, float]) -> None:
         """The weights have changed since the last measurement: what it is with the new ones."""
@@ -120,20 +130,20 @@ def _gradients(value: Tensor, weights: Sequence[Tensor], retain_graph: bool) -> 
     ]
 
 
-def _norm(gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]) -> Tensor:
-    """[] fp32 Euclidean norm of the sum over ranks. Empties the list: what is reduced is freed."""
-    squares = gradients[0].new_zeros((), dtype=torch.float32)
-    for bucket in _buckets(gradients):
-        squares += sum_across_ranks(bucket).square().sum()
-    return squares.sqrt()
+def _norms(gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]) -> Tensor:
+    """[weight tensors] fp32 Euclidean norms of the sums over ranks. Empties the list: what is reduced is freed."""
+    norms = []
+    for bucket, sizes in _buckets(gradients):
+        norms += [part.norm() for part in sum_across_ranks(bucket).split(sizes)]
+    return torch.stack(norms)
 
 
-def _buckets(gradients: list[Tensor]) -> Iterator[Tensor]:
-    """The gradients as fp32 vectors of bounded size, larger only for a single larger tensor."""
+def _buckets(gradients: list[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
+    """The gradients as fp32 vectors of bounded size, larger only for a single larger tensor, and their parts' sizes."""
     held: list[Tensor] = []
     while gradients:
         held.append(gradients.pop(0).flatten().float())
         following = gradients[0].numel() if gradients else _BUCKET_ELEMENTS
         if sum(part.numel() for part in held) + following > _BUCKET_ELEMENTS:
-            yield torch.cat(held)
+            yield torch.cat(held), [part.numel() for part in held]
             held = []

@@ -1,6 +1,7 @@
 """Balancing with real tiny models: sizes are right, new factors hold at once, and nothing else of the step changes."""
 
 import importlib.util
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.balance import GradientNorm, InitialScale
-from distill_engine.train.balancing import by_gradient, by_value
+from distill_engine.train.balancing import by_gradient, by_value, typical_ratio
 from distill_engine.train.meter import Meter
 from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Validator
@@ -78,13 +79,14 @@ def weighted(world, factors=None, seed=0):
     return world.goal.weighted(world.goal.terms(shown, world.taught, world.batch), world.divisor, factors)
 
 
-def norms_by_backward(world, factors):
+def norms_by_backward(world, factors=None):
+    """Term -> norm of its own gradient in each weight matrix."""
     found = {}
     for term in world.goal.term_weights:
         world.module.zero_grad(set_to_none=True)
         weighted(world, factors)[term].backward()
-        own = [p.grad.flatten().double() for p in world.module.model.parameters() if p.grad is not None]
-        found[term] = torch.cat(own).norm().item()
+        matrices = [p for p in world.module.model.parameters() if p.requires_grad and p.ndim > 1]
+        found[term] = [0.0 if p.grad is None else p.grad.double().norm().item() for p in matrices]
     world.module.zero_grad(set_to_none=True)
     return found
 
@@ -99,15 +101,38 @@ def test_initial_scale_makes_weighted_terms_as_large_as_their_weights_say(world)
         assert parts[term].item() == pytest.approx(weight * task, rel=1e-4), term
 
 
-def test_gradient_norm_makes_shares_follow_the_weights(world):
-    balancer, gradients = gradient_balancer(world)
+def test_gradient_norm_makes_terms_pull_as_their_weights_say_in_the_typical_matrix(world):
+    balancer, _ = gradient_balancer(world)
     measure(balancer, world)
     norms, weights = norms_by_backward(world, balancer.factors), world.goal.term_weights
     for term, weight in weights.items():
-        assert norms[term] / norms["task"] == pytest.approx(weight / weights["task"], rel=1e-3), term
-        share = gradients.norms()[term] / sum(gradients.norms().values())
-        assert share == pytest.approx(weight / sum(weights.values()), rel=1e-4), "what is logged has the new factors"
-        assert gradients.norms()[term] == pytest.approx(norms[term], rel=1e-3)
+        ratios = [one / task for one, task in zip(norms[term], norms["task"], strict=True) if one and task]
+        assert ratios
+        typical = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        assert typical == pytest.approx(weight / weights["task"], rel=1e-3), term
+    reached = {term: sum(one > 0 for one in own) for term, own in norms.items()}
+    assert 0 < reached["encoder_hidden"] < reached["decoder_hidden"] == reached["task"], "terms reach different depths"
+
+
+def test_what_is_logged_has_the_new_factors(world):
+    balancer, gradients = gradient_balancer(world)
+    before = norms_by_backward(world)
+    measure(balancer, world)
+    whole = TermGradients(world.goal, world.module, 1, lambda: 1.0, world.ranks.device)
+    torch.manual_seed(0)
+    whole.measure(0, world.batch, world.taught, world.divisor, world.ranks.sum, balancer.factors)
+    assert gradients.norms() == pytest.approx(whole.norms(), rel=1e-3)
+    matrices = TermGradients(world.goal, world.module, 1, lambda: 1.0, world.ranks.device)
+    torch.manual_seed(0)
+    matrices.measure(0, world.batch, world.taught, world.divisor, world.ranks.sum)
+    for term, own in matrices.matrix_norms().items():
+        assert own == pytest.approx(before[term], rel=1e-4), term
+
+
+def test_ratios_of_matrices():
+    assert typical_ratio([8.0, 0.0, 1.0, 3.0], [1.0, 5.0, 2.0, 0.0]) == pytest.approx(2.0), "those that both reach"
+    assert typical_ratio([0.0, 2.0], [1.0, 0.0]) == 0.0
+    assert math.isnan(typical_ratio([math.inf, 1.0], [1.0, 1.0])) and math.isnan(typical_ratio([1.0], [math.nan]))
 
 
 def test_factors_in_force_do_not_change_what_is_measured(world):
