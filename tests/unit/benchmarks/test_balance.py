@@ -1,0 +1,84 @@
+"""benchmarks/balance.py: which runs it makes, which it need not repeat, and what it says of them."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from distill_engine.recipe.identity import resolved_yaml
+from distill_engine.recipe.rules import read_recipe
+from distill_engine.telemetry.jsonl import JsonlSink
+from distill_engine.telemetry.sinks import Record
+
+STEPS = "stop.max_steps=80"
+
+
+@pytest.fixture(scope="module")
+def bench(root):
+    folder = root / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("benchmarks_balance", folder / "balance.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+@pytest.fixture
+def run(bench, tmp_path):
+    """Writes what a run of one arm leaves: perplexities by step."""
+
+    def write(arm, ppl):
+        folder = tmp_path / arm
+        folder.mkdir()
+        recipe = read_recipe(bench.DEMO_RECIPE, [STEPS, *bench.ARMS[arm]])
+        (folder / "recipe.yaml").write_text(resolved_yaml(recipe))
+        sink = JsonlSink(folder / "metrics.jsonl")
+        for step, value in ppl.items():
+            sink.write(Record("train", step, step / 2, {"train/ppl": value, "train/balance/task": 1.0}))
+            sink.write(Record("valid", step, step / 2, {"valid/ppl": value}))
+        sink.close("finished")
+        return folder
+
+    return write
+
+
+def test_arms_are_sound_recipes_of_one_seed_and_budget(bench):
+    recipes = {name: read_recipe(bench.DEMO_RECIPE, arm) for name, arm in bench.ARMS.items()}
+    hand = recipes["hand_tuned"]
+    for name, recipe in recipes.items():
+        same = recipe.model_copy(update={"losses": hand.losses})
+        assert same == hand, "nothing but the losses differs"
+        if name != "hand_tuned":
+            assert set(recipe.losses.weights.model_dump().values()) == {1.0}
+            assert name == f"ones_{recipe.losses.balance}"
+
+
+def test_a_run_is_complete_at_its_last_step_with_this_recipe_only(bench, run):
+    folder = run("ones_none", {40: 2.0, 80: 1.5})
+    assert bench.complete(folder, [STEPS, *bench.ARMS["ones_none"]])
+    assert not bench.complete(folder, [STEPS, *bench.ARMS["ones_gradient_norm"]])
+    assert not bench.complete(folder, list(bench.ARMS["ones_none"])), "400 steps are asked"
+    assert not bench.complete(folder / "absent", [STEPS])
+    assert not bench.complete(run("hand_tuned", {40: 2.0}), [STEPS])
+
+
+def test_the_table_has_the_best_validation_and_says_who_reached_it(bench, run):
+    found = {
+        "hand_tuned": bench.outcome(run("hand_tuned", {40: 2.0, 80: 1.5})),
+        "ones_none": bench.outcome(run("ones_none", {40: 1.25, 80: 1.75})),
+        "ones_initial_scale": bench.outcome(run("ones_initial_scale", {40: 1.8, 80: 1.6})),
+        "ones_gradient_norm": bench.outcome(run("ones_gradient_norm", {40: 1.8, 80: 1.5})),
+    }
+    assert found["ones_none"] == {
+        "valid_ppl": 1.25, "best_step": 40, "last_ppl": 1.75, "steps": 80, "seconds": 40.0, "factors": {"task": 1.0}
+    }  # fmt: skip
+    machine = {"cpu": "a processor", "cpu_cores": 2, "gpus": [], "versions": {"torch": "9.9"}}
+    result = bench.summarise(found) | {"overrides": [STEPS], "ranks": 2, "machine": machine}
+    assert result["reached_by"] == ["ones_gradient_norm"]
+    text = bench.markdown(result)
+    assert "| of the recipe | `none` | 1.5000 | 80 | 80 | 40 |" in text
+    assert "| all 1 | `initial_scale` | 1.6000 | 80 |" in text
+    assert "a processor, 2 cores" in text and f"`{STEPS}`" in text and "torch 9.9" in text
