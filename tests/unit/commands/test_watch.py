@@ -1,12 +1,9 @@
 """`distill watch` in a real terminal, while another process trains (holds the run's lock and writes records)."""
 
 import os
-import pty
 import re
-import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -122,57 +119,27 @@ def test_a_folder_without_a_lock_is_not_running(tmp_path):
     assert not is_running(tmp_path)
 
 
-class Terminal:
-    """A program in a terminal of its own."""
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self.inside, outside = pty.openpty()
-        self.process = subprocess.Popen(command, stdin=outside, stdout=outside, stderr=outside, env=env)
-        os.close(outside)
-        self.said = ""
-
-    @property
-    def text(self) -> str:
-        """All that was written, without colours and movements."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.said)
-
-    def until(self, pattern: str) -> None:
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while not re.search(pattern, self.text):
-            assert time.monotonic() < deadline, f"waited for {pattern}:\n{self.text}"
-            ready, _, _ = select.select([self.inside], [], [], 0.5)
-            if ready:
-                try:
-                    self.said += os.read(self.inside, 65536).decode(errors="replace")
-                except OSError:  # the program has ended and closed its terminal
-                    assert re.search(pattern, self.text), self.text
-            else:
-                assert self.process.poll() is None, f"it ended before {pattern}:\n{self.text}"
-
-
-def test_it_follows_a_run_to_its_end(tmp_path):
+def test_it_follows_a_run_to_its_end(tmp_path, terminal):
     own = {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     env = {**os.environ, **own}
     command = [sys.executable, "-c", TRAINER, str(tmp_path)]
     trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    terminal = None
     try:
         trainer.stdin.write("step\n")
         trainer.stdin.flush()
         assert trainer.stdout.readline() == "wrote\n"
         assert is_running(tmp_path)
         watch = [sys.executable, "-c", WATCHER, "watch", str(tmp_path), "--every", "0.1"]
-        terminal = Terminal(watch, env)
-        terminal.until(r"training · step 10")
+        screen = terminal(watch, env)
+        screen.until(r"training · step 10")
         trainer.stdin.write("step\n")
         trainer.stdin.flush()
-        terminal.until(r"training · step 20")
+        screen.until(r"training · step 20")
         trainer.stdin.close()
         assert trainer.wait(LIMIT_SECONDS) == 0
-        terminal.until(r"stopped · step 20")
-        assert terminal.process.wait(LIMIT_SECONDS) == 0
+        screen.until(r"stopped · step 20")
+        assert screen.process.wait(LIMIT_SECONDS) == 0
     finally:
-        for process in [trainer, *([terminal.process] if terminal else [])]:
-            process.kill()
-            process.wait()
+        trainer.kill()
+        trainer.wait()
     assert not is_running(tmp_path)
