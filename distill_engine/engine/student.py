@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
+import deepspeed.comm as dist
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
+from distill_engine.engine.shards import SavedShards, divided_anew, layouts_of
 from distill_engine.values import Batch, FeatureRequest, Features
 
 _TAG = "engine"
@@ -190,11 +192,42 @@ class StudentEngine:
             raise OSError(f"{folder}: {errors[0]}") from errors[0]
 
     def load(self, folder: Path) -> None:
-        """Restore weights, optimizer state and loss scale. Raises StudentEngineError if DeepSpeed loads nothing."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_lr_scheduler_states=False)
-        if path is None:
-            raise StudentEngineError(f"{folder}: DeepSpeed found no checkpoint there.")
+        """Restore weights, optimizer state and loss scale.
+
+        Shards of another number of ranks, or laid out otherwise (round_robin_gradients), are divided anew: DeepSpeed
+        refuses the first and would take up the second wrongly, in silence. Raises StudentEngineError if DeepSpeed
+        loads nothing, ShardError if the shards do not fit.
+        """
+        saved = SavedShards(folder / _TAG, CHECKPOINT_CLASSES)
+        if saved.ranks == dist.get_world_size() and saved.layouts(self._optimizer) == layouts_of(self._optimizer):
+            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_lr_scheduler_states=False)
+            if path is None:
+                raise StudentEngineError(f"{folder}: DeepSpeed found no checkpoint there.")
+        else:
+            self._load_divided_anew(saved)
         self._micro_step = 0
+
+    def _load_divided_anew(self, saved: SavedShards) -> None:
+        """What load_checkpoint does, with this rank's share of all shards. No communication."""
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        model = saved.model()
+        self._engine.load_module_state_dict(model)
+        for counter in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(self._engine, counter, model[counter])
+        shares: list[Any] = [None] * ranks
+        shares[rank] = divided_anew(saved, self._optimizer, rank, ranks)
+        self._optimizer.load_state_dict(shares, load_optimizer_states=True, load_from_fp32_weights=True)
+        groups = zip(
+            self._optimizer.single_partition_of_fp32_groups,
+            self._optimizer.parallel_partitioned_bit16_groups,
+            strict=True,
+        )
+        for number, (exact, parts) in enumerate(groups):
+            # the module's weights are the rounded fp32 ones: any mistake in the order of elements shows here
+            if not torch.allclose(exact.to(parts[rank]), parts[rank], rtol=0.0, atol=0.0, equal_nan=True):
+                raise StudentEngineError(
+                    f"optimizer group {number}: the fp32 weights in the shards are not those of the saved student."
+                )
 
 
 @contextmanager
