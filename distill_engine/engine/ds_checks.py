@@ -114,6 +114,20 @@ def overflow_problems(base: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def checkpoint_problems(base: Mapping[str, Any]) -> Iterator[str]:
+    """What is saved can be taken up again, exactly."""
+    if at(base, "zero_optimization.elastic_checkpoint"):
+        yield (
+            "zero_optimization.elastic_checkpoint is true. DeepSpeed cannot read such a checkpoint back with the "
+            "recipe's optimizers. Remove it: with --resize a run goes on with another number of ranks without it."
+        )
+    if at(base, "zero_optimization.load_from_fp32_weights") is False:
+        yield (
+            "zero_optimization.load_from_fp32_weights is false. Every restart would round the fp32 weights. "
+            "Remove it, or set it to true."
+        )
+
+
 def offload_problems(base: Mapping[str, Any]) -> Iterator[str]:
     """Optimizer state goes where ZeRO-2 can put it."""
     device = at(base, "zero_optimization.offload_optimizer.device")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from distill_engine.engine.ds_checks import (
     at,
+    checkpoint_problems,
     conflicts,
     enabled,
     offload_problems,
@@ -106,6 +107,7 @@ def student_config(
         *optimizer_conflicts(base, optimizer or {}),
         *reduction_problems(base),
         *offload_problems(base),
+        *checkpoint_problems(base),
         *overflow_problems(base),
     ]
     _raise_if_any(base, problems)

@@ -158,6 +158,14 @@ def test_an_optimizer_block_is_refused_when_there_is_nothing_to_compare_with():
             "offload_optimizer.device is 'nvme'. ZeRO-2 offloads to the CPU only",
         ),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param is not accepted"),
+        (
+            {"zero_optimization": {"stage": 2, "elastic_checkpoint": True}},
+            "elastic_checkpoint is true. DeepSpeed cannot read such a checkpoint back",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "load_from_fp32_weights": False}},
+            "load_from_fp32_weights is false. Every restart would round the fp32 weights",
+        ),
     ],
 )
 def test_what_is_refused(extra, said):
