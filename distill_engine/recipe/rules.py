@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES
+from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any, shown
@@ -290,4 +291,5 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *BATCH_RULES,
     *BALANCE_RULES,
+    *CHECKPOINT_RULES,
 )

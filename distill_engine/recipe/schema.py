@@ -263,7 +263,9 @@ class CheckpointSection(Section):
 
     every_steps: PositiveInt | None = Field(None, description="Also save every N applied optimizer steps.")
     every_seconds: Positive | None = Field(None, description="Also save every N seconds.")
-    keep_last: PositiveInt = Field(2, description="Complete checkpoints kept for resuming.")
+    keep_last: PositiveInt = Field(2, description="The newest N checkpoints stay; the last is what a restart uses.")
+    keep_best: int = Field(0, ge=0, description="So do those of the best N validations by validation.metric.")
+    keep_every: PositiveInt | None = Field(None, description="And the first at or after every N steps, for good.")
 
 
 class WandbSection(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from distill_engine.train.faults import fault_point
 from distill_engine.train.files import remove_tree, write_failure
 from distill_engine.train.manifest import CheckpointError, FileFacts, Manifest, digest_written, list_files
 from distill_engine.train.parts import Part
+from distill_engine.train.policies import Direction
+from distill_engine.train.retention import Retention
 from distill_engine.train.trust import scan_pickles
 
 T = TypeVar("T")
@@ -41,7 +44,8 @@ class Checkpoints:
     """The checkpoints of one run, in one folder that all ranks share.
 
     identity          what must not change between saving and resuming (flat; JSON values): recipe, data, tokenizer...
-    keep_last         complete checkpoints kept
+    keep_last, keep_best, keep_every, direction
+                      which complete checkpoints are kept (train.retention)
     max_failed_saves  saves in a row that may fail before the run is ended
     allowed_globals   classes that the parts' own pickles (*.pt) may name; every such file is read by torch's restricted
                       unpickler before any part loads. None: not done, for parts that only ever load restricted
@@ -57,12 +61,13 @@ class Checkpoints:
         *,
         identity: Mapping[str, Any],
         keep_last: int,
+        keep_best: int = 0,
+        keep_every: int | None = None,
+        direction: Direction = "min",
         max_failed_saves: int = 3,
         allowed_globals: Collection[Callable[..., object]] | None = None,
         warn: Callable[[str], None] = _LOG.warning,
     ) -> None:
-        if keep_last < 1:
-            raise ValueError(f"keep_last is {keep_last}; a run needs a checkpoint to resume from: use 1 or more.")
         # Through JSON, so that it compares equal to what is read back (tuples become lists).
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
         self._ranks = ranks
@@ -70,15 +75,17 @@ class Checkpoints:
         self._allowed_globals = allowed_globals
         self._warn = warn
         self._failed_saves = 0
-        self._disk = CheckpointFolder(folder, keep_last=keep_last, warn=warn)
+        self._disk = CheckpointFolder(folder, keep=Retention(keep_last, keep_best, keep_every, direction), warn=warn)
 
     @property
     def folder(self) -> Path:
         """Where they lie."""
         return self._disk.path
 
-    def save(self, step: int, parts: Mapping[str, Part]) -> bool:
+    def save(self, step: int, parts: Mapping[str, Part], value: float | None = None) -> bool:
         """Write a checkpoint of `step`; whether there is one now.
+
+        `value`: the metric that `keep_best` goes by, if it was measured at this very step; the same on every rank.
 
         A failure on any rank (a full disk, say) leaves the earlier checkpoints as they are, warns, and lets training
         go on; `max_failed_saves` failures in a row raise CheckpointError on all ranks. `parts` has the same names in
@@ -86,7 +93,7 @@ class Checkpoints:
         """
         temporary = self.folder / f"{TEMPORARY}step-{step:08d}"
         try:
-            name = self._write(step, temporary, parts)
+            name = self._write(step, temporary, parts, value)
         except RankFailures as failures:
             if self._ranks.rank == 0:
                 remove_tree(temporary)
@@ -128,13 +135,14 @@ class Checkpoints:
             raise CheckpointError(f"The checkpoint in {self.folder} could not be loaded: {failures}") from failures
         return info.step
 
-    def _write(self, step: int, temporary: Path, parts: Mapping[str, Part]) -> str:
+    def _write(self, step: int, temporary: Path, parts: Mapping[str, Part], value: float | None) -> str:
         """Every line waits for all ranks, and ends on all of them if it failed on one."""
         self._on_first(lambda: self._disk.prepare(temporary, parts))
         self._everywhere(lambda: _save_parts(temporary, parts))
         digests = self._everywhere(lambda: self._digest_mine(temporary))
         facts = {name: fact for of_rank in digests for name, fact in of_rank.items()}
-        manifest = Manifest(step, self._ranks.world_size, self.identity, tuple(parts), facts)
+        value = value if value is not None and math.isfinite(value) else None
+        manifest = Manifest(step, self._ranks.world_size, self.identity, tuple(parts), facts, value)
         return self._on_first(lambda: self._disk.commit(temporary, manifest))
 
     def _digest_mine(self, temporary: Path) -> dict[str, FileFacts]:

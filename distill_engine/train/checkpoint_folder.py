@@ -18,13 +18,14 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distill_engine.train.agreement import plain_reason
 from distill_engine.train.faults import fault_point
 from distill_engine.train.files import (
     free_bytes,
+    free_files,
     protect,
     readable_bytes,
     remove_tree,
@@ -41,11 +42,13 @@ from distill_engine.train.manifest import (
     verify_files,
     write_manifest,
 )
+from distill_engine.train.retention import Retention, Saved
 from distill_engine.train.trust import refuse_foreign
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 POINTER = "latest"
+SPACE_MARGIN = 1.1  # times the bytes of the last checkpoint must be free
 _NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<again>\d+))?")
 
 
@@ -64,29 +67,39 @@ class CheckpointInfo:
 class CheckpointFolder:
     """What rank 0 does with the checkpoints on disk. Knows nothing of other ranks.
 
-    keep_last  complete checkpoints that `tidy` leaves
-    warn       called with one line for people
+    keep  which complete checkpoints `tidy` leaves
+    warn  called with one line for people
     """
 
-    def __init__(self, path: Path, *, keep_last: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, keep: Retention, warn: Callable[[str], None]) -> None:
         self.path = path
-        self._keep_last = keep_last
+        self._keep = keep
         self._warn = warn
         self._rejected: set[str] = set()
-        self._last_bytes = 0
+        self._last: Manifest | None = None
 
     def prepare(self, temporary: Path, parts: Iterable[str]) -> None:
         """Make an empty temporary folder with one folder per part. OSError also when it is foreseeably too big."""
         self.path.mkdir(parents=True, exist_ok=True)
         protect(self.path)
         remove_tree(temporary)
-        left = free_bytes(self.path)
-        if left < self._last_bytes:
-            needed = f"the last checkpoint took {readable_bytes(self._last_bytes)}, {readable_bytes(left)} are free"
-            raise OSError(errno.ENOSPC, needed)
+        self._refuse_too_little_space()
         temporary.mkdir()
         for name in parts:
             (temporary / name).mkdir()
+
+    def _refuse_too_little_space(self) -> None:
+        """Every save needs about as much as the one before, beside it: old ones are deleted afterwards."""
+        if self._last is None:
+            return
+        took, left = _total_bytes(self._last), free_bytes(self.path)
+        if left < took * SPACE_MARGIN:
+            needed = f"the last checkpoint took {readable_bytes(took)}, {readable_bytes(left)} are free"
+            raise OSError(errno.ENOSPC, needed)
+        made, can_be_made = _total_entries(self._last), free_files(self.path)
+        if can_be_made is not None and can_be_made < made:
+            needed = f"the last checkpoint has {made} files and folders, {can_be_made} more can be made"
+            raise OSError(errno.ENOSPC, needed)
 
     def commit(self, temporary: Path, manifest: Manifest) -> str:
         """Turn a fully written temporary folder into a checkpoint; its name. OSError leaves it temporary."""
@@ -102,7 +115,7 @@ class CheckpointFolder:
         temporary.rename(self.path / name)
         sync_folder(self.path)
         fault_point("after_rename")
-        self._last_bytes = _total_bytes(manifest)
+        self._last = manifest
         return name
 
     def tidy(self, new: str) -> None:
@@ -123,14 +136,14 @@ class CheckpointFolder:
         reasons: list[str] = []
         for name in self._names():
             try:
-                info = self._verified(name)
+                info, manifest = self._verified(name)
             except BadCheckpoint as bad:
                 self._rejected.add(name)
                 reasons.append(f"{name}: {bad}")
                 continue
             for reason in reasons:
                 self._warn(f"Checkpoint {reason}. It is not used; going back to {name}.")
-            self._last_bytes = info.bytes
+            self._last = manifest
             return info
         if reasons:
             listed = "".join(f"\n  {reason}" for reason in reasons)
@@ -149,7 +162,7 @@ class CheckpointFolder:
                 else:
                     path.unlink(missing_ok=True)
 
-    def _verified(self, name: str) -> CheckpointInfo:
+    def _verified(self, name: str) -> tuple[CheckpointInfo, Manifest]:
         folder = self.path / name
         refuse_foreign(folder)
         manifest = read_manifest(folder)
@@ -159,26 +172,29 @@ class CheckpointFolder:
             verify_files(folder, manifest)
         except OSError as error:
             raise BadCheckpoint(f"it cannot be read ({plain_reason(error)})") from error
-        return CheckpointInfo(
-            folder,
-            manifest.step,
-            manifest.world_size,
-            manifest.identity,
-            manifest.parts,
-            _total_bytes(manifest),
-        )
+        total = _total_bytes(manifest)
+        info = CheckpointInfo(folder, manifest.step, manifest.world_size, manifest.identity, manifest.parts, total)
+        return info, manifest
 
     def _prune(self, new: str) -> None:
-        """Keep the new one and the newest others; what did not verify at the start goes first."""
-        others = [name for name in self._names() if name != new]
-        kept = [name for name in others if name not in self._rejected][: self._keep_last - 1]
-        for name in others:
+        """Keep the new one and what the rules name; what did not verify at the start goes, and counts for none."""
+        names = self._names()
+        good = [self._saved(name) for name in names if name not in self._rejected]
+        kept = self._keep.kept(good) | {new}
+        for name in names:
             if name not in kept:
                 trash = self.path / f"{TRASH}{name}"
                 remove_tree(trash)
                 (self.path / name).rename(trash)
                 fault_point("in_prune")
                 remove_tree(trash)
+
+    def _saved(self, name: str) -> Saved:
+        try:
+            value = read_manifest(self.path / name).value
+        except BadCheckpoint:  # since the start; the newest rules judge it by its name alone
+            value = None
+        return Saved(*_order(name), name, value)
 
     def _free_name(self, step: int) -> str:
         again = [_order(name)[1] for name in self._names() if _order(name)[0] == step]
@@ -201,3 +217,9 @@ def _order(name: str) -> tuple[int, int]:
 
 def _total_bytes(manifest: Manifest) -> int:
     return sum(facts.bytes for facts in manifest.files.values())
+
+
+def _total_entries(manifest: Manifest) -> int:
+    """Files and folders, the manifest and the checkpoint's own folder among them."""
+    folders = {parent for name in manifest.files for parent in PurePosixPath(name).parents}
+    return len(manifest.files) + len(folders | {PurePosixPath(part) for part in manifest.parts}) + 1

@@ -80,6 +80,12 @@ def free_bytes(folder: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def free_files(folder: Path) -> int | None:
+    """Files and folders that this user can still make there; None where the file system has no table of them."""
+    facts = os.statvfs(folder)
+    return facts.f_favail if facts.f_files else None
+
+
 def write_failure(error: Exception, folder: Path) -> str:
     """Why a write below `folder` failed, with the full disk named also where the exception does not."""
     if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:

@@ -79,6 +79,7 @@ class Trainer:
         self._clock = time.perf_counter()
         self._report = NonFiniteReport(self.meter.nonfinite, self.ranks, self.sinks.message)
         self._unsaved = True
+        self._validated: tuple[int, float | None] = (-1, None)  # step, and the deciding metric there
         self._last_outcome: Any = None
         self._last_learning_rate = 0.0
         self._stop_agreed = False
@@ -250,6 +251,7 @@ class Trainer:
             )
         self._unsaved = True
         value = values[policies.metric]
+        self._validated = (self.progress.steps, value)
         policies.learning_rate.observe(values["loss"], self.progress.steps)
         policies.early_stopping.observe(value)
         improved = policies.keep_best.observe(value)
@@ -268,7 +270,8 @@ class Trainer:
         self.policies.save_when.fired(*self._moment())
         self.sinks.phase("saving")
         self.beat(f"saving the checkpoint of step {self.progress.steps}")
-        if self.checkpoints.save(self.progress.steps, self._parts()):
+        step, value = self._validated
+        if self.checkpoints.save(self.progress.steps, self._parts(), value if step == self.progress.steps else None):
             self._unsaved = False
         self.beat("going on after a checkpoint")
         self.sinks.phase("training")

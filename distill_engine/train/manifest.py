@@ -45,6 +45,7 @@ class Manifest:
     identity    what must be equal for a run to go on from here (flat, JSON values)
     parts       names of the parts, each a sub-folder
     files       path below the checkpoint folder, with forward slashes -> facts
+    value       what the metric that decides about the best was at this very step; None if it was not validated then
     """
 
     step: int
@@ -52,6 +53,7 @@ class Manifest:
     identity: dict[str, Any]
     parts: tuple[str, ...]
     files: Mapping[str, FileFacts]
+    value: float | None = None
 
 
 def _digest_of_fields(fields: Mapping[str, Any]) -> str:

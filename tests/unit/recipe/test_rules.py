@@ -140,6 +140,22 @@ BROKEN = [
         "schedule.name",
         "is reduce_on_plateau, but no validation ever runs",
     ),
+    (
+        ALONE,
+        {
+            "validation": {"every_steps": None, "patience": None},
+            "stop": {"max_steps": 5},
+            "checkpoint": {"keep_best": 3},
+        },
+        "checkpoint.keep_best",
+        "is 3, but no validation ever runs",
+    ),
+    (
+        ALONE,
+        {"validation": {"save_after_validation": False}, "checkpoint": {"keep_best": 1}},
+        "checkpoint.keep_best",
+        "save_after_validation is false. Only a checkpoint that is written right after",
+    ),
     (ALONE, {"validation": {"direction": "max"}}, "validation.direction", "ppl .* is better when it is minimal"),
     (ALONE, {"validation": {"metric": "demo/token_accuracy"}}, "validation.direction", "when it is maximal"),
     (ALONE, {"validation": {"patience": None}}, "stop", "Such a run never stops"),

@@ -173,7 +173,7 @@ class Run:
     def __init__(
         self, folder: Path, tiny, *, limits: Limits, log=None, validate=None, save=None, patience=None, stop_at=None,
         metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0, teacher=True,
-        validations=None, warmup=0, validation_seconds=0.0,
+        validations=None, warmup=0, validation_seconds=0.0, keep_best=0,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self.events: list[str] = []
@@ -191,8 +191,9 @@ class Run:
             save or Every(), limits, metric, save_after_validation,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
-            folder, self.ranks, identity={}, keep_last=2, allowed_globals=(), warn=self.sinks.messages.append
-        )
+            folder, self.ranks, identity={}, keep_last=2, keep_best=keep_best, allowed_globals=(),
+            warn=self.sinks.messages.append,
+        )  # fmt: skip
         self.trainer = Trainer(
             student=self.student, teacher=self.teacher, objective=self.objective, batches=self.batches,
             validator=Scripted(self, validations) if validations else Watched(self, real), policies=self.policies,

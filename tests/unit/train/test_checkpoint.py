@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,42 @@ def test_a_folder_deleted_during_the_run_is_made_again(tmp_path):
     (tmp_path / "checkpoints").rename(tmp_path / "gone")
     assert run.save(2, "y")
     assert names(tmp_path) == ["latest", "step-00000002"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB and 64 files."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = "size=1m,nr_inodes=64,mode=0700"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_save_that_will_not_fit_is_given_up_before_it_begins(small_disk):
+    """Too few bytes (a tenth to spare is asked for) or too few files for one more like the last."""
+    run = Run(small_disk, keep_last=1)
+    text = "x" * 300_000
+    assert run.save(1, text)
+    space = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - 320_000))
+    assert not run.save(2, text)
+    assert "the last checkpoint took 293.0 KiB, " in run.warnings[-1] and "No space left" in run.warnings[-1]
+    (small_disk / "filler").unlink()
+    assert run.save(3, text)
+
+    fillers = [small_disk / f"filler-{number}" for number in range(os.statvfs(small_disk).f_favail - 3)]
+    for filler in fillers:
+        filler.touch()
+    assert not run.save(4, "x")
+    assert "the last checkpoint has 4 files and folders, 3 more can be made" in run.warnings[-1]
+    fillers[0].unlink()
+    fillers[1].unlink()  # `latest` is replaced by a new file
+    assert run.save(5, "x") and names(small_disk) == ["latest", "step-00000005"]
+    assert Run(small_disk).resume() == 5
 
 
 def test_files_are_never_left_writable_by_everybody(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.loop import TrainingError
-from distill_engine.train.manifest import CheckpointError
+from distill_engine.train.manifest import CheckpointError, read_manifest
 from distill_engine.train.policies import Every
 from distill_engine.train.progress import EndReason
 
@@ -240,3 +240,11 @@ def test_an_error_while_publishing_is_not_swallowed(toy):
     run.trainer.publish_best = fail
     with pytest.raises(RuntimeError, match="no hub"):
         run.trainer.run()
+
+
+def test_a_checkpoint_knows_what_was_measured_at_its_own_step_only(toy):
+    """Saves at every step, validations at every second: the best one stays besides the newest two."""
+    run = toy(max_steps=8, validate=Every(steps=2), save=Every(steps=1), validations=[5.0, 1.0, 3.0, 4.0], keep_best=1)
+    run.trainer.run()
+    values = {path.name[-1]: read_manifest(path).value for path in run.checkpoints.folder.glob("step-*")}
+    assert values == {"4": 1.0, "7": None, "8": 4.0}
