@@ -17,6 +17,7 @@ import torch
 
 from distill_engine.builder import Builder
 from distill_engine.data.errors import DataError
+from distill_engine.data.split import BatchSplit
 from distill_engine.engine import distributed
 from distill_engine.engine.distributed import BadRanksError, LaunchError, Ranks, RanksApartError
 from distill_engine.engine.ds_config import (
@@ -35,6 +36,7 @@ from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
+from distill_engine.resizing import ResizeError, batch_split
 from distill_engine.student.weights import WeightsError
 from distill_engine.teacher_replies import TeacherRepliesError
 from distill_engine.telemetry.jsonl import JsonlSink
@@ -61,6 +63,7 @@ _BAD_INPUT_ERRORS = (
     WeightsError,
     TeacherFilesError,
     RunFolderError,
+    ResizeError,
     KernelError,
 )
 _AGREED_ERRORS = (CheckpointError, TrainingError)
@@ -118,20 +121,22 @@ def _tell(error: Exception, speaks: bool) -> int | None:
 
 def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
     folder = options.run_dir or Path("runs") / recipe.name
-    student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks)
+    split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
+    student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
     ready = _prepare_everywhere(recipe, options.recipe, ranks)
     check_run_folder(folder, ranks)
     with RunLock(folder, ranks):
         configs = {"ds_config": student_ds}
         if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
             configs["teacher_ds_config"] = teacher_ds
-        notes += _claim_run_folder(folder, recipe, configs, ranks)
+        notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)
         sinks = _sinks(folder, recipe, student_ds, ranks)
         try:
             for note in notes:
                 sinks.message(note)
             sinks.phase("building")
-            trainer = Builder(ready, folder, ranks, sinks).trainer(student_ds, teacher_ds)
+            builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize)
+            trainer = builder.trainer(student_ds, teacher_ds)
             trainer.stop_request.listen()
             hang = recipe.stop.hang_seconds
             with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung) as watchdog:
@@ -189,12 +194,12 @@ def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
 
 
 def _ds_configs(
-    recipe: Recipe, options: TrainOptions, ranks: Ranks
+    recipe: Recipe, options: TrainOptions, ranks: Ranks, split: BatchSplit
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     student, notes = student_config(
         load_ds_config(options.ds_config),
-        batch_per_rank=recipe.batch.per_rank,
-        accumulation_steps=recipe.batch.accumulation_steps,
+        batch_per_rank=split.per_rank,
+        accumulation_steps=split.accumulation_steps,
         world_size=ranks.world_size,
         clip_norm=recipe.optimizer.clip_norm,
         fp16_supported=ranks.supports(torch.float16),
@@ -204,7 +209,7 @@ def _ds_configs(
     teacher = teacher_config(
         load_ds_config(options.teacher_ds_config),
         dtype=precision_of(student),
-        batch_per_rank=recipe.batch.per_rank,
+        batch_per_rank=split.per_rank,
         world_size=ranks.world_size,
         placement=recipe.teacher.placement,
     )

@@ -12,10 +12,9 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from distill_engine.data.collate import collate
+from distill_engine.data.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
-from distill_engine.engine.ds_config import (
-    precision_of,
-)
+from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.export import publish, write_student
@@ -26,6 +25,7 @@ from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints
 from distill_engine.recipe.identity import recipe_digest, resolved_yaml
 from distill_engine.recipe.load import without_folders
+from distill_engine.resizing import split_of
 from distill_engine.student.build import (
     StudentSizes,
     TeacherLayers,
@@ -64,7 +64,19 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 class Builder:
     """Makes the parts of one run from what was prepared."""
 
-    def __init__(self, ready: Prepared, folder: Path, ranks: Ranks, sinks: SinkGroup) -> None:
+    def __init__(
+        self,
+        ready: Prepared,
+        folder: Path,
+        ranks: Ranks,
+        sinks: SinkGroup,
+        split: BatchSplit | None = None,
+        resize: bool = False,
+    ) -> None:
+        """`split`: how the ranks share a step, if not as in a new run; `resize`: a checkpoint of another number of
+        ranks may be taken up."""
+        self._split = split or split_of(ready.recipe, ranks.world_size)
+        self._resize = resize
         self._ready = ready
         self._recipe = ready.recipe
         self._folder = folder
@@ -80,7 +92,7 @@ class Builder:
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
-        batches = train_loader(self._ready, ranks, self._sinks.message)
+        batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
         gradients, balancer = self._beside_the_step(objective, student)
         factors = (lambda: balancer.factors) if balancer is not None else no_factors
         return Trainer(
@@ -97,6 +109,7 @@ class Builder:
                     "recipe": recipe_digest(recipe),
                     "precision": precision_of(student_ds),
                     "mixture": batches.state_dict()["mixture"],
+                    **self._split.identity,
                     **fingerprints(self._ready),
                     "student_parameters": student.parameter_count(),
                 },
@@ -104,6 +117,7 @@ class Builder:
                 keep_best=recipe.checkpoint.keep_best,
                 keep_every=recipe.checkpoint.keep_every,
                 direction=recipe.validation.direction,
+                resize=self._resize,
                 allowed_globals=CHECKPOINT_CLASSES,
                 warn=self._sinks.message,
             ),
@@ -137,7 +151,7 @@ class Builder:
     def _kernels(self, weights: Weights) -> Kernels:
         """Raises KernelError if a fused kernel is asked for that cannot run here."""
         recipe = self._recipe
-        positions = recipe.batch.max_tokens or recipe.batch.per_rank * recipe.data.label_tokens
+        positions = recipe.batch.max_tokens or self._split.per_rank * recipe.data.label_tokens
         asked, head_size = recipe.losses.kernels.model_dump(), self._largest_head()
         kernels, line = choose(asked, self._ranks.device, self._logits_bytes(positions), head_size)
         if weights.needs_teacher:

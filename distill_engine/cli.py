@@ -54,6 +54,9 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Run folder (default runs/<name>); the same one again resumes.")
     ] = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Go on although the checkpoint was written by another number of ranks.")
+    ] = False,
 ) -> None:
     """Distil with one rank in this process.
 
@@ -62,7 +65,8 @@ def train(
     """
     from distill_engine.run import run_training
 
-    raise typer.Exit(run_training(TrainOptions(ds_config, teacher_ds_config, recipe, tuple(overrides), run_dir)))
+    options = TrainOptions(ds_config, teacher_ds_config, recipe, tuple(overrides), run_dir, resize)
+    raise typer.Exit(run_training(options))
 
 
 @app.command()

@@ -48,6 +48,7 @@ class TrainOptions:
     recipe: Path = DEFAULT_RECIPE
     overrides: tuple[str, ...] = ()
     run_dir: Path | None = None
+    resize: bool = False
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
@@ -64,10 +65,12 @@ def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
                         help="change one value of the recipe; may be repeated")  # fmt: skip
     parser.add_argument("--run-dir", "--run_dir", type=Path, default=None, metavar="DIR",
                         help="run folder (default runs/<recipe name>); the same one again resumes")  # fmt: skip
+    parser.add_argument("--resize", action="store_true",
+                        help="go on although the checkpoint was written by another number of ranks")  # fmt: skip
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     return TrainOptions(
-        given.ds_config, given.teacher_ds_config, given.recipe, tuple(given.overrides), given.run_dir
+        given.ds_config, given.teacher_ds_config, given.recipe, tuple(given.overrides), given.run_dir, given.resize
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from distill_engine.data.loader import TrainLoader, ValidationLoader, token_budget_plan
 from distill_engine.data.mixture import Mixture, example_weights, mixture_line
+from distill_engine.data.split import BatchSplit
 from distill_engine.prepare import Prepared
 
 
@@ -28,9 +29,15 @@ class RankFacts(Protocol):
         """The device of its models."""
 
 
-def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None]) -> TrainLoader:
-    """The endless training order of the recipe; `say` hears of the tasks' shares when there are several."""
+def train_loader(
+    ready: Prepared, ranks: RankFacts, say: Callable[[str], None], split: BatchSplit | None = None
+) -> TrainLoader:
+    """The endless training order of the recipe; `say` hears of the tasks' shares when there are several.
+
+    split  how the ranks share a step, where it is not as the recipe says
+    """
     batch = ready.recipe.batch
+    shares = split or BatchSplit(batch.per_rank, batch.accumulation_steps, ranks.world_size)
     mixture = mixture_of(ready)
     if len(ready.train_tasks) > 1:
         say(mixture_line(ready.task_labels, mixture.sizes, mixture.shares))
@@ -48,8 +55,8 @@ def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None]) 
         ready.train_tasks,
         mixture,
         ready.layout,
-        per_rank=batch.per_rank,
-        accumulation_steps=batch.accumulation_steps,
+        per_rank=shares.per_rank,
+        accumulation_steps=shares.accumulation_steps,
         pad_to_multiple_of=batch.pad_to_multiple_of,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -44,6 +44,7 @@ def plan_submission(
     flags: Mapping[str, str | int | None],
     overrides: tuple[str, ...],
     extra_flags: tuple[str, ...],
+    resize: bool = False,
 ) -> Submission:
     """`flags` are sbatch's long options without dashes; None leaves the script's own value."""
     given = [f"--{flag}={value}" for flag, value in flags.items() if value is not None]
@@ -55,6 +56,8 @@ def plan_submission(
         "RECIPE": str(recipe.resolve()),
         "RUN_DIR": str(run_dir.absolute()),
     }
+    if resize:
+        environment["RESIZE"] = "1"
     if ds_config is not None:
         environment["DS_CONFIG"] = str(ds_config.resolve())
     return Submission((f"--job-name={name}", *given, *extra_flags, str(SCRIPT), *options), environment)

@@ -38,6 +38,9 @@ def submit(
     ds_config: Annotated[Path | None, typer.Option("--ds-config", help="DeepSpeed JSON of the student.")] = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it
     sbatch: Annotated[list[str], typer.Option("--sbatch", help="One more flag for sbatch; may be repeated.")] = [],  # noqa: B006
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Go on although the checkpoint was written by another number of ranks.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the command and the script.")] = False,
 ) -> None:
     """Check a recipe and submit it to Slurm; prints the job's id."""
@@ -58,6 +61,7 @@ def submit(
         flags=flags,
         overrides=tuple(overrides),
         extra_flags=tuple(sbatch),
+        resize=resize,
     )
     if dry_run:
         say(f"{submission.shown()}\n\n# {SCRIPT}")

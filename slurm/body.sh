@@ -34,6 +34,7 @@ ranks_per_node() {
 # train [OPTION of run.py ...]: RECIPE with DS_CONFIG in RUN_DIR on all nodes; requeues, or ends with the code that says why.
 train() {
   local recipe ds_config run_dir per_node verdict code
+  [[ ${RESIZE:-0} == 0 ]] || set -- --resize "$@"
   recipe=$(located "$RECIPE") ds_config=$(located "$DS_CONFIG")
   [[ -f $recipe ]] || refuse "RECIPE is '$RECIPE': there is no such file"
   [[ -f $ds_config ]] || refuse "DS_CONFIG is '$DS_CONFIG': there is no such file"

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _WRITER = re.compile(r"rank_(\d+)")
 _LOG = logging.getLogger(__name__)
 
-__all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints"]
+__all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints", "other_size"]
 
 
 class _PartFailed(Exception):
@@ -47,6 +47,7 @@ class Checkpoints:
     keep_last, keep_best, keep_every, direction
                       which complete checkpoints are kept (train.retention)
     max_failed_saves  saves in a row that may fail before the run is ended
+    resize            whether a checkpoint of another number of ranks may be taken up
     allowed_globals   classes that the parts' own pickles (*.pt) may name; every such file is read by torch's restricted
                       unpickler before any part loads. None: not done, for parts that only ever load restricted
     warn              called on rank 0 with one line for people
@@ -65,6 +66,7 @@ class Checkpoints:
         keep_every: int | None = None,
         direction: Direction = "min",
         max_failed_saves: int = 3,
+        resize: bool = False,
         allowed_globals: Collection[Callable[..., object]] | None = None,
         warn: Callable[[str], None] = _LOG.warning,
     ) -> None:
@@ -72,6 +74,7 @@ class Checkpoints:
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
         self._ranks = ranks
         self._max_failed_saves = max_failed_saves
+        self._resize = resize
         self._allowed_globals = allowed_globals
         self._warn = warn
         self._failed_saves = 0
@@ -119,7 +122,8 @@ class Checkpoints:
         """Load the newest complete checkpoint into `parts` on all ranks; its step, or None for a fresh start.
 
         Collective. Also removes what a killed run left half-written or half-deleted. CheckpointError if the
-        checkpoint is of another run, of another number of ranks, has other parts, or a part cannot take it up.
+        checkpoint is of another run, of another number of ranks (unless `resize`), has other parts, or a part cannot
+        take it up.
         """
         try:
             on_first_rank(self._ranks, self._disk.remove_leftovers)
@@ -177,12 +181,8 @@ class Checkpoints:
                 f"Checkpoint {info.folder} belongs to another run (checkpoint -> now):{''.join(changes)}\n"
                 "A run can only be continued unchanged. Set these back, or choose another run folder (--run-dir)."
             )
-        if info.world_size != self._ranks.world_size:
-            raise CheckpointError(
-                f"Checkpoint {info.folder} was written by {info.world_size} ranks, this run has "
-                f"{self._ranks.world_size}. Optimizer and data are divided by rank: start it with {info.world_size} "
-                "ranks, or choose another run folder (--run-dir)."
-            )
+        if info.world_size != self._ranks.world_size and not self._resize:
+            raise CheckpointError(other_size(info.folder, info.world_size, self._ranks.world_size))
 
     def _refuse_other_parts(self, info: CheckpointInfo, parts: Mapping[str, Part]) -> None:
         missing = [f"lacks {name}" for name in parts if name not in info.parts]
@@ -246,6 +246,16 @@ def _each_part(parts: Mapping[str, Part], call: Callable[[str, Part], None]) -> 
             raise failed from failed.error
 
     return action
+
+
+def other_size(where: Path, was: int, now: int) -> str:
+    """Why a checkpoint of another number of ranks is not simply taken up, and what to do."""
+    return (
+        f"{where} was written by {was} ranks, this run has {now}. Batches and the optimizer's state are divided by "
+        f"rank. To go on with {now}, the same examples in each step and the optimizer's state divided anew, add "
+        f"--resize (RESIZE=1 for the job scripts). Otherwise start it with {was} ranks, or choose another run folder "
+        "(--run-dir)."
+    )
 
 
 def _shown(identity: Mapping[str, Any], key: str) -> str:

@@ -153,6 +153,15 @@ class CheckpointFolder:
             )
         return None
 
+    def newest_manifest(self) -> Manifest | None:
+        """What the newest checkpoint with a readable manifest says of itself; its files are not looked at."""
+        for name in self._names():
+            try:
+                return read_manifest(self.path / name)
+            except BadCheckpoint:
+                continue
+        return None
+
     def remove_leftovers(self) -> None:
         """Delete what a killed run left half-written or half-deleted."""
         for pattern in (f"{TEMPORARY}*", f"{TRASH}*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -81,7 +82,11 @@ class JsonPart:
 
 
 class RngPart:
-    """The random streams of every rank: Python's, numpy's, torch's on the CPU and on this rank's GPU if it has one."""
+    """The random streams of every rank: Python's, numpy's, torch's on the CPU and on this rank's GPU if it has one.
+
+    A rank that the checkpoint does not know (more ranks go on than wrote it) gets streams that follow from those of
+    rank 0 and its own number: new ones, and the same whenever the run goes on from there.
+    """
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -90,15 +95,24 @@ class RngPart:
         """Write `rank_<number>.pt`, readable without unpickling any class."""
         content = io.BytesIO()
         torch.save(_random_state(), content)
-        write_file(self._file(folder), content.getvalue())
+        write_file(self._file(folder, self.rank), content.getvalue())
 
     def load(self, folder: Path) -> None:
-        """Put this rank's streams back. ValueError if they were saved with a GPU and this rank has none."""
-        path = self._file(folder)
-        _set_random_state(torch.load(path, map_location="cpu", weights_only=True), path)
+        """Put this rank's streams back, or make new ones. ValueError if they were saved with a GPU and this rank has
+        none."""
+        path = self._file(folder, self.rank)
+        if path.exists() or not self._is_newcomer(folder):
+            _set_random_state(torch.load(path, map_location="cpu", weights_only=True), path)
+        else:
+            _seed_from(torch.load(self._file(folder, 0), map_location="cpu", weights_only=True), self.rank)
 
-    def _file(self, folder: Path) -> Path:
-        return folder / f"rank_{self.rank:05d}.pt"
+    def _is_newcomer(self, folder: Path) -> bool:
+        """Whether all ranks before some number have a file, and this rank comes after them."""
+        known = len(list(folder.glob("rank_*.pt")))
+        return 0 < known <= self.rank and all(self._file(folder, rank).exists() for rank in range(known))
+
+    def _file(self, folder: Path, rank: int) -> Path:
+        return folder / f"rank_{rank:05d}.pt"
 
 
 def _random_state() -> dict[str, Any]:
@@ -122,3 +136,12 @@ def _set_random_state(state: dict[str, Any], path: Path) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _seed_from(state: dict[str, Any], rank: int) -> None:
+    """Streams that nothing else has: seeded by a digest of another rank's."""
+    content = state["torch"].numpy().tobytes() + state["numpy_keys"].numpy().tobytes() + str(rank).encode()
+    seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1  # torch takes 63 bits without a sign
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -65,6 +65,7 @@ LAWS: dict[str, Law] = {
     "prepare": law("values models data task_data recipe student.weights"),
     "task_data": law("cluster data recipe"),
     "training_data": law("data prepare"),
+    "resizing": law("data recipe train"),
     "compare": law("values cluster data evaluate evaluation_set latency prepare recipe"),
     "export_run": law("values data export train.checkpoint train.manifest"),
     "parlai_options": law("recipe", HEAVY),

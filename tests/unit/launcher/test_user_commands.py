@@ -22,13 +22,15 @@ def test_a_submission_is_checked_sent_and_remembered(fake_slurm, tmp_path, histo
     monkeypatch.setenv("RANK", "3")
     fake_slurm.answer("sbatch", ("77\n", 0))
     run_dir = history(tmp_path / "run")
-    said = launcher("submit", DEMO, "--run-dir", run_dir, "--nodes", 2, "--gpus-per-node", 4, "--set", "seed=5")
+    words = ("--run-dir", run_dir, "--nodes", 2, "--gpus-per-node", 4, "--set", "seed=5", "--resize")
+    said = launcher("submit", DEMO, *words)
     assert said.exit_code == 0 and "job 77" in said.output
     (call,) = fake_slurm.calls
     assert call[:3] == ["sbatch", "--parsable", "--job-name=distill-demo"]
     assert {"--nodes=2", "--gpus-per-node=4", "--ntasks-per-node=4"} <= set(call)
     assert call[-2:] == ["--set", "seed=5"]
     assert fake_slurm.environment["RECIPE"] == DEMO and "RANK" not in fake_slurm.environment
+    assert fake_slurm.environment["RESIZE"] == "1"
 
     fake_slurm.answer("squeue", ("RUNNING|None|1:00\n", 0))
     recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())

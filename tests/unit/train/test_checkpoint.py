@@ -199,8 +199,12 @@ def test_other_identity_lists_each_difference_and_only_those(tmp_path):
 
 def test_other_world_size_is_refused(tmp_path):
     Run(tmp_path).save(5, "x")
-    with pytest.raises(CheckpointError, match=r"written by 1 ranks, this run has 4.*start it with 1 ranks"):
+    with pytest.raises(CheckpointError, match=r"written by 1 ranks, this run has 4\..*--resize.*start it with 1 ranks"):
         Run(tmp_path, world_size=4).resume()
+    run = Run(tmp_path, world_size=4, resize=True)
+    assert run.resume() == 5 and run.part.text == "x"
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        Run(tmp_path, world_size=4, resize=True, identity={"recipe": "b"}).resume()
 
 
 def test_other_parts_are_refused_by_name(tmp_path):

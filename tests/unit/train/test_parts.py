@@ -41,9 +41,33 @@ def test_random_state_of_a_gpu_is_not_silently_dropped(tmp_path):
 
 
 def test_random_state_of_a_missing_rank_is_named(tmp_path):
-    RngPart(rank=0).save(tmp_path)
     with pytest.raises(FileNotFoundError, match="rank_00001"):
         RngPart(rank=1).load(tmp_path)
+    for rank in (0, 2):
+        RngPart(rank).save(tmp_path)
+    for rank in (1, 3):
+        with pytest.raises(FileNotFoundError, match=f"rank_0000{rank}"):
+            RngPart(rank).load(tmp_path)
+
+
+def test_ranks_that_join_get_streams_of_their_own_always_the_same(tmp_path):
+    """Two ranks wrote; four go on: the old ones as they were, the new ones with streams that nobody had."""
+    for rank in (0, 1):
+        torch.manual_seed(rank)
+        random.seed(rank)
+        np.random.seed(rank)
+        RngPart(rank).save(tmp_path)
+    found = []
+    for rank in (0, 1, 2, 3, 2, 3):
+        RngPart(rank).load(tmp_path)
+        found.append(draws())
+    assert found[2:4] == found[4:]
+    assert len({tuple(values) for values in found}) == 4
+    torch.manual_seed(0)
+    torch.rand(1)
+    RngPart(0).save(tmp_path)  # as a later checkpoint does
+    RngPart(2).load(tmp_path)
+    assert draws() not in found
 
 
 def test_rank_0_writes_json_and_every_rank_reads_it(tmp_path):
