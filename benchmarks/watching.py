@@ -17,7 +17,7 @@ import time
 from contextlib import redirect_stdout
 from typing import Any
 
-from step import PRESETS, Preset, trainer_of
+from step import PRESETS, Preset, ds_configs, recipe_of, trainer_of
 
 from distill_engine.engine import distributed
 from distill_engine.recipe.schema import LoggingSection
@@ -39,7 +39,8 @@ class Switched(TermGradients):
 def report(name: str, preset: Preset, pairs: int) -> dict[str, Any]:
     """Time `pairs` pairs of steps."""
     ranks = distributed.start()
-    with trainer_of(name, preset, "fp32", ranks) as trainer:
+    recipe = recipe_of(name, preset)
+    with trainer_of(recipe, preset, ds_configs(recipe, "fp32", ranks), ranks) as trainer:
         scale = lambda: trainer.student.loss_scale  # noqa: E731 - it changes from step to step
         module: Any = trainer.student.module  # type: ignore[attr-defined]
         gradients = Switched(trainer.objective, module, 1, scale, ranks.device)

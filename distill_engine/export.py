@@ -50,9 +50,9 @@ def _save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _reload(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    options |= {"output_loading_info": True, "trust_remote_code": False}
+    options["output_loading_info"] = True
     try:
-        return AutoModelForSeq2SeqLM.from_pretrained(folder, **options)
+        return AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"{folder} does not load with transformers: {error}") from error
 
