@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, GenerationConfig
 
 from distill_engine.data.collate import collate
 from distill_engine.data.split import BatchSplit
@@ -17,33 +15,19 @@ from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
-from distill_engine.export import publish, write_student
 from distill_engine.losses.dispatch import Kernels, choose
 from distill_engine.losses.objective import Objective, Weights
-from distill_engine.model_card import model_card
 from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints
-from distill_engine.recipe.identity import recipe_digest, resolved_yaml
-from distill_engine.recipe.load import without_folders
+from distill_engine.publishing import best_publisher
+from distill_engine.recipe.identity import recipe_digest
 from distill_engine.resizing import split_of
-from distill_engine.student.build import (
-    StudentSizes,
-    TeacherLayers,
-    build_student,
-    fresh_config,
-)
-from distill_engine.student.build import (
-    student_config as student_model_config,
-)
 from distill_engine.student.layer_map import resolve_layer_map
-from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.student.weights import WeightFiles
+from distill_engine.student_module import by_stack, student_module
 from distill_engine.teacher_replies import sample_guard
 from distill_engine.telemetry.averages import Averages
-from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
-from distill_engine.train.agreement import plain_reason
 from distill_engine.train.balance import CurrentFactors, GradientNorm, InitialScale, no_factors
 from distill_engine.train.balancing import Balancer, by_gradient, by_value
 from distill_engine.train.checkpoint import Checkpoints
@@ -88,11 +72,12 @@ class Builder:
         recipe, ranks = self._recipe, self._ranks
         objective = self._objective()
         # the student first: nothing of the teacher's sharding can leak into it
-        module = self._student_module(objective)
+        module = student_module(self._ready, objective, self._sinks.message)
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
+        probe = self._probe_batch()
         gradients, balancer = self._beside_the_step(objective, student)
         factors = (lambda: balancer.factors) if balancer is not None else no_factors
         return Trainer(
@@ -124,7 +109,7 @@ class Builder:
             ranks=ranks,
             meter=Meter(objective, Averages(ranks.device), ranks.world_size, factors),
             sinks=self._sinks,
-            publish_best=self._publisher(student),
+            publish_best=best_publisher(self._ready, student, probe, self._folder, ranks, self._sinks.message),
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
             samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
             term_gradients=gradients,
@@ -140,7 +125,7 @@ class Builder:
         config = self._ready.teacher_config
         supervision: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
         if config is not None and weights.needs_teacher:
-            for stack, choice in self._by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
+            for stack, choice in by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
                 depth = int(config[f"{stack.value}_layers"])
                 own = getattr(student, f"{stack.value}_layers") or depth
                 supervision[stack] = resolve_layer_map(choice, depth, own)
@@ -172,78 +157,6 @@ class Builder:
         heads = [int(config[f"{stack.value}_attention_heads"]) for stack in Stack]
         own = (student.width or int(config["d_model"])) // (student.heads or min(heads))
         return max(own, int(config["d_model"]) // min(heads))
-
-    @staticmethod
-    def _by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:
-        return {Stack.ENCODER: encoder, Stack.DECODER: decoder}
-
-    def _student_module(self, objective: Objective) -> StudentModule:
-        recipe, ready = self._recipe, self._ready
-        part = recipe.student
-        sizes = StudentSizes(
-            part.encoder_layers,
-            part.decoder_layers,
-            part.width,
-            part.ffn_width,
-            part.heads,
-            part.positions,
-            part.dropout,
-            part.attention_dropout,
-        )
-        config: Any
-        init = None
-        if ready.teacher_folder is not None:
-            of_teacher = AutoConfig.from_pretrained(ready.teacher_folder, trust_remote_code=False)
-            config = student_model_config(of_teacher, sizes)
-            if part.init == "teacher_layers":
-                init = self._teacher_layers(config)
-        else:
-            layout = ready.layout
-            special = {"pad": layout.pad_id, "start": layout.start_id, "end": layout.end_id}
-            config = fresh_config(ready.family, sizes, len(ready.tokenizer), special)
-        model = build_student(ready.family, config, init, recipe.seed)
-        if ready.teacher_folder is not None and (ready.teacher_folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(ready.teacher_folder)
-        self._complete_generation(model, config)
-        if not part.train_position_tables:
-            for stack in Stack:
-                model.get_parameter(ready.family.position_table(stack)).requires_grad_(False)
-        if part.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return StudentModule(adapt(model), self._projections(objective, config))
-
-    def _complete_generation(self, model: Any, config: Any) -> None:
-        """What a family's decoder takes for granted in training, told to transformers' own generation as well."""
-        family, settings = self._ready.family, model.generation_config
-        try:
-            settings.validate(strict=True)
-        except ValueError as error:  # transformers reads such a file, but refuses to write it
-            reason = " ".join(str(error).split())[:300]
-            self._sinks.message(f"the teacher's generation_config.json is not used: {reason}")
-            settings = model.generation_config = GenerationConfig.from_model_config(config)
-        if family.masks_start_logit:  # never predicted
-            settings.suppress_tokens = [int(config.bos_token_id)]
-        if family.end_before_start and settings.forced_bos_token_id is None:  # what follows END is not learnt
-            settings.forced_bos_token_id = int(config.bos_token_id)
-
-    def _teacher_layers(self, config: Any) -> TeacherLayers:
-        teacher, part = self._ready.teacher_config, self._recipe.student
-        assert teacher is not None and self._ready.teacher_folder is not None
-        maps = {
-            stack: resolve_layer_map(
-                choice, int(teacher[f"{stack.value}_layers"]), getattr(config, f"{stack.value}_layers")
-            )
-            for stack, choice in self._by_stack(part.encoder_init_map, part.decoder_init_map).items()
-        }
-        return TeacherLayers(WeightFiles(self._ready.teacher_folder), maps, part.copy_final_norms)
-
-    def _projections(self, objective: Objective, config: Any) -> Projections | None:
-        teacher = self._ready.teacher_config
-        if teacher is None or not objective.weights.needs_teacher:
-            return None
-        if config.d_model == teacher["d_model"] and self._recipe.student.projections == "auto":
-            return None
-        return Projections(objective.student_request(), config.d_model, int(teacher["d_model"]), self._recipe.seed)
 
     def _seed_everything(self) -> None:
         """Random streams of this rank (dropout); the student's weights and the data order have their own."""
@@ -326,37 +239,3 @@ class Builder:
             metric=when.metric,
             save_after_validation=when.save_after_validation,
         )
-
-    def _publisher(self, student: StudentEngine) -> Callable[[dict[str, float], int], None]:
-        recipe, ready = without_folders(self._recipe), self._ready
-        probe = self._probe_batch()
-
-        def write(values: dict[str, float], step: int) -> None:
-            card = model_card(
-                recipe_yaml=resolved_yaml(recipe),
-                name=recipe.name,
-                family=ready.family.name,
-                teacher=recipe.teacher.path,
-                parameters=student.parameter_count(),
-                step=step,
-                metrics=values,
-                machine=machine_record(),
-            )
-            publish(
-                self._folder / "best",
-                f"step-{step:08d}",
-                lambda target: write_student(student.module.model, ready.tokenizer, target, card, probe),
-            )
-
-        def publish_best(values: dict[str, float], step: int) -> None:
-            if self._ranks.rank == 0:
-                try:
-                    write(values, step)
-                except Exception as error:  # whatever it is: the other ranks wait, and no export is worth the run
-                    self._sinks.message(
-                        f"the new best student could not be exported: {plain_reason(error)}. The earlier export is "
-                        "kept and training goes on; `distill export` can write it from a checkpoint later."
-                    )
-            self._ranks.barrier()
-
-        return publish_best

@@ -66,6 +66,8 @@ LAWS: dict[str, Law] = {
     "task_data": law("cluster data recipe"),
     "training_data": law("data prepare"),
     "resizing": law("data recipe train"),
+    "student_module": law("values models student losses.objective prepare"),
+    "publishing": law("values engine export model_card prepare recipe telemetry.machine train.agreement"),
     "compare": law("values cluster data evaluate evaluation_set latency prepare recipe"),
     "export_run": law("values data export train.checkpoint train.manifest"),
     "parlai_options": law("recipe", HEAVY),
