@@ -36,7 +36,7 @@ from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
-from distill_engine.resizing import ResizeError, batch_split
+from distill_engine.resizing import ResizeError, batch_split, split_of
 from distill_engine.student.weights import WeightsError
 from distill_engine.teacher_replies import TeacherRepliesError
 from distill_engine.telemetry.jsonl import JsonlSink
@@ -121,11 +121,12 @@ def _tell(error: Exception, speaks: bool) -> int | None:
 
 def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
     folder = options.run_dir or Path("runs") / recipe.name
-    split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
-    student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
+    _ds_configs(recipe, options, ranks, split_of(recipe, ranks.world_size))  # bad ones are refused before all else
     ready = _prepare_everywhere(recipe, options.recipe, ranks)
     check_run_folder(folder, ranks)
     with RunLock(folder, ranks):
+        split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
+        student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
         configs = {"ds_config": student_ds}
         if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
             configs["teacher_ds_config"] = teacher_ds

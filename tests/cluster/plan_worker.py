@@ -81,7 +81,7 @@ def bytes_of(tensors) -> int:
 
 def at_rest(trainer) -> dict[str, int]:
     """What the engines hold between steps."""
-    teacher, engine = trainer.teacher._engine.module, trainer.student._engine
+    teacher, engine = trainer.teacher._module, trainer.student._engine
     states = [t for state in engine.optimizer.optimizer.state.values() for t in state.values()]
     return {
         "teacher_shard": bytes_of(p.ds_tensor for p in teacher.parameters()),
@@ -92,7 +92,7 @@ def at_rest(trainer) -> dict[str, int]:
 
 def most_gathered(trainer) -> int:
     """Bytes of the teacher's parameters that are whole, or on their way to be, at the fullest module of a pass."""
-    module = trainer.teacher._engine.module
+    module = trainer.teacher._module
     parameters = list(module.parameters())
     seen: list[int] = []
 

@@ -13,6 +13,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 
 from distill_engine.exit_codes import BAD_INPUT
 from distill_engine.telemetry.jsonl import read_history
+from distill_engine.train.run_folder import LOCK_FILE
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("resize_worker.py")
@@ -101,7 +102,9 @@ def runs(start, tmp_path_factory):
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """All files but the lock, which names its last holder."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != LOCK_FILE]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def history(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
