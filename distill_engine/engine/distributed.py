@@ -140,6 +140,7 @@ def start(timeout: timedelta = _TIMEOUT, check_seconds: float = CHECK_SECONDS) -
         if not dist.is_initialized():
             _join(facts, timeout)
         ranks = Ranks(facts, timeout)
+        _await_all(facts, timeout)
         check = check_group(ranks.rank, ranks.world_size, ranks.device, check_seconds)
     except ClusterError as error:
         raise LaunchError(str(error)) from error
@@ -183,13 +184,7 @@ def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) 
         facts = agree_over_mpi(facts)
     join = _join_time(timeout)
     store = meet(facts, timeout, join)
-    absent = call_roll(store, "joined", facts.rank, facts.world_size, join.total_seconds())
-    if absent:
-        hosts = hosts_of_ranks(os.environ, facts.world_size)
-        raise AbsentError(
-            f"{len(absent)} of {facts.world_size} ranks did not come within {join.total_seconds():.0f} s: "
-            f"{describe(absent, hosts)}. {exclude(absent, hosts)} {JOIN_VARIABLE} is how long the others wait."
-        )
+    _require_all(facts, store, "joined", join)
     os.environ.update(facts.as_environment() | {"MASTER_PORT": str(store.port)})
     device = None
     # torch 2.6.1 to 2.7.0 hang when they are told the device
@@ -198,6 +193,24 @@ def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) 
     dist.init_process_group(
         backend, store=store, rank=facts.rank, world_size=facts.world_size, timeout=timeout, device_id=device
     )
+
+
+def _await_all(facts: ClusterFacts, timeout: timedelta) -> None:
+    """Until every rank has joined: some launchers' own meeting ends before that, and what follows has a time-out."""
+    if facts.world_size > 1:
+        store = dist.distributed_c10d._get_default_store()
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        _require_all(facts, store, f"arrived/{restart}", _join_time(timeout))
+
+
+def _require_all(facts: ClusterFacts, store: Any, subject: str, join: timedelta) -> None:
+    absent = call_roll(store, subject, facts.rank, facts.world_size, join.total_seconds())
+    if absent:
+        hosts = hosts_of_ranks(os.environ, facts.world_size)
+        raise AbsentError(
+            f"{len(absent)} of {facts.world_size} ranks did not come within {join.total_seconds():.0f} s: "
+            f"{describe(absent, hosts)}. {exclude(absent, hosts)} {JOIN_VARIABLE} is how long the others wait."
+        )
 
 
 def _join_time(timeout: timedelta) -> timedelta:

@@ -154,7 +154,8 @@ def _sum(tensor: Tensor, which: str, rank: int, deadline: float, hosts: list[str
             return
     except RuntimeError as error:  # a connection has broken
         problem = f" ({str(error).strip().splitlines()[0][:200]})"
-    absent = _silent(which, rank, len(hosts))
+    # a broken connection is seen by its neighbours first: the others answer when their time is up as well
+    absent = _silent(which, rank, len(hosts), max(0.0, deadline - time.monotonic()) + _ANSWER_SECONDS)
     if absent:
         raise AbsentError(
             f"In {which} of the check before training, {describe(absent, hosts)} did not answer: dead, or standing "
@@ -167,6 +168,6 @@ def _sum(tensor: Tensor, which: str, rank: int, deadline: float, hosts: list[str
     )
 
 
-def _silent(which: str, rank: int, world_size: int) -> list[int]:
+def _silent(which: str, rank: int, world_size: int, seconds: float) -> list[int]:
     store: Any = dist.distributed_c10d._get_default_store()
-    return call_roll(store, f"check/{which}", rank, world_size, _ANSWER_SECONDS)
+    return call_roll(store, f"check/{which}", rank, world_size, seconds)

@@ -41,9 +41,12 @@ class TeacherEngine:
         ranks: Ranks,
         adapt: Callable[[PreTrainedModel], nn.Module],
         placement: Placement = "zero3",
+        *,
+        shows_head: bool = True,
     ) -> None:
         """Load from a local folder; `adapt` wraps the model into what shows features (models.adapter), `ds_config` is
-        engine.ds_config.teacher_config's for the same placement.
+        engine.ds_config.teacher_config's for the same placement. Without `shows_head` requests cannot ask for `head`,
+        and no copy of the output embedding is kept.
 
         Raises TeacherError if anything is missing or not where it should be, LaunchError if nodes cannot be told apart.
         """
@@ -55,7 +58,7 @@ class TeacherEngine:
         if self._is_sharded:
             self._shows, *_ = deepspeed.initialize(model=self._module, config=dict(ds_config))
             self._shows.eval()
-        self._embedding: Tensor | None = None
+        self._embedding = self._output_embedding() if self._is_sharded and shows_head else None
         self._folder, self._ranks = folder, ranks
         self.config = model.config
 
@@ -72,16 +75,18 @@ class TeacherEngine:
             shown: Features = self._shows(batch, request)
             if shown.head is None or not self._is_sharded:
                 return shown
-            return replace(shown, head=replace(shown.head, embedding=self._output_embedding()))
+            if self._embedding is None:
+                raise TeacherError("the teacher was asked for its head, and was made without (shows_head).")
+            return replace(shown, head=replace(shown.head, embedding=self._embedding))
 
     def _output_embedding(self) -> Tensor:
-        """[V, D], whole. The sharded one is gone when the pass is over; this copy is gathered once and kept, which is
-        as true: the teacher is frozen. Collective."""
-        if self._embedding is None:
-            weight = self._module.model.get_output_embeddings().weight
-            with deepspeed.zero.GatheredParameters([weight]):
-                self._embedding = weight.detach().clone()
-        return self._embedding
+        """[V, D], whole. The sharded one is gone when a pass is over; a copy is as true: the teacher is frozen.
+
+        Collective. Before the first pass: later on DeepSpeed may be fetching the weight for a pass to come.
+        """
+        weight = self._module.model.get_output_embeddings().weight
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([weight]):
+            return weight.detach().clone()
 
     def probe(self, batch: Batch) -> Tensor:
         """Logits of a batch that is the same on all ranks, checked to be finite and of one teacher. Collective.
@@ -90,7 +95,7 @@ class TeacherEngine:
         """
         logits = self.features(batch, FeatureRequest()).logits
         assert logits is not None
-        if not torch.isfinite(logits).all():
+        if not all(self._ranks.gather(bool(torch.isfinite(logits).all()))):
             raise TeacherError(
                 f"the teacher's logits are not finite in {logits.dtype} on a probe batch. Its activations may "
                 "overflow: use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json)."

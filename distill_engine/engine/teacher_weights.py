@@ -16,7 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
@@ -76,7 +76,7 @@ def _read(folder: Path, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
             folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
         problem = "; ".join(_misfits(folder, model, info))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
         problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     # under ZeRO-3 only rank 0 reads the values, so a tensor of the wrong shape is an error there and nowhere else
     problems = [one for one in ranks.gather(problem) if one]
