@@ -31,8 +31,9 @@ from distill_engine.telemetry.wandb_sink import StoredRunId
 from distill_engine.train.balance import CurrentFactors, GradientNorm, InitialScale, no_factors
 from distill_engine.train.balancing import Balancer, by_gradient, by_value
 from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.decisions import Policies
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
-from distill_engine.train.loop import Policies, Trainer
+from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.parts import JsonPart
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
@@ -111,6 +112,7 @@ class Builder:
             sinks=self._sinks,
             publish_best=best_publisher(self._ready, student, probe, self._folder, ranks, self._sinks.message),
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
+            background_saves=recipe.checkpoint.background,
             samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
             term_gradients=gradients,
             balancer=balancer,

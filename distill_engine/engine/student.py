@@ -21,6 +21,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
+from distill_engine.engine.host_copy import host_copy
 from distill_engine.engine.shards import SavedShards, divided_anew, layouts_of
 from distill_engine.values import Batch, FeatureRequest, Features
 
@@ -184,9 +185,26 @@ class StudentEngine:
     def save(self, folder: Path) -> None:
         """Write this rank's shard and, on rank 0, the module. Collective: a rank whose disk is full still takes
         part in every barrier and raises OSError afterwards."""
+        self._save(folder, self._engine.checkpoint_engine.save)
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Copy this rank's shard and, on rank 0, the module into host memory; the action writes them. Collective, as
+        `save`; needs as much host memory as the files take."""
+        write = self._engine.checkpoint_engine.save
+        taken: list[tuple[Any, str]] = []
+        self._save(folder, lambda state_dict, path: taken.append((host_copy(state_dict), path)))
+
+        def write_all() -> None:
+            while taken:  # each copy is let go as soon as it is on its way to the disk
+                write(*taken.pop())
+
+        return write_all
+
+    def _save(self, folder: Path, write: Callable[..., Any]) -> None:
+        """`write` gets what DeepSpeed would write to a path."""
         if self._micro_step != 0:
             raise StudentEngineError("checkpoints are taken between optimizer steps only.")
-        with _deferred_errors(self._engine.checkpoint_engine) as errors:
+        with _deferred_errors(self._engine.checkpoint_engine, write) as errors:
             self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
         if errors:
             raise OSError(f"{folder}: {errors[0]}") from errors[0]
@@ -231,11 +249,11 @@ class StudentEngine:
 
 
 @contextmanager
-def _deferred_errors(checkpoint_engine: Any) -> Iterator[list[Exception]]:
-    """Collect write errors instead of raising them inside DeepSpeed's collective save, where the other ranks would
-    wait for this one until the time-out."""
+def _deferred_errors(checkpoint_engine: Any, write: Callable[..., Any]) -> Iterator[list[Exception]]:
+    """Let DeepSpeed write by `write`, and collect its errors instead of raising them inside its collective save, where
+    the other ranks would wait for this one until the time-out."""
     errors: list[Exception] = []
-    write: Callable[..., Any] = checkpoint_engine.save
+    own = checkpoint_engine.save
 
     def save(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -248,4 +266,4 @@ def _deferred_errors(checkpoint_engine: Any) -> Iterator[list[Exception]]:
     try:
         yield errors
     finally:
-        checkpoint_engine.save = write
+        checkpoint_engine.save = own

@@ -266,6 +266,11 @@ class CheckpointSection(Section):
     keep_last: PositiveInt = Field(2, description="The newest N checkpoints stay; the last is what a restart uses.")
     keep_best: int = Field(0, ge=0, description="So do those of the best N validations by validation.metric.")
     keep_every: PositiveInt | None = Field(None, description="And the first at or after every N steps, for good.")
+    background: bool = Field(
+        True,
+        description="Write while training goes on, from a copy in host memory (as large as the rank's part of the "
+        "checkpoint); false: steps wait until it is written.",
+    )
 
 
 class WandbSection(Section):

@@ -10,15 +10,18 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from distill_engine.train.agreement import RankFailures, Ranks, everywhere, on_first_rank, plain_reason
+from distill_engine.train.background import Writing
 from distill_engine.train.checkpoint_folder import TEMPORARY, CheckpointFolder, CheckpointInfo
 from distill_engine.train.faults import fault_point
 from distill_engine.train.files import remove_tree, write_failure
 from distill_engine.train.manifest import CheckpointError, FileFacts, Manifest, digest_written, list_files
+from distill_engine.train.part_calls import PartFailed, each_part, take_parts
 from distill_engine.train.parts import Part
 from distill_engine.train.policies import Direction
 from distill_engine.train.retention import Retention
@@ -29,15 +32,6 @@ _WRITER = re.compile(r"rank_(\d+)")
 _LOG = logging.getLogger(__name__)
 
 __all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints", "other_size"]
-
-
-class _PartFailed(Exception):
-    """A part raised; carries which and what."""
-
-    def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(name, error)
-        self.name = name
-        self.error = error
 
 
 class Checkpoints:
@@ -52,7 +46,8 @@ class Checkpoints:
                       unpickler before any part loads. None: not done, for parts that only ever load restricted
     warn              called on rank 0 with one line for people
 
-    `save`, `latest_complete` and `resume` are collective. The caller holds the run folder's RunLock.
+    `save`, `begin`, `finish`, `latest_complete` and `resume` are collective, and called by the main thread. The caller
+    holds the run folder's RunLock.
     """
 
     def __init__(
@@ -78,6 +73,7 @@ class Checkpoints:
         self._allowed_globals = allowed_globals
         self._warn = warn
         self._failed_saves = 0
+        self._writing: Writing | None = None
         self._disk = CheckpointFolder(folder, keep=Retention(keep_last, keep_best, keep_every, direction), warn=warn)
 
     @property
@@ -94,18 +90,54 @@ class Checkpoints:
         go on; `max_failed_saves` failures in a row raise CheckpointError on all ranks. `parts` has the same names in
         the same order on every rank; a name is a plain folder name.
         """
+        self.finish(wait=True)
+        return self.begin(step, parts, value, snapshots=False) and self.finish(wait=True) is True
+
+    def begin(
+        self, step: int, parts: Mapping[str, Part], value: float | None = None, *, snapshots: bool = True
+    ) -> bool:
+        """Take down a checkpoint of `step` and write it in the background; whether it is on its way now.
+
+        Arguments and failures as of `save`. Training goes on, and `finish` is called until it has answered: only one
+        checkpoint is on its way at a time. Without `snapshots` the parts write their files before this returns.
+        """
+        assert self._writing is None, "finish the checkpoint before, first"
         temporary = self.folder / f"{TEMPORARY}step-{step:08d}"
+        writes: list[Callable[[], None]] = []
         try:
-            name = self._write(step, temporary, parts, value)
+            self._on_first(lambda: self._disk.prepare(temporary, parts))
+            self._everywhere(lambda: take_parts(temporary, parts, writes, snapshots))
         except RankFailures as failures:
-            if self._ranks.rank == 0:
-                remove_tree(temporary)
-            self._count_failure(step, failures)
+            self._give_up(step, temporary, failures)
+            return False
+        write = partial(self._write_mine, temporary, writes)
+        self._writing = Writing(step, temporary, tuple(parts), value, write)
+        return True
+
+    def finish(self, *, wait: bool) -> bool | None:
+        """Complete the checkpoint that is on its way: True if it is one now, False if it was given up.
+
+        None if there is none, or, without `wait`, if a rank is still writing. A failure counts as one of `save`.
+        """
+        writing = self._writing
+        if writing is None or not (wait or all(self._ranks.gather(writing.done))):
+            return None
+        self._writing = None
+        try:
+            name = self._commit(writing)
+        except RankFailures as failures:
+            self._give_up(writing.step, writing.temporary, failures)
             return False
         self._failed_saves = 0
         if self._ranks.rank == 0:
             self._disk.tidy(name)
         return True
+
+    def abandon(self) -> None:
+        """Let what is on its way stay half-written. Not collective: for a rank that goes on no further."""
+        if self._writing is not None:
+            self._writing.abandon()
+            self._writing = None
 
     def latest_complete(self) -> CheckpointInfo | None:
         """The newest checkpoint that verifies, or None if there never was one. Collective; deletes nothing.
@@ -133,25 +165,38 @@ class Checkpoints:
             self._refuse_other_run(info)
             self._refuse_other_parts(info, parts)
             self._refuse_hostile(info)
-            load = _each_part(parts, lambda name, part: part.load(info.folder / name))
+            load = each_part(parts, lambda name, part: part.load(info.folder / name))
             everywhere(self._ranks, load, self._load_reason)
         except RankFailures as failures:
             raise CheckpointError(f"The checkpoint in {self.folder} could not be loaded: {failures}") from failures
         return info.step
 
-    def _write(self, step: int, temporary: Path, parts: Mapping[str, Part], value: float | None) -> str:
+    def _commit(self, writing: Writing) -> str:
         """Every line waits for all ranks, and ends on all of them if it failed on one."""
-        self._on_first(lambda: self._disk.prepare(temporary, parts))
-        self._everywhere(lambda: _save_parts(temporary, parts))
-        digests = self._everywhere(lambda: self._digest_mine(temporary))
+        digests = self._everywhere(writing.result)
         facts = {name: fact for of_rank in digests for name, fact in of_rank.items()}
-        value = value if value is not None and math.isfinite(value) else None
-        manifest = Manifest(step, self._ranks.world_size, self.identity, tuple(parts), facts, value)
-        return self._on_first(lambda: self._disk.commit(temporary, manifest))
+        value = writing.value if writing.value is not None and math.isfinite(writing.value) else None
+        manifest = Manifest(writing.step, self._ranks.world_size, self.identity, writing.parts, facts, value)
+        return self._on_first(lambda: self._disk.commit(writing.temporary, manifest))
 
-    def _digest_mine(self, temporary: Path) -> dict[str, FileFacts]:
-        files = list_files(temporary)
-        return {name: digest_written(path) for name, path in files.items() if self._writer(name) == self._ranks.rank}
+    def _write_mine(
+        self, temporary: Path, writes: Sequence[Callable[[], None]], go_on: Callable[[], None]
+    ) -> dict[str, FileFacts]:
+        for write in writes:
+            go_on()
+            write()
+        fault_point("after_parts")
+        mine = {name: path for name, path in list_files(temporary).items() if self._writer(name) == self._ranks.rank}
+        facts = {}
+        for name, path in mine.items():
+            go_on()
+            facts[name] = digest_written(path)
+        return facts
+
+    def _give_up(self, step: int, temporary: Path, failures: RankFailures) -> None:
+        if self._ranks.rank == 0:
+            remove_tree(temporary)
+        self._count_failure(step, failures)
 
     def _writer(self, name: str) -> int:
         """The rank that wrote a file, told by its name. A wrong guess costs speed, not safety."""
@@ -204,12 +249,12 @@ class Checkpoints:
             raise CheckpointError(failures.reasons[0]) from failures
 
     def _save_reason(self, error: Exception) -> str:
-        if isinstance(error, _PartFailed):
+        if isinstance(error, PartFailed):
             return f"part {error.name}: {self._save_reason(error.error)}"
         return write_failure(error, self.folder)
 
     def _load_reason(self, error: Exception) -> str:
-        if isinstance(error, _PartFailed):
+        if isinstance(error, PartFailed):
             return f"part {error.name}: {self._load_reason(error.error)}"
         return str(error) if isinstance(error, CheckpointError) else plain_reason(error)
 
@@ -218,34 +263,6 @@ class Checkpoints:
 
     def _on_first(self, action: Callable[[], T]) -> T:
         return on_first_rank(self._ranks, action, self._save_reason)
-
-
-def _save_parts(temporary: Path, parts: Mapping[str, Part]) -> None:
-    def save(name: str, part: Part) -> None:
-        fault_point("before_part")
-        part.save(temporary / name)
-
-    _each_part(parts, save)()
-    fault_point("after_parts")
-
-
-def _each_part(parts: Mapping[str, Part], call: Callable[[str, Part], None]) -> Callable[[], None]:
-    """An action that calls every part, also after one has failed, and then raises what failed first.
-
-    Stopping at the first failure would leave other ranks alone in a collective call of the next part.
-    """
-
-    def action() -> None:
-        failed: _PartFailed | None = None
-        for name, part in parts.items():
-            try:
-                call(name, part)
-            except Exception as error:  # agreed on by all ranks afterwards
-                failed = failed or _PartFailed(name, error)
-        if failed is not None:
-            raise failed from failed.error
-
-    return action
 
 
 def other_size(where: Path, was: int, now: int) -> str:

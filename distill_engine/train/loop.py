@@ -14,13 +14,13 @@ from torch import Tensor
 from distill_engine.losses.objective import Objective
 from distill_engine.train.balancing import Balancer
 from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.decisions import Policies
 from distill_engine.train.faults import fault_point
-from distill_engine.train.learning_rate import LearningRate
 from distill_engine.train.meter import Meter, memory_gib
 from distill_engine.train.nonfinite import NonFiniteReport
 from distill_engine.train.parts import JsonPart, Part, RngPart, WatchedPart
-from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import EndReason, Limits, Progress
+from distill_engine.train.policies import Every
+from distill_engine.train.progress import EndReason, Progress
 from distill_engine.train.roles import Batches, Ranks, Sinks, Student
 from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.stopwatch import Stopwatch
@@ -32,21 +32,6 @@ from distill_engine.values import Batch, Features
 
 class TrainingError(RuntimeError):
     """Training cannot go on, and starting again would not help."""
-
-
-@dataclass
-class Policies:
-    """The decisions of a run; every one is a pure state machine that lives in the checkpoint."""
-
-    learning_rate: LearningRate
-    keep_best: KeepBest
-    early_stopping: EarlyStopping
-    log_when: Every
-    validate_when: Every
-    save_when: Every
-    limits: Limits = field(default_factory=Limits)
-    metric: str = "ppl"
-    save_after_validation: bool = True
 
 
 @dataclass
@@ -68,6 +53,7 @@ class Trainer:
     stop_request: StopRequest = field(default_factory=StopRequest)
     extra_parts: Mapping[str, Part] = field(default_factory=dict)
     beat: Callable[[str], None] = lambda _doing: None
+    background_saves: bool = False  # checkpoints are written while training goes on
     term_gradients: TermGradients | None = None
     balancer: Balancer | None = None
     samples: Callable[[int, float], dict[str, float]] | None = None  # rank 0's, of (step, seconds): see samples.py
@@ -92,11 +78,18 @@ class Trainer:
         Raises TrainingError if every step is skipped, CheckpointError if a checkpoint can be neither read nor
         written.
         """
+        try:
+            return self._run()
+        finally:
+            self.checkpoints.abandon()  # after an error; otherwise nothing is on its way any more
+
+    def _run(self) -> EndReason:
         self._resume()
         self.sinks.phase("training")
         self.student.train()
         while (reason := self._end_reason()) is None:
             self._step()
+            self._finish_save(wait=False)
             if self._due(self.policies.log_when):
                 self._log()
             if self._due(self.policies.validate_when):
@@ -105,7 +98,7 @@ class Trainer:
                 self._save()
         if reason is not EndReason.STOP_REQUESTED and self._validation_is_stale():
             self._validate()  # the last steps count too
-        self._save()  # also on a stop request: the next start resumes here
+        self._save(background=False)  # also on a stop request: the next start resumes here
         return reason
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
@@ -263,34 +256,31 @@ class Trainer:
             self.beat(f"exporting the best student of step {self.progress.steps}")
             self.publish_best(values, self.progress.steps)
 
-    def _save(self) -> None:
+    def _finish_save(self, *, wait: bool) -> None:
+        if wait:
+            self.beat("waiting for the checkpoint before to be on the disk")
+        self._unsaved |= self.checkpoints.finish(wait=wait) is False
+
+    def _save(self, *, background: bool = True) -> None:
         self._log()  # the logging interval is not part of the checkpoint: what is pending is written now
+        self._finish_save(wait=True)
         if not self._unsaved:
             return
         self.policies.save_when.fired(*self._moment())
         self.sinks.phase("saving")
         self.beat(f"saving the checkpoint of step {self.progress.steps}")
         step, value = self._validated
-        if self.checkpoints.save(self.progress.steps, self._parts(), value if step == self.progress.steps else None):
+        save = self.checkpoints.begin if background and self.background_saves else self.checkpoints.save
+        if save(self.progress.steps, self._parts(), value if step == self.progress.steps else None):
             self._unsaved = False
         self.beat("going on after a checkpoint")
         self.sinks.phase("training")
         self._watch.restart()
 
     def _parts(self) -> dict[str, Part]:
-        policies, rank = self.policies, self.ranks.rank
-        stateful: dict[str, Any] = {
-            "progress": self.progress,
-            "batches": self.batches,
-            "learning_rate": policies.learning_rate,
-            "keep_best": policies.keep_best,
-            "early_stopping": policies.early_stopping,
-            "log_when": policies.log_when,
-            "validate_when": policies.validate_when,
-            "save_when": policies.save_when,
-        }
-        if self.balancer is not None:
-            stateful["balance"] = self.balancer
+        rank = self.ranks.rank
+        stateful: dict[str, Any] = {"progress": self.progress, "batches": self.batches} | self.policies.stateful()
+        stateful |= {} if self.balancer is None else {"balance": self.balancer}
         parts: dict[str, Part] = {name: JsonPart(holder, rank) for name, holder in stateful.items()}
         parts = {"student": self.student, "rng": RngPart(rank), **parts, **self.extra_parts}
         return {name: WatchedPart(part, name, self.beat) for name, part in parts.items()}

@@ -47,6 +47,19 @@ class Stateful(Protocol):
         """Go on from a state."""
 
 
+def snapshot(part: Part, folder: Path) -> Callable[[], None]:
+    """Take down what `part.save(folder)` would write now; the action that is returned writes it later.
+
+    That action talks to no other rank and may run in any thread while training goes on. A part that has a method
+    `snapshot` does so itself; any other one is written at once.
+    """
+    take: Callable[[Path], Callable[[], None]] | None = getattr(part, "snapshot", None)
+    if take is not None:
+        return take(folder)
+    part.save(folder)
+    return lambda: None
+
+
 class WatchedPart:
     """A part that tells when it begins to be written or read."""
 
@@ -57,6 +70,11 @@ class WatchedPart:
         """As the part itself."""
         self._beat(f"writing part {self._name} of a checkpoint")
         self._part.save(folder)
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """As the part itself."""
+        self._beat(f"writing part {self._name} of a checkpoint")
+        return snapshot(self._part, folder)
 
     def load(self, folder: Path) -> None:
         """As the part itself."""
@@ -73,8 +91,14 @@ class JsonPart:
 
     def save(self, folder: Path) -> None:
         """Write `state.json` (rank 0 only)."""
-        if self.rank == 0:
-            write_file(folder / JSON_FILE, json.dumps(self.holder.state_dict(), indent=1).encode())
+        self.snapshot(folder)()
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """The state as text."""
+        if self.rank != 0:
+            return lambda: None
+        content = json.dumps(self.holder.state_dict(), indent=1).encode()
+        return lambda: write_file(folder / JSON_FILE, content)
 
     def load(self, folder: Path) -> None:
         """Read `state.json`."""
@@ -93,9 +117,13 @@ class RngPart:
 
     def save(self, folder: Path) -> None:
         """Write `rank_<number>.pt`, readable without unpickling any class."""
+        self.snapshot(folder)()
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """The streams where they are now."""
         content = io.BytesIO()
         torch.save(_random_state(), content)
-        write_file(self._file(folder, self.rank), content.getvalue())
+        return lambda: write_file(self._file(folder, self.rank), content.getvalue())
 
     def load(self, folder: Path) -> None:
         """Put this rank's streams back, or make new ones. ValueError if they were saved with a GPU and this rank has

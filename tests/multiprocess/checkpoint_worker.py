@@ -104,22 +104,41 @@ def train(scenario: dict, ranks: GlooRanks, folder: Path, report: dict) -> None:
     parts = {"student": weights, "stopping": JsonPart(stopping, ranks.rank), "random": RngPart(ranks.rank)}
     resumed_from = checkpoints.resume(parts)
     report["resumed_from"], report["saves"] = resumed_from, {}
-    filler = folder / "filler"
+    filler, save_every = folder / "filler", scenario.get("save_every", 2)
     for step in range((resumed_from or 0) + 1, scenario["steps"] + 1):
         one_step(weights, stopping, step)
-        if step % scenario.get("save_every", 2) == 0:
+        if step % save_every == 0:
             if step == scenario.get("fill_disk_at") and ranks.rank == 0:
                 fill_disk(filler, scenario["leave_bytes"])
             hurt(scenario.get("hurt", {}).get(str(step)), folder, ranks)
             ranks.gather(None)
-            report["saves"][step] = checkpoints.save(step, parts)
+            save(checkpoints, step, parts, report, scenario.get("background", False))
             if ranks.rank == 0 and step != scenario.get("keep_disk_full_at"):
                 filler.unlink(missing_ok=True)
+        if step % save_every == 1:
+            finish(checkpoints, report, wait=False)
+    finish(checkpoints, report, wait=True)
     report["final"] = {
         "values": weights.values.tolist()[:8],
         "stopping": stopping.state_dict(),
         "next_random": [random.random(), float(np.random.standard_normal()), float(torch.randn(()))],
     }
+
+
+def save(checkpoints: Checkpoints, step: int, parts: dict, report: dict, background: bool) -> None:
+    """Note whether it succeeded; of one that is written in the background, `finish` does later."""
+    if not background:
+        report["saves"][step] = checkpoints.save(step, parts)
+        return
+    finish(checkpoints, report, wait=True)
+    report["saves"][step] = "begun" if checkpoints.begin(step, parts) else False
+
+
+def finish(checkpoints: Checkpoints, report: dict, wait: bool) -> None:
+    outcome = checkpoints.finish(wait=wait)
+    if outcome is not None:
+        (step,) = [step for step, saved in report["saves"].items() if saved == "begun"]
+        report["saves"][step] = outcome
 
 
 def hurt(command: str | None, folder: Path, ranks: GlooRanks) -> None:

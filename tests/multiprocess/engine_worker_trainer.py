@@ -16,8 +16,9 @@ from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, Stude
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.decisions import Policies
 from distill_engine.train.learning_rate import LearningRate, Warmup
-from distill_engine.train.loop import Policies, Trainer, TrainingError
+from distill_engine.train.loop import Trainer, TrainingError
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits

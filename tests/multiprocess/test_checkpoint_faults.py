@@ -68,6 +68,17 @@ def test_killed_at_a_named_point(server, undisturbed, tmp_path, fault):
     assert names(tmp_path) == ["latest", "step-00000006"]
 
 
+@pytest.mark.parametrize("fault", ["in_part@1#4", "in_part@0#5", "after_parts@0#2", "before_rename#2", "in_prune#1"])
+def test_killed_while_the_second_save_is_written_in_the_background(server, undisturbed, tmp_path, fault):
+    options = {"keep_last": 1, "background": True}
+    assert KILLED in server.play(tmp_path, fault=fault, **options)["codes"]
+    again = server.play(tmp_path, **options)
+    assert again["codes"] == [0, 0], again
+    assert {report["resumed_from"] for report in again["reports"]} == {4 if fault == "in_prune#1" else 2}
+    assert [report["final"] for report in again["reports"]] == undisturbed
+    assert names(tmp_path) == ["latest", "step-00000006"]
+
+
 def test_both_ranks_killed_at_once(server, undisturbed, tmp_path):
     assert server.play(tmp_path, fault="before_part#5")["codes"] == [KILLED, KILLED]
     assert server.finals(tmp_path) == undisturbed

@@ -15,9 +15,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("fault", ["in_part@1#3", "in_part@0#4", "in_manifest#2", "before_rename#2"])
-def test_disk_full_once_on_one_rank_keeps_the_previous_and_goes_on(server, undisturbed, tmp_path, fault):
-    answer = server.play(tmp_path, fault=f"enospc:{fault}")
+FULL = [(fault, False) for fault in ("in_part@1#3", "in_part@0#4", "in_manifest#2", "before_rename#2")]
+FULL_IN_THE_BACKGROUND = [("in_part@1#4", True), ("in_part@0#5", True)]
+
+
+@pytest.mark.parametrize(("fault", "background"), FULL + FULL_IN_THE_BACKGROUND)
+def test_disk_full_once_on_one_rank_keeps_the_previous_and_goes_on(server, undisturbed, tmp_path, fault, background):
+    answer = server.play(tmp_path, fault=f"enospc:{fault}", background=background)
     assert answer["codes"] == [0, 0], answer
     for report, final in zip(answer["reports"], undisturbed, strict=True):
         assert report["saves"] == {"2": True, "4": False, "6": True}

@@ -15,8 +15,9 @@ from torch.nn import functional
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.checkpoint import Checkpoints
+from distill_engine.train.decisions import Policies
 from distill_engine.train.learning_rate import LearningRate, Warmup
-from distill_engine.train.loop import Policies, Trainer
+from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
