@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from distill_engine import assemble, run
+from distill_engine.train.background import THREAD_NAME
 from distill_engine.train.checkpoint_folder import CheckpointFolder
 from distill_engine.train.watchdog import Watchdog
 
@@ -41,6 +42,7 @@ PHASES = {
     "validating": "validating",
     "exporting": "exporting",
     "saving": "saving",
+    "waiting": "saving",
     "writing part": "saving",
 }
 FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "shutil.rmtree"}
@@ -91,7 +93,7 @@ class Victim:
 
     def happened(self, event: str, times: int = 1) -> bool:
         """Count; whether this was the one to die at."""
-        phase = self._phases.get(threading.get_ident())
+        phase = self._phase()
         if event != self._plan.get("event") or phase != self._plan.get("phase") or self._left <= 0:
             return False
         self._left -= times
@@ -104,11 +106,16 @@ class Victim:
         text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
         return text.startswith(self._folder) or not text.startswith("/")
 
+    def _phase(self) -> str:
+        """What this thread is doing; the one that writes checkpoints in the background says nothing itself."""
+        unsaid = "writing" if threading.current_thread().name == THREAD_NAME else "starting"
+        return self._phases.get(threading.get_ident(), unsaid)
+
     def _note(self, phase: str) -> None:
         self._diary.write(phase, self._steps)
 
     def _die(self) -> None:
-        self._note(self._phases[threading.get_ident()])
+        self._note(self._phase())
         signals, self._plan = self._plan.get("signals", ["SIGKILL"]), {}
         for name in signals:
             os.kill(os.getpid(), signal.Signals[name])

@@ -33,15 +33,23 @@ DANGERS = [
     ("training", "beat", 20),
     ("validating", "beat", 3),
     ("exporting", "file", 30),
-    ("saving", "file", 60),
-    ("saving", "byte", 800_000),
+    ("saving", "file", 30),
+    ("writing", "file", 50),
+    ("writing", "byte", 800_000),
     ("committing", "byte", 4_000),
     ("committing", "file", 25),
     ("tidying", "file", 40),
     (None, "second", 2.0),
 ]
 PHASES = {phase for phase, _, _ in DANGERS if phase}
-DANGERS_OF_TWO = [danger for danger in DANGERS if danger[0] in ("training", "saving", "committing", "tidying")]
+DANGERS_OF_TWO = [  # one rank of two writes less
+    ("training", "beat", 20),
+    ("saving", "beat", 20),
+    ("writing", "file", 4),
+    ("writing", "byte", 60_000),
+    ("committing", "byte", 2_000),
+    ("tidying", "file", 8),
+]
 
 
 class Worker:
@@ -157,7 +165,7 @@ def test_killed_at_fifty_random_moments_it_ends_like_an_undisturbed_run(worker, 
 def test_two_ranks_of_which_one_is_killed_again_and_again(worker, make_arguments, tmp_path, capsys):
     struck = survive(worker, make_arguments, tmp_path, plans(DANGERS_OF_TWO, count=6, ranks=2), ranks=2)
     tell(struck, 2, capsys)
-    assert struck.keys() >= {"saving", "committing", "tidying"}, struck
+    assert struck.keys() >= {"writing", "committing"}, struck
 
 
 def tell(struck: Counter, ranks: int, capsys) -> None:
@@ -209,7 +217,7 @@ def quiet(worker, make_arguments, tmp_path_factory) -> tuple[list, Path]:
 def test_signals_while_it_saves(worker, quiet, tmp_path, signals, code):
     arguments, undisturbed = quiet
     folder = tmp_path / "run"
-    plan = {"rank": 0, "phase": "saving", "event": "beat", "count": 14, "signals": signals}  # the second save
+    plan = {"rank": 0, "phase": "saving", "event": "beat", "count": 20, "signals": signals}  # the second save
     assert worker.attempt(arguments, folder, plan)["codes"] == [code], worker.said()
     steps = [record.step for record in read_history(folder / "metrics.jsonl")]
     if code == STOPPED_AND_SAVED:
