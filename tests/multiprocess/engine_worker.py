@@ -32,6 +32,7 @@ CHECKS = {
         gradients.parlai,
         gradients.single,
         gradients.order_of_calls,
+        gradients.written_later,
         validation.numbers,
         trainer.not_finite,
         trainer.ranks_apart,

@@ -1,17 +1,21 @@
 """Losses and gradients: of one rank, of many, of several micro-batches, and of plain PyTorch."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tiny_models as tiny
 import torch
 from engine_worker_bench import (
+    ADAM,
     SGD,
     Bench,
     PlainTeacher,
     global_groups,
     plain_loss,
     plain_steps,
+    rank_groups,
     trained,
     weights,
 )
@@ -190,6 +194,48 @@ def order_of_calls(bench: Bench) -> dict:
         student.step(0.1)
         results.append(weights(module))
     return {"said": said, "disturbed": results[0], "calm": results[1]}
+
+
+def written_later(bench: Bench) -> dict:
+    """What differs between a save and the files of a snapshot of the same moment, written two steps later; and between
+    the former and a save of then."""
+    found = {}
+    goal = tiny.objective()
+    for precision in ("fp32", "bf16"):
+        folders = {name: bench.folder / f"{precision}_{name}" for name in ("at_once", "later", "two_steps_on")}
+        config = bench.student_ds(f"zero2_{precision}.json")
+        student = bench.student(tiny.student(bench.teachers / "blenderbot", goal), config, ADAM)
+        teacher = PlainTeacher(bench.teachers / "blenderbot", student.dtype)
+        groups = rank_groups(7, bench.ranks, 1, 4)
+        for group in groups[:2]:
+            bench.take_step(student, teacher, goal, group, 1e-2)
+        student.save(folders["at_once"])
+        write = student.snapshot(folders["later"])
+        for group in groups[2:]:
+            bench.take_step(student, teacher, goal, group, 1e-2)
+        write()
+        student.save(folders["two_steps_on"])
+        bench.ranks.barrier()
+        found[precision] = [_differing(folders["at_once"], folders[name]) for name in ("later", "two_steps_on")]
+    return found
+
+
+def _differing(one: Path, other: Path) -> list[str]:
+    """Paths of the files that only one of two saves has, or that hold something else."""
+    files = [{path.relative_to(of).as_posix() for path in of.rglob("*.pt")} for of in (one, other)]
+    both = files[0] & files[1]
+    read = partial(torch.load, weights_only=False)
+    return sorted((files[0] ^ files[1]) | {name for name in both if not _same(read(one / name), read(other / name))})
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return _same(vars(one), vars(other)) if hasattr(one, "__dict__") else one == other
 
 
 def _shares(bench: Bench, student: Any, teacher: Any, goal: Objective, group: list[Batch]):

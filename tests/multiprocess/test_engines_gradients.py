@@ -89,6 +89,14 @@ def test_calls_out_of_order_are_refused_and_leave_the_gradient_alone(on_2):
         assert torch.equal(found["disturbed"], found["calm"])
 
 
+def test_what_is_written_later_is_what_was_when_it_was_taken_down(on_2):
+    for found in on_2("gradients.written_later"):
+        for precision in ("fp32", "bf16"):
+            later, two_steps_on = found[precision]
+            assert later == []
+            assert len(two_steps_on) == 3, "the module, and the shards of both ranks"
+
+
 def test_a_config_that_would_let_bad_gradients_through_is_refused(root):
     base = load_ds_config(root / "ds_configs" / "zero2_bf16.json")
     base["bf16"]["check_grad_overflow"] = False
