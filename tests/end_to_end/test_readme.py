@@ -21,8 +21,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 def commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+    lines = [line.partition(" #")[0].split() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [" ".join(words) for words in lines if words]
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,8 @@ def test_the_readme_has_the_commands_that_are_tested_here() -> None:
         "make demo",
         "make test",
         "deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json",
-        "deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json --recipe recipes/bb3b_tinybert.yaml",
+        "deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json --recipe recipes/bb3b_tinybert.yaml"
+        " --set data.root=FOLDER",
         "distill train --recipe recipes/demo.yaml --run-dir runs/one --set stop.max_steps=20",
         "python -m launcher plan recipes/bb3b_tinybert.yaml --nodes 4 --gpus-per-node 8 --gpu h100",
         "distill check --recipe recipes/demo.yaml",
@@ -89,7 +90,11 @@ def test_the_one_command(tmp_path: Path) -> None:
 
 
 def test_the_blenderbot_3b_command_says_what_is_missing(tmp_path: Path) -> None:
-    done = run(commands()[3].replace("deepspeed ", f"{sys.executable} "), tmp_path)
+    command = commands()[3].replace("deepspeed ", f"{sys.executable} ")
+    named = run(command, tmp_path)  # nobody has filled FOLDER
+    assert named.returncode == 78
+    assert "data.root is 'FOLDER', which is no folder" in named.stderr and "distill data fetch" in named.stderr
+    done = run(command.replace(" --set data.root=FOLDER", ""), tmp_path)
     assert done.returncode == 78
     assert "Traceback" not in done.stderr
     for task in ("blended_skill_talk", "wizard_of_wikipedia", "convai2:normalized", "empathetic_dialogues"):
