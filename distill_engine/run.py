@@ -2,8 +2,8 @@
 
     deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json [--recipe FILE] [--set a.b=value] [--run-dir DIR]
 
-Exit codes: 0 done; 75 stopped by a signal and checkpointed, start again to go on; 78 bad recipe, configuration or
-data (starting again cannot help); anything else failed.
+Exit codes: 0 done; 75 stopped by a signal and checkpointed, or a rank stood still (watchdog): start again to go on;
+78 bad recipe, configuration or data (starting again cannot help); anything else failed.
 """
 
 from __future__ import annotations
