@@ -53,7 +53,8 @@ def decide(attempts: list[Attempt]) -> Decision:
         if _repeats(attempts, STOPPED_AND_SAVED) > MAX_CRASHES:
             reason = (
                 f"it was stopped {MAX_CRASHES + 1} times in a row without a step between: the time limit is shorter "
-                "than one start. Ask for more time (sbatch --time), or a later signal (sbatch --signal)"
+                "than one start. Ask for more time (sbatch --time), or a later signal (sbatch --signal); or, if "
+                "RUN_DIR/hang has new files, a rank that stands still: see them"
             )
             return Decision("stop", STOPPED_AND_SAVED, reason)
         return Decision("requeue", STOPPED_AND_SAVED, f"stopped and saved at step {max(0, last.step)}")

@@ -41,6 +41,12 @@ def test_a_crash_loop_ends_and_says_where():
     assert "beyond its start" in decide(history(*[(1, -1)] * MAX_CRASHES)).reason
 
 
+def test_stops_without_a_step_between_name_both_causes():
+    reason = decide(history(*[(STOPPED_AND_SAVED, 4)] * (MAX_CRASHES + 1))).reason
+    assert reason.startswith("it was stopped 4 times in a row without a step between: the time limit is shorter than")
+    assert reason.endswith("or, if RUN_DIR/hang has new files, a rank that stands still: see them")
+
+
 def test_progress_is_a_newer_complete_checkpoint(tmp_path):
     assert newest_step(tmp_path) == -1
     for name in ("step-00000012", "step-00000009.3", ".tmp-step-00000099", "step-latest", ".trash-step-00000200"):
