@@ -203,5 +203,5 @@ def _json_lines(path: str) -> Rows:
 def _missing(package: str, place: Path) -> DataError:
     return DataError(
         f"{place} needs the package `{package}`, which is not installed. Datasets in Arrow or Parquet are read with "
-        "it. Install it with `pip install 'distill-engine[datasets]'`, or export the dataset as JSON lines."
+        "it. Install it with `pip install -e '.[datasets]'`, or export the dataset as JSON lines."
     )

@@ -233,7 +233,7 @@ def _library() -> Any:
     except ImportError as error:
         raise DashboardError(
             f"wandb-workspaces cannot be imported ({error}). It is an extra of this package: "
-            "pip install 'distill-engine[dashboards]'."
+            "pip install -e '.[dashboards]' in its repository's folder."
         ) from error
     return workspaces
 

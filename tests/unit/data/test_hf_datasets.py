@@ -239,4 +239,4 @@ def test_without_the_package(package, tmp_path, monkeypatch):
     table.to_parquet(str(tmp_path / "d.parquet"))
     monkeypatch.setitem(sys.modules, package, None)
     message = refusal(tmp_path / ("d" if package == "datasets" else "d.parquet"))
-    assert f"needs the package `{package}`" in message and "pip install 'distill-engine[datasets]'" in message
+    assert f"needs the package `{package}`" in message and "pip install -e '.[datasets]'" in message
