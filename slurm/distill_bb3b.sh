@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Distils BlenderBot 3B on a Slurm cluster:  sbatch slurm/distill_bb3b.sh [--set a.b=value ...]
+# Distils BlenderBot 3B on a Slurm cluster:  sbatch slurm/distill_bb3b.sh --set data.root=FOLDER
 # Every line below can be overridden by a flag of sbatch; slurm/README.md lists the environment variables.
 #SBATCH --job-name=distill-bb3b
 #SBATCH --nodes=4

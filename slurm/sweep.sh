@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tries loss weights, one array element each; the last one to end prints one table of all.
-#   sbatch slurm/sweep.sh                                   the grid in slurm/sweep.txt
-#   GRID=my_grid.txt sbatch --array=0-5%2 slurm/sweep.sh    another one; two at a time
+#   sbatch slurm/sweep.sh --set data.root=FOLDER              the grid in slurm/sweep.txt
+#   GRID=my_grid.txt sbatch --array=0-5%2 slurm/sweep.sh ...  another one; two at a time
 # A line of the grid is one run: `losses.weights.hidden=16 losses.weights.prediction=64`; # starts a comment.
 #SBATCH --job-name=distill-sweep
 #SBATCH --array=0-7%4
