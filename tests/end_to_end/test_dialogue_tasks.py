@@ -26,7 +26,7 @@ def shrunken(make_teacher, tmp_path_factory) -> list[str]:
     values = {
         "teacher.path": teacher, "student.width": 64, "student.ffn_width": 128, "data.root": DATA,
         "validation.every_seconds": "null", "validation.every_steps": 2, "stop.max_steps": 4,
-        "logging.every_steps": 1, "batch.per_rank": 4,
+        "logging.every_steps": 1, "batch.per_rank": 4, "validation.samples": 0,
     }  # fmt: skip
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
