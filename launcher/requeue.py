@@ -45,7 +45,8 @@ def decide(attempts: list[Attempt]) -> Decision:
     last = attempts[-1]
     if last.code == DONE:
         return Decision("done", DONE, "the run has finished")
-    if last.code in (BAD_INPUT, _USAGE):
+    # a job's later starts have the command line of its first: Python then found its file no more, which may pass
+    if last.code == BAD_INPUT or (last.code == _USAGE and len(attempts) == 1):
         what = "the command line" if last.code == _USAGE else "recipe, configuration or data"
         reason = f"{what} cannot be used: starting again cannot help. Read the message above"
         return Decision("stop", last.code, reason)

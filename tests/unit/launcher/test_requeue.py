@@ -20,6 +20,7 @@ def history(*ends: tuple[int, int]) -> list[Attempt]:
         ([(STOPPED_AND_SAVED, 4), (STOPPED_AND_SAVED, 8)] * 9, "requeue", STOPPED_AND_SAVED),
         ([(BAD_INPUT, -1)], "stop", BAD_INPUT),
         ([(2, -1)], "stop", 2),
+        ([(STOPPED_AND_SAVED, 4), (2, 4)], "requeue", 2),  # the command line was right before
         ([(137, -1)], "requeue", 137),
         ([(137, 4), (137, 4)], "requeue", 137),
         ([(137, 4), (1, 4), (143, 4)], "stop", 143),
