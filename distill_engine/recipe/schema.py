@@ -107,8 +107,7 @@ class LossesSection(Section):
     balance: Literal["none", "initial_scale", "gradient_norm"] = Field(
         "none",
         description="initial_scale, gradient_norm: weights are importances; each is multiplied by a factor that makes "
-        "its term begin as large, or pull as hard, as the task term; gradient_norm is the newer, less tried of the "
-        "two (docs/balancing.md).",
+        "its term begin as large, or pull as hard, as the task term (docs/balancing.md).",
     )
     balance_start_steps: PositiveInt = Field(20, description="initial_scale: factors come from the first N steps.")
     balance_every_steps: PositiveInt = Field(200, description="gradient_norm: factors are updated every N steps.")
