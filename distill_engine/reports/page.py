@@ -27,6 +27,7 @@ figcaption { font-size: .8rem; color: var(--quiet); padding: 0 .5rem .3rem; }
 table { border-collapse: collapse; margin: .4rem 0; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 tr.best td { font-weight: 600; background: var(--soft); }
 pre { background: var(--soft); padding: .8rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; }
