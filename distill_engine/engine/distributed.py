@@ -114,7 +114,7 @@ class Ranks:
             yield
         finally:
             if self.world_size > 1:
-                self._wait_for_all(f"unhurried/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}")
+                self._wait_for_all(_of_this_start(f"unhurried/{name}"))
 
     def _wait_for_all(self, counter: str) -> None:
         # the group's own store: nothing else is known to be reachable from every rank, and torch has no public name
@@ -140,7 +140,6 @@ def start(timeout: timedelta = _TIMEOUT, check_seconds: float = CHECK_SECONDS) -
         if not dist.is_initialized():
             _join(facts, timeout)
         ranks = Ranks(facts, timeout)
-        _await_all(facts, timeout)
         check = check_group(ranks.rank, ranks.world_size, ranks.device, check_seconds)
     except ClusterError as error:
         raise LaunchError(str(error)) from error
@@ -172,11 +171,15 @@ def _join(facts: ClusterFacts, timeout: timedelta) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = get_accelerator()
     backend = "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name()
-    if facts.job != "given":  # a launcher that gives address and port also sees to the meeting
+    given = facts.job == "given"  # a launcher that gives address and port also sees to the meeting
+    if not given:
         _meet_and_initialise(facts, backend, timeout)
     deepspeed.init_distributed(
         dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False, distributed_port=0
     )
+    if given and facts.world_size > 1:  # its meeting may end before every rank has joined; what follows has a time-out
+        store = dist.distributed_c10d._get_default_store()
+        _require_all(facts, store, _of_this_start("arrived"), _join_time(timeout))
 
 
 def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) -> None:
@@ -195,14 +198,6 @@ def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) 
     )
 
 
-def _await_all(facts: ClusterFacts, timeout: timedelta) -> None:
-    """Until every rank has joined: some launchers' own meeting ends before that, and what follows has a time-out."""
-    if facts.world_size > 1:
-        store = dist.distributed_c10d._get_default_store()
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        _require_all(facts, store, f"arrived/{restart}", _join_time(timeout))
-
-
 def _require_all(facts: ClusterFacts, store: Any, subject: str, join: timedelta) -> None:
     absent = call_roll(store, subject, facts.rank, facts.world_size, join.total_seconds())
     if absent:
@@ -211,6 +206,11 @@ def _require_all(facts: ClusterFacts, store: Any, subject: str, join: timedelta)
             f"{len(absent)} of {facts.world_size} ranks did not come within {join.total_seconds():.0f} s: "
             f"{describe(absent, hosts)}. {exclude(absent, hosts)} {JOIN_VARIABLE} is how long the others wait."
         )
+
+
+def _of_this_start(key: str) -> str:
+    """A key of the store that an earlier start of the same ranks did not use: torchrun restarts them with its store."""
+    return f"{key}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _join_time(timeout: timedelta) -> timedelta:
