@@ -43,6 +43,7 @@ from distill_engine.engine.ds_config import load_ds_config, student_config, teac
 from distill_engine.models.bart_family import FAMILIES  # noqa: E402
 from distill_engine.prepare import Prepared  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
+from distill_engine.resizing import split_of  # noqa: E402
 from distill_engine.student.build import StudentSizes, build_student, fresh_config  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
 from distill_engine.telemetry.sinks import SinkGroup  # noqa: E402
@@ -157,7 +158,8 @@ def trainer_of(
             valid_tasks=(),
             valid_labels=(),
         )
-        trainer = Builder(ready, folder, ranks, SinkGroup([], print)).trainer(*configs)
+        split = split_of(recipe, ranks.world_size)
+        trainer = Builder(ready, folder, ranks, SinkGroup([], print), split).trainer(*configs)
         trainer.student.train()
         yield trainer
         trainer.batches.close()  # type: ignore[attr-defined]

@@ -15,13 +15,12 @@ from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
-from distill_engine.losses.dispatch import Kernels, choose
+from distill_engine.losses.dispatch import Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints
 from distill_engine.publishing import best_publisher
 from distill_engine.recipe.identity import recipe_digest
-from distill_engine.resizing import split_of
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student_module import by_stack, student_module
 from distill_engine.teacher_replies import sample_guard
@@ -55,12 +54,12 @@ class Builder:
         folder: Path,
         ranks: Ranks,
         sinks: SinkGroup,
-        split: BatchSplit | None = None,
+        split: BatchSplit,
         resize: bool = False,
     ) -> None:
-        """`split`: how the ranks share a step, if not as in a new run; `resize`: a checkpoint of another number of
+        """`split`: how the ranks share a step; `resize`: a checkpoint of another number of
         ranks may be taken up."""
-        self._split = split or split_of(ready.recipe, ranks.world_size)
+        self._split = split
         self._resize = resize
         self._ready = ready
         self._recipe = ready.recipe
@@ -176,7 +175,9 @@ class Builder:
             return None
         assert self._ready.teacher_folder is not None
         dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
-        teacher = TeacherEngine(self._ready.teacher_folder, ds_config, dtype, self._ranks, adapt, placement)
+        head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
+        folder = self._ready.teacher_folder
+        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, shows_head=head)
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
 
@@ -207,18 +208,22 @@ class Builder:
     def _validator(self, objective: Objective, factors: CurrentFactors) -> Validator | None:
         if not self._ready.valid_tasks:
             return None
+        return Validator(
+            validation_loader(self._ready, self._ranks),
+            objective.with_prediction(self._validation_prediction()),
+            self._ready.valid_labels,
+            self._ranks,
+            average=self._recipe.validation.average,
+            factors=factors,
+        )
+
+    def _validation_prediction(self) -> Implementation:
+        """Validation has batches of its own size, and so its own choice."""
         recipe = self._recipe
         positions = (recipe.validation.per_rank_batch or recipe.batch.per_rank) * recipe.data.label_tokens
         asked = {"prediction": recipe.losses.kernels.prediction}
         kernels, _ = choose(asked, self._ranks.device, self._logits_bytes(positions))
-        return Validator(
-            validation_loader(self._ready, self._ranks),
-            objective.with_prediction(kernels.prediction),
-            self._ready.valid_labels,
-            self._ranks,
-            average=recipe.validation.average,
-            factors=factors,
-        )
+        return kernels.prediction
 
     def _policies(self) -> Policies:
         recipe = self._recipe

@@ -59,7 +59,8 @@ def _per_step(own: BatchSplit, manifest: Manifest) -> int:
     found = manifest.identity.get(key)
     if isinstance(found, int) and found > 0:
         return found
-    return own.per_step // own.world_size * manifest.world_size  # nothing else was ever shared out
+    # of a run with the other kind of batches, which will be refused by its identity, with what differs
+    return own.per_step // own.world_size * manifest.world_size
 
 
 def _lines(recipe: Recipe, own: BatchSplit, split: BatchSplit, was: int) -> list[str]:

@@ -29,15 +29,12 @@ class RankFacts(Protocol):
         """The device of its models."""
 
 
-def train_loader(
-    ready: Prepared, ranks: RankFacts, say: Callable[[str], None], split: BatchSplit | None = None
-) -> TrainLoader:
+def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None], split: BatchSplit) -> TrainLoader:
     """The endless training order of the recipe; `say` hears of the tasks' shares when there are several.
 
-    split  how the ranks share a step, where it is not as the recipe says
+    split  how the ranks share a step
     """
     batch = ready.recipe.batch
-    shares = split or BatchSplit(batch.per_rank, batch.accumulation_steps, ranks.world_size)
     mixture = mixture_of(ready)
     if len(ready.train_tasks) > 1:
         say(mixture_line(ready.task_labels, mixture.sizes, mixture.shares))
@@ -55,8 +52,8 @@ def train_loader(
         ready.train_tasks,
         mixture,
         ready.layout,
-        per_rank=shares.per_rank,
-        accumulation_steps=shares.accumulation_steps,
+        per_rank=split.per_rank,
+        accumulation_steps=split.accumulation_steps,
         pad_to_multiple_of=batch.pad_to_multiple_of,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -11,6 +11,7 @@ import torch
 from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.tokenised import TokenisedTask, TokenLimits
 from distill_engine.recipe.schema import Recipe
+from distill_engine.resizing import split_of
 from distill_engine.training_data import mixture_of, train_loader, validation_loader
 
 LAYOUT = SequenceLayout(0, 1, 2, (), (2,), (1,), 0)
@@ -53,9 +54,13 @@ def test_shares_are_what_the_weights_mean(data, expected):
     assert mixture_of(ready(data=data)).shares == pytest.approx(expected)
 
 
+def loader_of(prepared, say=lambda _: None):
+    return train_loader(prepared, ONE_RANK, say, split_of(prepared.recipe, ONE_RANK.world_size))
+
+
 def test_shares_are_told_and_kept():
     said: list[str] = []
-    with train_loader(ready(batch={"per_rank": 80}), ONE_RANK, said.append) as loader:
+    with loader_of(ready(batch={"per_rank": 80}), said.append) as loader:
         batches = [loader.next_group()[0] for _ in range(5)]
     assert len(said) == 1 and "long 75.0% (60 examples" in said[0]
     counts = sum(torch.bincount(batch.task_ids, minlength=2) for batch in batches)
@@ -63,7 +68,7 @@ def test_shares_are_told_and_kept():
 
 
 def test_a_token_budget_replaces_the_number_of_examples():
-    with train_loader(ready(batch={"per_rank": 3, "max_tokens": 400}), ONE_RANK, lambda _: None) as loader:
+    with loader_of(ready(batch={"per_rank": 3, "max_tokens": 400})) as loader:
         batches = [loader.next_group()[0] for _ in range(6)]
         assert loader.examples == sum(len(batch.task_ids) for batch in batches)
     positions = [batch.input_ids.numel() + batch.labels.numel() for batch in batches]
