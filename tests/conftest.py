@@ -1,8 +1,6 @@
 """For every test: one thread, DeepSpeed on the CPU; and the folders and models that many tests share."""
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 # Before anything imports torch or deepspeed. To run the tests marked `gpu`, set DS_ACCELERATOR=cuda.
@@ -32,12 +30,9 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def tiny():
     """The module tests/tiny_models.py; loaded when first asked for, since it needs torch and transformers."""
-    if "tiny_models" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("tiny_models", TESTS / "tiny_models.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["tiny_models"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["tiny_models"]
+    import tiny_models
+
+    return tiny_models
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """The fused attention term on a real GPU: full sizes, memory, no wait of the host for the device."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import attention_cases
 import pytest
 import torch
 
@@ -27,16 +24,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def attention_cases():
-    """The checks of tests/unit/losses/attention_cases.py."""
-    path = Path(__file__).parents[1] / "unit" / "losses" / "attention_cases.py"
-    spec = importlib.util.spec_from_file_location("attention_cases", path)
-    sys.modules["attention_cases"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def exact_products(monkeypatch):
     """What float32 is compared with must not use TF32."""
@@ -46,14 +33,14 @@ def exact_products(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("masks", ["random", "right"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_as_near_to_float64_as_whole_matrices(attention_cases, exact_products, name, masks, dtype):
+def test_as_near_to_float64_as_whole_matrices(exact_products, name, masks, dtype):
     shape, options = SHAPES[name]
     case = attention_cases.make(*shape, dtype=dtype, masks=masks, clamp=2.0, device="cuda", layers=2, **options)
     attention_cases.check(attention_mse_sums, case)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_masked_places_may_hold_anything(attention_cases, bad):
+def test_masked_places_may_hold_anything(bad):
     attention_cases.check_masked_places_may_hold_anything(attention_mse_sums, bad, "cuda")
 
 
@@ -62,17 +49,17 @@ def test_masked_places_may_hold_anything(attention_cases, bad):
     ["small_gradients_survive", "clamp_edges", "nan_is_not_hidden", "twice_the_same", "nothing_to_do",
      "recomputed_activations", "no_gradient_when_validating"],
 )  # fmt: skip
-def test_holds(attention_cases, claim):
-    getattr(attention_cases, f"check_{claim}")(attention_mse_sums, "cuda")
+def test_holds(claim):
+    getattr(f"check_{claim}")(attention_mse_sums, "cuda")
 
 
-def test_the_same_bits_at_full_size(attention_cases):
+def test_the_same_bits_at_full_size():
     case = attention_cases.make(16, 32, 128, 128, 80, 80, dtype=torch.float16, device="cuda", layers=2)
     first, second = (attention_cases.ours(attention_mse_sums, case, torch.ones(2, device="cuda")) for _ in range(2))
     assert torch.equal(first[0], second[0]) and all(map(torch.equal, first[1], second[1]))
 
 
-def test_the_host_never_waits_for_the_device(attention_cases):
+def test_the_host_never_waits_for_the_device():
     case = attention_cases.make(2, 2, 33, 65, 16, 24, dtype=torch.float16, device="cuda", layers=2)
     upstream = torch.ones(2, device="cuda")
     attention_cases.ours(attention_mse_sums, case, upstream)  # compiles
@@ -83,7 +70,7 @@ def test_the_host_never_waits_for_the_device(attention_cases):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_memory_is_a_twentieth_of_whole_matrices(attention_cases):
+def test_memory_is_a_twentieth_of_whole_matrices():
     """Forward and backward at BlenderBot's shape; the gradients themselves are part of neither."""
     case = attention_cases.make(16, 32, 128, 128, 80, 80, dtype=torch.float16, masks="none", device="cuda")
     upstream = torch.ones(1, device="cuda")

@@ -1,9 +1,6 @@
 """Projection and squared error on a GPU: the compiled kernels at the models' shapes."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import projected_mse as cases
 import pytest
 import torch
 from torch.nn import functional
@@ -17,11 +14,6 @@ pytestmark = [
 ]
 
 from distill_engine.losses.masked_mse_triton import projected_mse_sum  # noqa: E402 - after the check for triton
-
-HELPERS = Path(__file__).parents[1] / "unit" / "losses" / "projected_mse.py"
-SPEC = importlib.util.spec_from_file_location("projected_mse", HELPERS)
-sys.modules["projected_mse"] = cases = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(cases)
 
 SHAPES = [(16, 128, 1280, 2560), (16, 128, 2560, 2560), (4, 1024, 1024, 1024), (3, 129, 80, 200), (16, 128, 2560, None)]
 

@@ -1,10 +1,8 @@
 """Task and prediction from hidden states on a GPU: same numbers, bounded memory, never waits for the device."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
+import head_cases as cases
 import pytest
 import torch
 
@@ -14,19 +12,6 @@ prediction_triton = pytest.importorskip("distill_engine.losses.prediction_triton
 run = prediction_triton.task_and_prediction_from_hidden
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-CASES = Path(__file__).parents[1] / "unit" / "losses" / "head_cases.py"
-
-
-def load_cases():
-    """The module head_cases.py of the unit tests."""
-    if "head_cases" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("head_cases", CASES)
-        sys.modules["head_cases"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["head_cases"]
-
-
-cases = load_cases()
 SHAPES = [(8008, (16, 128)), (50265, (4, 142))]
 
 

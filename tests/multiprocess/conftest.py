@@ -48,8 +48,9 @@ class Engines:
         return "\n".join(log.read_text()[-6000:] for log in sorted(self._folder.glob("*.log")))
 
 
-def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path, nodes: int = 1) -> Engines:
-    """Run engine_worker.py on so many ranks until all have ended; the environment says that they are of `nodes`."""
+def run_ranks(command: list[str], folder: Path, world_size: int, root: Path, nodes: int = 1) -> list[int]:
+    """Run a worker on so many ranks until all have ended; the environment says that they are of `nodes`. Returns exit
+    codes; what rank N printed is in rank_N.log."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,7 +58,7 @@ def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path, nodes: 
     clean |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     clean |= {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     clean |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(WORKER), str(folder), str(teachers)]
+    command = [sys.executable, *command]
     ranks = []
     for rank in range(world_size):
         with (folder / f"rank_{rank}.log").open("wb") as log:
@@ -67,7 +68,7 @@ def run_ranks(folder: Path, teachers: Path, world_size: int, root: Path, nodes: 
             own |= {"LOCAL_WORLD_SIZE": str(world_size // nodes), "GROUP_RANK": str(node)}
             ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
     _wait(ranks)
-    return Engines(folder, world_size)
+    return [rank.wait() for rank in ranks]
 
 
 def _wait(ranks: list[subprocess.Popen]) -> None:
@@ -80,13 +81,20 @@ def _wait(ranks: list[subprocess.Popen]) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="session", name="run_ranks")
+def run_ranks_fixture():
+    """For tests with a worker of their own."""
+    return run_ranks
+
+
 def _engines(world_size: int, nodes: int = 1):
     name = f"on_{world_size}" if nodes == 1 else f"on_{nodes}_nodes"
 
     @pytest.fixture(scope="session", name=name)
     def fixture(tmp_path_factory, teachers, root):
         folder = tmp_path_factory.mktemp(f"ranks_{world_size}")
-        return run_ranks(folder, teachers["bart"].parent, world_size, root, nodes)
+        run_ranks([str(WORKER), str(folder), str(teachers["bart"].parent)], folder, world_size, root, nodes)
+        return Engines(folder, world_size)
 
     return fixture
 

@@ -1,8 +1,6 @@
 """benchmarks/balance.py: which runs it makes, which it need not repeat, and what it says of them."""
 
-import importlib.util
-import sys
-
+import balance as bench
 import pytest
 
 from distill_engine.recipe.identity import resolved_yaml
@@ -13,21 +11,8 @@ from distill_engine.telemetry.sinks import Record
 STEPS = "stop.max_steps=80"
 
 
-@pytest.fixture(scope="module")
-def bench(root):
-    folder = root / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_balance", folder / "balance.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
-
-
 @pytest.fixture
-def run(bench, tmp_path):
+def run(tmp_path):
     """Writes what a run of one arm leaves: perplexities by step."""
 
     def write(arm, ppl):
@@ -45,7 +30,7 @@ def run(bench, tmp_path):
     return write
 
 
-def test_arms_are_sound_recipes_of_one_seed_and_budget(bench):
+def test_arms_are_sound_recipes_of_one_seed_and_budget():
     recipes = {name: read_recipe(bench.DEMO_RECIPE, arm) for name, arm in bench.ARMS.items()}
     hand = recipes["hand_tuned"]
     for name, recipe in recipes.items():
@@ -56,7 +41,7 @@ def test_arms_are_sound_recipes_of_one_seed_and_budget(bench):
             assert name == f"ones_{recipe.losses.balance}"
 
 
-def test_a_run_is_complete_at_its_last_step_with_this_recipe_only(bench, run):
+def test_a_run_is_complete_at_its_last_step_with_this_recipe_only(run):
     folder = run("ones_none", {40: 2.0, 80: 1.5})
     assert bench.complete(folder, [STEPS, *bench.ARMS["ones_none"]])
     assert not bench.complete(folder, [STEPS, *bench.ARMS["ones_gradient_norm"]])
@@ -65,7 +50,7 @@ def test_a_run_is_complete_at_its_last_step_with_this_recipe_only(bench, run):
     assert not bench.complete(run("hand_tuned", {40: 2.0}), [STEPS])
 
 
-def test_the_table_has_the_best_validation_and_says_who_reached_it(bench, run):
+def test_the_table_has_the_best_validation_and_says_who_reached_it(run):
     found = {
         "hand_tuned": bench.outcome(run("hand_tuned", {40: 2.0, 80: 1.5})),
         "ones_none": bench.outcome(run("ones_none", {40: 1.25, 80: 1.75})),

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
+import data as bench
 import pytest
 
 
-@pytest.fixture(scope="module")
-def bench(root):
-    folder = root / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_data", folder / "data.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
-
-
-def test_tokenising_counts_what_it_made(bench):
+def test_tokenising_counts_what_it_made():
     measured = bench.tokenising(1000)
     assert 800 < measured["examples"] < 1200 and measured["tokens"] > 20 * measured["examples"]
     rate = measured["tokenising_seconds"] / measured["examples"]
@@ -29,7 +14,7 @@ def test_tokenising_counts_what_it_made(bench):
     assert 0 < measured["opening_seconds"] < measured["tokenising_seconds"]
 
 
-def test_a_token_budget_pads_less_than_plain_batches(bench):
+def test_a_token_budget_pads_less_than_plain_batches():
     plain, budget = (bench.batches(tokens, step_ms=1.0, seconds=0.05) for tokens in (None, 4096))
     assert plain["examples_per_batch"] == bench.PER_RANK < budget["examples_per_batch"]
     assert budget["padding_share"] < 0.1 < plain["padding_share"]

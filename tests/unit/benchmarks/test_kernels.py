@@ -1,28 +1,18 @@
 """benchmarks/kernels.py at the tests' shapes: every implementation runs, every column is filled, work is counted."""
 
 import csv
-import importlib.util
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import kernel_cases as cases
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 FUSED = "triton" if torch.cuda.is_available() else "chunked"
-
-
-@pytest.fixture(scope="module")
-def cases():
-    spec = importlib.util.spec_from_file_location("kernel_cases", ROOT / "benchmarks" / "kernel_cases.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel_cases"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["kernel_cases"]
 
 
 def run(*arguments):
@@ -48,7 +38,7 @@ def test_a_misspelt_case_is_refused_with_the_list():
     assert done.returncode == 2 and "no case contains 'bb4b'; there are: bb3b_encoder_self" in done.stderr
 
 
-def test_all_implementations_compute_the_same_loss_and_gradients(cases):
+def test_all_implementations_compute_the_same_loss_and_gradients():
     for case in cases.TINY:
         runner = case.prepare(torch.float32, torch.device("cpu"))
         found = {}
@@ -60,7 +50,7 @@ def test_all_implementations_compute_the_same_loss_and_gradients(cases):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_work_is_counted(cases):
+def test_work_is_counted():
     attention, hidden, prediction = (case.prepare(torch.float32, torch.device("cpu")).work for case in cases.TINY)
     # 2 layers, 2 examples, 2 heads, 5 x 7 pairs: scores 8 + 16, gradients of query and key 8 + 8
     assert attention.gflop == pytest.approx(2 * 8 * 35 * (8 + 16 + 16) / 1e9)

@@ -1,28 +1,14 @@
 """benchmarks/placement.py: the two nodes are two, and the committed numbers say what the table shows."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
+import placement as bench
 import pytest
 
 
-@pytest.fixture(scope="module")
-def bench(root):
-    folder = root / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmarks_placement", folder / "placement.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["benchmarks_placement"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
-
-
-def test_the_cable_counts_what_crosses_it_and_is_gone_afterwards(bench):
+def test_the_cable_counts_what_crosses_it_and_is_gone_afterwards():
     with bench.two_nodes() as (nodes, address):
         if not nodes[0].cable:
             pytest.skip("network namespaces cannot be made here")
@@ -38,7 +24,7 @@ def test_the_cable_counts_what_crosses_it_and_is_gone_afterwards(bench):
     assert not {one.prefix[3], other.prefix[3]} & set(left)
 
 
-def test_the_committed_numbers(bench, root):
+def test_the_committed_numbers(root):
     report = json.loads((root / "benchmarks" / "results" / "placement_cpu.json").read_text())
     cases = {(case["placement"], case["window"]): case for case in report["cases"]}
     assert len(cases) == 2 * len(bench.PLACEMENTS) == len(bench.table(report).splitlines()) - 1

@@ -1,6 +1,5 @@
 """benchmarks/step.py on its smallest preset: a real run, every field, and the arithmetic against a count by hand."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import step_presets
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = {
@@ -55,10 +55,6 @@ def test_two_ranks_in_bf16_print_one_line_for_both():
 
 
 def test_arithmetic_of_the_presets():
-    spec = importlib.util.spec_from_file_location("step_presets", ROOT / "benchmarks" / "step_presets.py")
-    presets = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = presets  # dataclasses look their module up
-    spec.loader.exec_module(presets)
     # tiny by hand: 4 examples of 16 context and 8 label tokens; multiply-adds of one forward pass
     def forward(d: int, f: int, decoder_layers: int) -> float:
         encoder = 64 * (4 * d * d + 2 * d * f) + 4 * 2 * 16 * 16 * d
@@ -67,6 +63,6 @@ def test_arithmetic_of_the_presets():
 
     projections = (64 * 2 + 32 * 2) * 16 * 32
     by_hand = 2 * (forward(32, 64, 2) + 3 * (forward(16, 32, 1) + projections)) / 1e9
-    assert presets.arithmetic_gflop(presets.PRESETS["tiny"]) == pytest.approx(by_hand)
+    assert step_presets.arithmetic_gflop(step_presets.PRESETS["tiny"]) == pytest.approx(by_hand)
     # the issue that asks for this preset counts about 165
-    assert presets.arithmetic_gflop(presets.PRESETS["parlai_cpu"]) == pytest.approx(165, rel=0.02)
+    assert step_presets.arithmetic_gflop(step_presets.PRESETS["parlai_cpu"]) == pytest.approx(165, rel=0.02)

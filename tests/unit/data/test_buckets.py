@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
+import dialogue_lengths
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -173,21 +171,11 @@ def test_windows_are_smaller_where_examples_would_come_round_again(sizes, weight
 # -- the four tasks ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def lengths_of(root):
-    path: Path = root / "benchmarks" / "dialogue_lengths.py"
-    spec = importlib.util.spec_from_file_location("dialogue_lengths", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dialogue_lengths"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("multiple", "most"), [(1, 0.06), (8, 0.09)])
-def test_padding_of_the_four_tasks_and_shares_of_their_mixture(lengths_of, multiple, most):
-    tasks = lengths_of.four_tasks(0.3)
+def test_padding_of_the_four_tasks_and_shares_of_their_mixture(multiple, most):
+    tasks = dialogue_lengths.four_tasks(0.3)
     sizes = [len(task) for task in tasks]
-    weights = example_weights(lengths_of.PARLAI_WEIGHTS, sizes, [task.episodes for task in tasks], "episodes")
+    weights = example_weights(dialogue_lengths.PARLAI_WEIGHTS, sizes, [task.episodes for task in tasks], "episodes")
     mixture = Mixture(sizes, weights, seed=1)
     assert mixture.shares == pytest.approx([0.125, 0.270, 0.494, 0.111], abs=0.01)
     plan = plan_of(tasks, mixture, budget=(128 + 128) * 16, window=8192, multiple=multiple)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -16,31 +14,22 @@ from distill_engine.losses.objective import Objective, Weights
 from distill_engine.values import AttentionKind, Features, Stack
 
 
-def beside(name: str) -> ModuleType:
-    """A module of this folder that holds no tests."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="session")
 def compiled() -> ModuleType:
     """compiled_kernels.py: `compile_reports`, `Job`."""
-    return beside("compiled_kernels")
+    return importlib.import_module("compiled_kernels")
 
 
 @pytest.fixture(scope="session")
 def beside_this() -> Callable[[str], ModuleType]:
     """Loads a module of this folder by its name."""
-    return beside
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")
 def attention_cases() -> ModuleType:
     """attention_cases.py: what every implementation of the attention term has to pass."""
-    return beside("attention_cases")
+    return importlib.import_module("attention_cases")
 
 
 def token_rows(batch, stack):

@@ -1,11 +1,9 @@
 """Projection and squared error in chunks of tokens on a CPU: float64 references, memory, what is not computed."""
 
-import importlib.util
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import projected_mse as cases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,10 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from distill_engine.losses.masked_mse import masked_mse_sum
 from distill_engine.losses.masked_mse_chunked import projected_mse_sum
-
-SPEC = importlib.util.spec_from_file_location("projected_mse", Path(__file__).with_name("projected_mse.py"))
-sys.modules["projected_mse"] = cases = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(cases)
 
 
 def eager(student, weight, bias, teacher, mask, clamp):

@@ -1,11 +1,9 @@
 """The Triton path of projection and squared error, in Triton's interpreter where there is no GPU."""
 
-import importlib.util
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import projected_mse as cases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,10 +19,6 @@ if not (triton.knobs.runtime.interpret or torch.cuda.is_available()):
 
 from distill_engine.losses import masked_mse_chunked, masked_mse_triton  # noqa: E402 - after the check for triton
 from distill_engine.losses.masked_mse_triton import chunk_tokens, projected_mse_sum  # noqa: E402
-
-SPEC = importlib.util.spec_from_file_location("projected_mse", Path(__file__).with_name("projected_mse.py"))
-sys.modules["projected_mse"] = cases = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(cases)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """Task and prediction from hidden states in blocks of the vocabulary, against float64 and the whole-matrix formulas."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
+import head_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,17 +16,6 @@ from distill_engine.losses.prediction import task_and_prediction_sums
 from distill_engine.losses.prediction_blocks import WIDTH_STEP, vocabulary_blocks
 from distill_engine.losses.prediction_chunked import task_and_prediction_from_hidden as run
 
-
-def load_cases():
-    """The module head_cases.py beside this file."""
-    if "head_cases" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("head_cases", Path(__file__).with_name("head_cases.py"))
-        sys.modules["head_cases"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["head_cases"]
-
-
-cases = load_cases()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

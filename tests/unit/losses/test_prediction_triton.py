@@ -1,11 +1,9 @@
 """The Triton kernels of task and prediction in Triton's interpreter: against float64, and against the torch path."""
 
-import importlib.util
 import math
 import os
-import sys
-from pathlib import Path
 
+import head_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,16 +23,6 @@ pytestmark = [
 ]
 
 
-def load_cases():
-    """The module head_cases.py beside this file."""
-    if "head_cases" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("head_cases", Path(__file__).with_name("head_cases.py"))
-        sys.modules["head_cases"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["head_cases"]
-
-
-cases = load_cases()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SMALL = {"size": (1, 4), "vocabulary": 131, "ignored": 1}  # the interpreter takes milliseconds per program
 

@@ -246,42 +246,34 @@ def test_wrong_overrides_and_wrong_lines_are_reported_together(tmp_path):
 # --- paths -----------------------------------------------------------------------------------------------------
 
 
+WITH_PATHS = """\
+name: tiny
+teacher: {path: teacher}
+data:
+  tokenizer: facebook/blenderbot-3B
+  root: /data/of/somebody
+  cache_dir: /scratch/somebody
+  tasks:
+    - {name: parlai_text, train: train.txt, valid: other/valid.txt}
+optimizer: {learning_rate: 1e-4}
+"""
+
+
 def test_paths_that_exist_beside_the_recipe_become_absolute(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "train.txt").write_text("text:a\tlabels:b\n")
-    text = """\
-        name: tiny
-        teacher: {path: teacher}
-        data:
-          tokenizer: facebook/blenderbot-3B
-          root: /nowhere/at/all
-          tasks:
-            - {name: parlai_text, train: train.txt, valid: other/valid.txt}
-        optimizer: {learning_rate: 1e-4}
-        """
-    recipe = load_recipe(write(tmp_path, text))
+    recipe = load_recipe(write(tmp_path, WITH_PATHS))
     assert recipe.teacher.path == str(tmp_path.resolve() / "teacher")
     assert recipe.data.tasks[0].train == str(tmp_path.resolve() / "train.txt")
     assert recipe.data.tasks[0].valid == "other/valid.txt"
     assert recipe.data.tokenizer == "facebook/blenderbot-3B"
-    assert recipe.data.root == "/nowhere/at/all"
+    assert recipe.data.root == "/data/of/somebody"
 
 
 def test_a_published_recipe_names_no_folders_of_this_machine(tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "train.txt").write_text("text:a\tlabels:b\n")
-    text = """\
-        name: tiny
-        teacher: {path: teacher}
-        data:
-          tokenizer: facebook/blenderbot-3B
-          root: /data/of/somebody
-          cache_dir: /scratch/somebody
-          tasks:
-            - {name: parlai_text, train: train.txt, valid: other/valid.txt}
-        optimizer: {learning_rate: 1e-4}
-        """
-    published = without_folders(load_recipe(write(tmp_path, text)))
+    published = without_folders(load_recipe(write(tmp_path, WITH_PATHS)))
     assert (published.teacher.path, published.data.tokenizer) == ("teacher", "facebook/blenderbot-3B")
     assert (published.data.root, published.data.cache_dir) == ("somebody", None)
     assert (published.data.tasks[0].train, published.data.tasks[0].valid) == ("train.txt", "other/valid.txt")

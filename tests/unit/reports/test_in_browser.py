@@ -1,8 +1,6 @@
 """Both pages in headless Chromium: no error, no request but for the file itself, every plot drawn and to be seen."""
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,10 +32,8 @@ FIGURES = """
 @pytest.fixture(scope="module")
 def browser():
     pytest.importorskip("playwright", reason="playwright is not installed")
-    spec = importlib.util.spec_from_file_location("browser", ROOT / "benchmarks" / "browser.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    import browser as module  # needs playwright
+
     try:
         module.find_chromium()
     except module.NoBrowserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_models
 import torch
 from torch.nn import functional
 
@@ -114,6 +115,20 @@ class ToyStudent:
         self.attempts = state["attempts"]
 
 
+class ToyModule:
+    """The toy student as what gradients and values are taken of, beside its engine."""
+
+    def __init__(self, student: ToyStudent) -> None:
+        self.student = student
+
+    @property
+    def model(self):
+        return SimpleNamespace(parameters=lambda: [self.student.table])
+
+    def __call__(self, batch, request):
+        return self.student.features(batch, request), []
+
+
 class ToyBatches:
     """Six seeded batches, over and over, two per step."""
 
@@ -183,6 +198,7 @@ class Run:
         self.validation_seconds = validation_seconds
         self.ranks, self.sinks, self.batches = ToyRanks(), ToySinks(self), ToyBatches(tiny)
         self.student, self.teacher = ToyStudent(self, set(skipped)), ToyTeacher() if teacher else None
+        self.module = ToyModule(self.student)
         weights = Weights(task=1.0, prediction=2.0 if teacher else 0.0)
         self.objective = Objective(weights, dict.fromkeys(Stack, ()))
         real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks)
@@ -239,6 +255,21 @@ class Scripted:
         self.owner.events.append("validate")
         value = self.values.pop(0)
         return {"ppl": value, "loss": value, "seconds": 0.0}
+
+
+@pytest.fixture(scope="module", params=["blenderbot", "bart"])
+def world(request, tmp_path_factory):
+    """Real tiny models: a narrow student with dropout, its teacher and what that shows for one batch."""
+    folder = tiny_models.save_teacher(tmp_path_factory.mktemp("teacher"), request.param)
+    goal = tiny_models.objective()
+    sizes = tiny_models.StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
+    module = tiny_models.student(folder, goal, sizes).train()
+    teacher = tiny_models.student(folder, tiny_models.objective(), tiny_models.StudentSizes(), seed=3).eval()
+    batch = tiny_models.batch(tiny_models.examples(3, request.param), request.param)
+    divisor = goal.divisors([batch], torch.clone, 1)[0]
+    with torch.no_grad():
+        taught = teacher(batch, goal.teacher_request())[0]
+    return SimpleNamespace(goal=goal, module=module, teacher=teacher, batch=batch, taught=taught, divisor=divisor)
 
 
 @pytest.fixture(scope="session")

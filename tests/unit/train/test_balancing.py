@@ -1,11 +1,10 @@
 """Balancing with real tiny models: sizes are right, new factors hold at once, and nothing else of the step changes."""
 
-import importlib.util
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_models
 import torch
 
 from distill_engine.telemetry.averages import Averages
@@ -16,10 +15,6 @@ from distill_engine.train.meter import Meter
 from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Validator
 
-_SPEC = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[2] / "tiny_models.py")
-tiny_models = importlib.util.module_from_spec(_SPEC)  # the fixture `tiny` is another one here
-_SPEC.loader.exec_module(tiny_models)
-TINY = tiny_models
 NO_LIMIT = 1e12
 
 
@@ -39,21 +34,9 @@ class OneRank:
         return value
 
 
-@pytest.fixture(scope="module", params=["blenderbot", "bart"])
-def world(request, tmp_path_factory):
-    """A tiny narrow student with dropout, its teacher's features, and one batch."""
-    folder = TINY.save_teacher(tmp_path_factory.mktemp("teacher"), request.param)
-    goal = TINY.objective()
-    sizes = TINY.StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
-    module = TINY.student(folder, goal, sizes).train()
-    teacher = TINY.student(folder, TINY.objective(), TINY.StudentSizes(), seed=3).eval()
-    batch = TINY.batch(TINY.examples(3, request.param), request.param)
-    with torch.no_grad():
-        taught = teacher(batch, goal.teacher_request())[0]
-    divisor = goal.divisors([batch], lambda tensor: tensor, 1)[0]
-    return SimpleNamespace(
-        goal=goal, module=module, teacher=teacher, batch=batch, taught=taught, divisor=divisor, ranks=OneRank()
-    )
+@pytest.fixture(scope="module")
+def world(world):
+    return SimpleNamespace(**vars(world), ranks=OneRank())
 
 
 def gradient_balancer(world, scale=1.0, smoothing=0.0, every=1):
@@ -152,7 +135,7 @@ def test_the_loss_scale_is_taken_out(world):
 
 @pytest.mark.parametrize("definition", ["invariant", "parlai"])
 def test_padding_does_not_matter(world, definition):
-    goal = TINY.objective(definition=definition)
+    goal = tiny_models.objective(definition=definition)
     balancer = value_balancer(world, goal)
     measure(balancer, world)
     torch.manual_seed(0)

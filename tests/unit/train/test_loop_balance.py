@@ -1,7 +1,5 @@
 """Balanced weights in the loop: where factors go, that a resumed run is the same, and that `none` changes nothing."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -19,22 +17,8 @@ def options():
     return {"max_steps": 7, "validate": Every(steps=3), "log": Every(steps=1), "skipped": {2}}
 
 
-class ToyModule:
-    """The toy student as what gradients and values are taken of."""
-
-    def __init__(self, student):
-        self.student = student
-
-    @property
-    def model(self):
-        return SimpleNamespace(parameters=lambda: [self.student.table])
-
-    def __call__(self, batch, request):
-        return self.student.features(batch, request), []
-
-
 def balanced(run, method):
-    module, goal, ranks = ToyModule(run.student), run.objective, run.ranks
+    module, goal, ranks = run.module, run.objective, run.ranks
     if method == "initial_scale":
         run.trainer.balancer = by_value(InitialScale(TERMS, 3, 100.0), goal, module, ranks)
     else:

@@ -1,25 +1,9 @@
 """Sample replies and gradient norms in the loop: when they are made, where they go, and that training is the same."""
 
-from types import SimpleNamespace
-
 import torch
 
 from distill_engine.train.policies import Every
 from distill_engine.train.term_gradients import TermGradients
-
-
-class ToyModule:
-    """The toy student as what gradients are taken of."""
-
-    def __init__(self, student):
-        self.student = student
-
-    @property
-    def model(self):
-        return SimpleNamespace(parameters=lambda: [self.student.table])
-
-    def __call__(self, batch, request):
-        return self.student.features(batch, request), []
 
 
 def watched(toy, **options):
@@ -32,9 +16,8 @@ def watched(toy, **options):
         run.asked.append(step)
         return {"sample/length": float(step)}
 
-    module = ToyModule(run.student)
     run.trainer.samples = samples
-    run.trainer.term_gradients = TermGradients(run.objective, module, 4, lambda: 1.0, run.ranks.device)
+    run.trainer.term_gradients = TermGradients(run.objective, run.module, 4, lambda: 1.0, run.ranks.device)
     return run
 
 

@@ -1,11 +1,9 @@
 """Gradient norms per term with real tiny models: right, repeatable, and nothing of the training is touched."""
 
-import importlib.util
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import tiny_models
 import torch
 
 from distill_engine.losses.dispatch import Kernels
@@ -13,29 +11,11 @@ from distill_engine.telemetry.metrics import describe
 from distill_engine.train.term_gradients import TermGradients
 
 CPU = torch.device("cpu")
-_SPEC = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[2] / "tiny_models.py")
-tiny_models = importlib.util.module_from_spec(_SPEC)  # the fixture `tiny` is another one here
-_SPEC.loader.exec_module(tiny_models)
 FUSED = Kernels(attention="chunked", hidden="chunked", prediction="chunked")
 
 
 def one_rank(tensor):
     return tensor.clone()
-
-
-@pytest.fixture(scope="module", params=["blenderbot", "bart"])
-def world(request, tmp_path_factory):
-    """A tiny narrow student with dropout, its teacher's features, and one batch."""
-    folder = tiny_models.save_teacher(tmp_path_factory.mktemp("teacher"), request.param)
-    goal = tiny_models.objective()
-    sizes = tiny_models.StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
-    module = tiny_models.student(folder, goal, sizes).train()
-    teacher = tiny_models.student(folder, tiny_models.objective(), tiny_models.StudentSizes(), seed=3).eval()
-    batch = tiny_models.batch(tiny_models.examples(3, request.param), request.param)
-    divisor = goal.divisors([batch], one_rank, 1)[0]
-    world = SimpleNamespace(goal=goal, module=module, teacher=teacher, batch=batch, divisor=divisor)
-    world.taught = taught_by(world, goal)
-    return world
 
 
 def taught_by(world, goal):
