@@ -84,6 +84,7 @@ def at_rest(trainer) -> dict[str, int]:
     teacher, engine = trainer.teacher._module, trainer.student._engine
     states = [t for state in engine.optimizer.optimizer.state.values() for t in state.values()]
     return {
+        "output_embedding": bytes_of([] if trainer.teacher._embedding is None else [trainer.teacher._embedding]),
         "teacher_shard": bytes_of(p.ds_tensor for p in teacher.parameters()),
         "student": bytes_of(trainer.student.module.parameters()),
         "optimizer": bytes_of([*engine.optimizer.single_partition_of_fp32_groups, *states]),

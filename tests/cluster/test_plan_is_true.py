@@ -95,6 +95,8 @@ def test_the_kernels_decide_what_losses_need(on_one):
 def test_what_deepspeed_holds(on_two, case):
     two, rest = on_two[case].job, on_two[case].rest
     assert memory_model.teacher_shard(two) == near(rest["teacher_shard"])
+    kept = two.teacher.embedding * two.word if case.endswith("blocks") else 0
+    assert rest["output_embedding"] == kept
     assert two.weights * two.word == near(rest["student"])
     assert memory_model.optimizer(two) == near(rest["optimizer"])
 
