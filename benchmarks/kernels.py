@@ -30,8 +30,9 @@ from distill_engine.telemetry.machine import machine_record  # noqa: E402
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 COLUMNS = (
     "case", "group", "implementation", "dtype", "milliseconds", "p20", "p80", "times_faster_than_eager",
-    "peak_extra_mib", "share_of_eager_memory", "gflops", "share_of_matmul_ceiling", "gigabytes_per_second",
-    "share_of_copy_ceiling", "repeats", "device", "torch", "triton", "commit",
+    "peak_extra_mib", "share_of_eager_memory", "gradients_mib", "share_beside_gradients", "gflops",
+    "share_of_matmul_ceiling", "gigabytes_per_second", "share_of_copy_ceiling", "repeats", "device", "torch", "triton",
+    "commit",
 )  # fmt: skip
 
 
@@ -97,6 +98,7 @@ def rows_of(case: Case, dtype: torch.dtype, device: torch.device, repeats: int) 
             times[name].append(milliseconds(lambda name=name: runner.run(name), device))
     memory = {name: peak_extra_bytes(lambda name=name: runner.run(name), device) for name in names}
     eager = statistics.median(times["eager"])
+    gradients = sum(leaf.numel() * leaf.element_size() for leaf in runner.leaves)
     return [
         {
             "case": case.name,
@@ -108,6 +110,8 @@ def rows_of(case: Case, dtype: torch.dtype, device: torch.device, repeats: int) 
             "times_faster_than_eager": _digits(eager / statistics.median(times[name])),
             "peak_extra_mib": _digits(memory[name] / 2**20),
             "share_of_eager_memory": _digits(memory[name] / max(memory["eager"], 1)),
+            "gradients_mib": _digits(gradients / 2**20),
+            "share_beside_gradients": _digits((memory[name] - gradients) / max(memory["eager"] - gradients, 1)),
             "gflops": _digits(1e3 * runner.work.gflop / statistics.median(times[name])),
             "gigabytes_per_second": _digits(1e3 * runner.work.gigabytes / statistics.median(times[name])),
             "repeats": repeats,
