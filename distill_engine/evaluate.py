@@ -1,7 +1,8 @@
 """Measures finished models: teacher-forced quality on a data set, beside their teacher.
 
 Beside the values of losses.quality there is `teacher_kl`: nats per label token by which a model's next-token
-distribution diverges from the teacher's, KL(teacher || model), at temperature 1.
+distribution diverges from the teacher's, KL(teacher || model), at temperature 1. Large logits are not formed as a
+whole: where training would take a fused kernel for them, so does this (losses.dispatch).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from distill_engine.losses.quality import COLUMNS, quality_sums, quality_values, token_scores
+from distill_engine.losses.dispatch import Implementation, choose, vocabulary_scores
+from distill_engine.losses.quality import COLUMNS, TokenScores, quality_sums, quality_values, token_scores
 from distill_engine.models.adapter import adapt
-from distill_engine.values import Batch, FeatureRequest, Features
+from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
 
 MEASURED = (*COLUMNS, "divergence_sum")
 Shows = Callable[[Batch, FeatureRequest], Features]
-_REQUEST = FeatureRequest()
 
 
 class ModelError(ValueError):
@@ -44,39 +45,68 @@ def adapters_of(models: Mapping[str, PreTrainedModel]) -> dict[str, Shows]:
     return {name: adapt(model) for name, model in models.items()}
 
 
+def prediction_kernel(models: Iterable[PreTrainedModel], batch: Batch) -> Implementation:
+    """What computes task loss and divergence of a batch on its device: blocks of the vocabulary where one matrix of
+    logits would be large."""
+    largest = max(int(model.config.vocab_size) for model in models)
+    kernels, _ = choose({}, batch.labels.device, 4 * batch.labels.numel() * largest)
+    return kernels.prediction
+
+
 @torch.no_grad()
 def batch_sums(
-    models: Mapping[str, Shows], teacher: Shows | None, batch: Batch, tasks: int
+    models: Mapping[str, Shows],
+    teacher: Shows | None,
+    batch: Batch,
+    tasks: int,
+    implementation: Implementation = "reference",
 ) -> dict[str, Tensor]:
     """[tasks, len(MEASURED)] float64 per model name, summed over the batch; the teacher runs once.
 
     Raises ModelError for a model whose vocabulary is not the teacher's.
     """
-    taught = None if teacher is None else teacher(batch, _REQUEST).logits
+    whole = implementation == "reference"
+    request = FeatureRequest(logits=whole, head=not whole)
+    taught = None if teacher is None else teacher(batch, request)
     sums = {}
     for name, adapter in models.items():
-        logits = taught if adapter is teacher else adapter(batch, _REQUEST).logits
-        assert logits is not None, "logits are always requested"
-        if taught is not None and taught.shape != logits.shape:
+        shown = taught if taught is not None and adapter is teacher else adapter(batch, request)
+        if taught is not None and _vocabulary(taught) != _vocabulary(shown):
             raise ModelError(
-                f"model {name!r} predicts {logits.shape[-1]} tokens, the teacher {taught.shape[-1]}. Only models of "
-                "one vocabulary can be compared. Give another --teacher."
+                f"model {name!r} predicts {_vocabulary(shown)} tokens, the teacher {_vocabulary(taught)}. Only models "
+                "of one vocabulary can be compared. Give another --teacher."
             )
-        divergence = _divergence_sums(logits, taught, batch, tasks)
-        quality = quality_sums(token_scores(logits, taught, batch.labels), batch, tasks)
-        sums[name] = torch.cat([quality, divergence[:, None]], dim=1)
+        scores = _scores(shown, taught, batch.labels, implementation)
+        divergence = torch.zeros(tasks, dtype=torch.float64, device=batch.labels.device)
+        if scores.divergence is not None:
+            divergence.index_add_(0, batch.task_ids, scores.divergence.double().sum(dim=1))
+        sums[name] = torch.cat([quality_sums(scores, batch, tasks), divergence[:, None]], dim=1)
     return sums
 
 
-def _divergence_sums(logits: Tensor, taught: Tensor | None, batch: Batch, tasks: int) -> Tensor:
-    """[tasks] float64 sums over label tokens of KL(teacher || model); 0 without a teacher."""
-    sums = torch.zeros(tasks, dtype=torch.float64, device=logits.device)
-    if taught is None:
-        return sums
-    said = torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # [B, T, V]
-    right = torch.log_softmax(taught, dim=-1, dtype=torch.float32)
-    per_token = ((right - said) * right.exp()).sum(dim=-1).masked_fill(~batch.label_mask, 0.0)  # [B, T]
-    return sums.index_add_(0, batch.task_ids, per_token.double().sum(dim=1))
+def _vocabulary(shown: Features) -> int:
+    return shown.logits.shape[-1] if shown.logits is not None else len(_head(shown).embedding)
+
+
+def _head(shown: Features) -> OutputHead:
+    assert shown.head is not None
+    return shown.head
+
+
+def _scores(shown: Features, taught: Features | None, labels: Tensor, implementation: Implementation) -> TokenScores:
+    """How every label position [B, T] is predicted; with a divergence where there is a teacher."""
+    if shown.logits is None:
+        teacher = None if taught is None else _head(taught)
+        return vocabulary_scores(implementation, _head(shown), teacher, labels, temperature=1.0)
+    right = None if taught is None else taught.logits
+    scores = token_scores(shown.logits, right, labels)
+    return scores if right is None else scores._replace(divergence=_divergences(shown.logits, right, labels))
+
+
+def _divergences(logits: Tensor, right: Tensor, labels: Tensor) -> Tensor:
+    """[B, T] KL(teacher || model), 0 where there is no label."""
+    said, taught = (torch.log_softmax(one, dim=-1, dtype=torch.float32) for one in (logits, right))  # [B, T, V]
+    return ((taught - said) * taught.exp()).sum(dim=-1).masked_fill(labels == IGNORED_LABEL, 0.0)
 
 
 def measured_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> dict[str, float]:
@@ -112,8 +142,11 @@ def evaluate_models(
     sums = {
         name: torch.zeros(len(task_labels), len(MEASURED), dtype=torch.float64, device=device) for name in models
     }
+    everybody = [*models.values(), *([] if teacher is None else [teacher])]
     for batch in batches:
-        for name, value in batch_sums(shown, teaches, batch.to(device), len(task_labels)).items():
+        batch = batch.to(device)
+        kernel = prediction_kernel(everybody, batch)
+        for name, value in batch_sums(shown, teaches, batch, len(task_labels), kernel).items():
             sums[name] += value
     return {name: measured_values(value, task_labels, teaches is not None) for name, value in sums.items()}
 

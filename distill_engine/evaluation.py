@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from distill_engine.evaluate import ModelError, Shows, adapters_of, batch_sums, measured_values
+from distill_engine.evaluate import ModelError, Shows, adapters_of, batch_sums, measured_values, prediction_kernel
 from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.generate import Reply, own_settings, replies
 from distill_engine.generation_metrics import CORPUS_METRICS, reply_metrics
@@ -185,7 +185,8 @@ def _compute(
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
-        sums = batch_sums({name: shown[name] for name in missing}, teaches, batch, tasks)
+        kernel = prediction_kernel([*models.values(), *([] if teacher is None else [teacher])], batch)
+        sums = batch_sums({name: shown[name] for name in missing}, teaches, batch, tasks, kernel)
         for name in missing:
             said: list[Reply] | None = None
             if spoken is not None:

@@ -21,6 +21,8 @@ from distill_engine.evaluation import ReplySettings, Work, run_evaluation
 from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.generate import GenerationError, own_settings, parse_settings, replies
 from distill_engine.generation_metrics import reply_metrics
+from distill_engine.losses import dispatch, prediction_blocks
+from distill_engine.models.bart_family import BartFamilyAdapter
 
 ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "recipes" / "demo" / "teacher"
@@ -194,6 +196,18 @@ def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, tasks, tokenizer
 def test_several_processes_do_not_begin_afresh(tmp_path, tasks, tokenizer, student):
     with pytest.raises(ModelError, match="--fresh"):
         evaluate(tmp_path, tasks, tokenizer, student, spoken=None, resume=False, world_size=2)
+
+
+def test_values_are_the_same_where_large_logits_are_never_formed(tmp_path, tasks, tokenizer, student, monkeypatch):
+    as_logits = evaluate(tmp_path / "logits", tasks, tokenizer, student, spoken=None)
+    monkeypatch.setattr(dispatch, "SMALL_LOGITS_BYTES", 0)
+    monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 2**18)
+    monkeypatch.setattr(BartFamilyAdapter, "_logits", None)
+    in_blocks = evaluate(tmp_path / "blocks", tasks, tokenizer, student, spoken=None)
+    assert in_blocks.values == {name: pytest.approx(values, rel=1e-5) for name, values in as_logits.values.items()}
+    counted = ("token_acc", "token_em", "teacher_acc")
+    for name, values in in_blocks.values.items():
+        assert [values[value] for value in counted] == [as_logits.values[name][value] for value in counted]
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, tasks, tokenizer, student, monkeypatch):
