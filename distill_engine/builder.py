@@ -27,7 +27,14 @@ from distill_engine.teacher_replies import sample_guard
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
-from distill_engine.train.balance import CurrentFactors, GradientNorm, InitialScale, no_factors
+from distill_engine.train.balance import (
+    CurrentFactors,
+    GradientAlignment,
+    GradientNorm,
+    InitialScale,
+    no_factors,
+    reference_of,
+)
 from distill_engine.train.balancing import Balancer, by_gradient, by_value
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.decisions import Policies
@@ -188,10 +195,14 @@ class Builder:
         losses, ranks, terms = self._recipe.losses, self._ranks, tuple(objective.term_weights)
         every = self._recipe.logging.gradient_norm_every_steps or None
         scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
-        gradients = TermGradients(objective, student.module, every, scale, ranks.device)
+        reference = reference_of(terms) if losses.balance == "gradient_alignment" else None
+        gradients = TermGradients(objective, student.module, every, scale, ranks.device, reference)
+        settings = (losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
         if losses.balance == "gradient_norm":
-            policy = GradientNorm(terms, losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
-            return gradients, by_gradient(policy, objective, gradients, ranks)
+            return gradients, by_gradient(GradientNorm(terms, *settings), objective, gradients, ranks)
+        if losses.balance == "gradient_alignment":
+            shared_out = GradientAlignment(objective.term_weights, *settings)
+            return gradients, by_gradient(shared_out, objective, gradients, ranks)
         balancer = None
         if losses.balance == "initial_scale":
             start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)

@@ -132,16 +132,20 @@ def gradient_moments(job: Job) -> dict[str, float]:
     backward   this rank's share, the reduction's buckets (made whole whatever the model's size), and the gradient of
                the embedding, which waits while several parts of the model add to it
     update     the share as the backward pass left it, flat, and in 32 bits
-    measuring  every logging.gradient_norm_every_steps: one whole gradient of the student, and of the part whose norm is
-               taken 32-bit copies (joined, reduced, squared)
+    measuring  every logging.gradient_norm_every_steps, or to balance by gradients: one whole gradient of the student,
+               and of the part whose norm is taken 32-bit copies (joined, reduced, squared); for gradient_alignment
+               one more whole gradient in 32 bits, which the others are compared with
     """
     share = 0.0 if job.offloaded else job.trained / job.ranks
     flat = job.word if job.word < FULL else 0
-    whole = job.student.parameters if job.recipe.logging.gradient_norm_every_steps else 0
+    balance = job.recipe.losses.balance
+    measured = job.recipe.logging.gradient_norm_every_steps or balance in ("gradient_norm", "gradient_alignment")
+    whole = job.student.parameters if measured else 0
+    compared = whole * FULL if balance == "gradient_alignment" else 0
     return {
         "backward": float((share + _buckets(job) + job.student.embedding) * job.word),
         "update": float(share * (job.word + flat + FULL)),
-        "measuring": float(whole * job.word + min(whole, NORM_BUCKET) * 3 * FULL),
+        "measuring": float(whole * job.word + min(whole, NORM_BUCKET) * 3 * FULL + compared),
     }
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.schema import LossesSection, Recipe
 
-# setting -> the only method that reads it; None: every method
+# setting -> the methods that read it
+_BY_GRADIENT = ("gradient_alignment", "gradient_norm")
 _READ_BY = {
-    "balance_start_steps": "initial_scale",
-    "balance_every_steps": "gradient_norm",
-    "balance_smoothing": "gradient_norm",
-    "balance_limit": None,
+    "balance_start_steps": ("initial_scale",),
+    "balance_every_steps": _BY_GRADIENT,
+    "balance_smoothing": _BY_GRADIENT,
+    "balance_limit": (*_BY_GRADIENT, "initial_scale"),
 }
 _PAIRS = ("embedding", "hidden", "self_attention")  # one weight, a term of the encoder and one of the decoder
 
@@ -32,14 +33,13 @@ def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
 def balance_keys_are_used(recipe: Recipe) -> Iterator[Problem]:
     """No setting of a method that is not chosen."""
     losses = recipe.losses
-    for key, method in _READ_BY.items():
-        read = losses.balance != "none" if method is None else losses.balance == method
-        if not read and getattr(losses, key) != LossesSection.model_fields[key].default:
+    for key, methods in _READ_BY.items():
+        if losses.balance not in methods and getattr(losses, key) != LossesSection.model_fields[key].default:
             yield Problem(
                 f"losses.{key}",
                 f"is {getattr(losses, key):g}, but losses.balance is {losses.balance}",
-                f"Only {method or 'initial_scale and gradient_norm'} read it",
-                f"Set losses.balance: {method or 'initial_scale'}, or remove losses.{key}",
+                f"Read by: {', '.join(methods)}",
+                f"Set losses.balance: {methods[0]}, or remove losses.{key}",
             )
 
 

@@ -104,14 +104,14 @@ class LossesSection(Section):
         "parlai: ParlAI's numbers (means per micro-batch and rank, padded keys counted).",
     )
     weights: LossWeights = Field(default_factory=lambda: LossWeights())
-    balance: Literal["none", "initial_scale", "gradient_norm"] = Field(
+    balance: Literal["none", "initial_scale", "gradient_norm", "gradient_alignment"] = Field(
         "none",
-        description="initial_scale, gradient_norm: weights are importances; each is multiplied by a factor that makes "
-        "its term begin as large, or pull as hard, as the task term (docs/balancing.md).",
+        description="Others than none: weights are importances; each is multiplied by a factor that makes its term "
+        "begin as large as the task term, pull as hard, or as far as it agrees with prediction (docs/balancing.md).",
     )
     balance_start_steps: PositiveInt = Field(20, description="initial_scale: factors come from the first N steps.")
-    balance_every_steps: PositiveInt = Field(200, description="gradient_norm: factors are updated every N steps.")
-    balance_smoothing: Fraction = Field(0.7, description="gradient_norm: share of the old in each new average factor.")
+    balance_every_steps: PositiveInt = Field(200, description="gradient_...: factors are updated every N steps.")
+    balance_smoothing: Fraction = Field(0.7, description="gradient_...: share of the old in each new average.")
     balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
     temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
     clamp: Positive | None = Field(

@@ -11,24 +11,39 @@ a (the task term, or the first of ANCHORS that is active; its factor stays 1, so
                   GradNorm's goal at equal rates (Chen et al., ICML 2018, alpha = 0), solved for the weights instead of
                   learnt, as VQGAN's adaptive weight is (Esser et al., CVPR 2021, eq. 7).
 
+GradientAlignment goes on from GradientNorm's factors g_t: what the other terms pull together stays, and is shared out
+by the agreement c_t, the cosine between a term's gradient and the reference's (prediction, or the first of REFERENCES
+that is active), the mean over the weight matrices that the reference reaches (TermGradients.agreements):
+
+    f_t = g_t c_t  sum_u w_u / sum_u w_u c_u      u: all terms but the anchor;  c_t at least LEAST_AGREEMENT
+
+A step p_t along gradients that agree by c_t gains sum p_t c_t to first order and, where they are orthogonal to each
+other, costs sum p_t^2 / 2: best is p_t in proportion to c_t. That auxiliary losses help as far as their gradients
+agree with the main one's is from Du et al. (2018, arXiv:1812.02224), who leave out those that do not.
+
 No torch, no clock, no files: each gets numbers that are equal on all ranks and keeps a state of JSON values. A size
-that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known).
+that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known). So does an agreement that
+is not finite.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
 CurrentFactors = Callable[[], Mapping[str, float] | None]  # those of the moment; None: the recipe's weights as they are
 
 SMALLEST_FACTOR = 1e-6
+LEAST_AGREEMENT = 0.01  # a term that is at odds with the reference still is seen, and may come to agree
 ANCHORS = ("task", "prediction")
+REFERENCES = ("prediction", "task")  # the teacher's distribution says more than one label does
 
 
 class Balance(Protocol):
-    """What both ways have in common."""
+    """What all ways have in common."""
 
     @property
     def factors(self) -> dict[str, float]:
@@ -38,8 +53,8 @@ class Balance(Protocol):
         """Whether the sizes at this attempt of a step are wanted. Depends on nothing but the attempt."""
         ...
 
-    def observe(self, sizes: Mapping[str, float]) -> None:
-        """The sizes of one attempt that was due."""
+    def observe(self, sizes: Mapping[str, float], agreements: Mapping[str, float]) -> None:
+        """The sizes of one attempt that was due; agreements are empty where nobody asks for them."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -55,6 +70,11 @@ def no_factors() -> None:
 def anchor_of(terms: Sequence[str]) -> str:
     """The term whose factor stays 1: the task, else prediction, else the first."""
     return next((term for term in ANCHORS if term in terms), terms[0])
+
+
+def reference_of(terms: Sequence[str]) -> str:
+    """The term that others should agree with: prediction, else the task, else the first."""
+    return next((term for term in REFERENCES if term in terms), terms[0])
 
 
 class InitialScale:
@@ -83,7 +103,7 @@ class InitialScale:
         """The first `steps` attempts."""
         return attempt < self._steps
 
-    def observe(self, sizes: Mapping[str, float]) -> None:
+    def observe(self, sizes: Mapping[str, float], _agreements: Mapping[str, float] = NOTHING) -> None:
         """Raw values of one attempt; 0 counts (a copied embedding begins at 0 and grows)."""
         for term, size in sizes.items():
             if math.isfinite(size):
@@ -133,7 +153,7 @@ class GradientNorm:
         early = attempt < self._every and attempt & (attempt - 1) == 0 and attempt.bit_length() % 2 == 1
         return early or attempt % self._every == 0
 
-    def observe(self, sizes: Mapping[str, float]) -> None:
+    def observe(self, sizes: Mapping[str, float], _agreements: Mapping[str, float] = NOTHING) -> None:
         """How hard the raw terms of one attempt pull, in units of their own."""
         anchor = sizes[self._anchor]
         for term, size in sizes.items():
@@ -149,6 +169,57 @@ class GradientNorm:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
+        self._averages, self._counts = dict(state["averages"]), dict(state["counts"])
+
+
+class GradientAlignment:
+    """What the terms beside the anchor pull together is shared out by how well each agrees with the reference."""
+
+    def __init__(self, weights: Mapping[str, float], every: int, smoothing: float, limit: float) -> None:
+        """`weights`: the recipe's, of every active term; the rest is GradientNorm's. Agreements are averaged like log
+        factors. Raises ValueError as GradientNorm does."""
+        terms = tuple(weights)
+        self._norm = GradientNorm(terms, every, smoothing, limit)
+        self._weights, self._smoothing, self._limit = dict(weights), smoothing, limit
+        self._others = [term for term in terms if term != anchor_of(terms)]
+        self._averages = dict.fromkeys(self._others, 0.0)
+        self._counts = dict.fromkeys(self._others, 0)
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """See Balance."""
+        shares = {term: self._agreement(term) for term in self._others if self._counts[term]}
+        whole = sum(self._weights[term] for term in shares)
+        agreed = sum(self._weights[term] * share for term, share in shares.items())
+        factors = self._norm.factors
+        return factors | {
+            term: _bounded(factors[term] * share * whole / agreed, self._limit) for term, share in shares.items()
+        }
+
+    def _agreement(self, term: str) -> float:
+        return max(LEAST_AGREEMENT, self._averages[term] / (1 - self._smoothing ** self._counts[term]))
+
+    def due(self, attempt: int) -> bool:
+        """As GradientNorm."""
+        return self._norm.due(attempt)
+
+    def observe(self, sizes: Mapping[str, float], agreements: Mapping[str, float]) -> None:
+        """How hard the raw terms of one attempt pull, and cosines with the reference."""
+        self._norm.observe(sizes)
+        for term in self._others:
+            if math.isfinite(agreements[term]):
+                self._averages[term] = (
+                    self._smoothing * self._averages[term] + (1 - self._smoothing) * agreements[term]
+                )
+                self._counts[term] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"norm": self._norm.state_dict(), "averages": dict(self._averages), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`."""
+        self._norm.load_state_dict(state["norm"])
         self._averages, self._counts = dict(state["averages"]), dict(state["counts"])
 
 

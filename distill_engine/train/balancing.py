@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
-from distill_engine.train.balance import Balance, anchor_of
+from distill_engine.train.balance import NOTHING, Balance, anchor_of
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
@@ -47,7 +47,8 @@ class Moment(NamedTuple):
     factors: Mapping[str, float]
 
 
-Measure = Callable[[Moment], Mapping[str, float]]  # how large the raw terms are; may be collective
+# how large the raw terms are, and how well their gradients agree with the reference's; may be collective
+Measure = Callable[[Moment], tuple[Mapping[str, float], Mapping[str, float]]]
 
 
 class Balancer:
@@ -79,8 +80,8 @@ class Balancer:
             return
         self._measured_at = attempt
         before = self._factors
-        sizes = self._measure(Moment(attempt, batch, taught, divisor, before))
-        self._policy.observe(self._ranks.broadcast(dict(sizes)))
+        sizes, agreements = self._measure(Moment(attempt, batch, taught, divisor, before))
+        self._policy.observe(*self._ranks.broadcast((dict(sizes), dict(agreements))))
         self._factors = self._policy.factors
         self._changed(before, self._factors)
 
@@ -103,7 +104,7 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
     devices = [ranks.device] if ranks.device.type == "cuda" else []
 
     @torch.no_grad()
-    def measure(at: Moment) -> dict[str, float]:
+    def measure(at: Moment) -> tuple[Mapping[str, float], Mapping[str, float]]:
         with torch.random.fork_rng(devices=devices):  # dropout of the step itself is as without this
             shown, _ = module(at.batch, objective.student_request())
         terms = objective.terms(shown, at.taught, at.batch)
@@ -111,7 +112,7 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
         if objective.definition == "parlai":  # a mean of the ranks' own means
             local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)
         sums, counts = ranks.sum(local).unbind(dim=1)
-        return dict(zip(terms, (sums / counts.clamp(min=1.0)).tolist(), strict=True))
+        return dict(zip(terms, (sums / counts.clamp(min=1.0)).tolist(), strict=True)), NOTHING
 
     return Balancer(policy, measure, ranks)
 
@@ -120,14 +121,16 @@ def by_gradient(policy: Balance, objective: Objective, gradients: TermGradients,
     """Sizes are the raw terms' gradients beside the anchor's, in the typical weight matrix that both reach.
 
     They are measured with weight and factor, as in the backward pass itself: what fp16 can hold there it holds here.
+    `gradients` that compare with a reference tell agreements as well.
     """
 
-    def measure(at: Moment) -> dict[str, float]:
+    def measure(at: Moment) -> tuple[Mapping[str, float], Mapping[str, float]]:
         gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors)
         weights, norms = objective.effective_weights(at.factors), gradients.matrix_norms()
         anchor = anchor_of(tuple(weights))
         ratios = {term: typical_ratio(own, norms[anchor]) for term, own in norms.items()}
-        return {term: ratio * weights[anchor] / weights[term] for term, ratio in ratios.items()}
+        sizes = {term: ratio * weights[anchor] / weights[term] for term, ratio in ratios.items()}
+        return sizes, gradients.agreements() if gradients.compares else NOTHING
 
     def changed(before: Mapping[str, float], after: Mapping[str, float]) -> None:
         gradients.rescale({term: after[term] / before[term] for term in after})

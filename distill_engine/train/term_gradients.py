@@ -8,7 +8,7 @@ writes to no `.grad`. Random streams are put back, so the step itself is the one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -45,19 +45,23 @@ class TermGradients:
         every: int | None,
         loss_scale: Callable[[], float],
         device: torch.device,
+        reference: str | None = None,
     ) -> None:
         """Measure at attempts 0, `every`, 2 * `every`, ... of a step (None: only when somebody asks); `loss_scale` is
-        that of the moment, so that small fp16 gradients do not vanish. Raises ValueError if `every` is not positive."""
+        that of the moment, so that small fp16 gradients do not vanish; `reference`: the term whose gradient the others'
+        are compared with (holds a float32 copy of it meanwhile). Raises ValueError if `every` is not positive."""
         if every is not None and every < 1:
             raise ValueError(f"gradient norms every {every} steps: it must be at least 1.")
         self._objective = objective
         self._module = module
         self._every = every
         self._loss_scale = loss_scale
+        self._reference = reference
         self._devices = [device] if device.type == "cuda" else []
         self._measured_at: int | None = None
         self._norms: Tensor | None = None  # [terms]
         self._by_tensor: Tensor | None = None  # [terms, weight tensors]
+        self._cosines: Tensor | None = None  # [terms, weight tensors]
         self._is_matrix: list[bool] = []
 
     def due(self, attempt: int) -> bool:
@@ -80,18 +84,28 @@ class TermGradients:
         with torch.random.fork_rng(devices=self._devices):
             shown, _ = self._module(batch, self._objective.student_request())
             terms = self._objective.terms(shown, taught, batch)
-            weighted = list(self._objective.weighted(terms, divisor, factors).values())
+            weighted = self._objective.weighted(terms, divisor, factors)
             del shown, terms  # the graph is held by the values alone, and freed by the last backward pass
             weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]
             scale = self._loss_scale()
-            norms = []
-            while weighted:
-                value = weighted.pop(0)
+            norms, products, reference = {}, {}, _Reference()
+            for term in sorted(weighted, key=lambda name: name != self._reference):  # the reference comes first
+                value = weighted.pop(term)
                 gradients = _gradients(value * scale, weights, retain_graph=bool(weighted))
-                norms.append(_norms(gradients, sum_across_ranks) / scale)
-        self._by_tensor = torch.stack(norms)
+                reduced = _reduced(gradients, sum_across_ranks)
+                norms[term], products[term] = reference.compare(reduced, is_it=term == self._reference)
+        self._by_tensor = torch.stack([norms[term] for term in self._objective.term_weights]) / scale
+        if self._reference is not None:
+            lengths = torch.stack([norms[term] * norms[self._reference] for term in self._objective.term_weights])
+            inner = torch.stack([products[term] for term in self._objective.term_weights])
+            self._cosines = torch.where(lengths == 0, 0.0, inner / lengths)
         self._is_matrix = [weight.ndim > 1 for weight in weights]
         self._norms = self._by_tensor.square().sum(dim=1).sqrt()
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a reference, and so `agreements`."""
+        return self._reference is not None
 
     def norms(self) -> dict[str, float]:
         """Norms by term of the last measurement that was not read yet; empty if there is none."""
@@ -104,6 +118,20 @@ class TermGradients:
         assert self._by_tensor is not None, "measure comes first"
         chosen = self._by_tensor[:, torch.tensor(self._is_matrix)].tolist()
         return dict(zip(self._objective.term_weights, chosen, strict=True))
+
+    def agreements(self) -> dict[str, float]:
+        """Cosine by term between its gradient and the reference's: the mean over the weight matrices that the
+        reference reaches, 0 in those that the term does not. NaN where a gradient is not finite.
+
+        Matrix by matrix, as an optimizer that normalises its steps (Adam) takes them.
+        """
+        assert self._cosines is not None and self._reference is not None, "measure comes first, with a reference"
+        own = self.matrix_norms()[self._reference]
+        chosen = [index for index, is_matrix in enumerate(self._is_matrix) if is_matrix]
+        reached = [index for index, norm in zip(chosen, own, strict=True) if norm != 0]
+        cosines = self._cosines[:, torch.tensor(reached, dtype=torch.long)].double()
+        means = cosines.mean(dim=1) if reached else cosines.new_zeros(len(cosines))
+        return dict(zip(self._objective.term_weights, means.tolist(), strict=True))
 
     def rescale(self, by: Mapping[str, float]) -> None:
         """The weights have changed since the last measurement: what it is with the new ones."""
@@ -130,12 +158,33 @@ def _gradients(value: Tensor, weights: Sequence[Tensor], retain_graph: bool) -> 
     ]
 
 
-def _norms(gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]) -> Tensor:
-    """[weight tensors] fp32 Euclidean norms of the sums over ranks. Empties the list: what is reduced is freed."""
-    norms = []
+class _Reference:
+    """The gradient that others are compared with, once there is one."""
+
+    def __init__(self) -> None:
+        self._buckets: list[tuple[Tensor, ...]] = []
+
+    def compare(self, gradient: Iterable[tuple[Tensor, ...]], is_it: bool) -> tuple[Tensor, Tensor]:
+        """[weight tensors] fp32 Euclidean norms and inner products with the reference (0 without one); keeps the
+        gradient if it is the one."""
+        norms, products = [], []
+        for number, parts in enumerate(gradient):
+            norms += [part.norm() for part in parts]
+            if is_it:
+                self._buckets.append(parts)
+            if self._buckets:
+                products += [torch.dot(one, other) for one, other in zip(parts, self._buckets[number], strict=True)]
+        lengths = torch.stack(norms)
+        return lengths, torch.stack(products) if products else torch.zeros_like(lengths)
+
+
+def _reduced(
+    gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tensor, ...]]:
+    """fp32 vectors of the weight tensors, summed over ranks, bucket by bucket. Empties the list: what is reduced is
+    freed."""
     for bucket, sizes in _buckets(gradients):
-        norms += [part.norm() for part in sum_across_ranks(bucket).split(sizes)]
-    return torch.stack(norms)
+        yield sum_across_ranks(bucket).split(sizes)
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:

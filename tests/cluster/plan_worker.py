@@ -23,7 +23,8 @@ import step  # noqa: E402
 from step_presets import Preset, Size  # noqa: E402
 
 from distill_engine.engine import distributed  # noqa: E402
-from distill_engine.recipe.schema import Recipe  # noqa: E402
+from distill_engine.recipe.schema import Recipe
+from distill_engine.train.term_gradients import TermGradients  # noqa: E402
 
 TEACHER, STUDENT = Size(128, 512, 2, 6), Size(96, 384, 2, 3)
 # kernels, precision, dropout, recomputing; ZeRO-3: prefetch, most live, kept; ZeRO-2: bucket
@@ -126,6 +127,8 @@ def one_step(trainer) -> dict[str, Any]:
     taught, found["teacher"] = allocated(lambda: trainer.teacher.features(batch, goal.teacher_request()))
     measure = trainer.term_gradients.measure
     _, found["measuring"] = allocated(lambda: measure(1000, batch, taught, divisor, ranks.sum))
+    compare = TermGradients(goal, trainer.student.module, None, lambda: 1.0, ranks.device, "prediction").measure
+    _, found["comparing"] = allocated(lambda: compare(1000, batch, taught, divisor, ranks.sum))
     shown, found["student"] = allocated(lambda: trainer.student.features(batch, goal.student_request()))
     (terms, _), found["losses"] = allocated(lambda: goal.terms_and_hits(shown, taught, batch))
     _, found["backward"] = allocated(lambda: trainer.student.backward(goal.total(terms, divisor)))

@@ -78,6 +78,10 @@ def test_activations_features_and_losses(on_one, case):
     graph = memory_model.activations(one) + loss_memory.losses(one)
     if case == "long_whole":
         assert measuring + graph == near(moments["measuring"]["most"])
+        losses = one.recipe.losses.model_copy(update={"balance": "gradient_alignment"})
+        aligned = replace(one, recipe=one.recipe.model_copy(update={"losses": losses}))
+        comparing = memory_model.gradient_moments(aligned)["measuring"]
+        assert comparing > 1.2 * measuring and comparing + graph == near(moments["comparing"]["most"])
     else:  # the layer that is recomputed, the blocks of the losses and the gradient are largest one after the other
         assert 0.6 * (measuring + graph) < moments["measuring"]["most"] < 1.05 * (measuring + graph)
 

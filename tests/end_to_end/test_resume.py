@@ -23,7 +23,7 @@ def resume_recipe(base: dict, family: str) -> dict:
     """Dropout, accumulation, balanced weights, a plateau that drops at once, validations and saves that do not
     coincide."""
     base["name"] = f"resume-{family}"
-    by_gradient = {"balance": "gradient_norm", "balance_every_steps": 5}
+    by_gradient = {"balance": "gradient_alignment", "balance_every_steps": 5}
     base["losses"] |= by_gradient if family == "bart" else {"balance": "initial_scale", "balance_start_steps": 10}
     base["batch"] = {"per_rank": 2, "accumulation_steps": 2}
     base["schedule"] = {"name": "reduce_on_plateau", "patience": 0, "threshold": 0.2, "warmup_steps": 2}

@@ -14,7 +14,7 @@ from distill_engine.prepare import prepare
 from distill_engine.recipe.load import load_recipe
 from distill_engine.samples import answers, capped_settings, recipe_prompts
 from distill_engine.teacher_replies import FILE, teacher_replies
-from distill_engine.train.balance import GradientNorm, InitialScale
+from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
 from distill_engine.train.balancing import by_gradient, by_value
 from distill_engine.train.term_gradients import TermGradients
 
@@ -135,15 +135,19 @@ def balanced(bench: Bench) -> dict:
     ranks, examples = bench.ranks, tiny.examples(4, FAMILY)
     batch = tiny.batch(examples[ranks.rank :: ranks.world_size], FAMILY)
     found = {}
-    for method in ("initial_scale", "gradient_norm"):
+    for method in ("initial_scale", "gradient_norm", "gradient_alignment"):
         goal = tiny.objective()
         student = bench.student(tiny.student(bench.teachers / FAMILY, goal), bench.student_ds(clip=1.0), ADAM)
         teacher, terms = bench.teacher(FAMILY), tuple(goal.term_weights)
         if method == "initial_scale":
             balancer = by_value(InitialScale(terms, 2, 1e9), goal, student.module, ranks)
         else:
-            gradients = TermGradients(goal, student.module, None, lambda: 1.0, ranks.device)
-            balancer = by_gradient(GradientNorm(terms, 1, 0.5, 1e9), goal, gradients, ranks)
+            aligned = method == "gradient_alignment"
+            reference = "prediction" if aligned else None
+            gradients = TermGradients(goal, student.module, None, lambda: 1.0, ranks.device, reference)
+            settings = (1, 0.5, 1e9)
+            policy = GradientAlignment(goal.term_weights, *settings) if aligned else GradientNorm(terms, *settings)
+            balancer = by_gradient(policy, goal, gradients, ranks)
         divisor = goal.divisors([batch], ranks.sum, ranks.world_size)[0]
         found[method] = []
         for attempt in range(2):

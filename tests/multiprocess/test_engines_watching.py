@@ -52,7 +52,7 @@ def test_ranks_whose_replies_end_apart_stay_together(on_2):
         assert rank["uneven"] == rank["uneven_wanted"]
 
 
-@pytest.mark.parametrize("method", ["initial_scale", "gradient_norm"])
+@pytest.mark.parametrize("method", ["initial_scale", "gradient_norm", "gradient_alignment"])
 def test_factors_are_equal_on_all_ranks_and_the_same_as_on_one(on_1, on_2, method):
     (alone,), (first, second) = on_1("watching.balanced"), on_2("watching.balanced")
     assert first[method] == second[method], "to the last bit"

@@ -33,6 +33,7 @@ def recipe(stop: dict[str, Any] | None = None, metric: str = "ppl", **losses: An
         {},
         {"balance": "initial_scale", "balance_start_steps": 5, "balance_limit": 10},
         {"balance": "gradient_norm", "balance_every_steps": 50, "balance_smoothing": 0, "balance_limit": 1},
+        {"balance": "gradient_alignment", "balance_every_steps": 50, "balance_smoothing": 0, "balance_limit": 1},
         {"balance": "gradient_norm", "weights": {"task": 0, "hidden": 1}},
         {"balance": "initial_scale", "weights": {"task": 0, "self_attention": 1, "prediction": 1}},
     ],
@@ -52,7 +53,9 @@ def test_sound(losses):
         ({"balance": "initial_scale", "balance_smoothing": 0.5}, "losses.balance_smoothing", "gradient_norm"),
         ({"balance_limit": 5}, "losses.balance_limit", "losses.balance is none"),
         ({"balance": "initial_scale", "stop": {"max_steps": 20}}, "losses.balance_start_steps", "step 20"),
+        ({"balance": "gradient_alignment", "balance_start_steps": 5}, "losses.balance_start_steps", "initial_scale"),
         ({"balance": "gradient_norm", "metric": "total"}, "validation.metric", "cannot be compared"),
+        ({"balance": "gradient_alignment", "metric": "total"}, "validation.metric", "cannot be compared"),
         (
             {"balance": "initial_scale", "balance_start_steps": 101, "metric": "total"},
             "validation.metric",

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.train.balance import SMALLEST_FACTOR, GradientNorm, InitialScale, anchor_of
+from distill_engine.train.balance import (
+    LEAST_AGREEMENT,
+    SMALLEST_FACTOR,
+    GradientAlignment,
+    GradientNorm,
+    InitialScale,
+    anchor_of,
+    reference_of,
+)
 
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=40)
 TERMS = ("task", "encoder", "prediction")
@@ -24,7 +32,12 @@ def initial_scale(terms=TERMS, steps=3, limit=1e9):
     return InitialScale(terms, steps, limit)
 
 
+def alignment(weights=None, every=100, smoothing=0.5, limit=1e9):
+    return GradientAlignment(weights or {"task": 1.0, "encoder": 1.0, "prediction": 1.0}, every, smoothing, limit)
+
+
 BOTH = [initial_scale, gradient_norm]
+PULLS = {"task": 6.0, "encoder": 0.25, "prediction": 12.0}
 
 
 @pytest.mark.parametrize("make", BOTH)
@@ -117,6 +130,76 @@ def test_attempts_that_are_measured():
     assert [attempt for attempt in range(20) if gradient_norm(every=4).due(attempt)] == [0, 1, 4, 8, 12, 16]
     assert all(gradient_norm(every=1).due(attempt) for attempt in range(5))
     assert [attempt for attempt in range(9) if initial_scale(steps=3).due(attempt)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (2.0, 0.5, 4.0)])
+def test_what_the_others_pull_together_is_shared_out_by_agreement(weights):
+    policy = alignment(dict(zip(TERMS, weights, strict=True)))
+    assert policy.factors == dict.fromkeys(TERMS, 1.0), "nothing is known yet"
+    policy.observe(PULLS, {"task": 0.9, "encoder": 0.2, "prediction": 0.8})
+    _, encoder, prediction = weights
+    share = (encoder + prediction) / (0.2 * encoder + 0.8 * prediction)
+    assert policy.factors == pytest.approx({"task": 1.0, "encoder": 24 * 0.2 * share, "prediction": 0.5 * 0.8 * share})
+    pulls = {term: policy.factors[term] * PULLS[term] / PULLS["task"] for term in TERMS}
+    assert encoder * pulls["encoder"] + prediction * pulls["prediction"] == pytest.approx(encoder + prediction)
+
+
+def test_terms_that_agree_alike_or_not_at_all_are_left_to_gradient_norm():
+    for agreement in (0.3, 0.0, -0.7):
+        policy = alignment()
+        policy.observe(PULLS, dict.fromkeys(TERMS, agreement))
+        assert policy.factors == pytest.approx({"task": 1.0, "encoder": 24.0, "prediction": 0.5})
+
+
+def test_a_term_at_odds_keeps_the_least_share_and_comes_back():
+    policy = alignment(smoothing=0.0)
+    policy.observe(PULLS, {"task": 1.0, "encoder": -1.0, "prediction": 1.0})
+    assert policy.factors["encoder"] == pytest.approx(24 * LEAST_AGREEMENT * 2 / (1 + LEAST_AGREEMENT))
+    policy.observe(PULLS, {"task": 1.0, "encoder": 1.0, "prediction": 1.0})
+    assert policy.factors["encoder"] == pytest.approx(24.0)
+
+
+def test_agreements_are_averaged_and_what_is_not_finite_is_left_out():
+    policy = alignment(smoothing=0.75)
+    for agreement in (0.8, math.nan, 0.2, math.inf, -0.4):
+        policy.observe(PULLS, {"task": 1.0, "encoder": agreement, "prediction": 1.0})
+    average = (0.75**2 * 0.8 + 0.75 * 0.2 - 0.4) / (0.75**2 + 0.75 + 1)
+    assert policy.factors["encoder"] == pytest.approx(24 * average * 2 / (1 + average))
+    unknown = alignment()
+    unknown.observe(PULLS, {"task": 1.0, "encoder": math.nan, "prediction": 0.5})
+    assert unknown.factors == pytest.approx({"task": 1.0, "encoder": 24.0, "prediction": 0.5})
+
+
+def test_shared_out_factors_stay_within_their_limits():
+    policy = alignment(limit=30.0)
+    policy.observe(PULLS, {"task": 1.0, "encoder": 1.0, "prediction": 0.0})
+    assert policy.factors["encoder"] == 30.0
+
+
+AGREEMENTS = st.fixed_dictionaries(
+    {term: st.one_of(st.floats(-1, 1), st.sampled_from([math.nan])) for term in TERMS}
+)
+
+
+@REPEATABLE
+@given(seen=st.lists(st.tuples(SIZES, AGREEMENTS), max_size=8), cut=st.integers(0, 8))
+def test_an_interrupted_alignment_gives_the_same_factors_to_the_last_bit(seen, cut):
+    whole, first, second = alignment(), alignment(), alignment()
+    for one in seen:
+        whole.observe(*one)
+    for one in seen[:cut]:
+        first.observe(*one)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
+    for one in seen[cut:]:
+        second.observe(*one)
+    assert second.factors == whole.factors and second.state_dict() == whole.state_dict()
+    assert all(SMALLEST_FACTOR <= factor <= 1e9 for factor in whole.factors.values())
+    assert whole.factors["task"] == 1.0
+
+
+def test_prediction_is_what_others_should_agree_with():
+    assert reference_of(TERMS) == "prediction"
+    assert reference_of(("task", "encoder")) == "task" and reference_of(("encoder", "cross_attention")) == "encoder"
 
 
 @REPEATABLE

@@ -9,7 +9,7 @@ import torch
 
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
-from distill_engine.train.balance import GradientNorm, InitialScale
+from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
 from distill_engine.train.balancing import by_gradient, by_value, typical_ratio
 from distill_engine.train.meter import Meter
 from distill_engine.train.term_gradients import TermGradients
@@ -45,6 +45,12 @@ def gradient_balancer(world, scale=1.0, smoothing=0.0, every=1):
     return by_gradient(policy, world.goal, gradients, world.ranks), gradients
 
 
+def alignment_balancer(world, scale=1.0, smoothing=0.0, every=1):
+    gradients = TermGradients(world.goal, world.module, None, lambda: scale, world.ranks.device, "prediction")
+    policy = GradientAlignment(world.goal.term_weights, every, smoothing, NO_LIMIT)
+    return by_gradient(policy, world.goal, gradients, world.ranks), gradients
+
+
 def value_balancer(world, goal=None, steps=1):
     policy = InitialScale(tuple(world.goal.term_weights), steps, NO_LIMIT)
     return by_value(policy, goal or world.goal, world.module, world.ranks)
@@ -62,16 +68,58 @@ def weighted(world, factors=None, seed=0):
     return world.goal.weighted(world.goal.terms(shown, world.taught, world.batch), world.divisor, factors)
 
 
-def norms_by_backward(world, factors=None):
-    """Term -> norm of its own gradient in each weight matrix."""
+def gradients_by_backward(world, factors=None):
+    """Term -> its own gradient in each weight matrix, float64 [elements]."""
     found = {}
     for term in world.goal.term_weights:
         world.module.zero_grad(set_to_none=True)
         weighted(world, factors)[term].backward()
         matrices = [p for p in world.module.model.parameters() if p.requires_grad and p.ndim > 1]
-        found[term] = [0.0 if p.grad is None else p.grad.double().norm().item() for p in matrices]
+        found[term] = [(torch.zeros_like(p) if p.grad is None else p.grad).double().flatten() for p in matrices]
     world.module.zero_grad(set_to_none=True)
     return found
+
+
+def norms_by_backward(world, factors=None):
+    """Term -> norm of its own gradient in each weight matrix."""
+    return {term: [one.norm().item() for one in own] for term, own in gradients_by_backward(world, factors).items()}
+
+
+def test_agreement_is_the_mean_cosine_over_the_matrices_that_the_reference_reaches(world):
+    balancer, gradients = alignment_balancer(world, scale=256.0)
+    whole = gradients_by_backward(world)
+    measure(balancer, world)
+    found, reference = gradients.agreements(), whole["prediction"]
+    for term, own in whole.items():
+        cosines = [
+            (one @ other / (one.norm() * other.norm())).item() if one.any() else 0.0
+            for one, other in zip(own, reference, strict=True)
+            if other.any()
+        ]
+        assert found[term] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5), term
+    assert found["prediction"] == pytest.approx(1.0)
+    reached = {term: sum(bool(one.any()) for one in own) for term, own in whole.items()}
+    assert reached["encoder"] < reached["prediction"], "what a term does not reach counts as 0"
+
+
+def test_a_reference_changes_neither_norms_nor_what_the_others_pull_together(world):
+    plain, (aligned, gradients) = gradient_balancer(world)[0], alignment_balancer(world)
+    measure(plain, world)
+    measure(aligned, world)
+    weights, agreements = world.goal.term_weights, gradients.agreements()
+    others = [term for term in weights if term != "task"]
+    ratios = {term: aligned.factors[term] / plain.factors[term] for term in others}
+    assert sum(weights[term] * ratios[term] for term in others) == pytest.approx(sum(weights[o] for o in others))
+    best = max(others, key=lambda term: agreements[term])
+    assert best == "prediction" and max(ratios, key=ratios.get) == best
+    assert aligned.factors["task"] == 1.0
+
+
+def test_gradients_that_are_not_finite_agree_with_nothing(world):
+    balancer, gradients = alignment_balancer(world, scale=math.inf)
+    measure(balancer, world)
+    assert all(math.isnan(value) for value in gradients.agreements().values())
+    assert balancer.factors == dict.fromkeys(world.goal.term_weights, 1.0)
 
 
 def test_initial_scale_makes_weighted_terms_as_large_as_their_weights_say(world):
@@ -146,7 +194,11 @@ def test_padding_does_not_matter(world, definition):
     assert balancer.factors == pytest.approx({term: means["task"] / mean for term, mean in means.items()}, rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [value_balancer, lambda world: gradient_balancer(world)[0]])
+@pytest.mark.parametrize(
+    "make",
+    [value_balancer, lambda world: gradient_balancer(world)[0], lambda world: alignment_balancer(world)[0]],
+    ids=["value", "norm", "alignment"],
+)
 def test_the_step_itself_is_left_alone(world, make):
     for weight in world.module.parameters():
         weight.grad = torch.full_like(weight, 7.0)

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from distill_engine.train.balance import GradientNorm, InitialScale
+from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
 from distill_engine.train.balancing import by_gradient, by_value
 from distill_engine.train.policies import Every
 from distill_engine.train.term_gradients import TermGradients
 
-METHODS = ["initial_scale", "gradient_norm"]
+METHODS = ["initial_scale", "gradient_norm", "gradient_alignment"]
 TERMS = ("task", "prediction")
 
 
@@ -22,8 +22,11 @@ def balanced(run, method):
     if method == "initial_scale":
         run.trainer.balancer = by_value(InitialScale(TERMS, 3, 100.0), goal, module, ranks)
     else:
-        run.trainer.term_gradients = TermGradients(goal, module, None, lambda: 1.0, ranks.device)
-        policy = GradientNorm(TERMS, 3, 0.5, 100.0)
+        aligned = method == "gradient_alignment"
+        reference = "prediction" if aligned else None
+        run.trainer.term_gradients = TermGradients(goal, module, None, lambda: 1.0, ranks.device, reference)
+        weights = goal.term_weights
+        policy = GradientAlignment(weights, 3, 0.5, 100.0) if aligned else GradientNorm(TERMS, 3, 0.5, 100.0)
         run.trainer.balancer = by_gradient(policy, goal, run.trainer.term_gradients, ranks)
     run.trainer.meter._factors = lambda: run.trainer.balancer.factors
     return run
@@ -104,7 +107,7 @@ def test_without_the_factor_the_run_is_that_without_balancing(toy_in, tmp_path, 
     plain = toy_in(tmp_path / "plain", **options())
     plain.trainer.run()
     run = balanced(toy_in(tmp_path / method, **options()), method)
-    run.trainer.balancer._policy.observe = lambda sizes: None
+    run.trainer.balancer._policy.observe = lambda *_: None
     run.trainer.run()
     assert torch.equal(plain.student.table, run.student.table)
     for kind in ("train", "valid"):
