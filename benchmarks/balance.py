@@ -1,11 +1,12 @@
-"""Can the demo do without hand-tuned loss weights? Four runs of its recipe with one seed and one budget.
+"""Can the demo do without hand-tuned loss weights? Runs of its recipe with the same seeds and one budget.
 
-    python benchmarks/balance.py [--set a.b=value] [--ranks N] [--run-dir DIR]
+    python benchmarks/balance.py [--seeds N] [--arms NAME,...] [--set a.b=value] [--ranks N] [--run-dir DIR]
 
 hand_tuned has the weights of recipes/demo.yaml; the others begin with every weight at 1, as one would with a new
-teacher and new data, and balance them by `none`, `initial_scale` or `gradient_norm`. Prints one JSON object and writes
-it to benchmarks/results/balance.json, with a table in balance.md. With --run-dir the runs are kept, and one that is
-complete there is not repeated: a benchmark that was broken off goes on.
+teacher and new data, and balance them by each of the values of `losses.balance`. Prints one JSON object and writes it
+to benchmarks/results/balance.json, with a table in balance.md. With --run-dir the runs are kept, and one that is
+complete there is not repeated: a benchmark that was broken off goes on, and two that make different --arms may share
+the folder.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from distill_engine.telemetry.jsonl import read_history
 from distill_engine.telemetry.machine import machine_record
 
 ALL_ONES = tuple(f"losses.weights.{name}=1" for name in LossWeights.model_fields)
-ARMS: dict[str, tuple[str, ...]] = {
-    "hand_tuned": (),
-    "ones_none": ALL_ONES,
-    "ones_initial_scale": (*ALL_ONES, "losses.balance=initial_scale"),
-    "ones_gradient_norm": (*ALL_ONES, "losses.balance=gradient_norm"),
+METHODS = ("none", "initial_scale", "gradient_norm", "gradient_alignment")
+ARMS: dict[str, tuple[str, ...]] = {"hand_tuned": ()} | {
+    f"ones_{method}": (*ALL_ONES, f"losses.balance={method}") for method in METHODS
 }
 
 
 def main() -> int:
-    """Returns 0 when a balanced run reaches the hand-tuned perplexity, 1 when none does."""
+    """Returns 0 when a balanced arm's mean perplexity reaches the hand-tuned one's, 1 when none does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe in all runs")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each arm, with seeds 1 to N")
+    parser.add_argument("--arms", type=_arms, default=tuple(ARMS), help=f"some of {','.join(ARMS)}; default: all")
     parser.add_argument("--ranks", type=int, default=None, help="ranks of a run (default: as the demo)")
     parser.add_argument("--run-dir", type=Path, default=None, help="keep the runs here, and go on with them")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "balance.json")
@@ -48,13 +49,28 @@ def main() -> int:
     machine = this_machine() if given.ranks is None else replace(this_machine(), ranks=given.ranks)
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.run_dir or Path(scratch)
-        rows = {name: row(folder / name, machine, [*given.overrides, *arm]) for name, arm in ARMS.items()}
+        rows = {
+            name: [
+                row(folder / f"{name}_{seed}", machine, [*given.overrides, f"seed={seed}", *ARMS[name]])
+                for seed in range(1, given.seeds + 1)
+            ]
+            for name in given.arms
+        }
+    if "hand_tuned" not in rows:
+        return 0  # nothing to compare with yet
     result = summarise(rows) | {"overrides": given.overrides, "ranks": machine.ranks, "machine": machine_record()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     given.out.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     sys.stdout.write(json.dumps(result) + "\n")
     return 0 if result["reached_by"] else 1
+
+
+def _arms(given: str) -> tuple[str, ...]:
+    names = tuple(given.split(","))
+    if unknown := sorted(set(names) - set(ARMS)):
+        raise argparse.ArgumentTypeError(f"no arm {', '.join(unknown)}; there are: {', '.join(ARMS)}")
+    return names
 
 
 def row(folder: Path, machine: Machine, overrides: list[str]) -> dict[str, Any]:
@@ -91,21 +107,24 @@ def outcome(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The rows, and which of the balanced runs are at least as good as the hand-tuned one."""
-    hand = rows["hand_tuned"]["valid_ppl"]
+def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The rows by arm and seed, each arm's mean perplexity, and which balanced ones are at least as good as the
+    hand-tuned one."""
+    means = {name: sum(found["valid_ppl"] for found in runs) / len(runs) for name, runs in rows.items()}
     balanced = [name for name in rows if name not in ("hand_tuned", "ones_none")]
-    return {"reached_by": [name for name in balanced if rows[name]["valid_ppl"] <= hand], "runs": rows}
+    reached = [name for name in balanced if means[name] <= means["hand_tuned"]]
+    return {"reached_by": reached, "mean_valid_ppl": means, "runs": rows}
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The table, and what it was measured on."""
-    lines = ["| weights | `losses.balance` | valid ppl | at step | of | seconds |", "|---|---|---|---|---|---|"]
-    for name, found in result["runs"].items():
+    lines = ["| weights | `losses.balance` | valid ppl, mean | of each seed | steps |", "|---|---|---|---|---|"]
+    for name, runs in result["runs"].items():
         weights, _, method = name.partition("_") if name != "hand_tuned" else ("of the recipe", "", "none")
+        of_each = ", ".join(f"{found['valid_ppl']:.4f}" for found in runs)
         lines.append(
-            f"| {'all 1' if weights == 'ones' else weights} | `{method}` | {found['valid_ppl']:.4f} | "
-            f"{found['best_step']} | {found['steps']} | {found['seconds']:.0f} |"
+            f"| {'all 1' if weights == 'ones' else weights} | `{method}` | {result['mean_valid_ppl'][name]:.4f} | "
+            f"{of_each} | {runs[0]['steps']} |"
         )
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())

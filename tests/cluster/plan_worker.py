@@ -23,7 +23,7 @@ import step  # noqa: E402
 from step_presets import Preset, Size  # noqa: E402
 
 from distill_engine.engine import distributed  # noqa: E402
-from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.schema import Recipe  # noqa: E402
 from distill_engine.train.term_gradients import TermGradients  # noqa: E402
 
 TEACHER, STUDENT = Size(128, 512, 2, 6), Size(96, 384, 2, 3)

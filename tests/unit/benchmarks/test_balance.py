@@ -52,18 +52,20 @@ def test_a_run_is_complete_at_its_last_step_with_this_recipe_only(run):
 
 def test_the_table_has_the_best_validation_and_says_who_reached_it(run):
     found = {
-        "hand_tuned": bench.outcome(run("hand_tuned", {40: 2.0, 80: 1.5})),
-        "ones_none": bench.outcome(run("ones_none", {40: 1.25, 80: 1.75})),
-        "ones_initial_scale": bench.outcome(run("ones_initial_scale", {40: 1.8, 80: 1.6})),
-        "ones_gradient_norm": bench.outcome(run("ones_gradient_norm", {40: 1.8, 80: 1.5})),
-    }
-    assert found["ones_none"] == {
+        "hand_tuned": [bench.outcome(run("hand_tuned", {40: 2.0, 80: 1.5}))] * 2,
+        "ones_none": [bench.outcome(run("ones_none", {40: 1.25, 80: 1.75}))] * 2,
+        "ones_initial_scale": [bench.outcome(run("ones_initial_scale", {40: 1.8, 80: 1.6}))] * 2,
+        "ones_gradient_norm": [
+            bench.outcome(run("ones_gradient_norm", {40: 1.8, 80: 1.5})), {"valid_ppl": 1.25, "steps": 80},
+        ],
+    }  # fmt: skip
+    assert found["ones_none"][0] == {
         "valid_ppl": 1.25, "best_step": 40, "last_ppl": 1.75, "steps": 80, "seconds": 40.0, "factors": {"task": 1.0}
     }  # fmt: skip
     machine = {"cpu": "a processor", "cpu_cores": 2, "gpus": [], "versions": {"torch": "9.9"}}
     result = bench.summarise(found) | {"overrides": [STEPS], "ranks": 2, "machine": machine}
     assert result["reached_by"] == ["ones_gradient_norm"]
     text = bench.markdown(result)
-    assert "| of the recipe | `none` | 1.5000 | 80 | 80 | 40 |" in text
-    assert "| all 1 | `initial_scale` | 1.6000 | 80 |" in text
+    assert "| of the recipe | `none` | 1.5000 | 1.5000, 1.5000 | 80 |" in text
+    assert "| all 1 | `gradient_norm` | 1.3750 | 1.5000, 1.2500 | 80 |" in text
     assert "a processor, 2 cores" in text and f"`{STEPS}`" in text and "torch 9.9" in text
