@@ -1,5 +1,7 @@
 """The latency protocol: equal work for all models, interleaved, warm-up thrown away, honest summaries."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -154,6 +156,25 @@ def test_a_compiled_twin_shares_weights_and_leaves_the_model_alone(tiny, monkeyp
     ((twin, how),) = compiled
     assert twin is not model and twin.model.shared.weight is model.model.shared.weight
     assert how == {"dynamic": True}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_case_really_compiles_and_says_the_same(tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    model = tiny.model("bart", encoder_layers=1, decoder_layers=1)
+    said: list[list[int]] = []
+    generate = type(model).generate
+    monkeypatch.setattr(
+        type(model), "generate", lambda self, **how: said.append(generate(self, **how).tolist()[0]) or said[-1]
+    )
+    compiled = Case("fixed", compiled=True)
+    found = measure({"m": model}, [Case("fixed"), compiled], contexts(1), rounds=1, warm_up=1, new_tokens=3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert said[0] == said[1] == said[2] == said[3]
+    (row,) = rows({"m": model}, {("m", compiled): found["m", compiled]})
+    assert row.compiled and row.new_tokens == 3
+    torch.compiler.reset()
 
 
 def test_a_model_that_cannot_be_compiled_here_is_refused_with_the_reason(tiny, monkeypatch):
