@@ -244,7 +244,8 @@ longest replies have tokens, for each task.
 `train/gradient_...` are measured at one step in `logging.gradient_norm_every_steps`, from the step's first
 micro-batch on all ranks, before clipping, without the loss scale. With N micro-batches a norm is about 1/N of the
 whole step's; shares do not depend on it. Weights are the student's own, projections left out. With
-`losses.balance: gradient_norm` they are measured whenever factors are updated, too; docs/balancing.md has more.
+`losses.balance: gradient_norm` or `gradient_alignment` they are measured whenever factors are updated, too;
+docs/balancing.md has more.
 """
 
 

@@ -18,8 +18,8 @@ that is active), the mean over the weight matrices that the reference reaches (T
     f_t = g_t c_t  sum_u w_u / sum_u w_u c_u      u: all terms but the anchor;  c_t at least LEAST_AGREEMENT
 
 A step p_t along gradients that agree by c_t gains sum p_t c_t to first order and, where they are orthogonal to each
-other, costs sum p_t^2 / 2: best is p_t in proportion to c_t. That auxiliary losses help as far as their gradients
-agree with the main one's is from Du et al. (2018, arXiv:1812.02224), who leave out those that do not.
+other, costs sum p_t^2 / 2: best is p_t in proportion to c_t. The cosine as the weight of an auxiliary loss is from
+Du et al. (2018, arXiv:1812.02224).
 
 No torch, no clock, no files: each gets numbers that are equal on all ranks and keeps a state of JSON values. A size
 that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known). So does an agreement that
