@@ -15,6 +15,16 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+def pytest_collection_modifyitems(config, items) -> None:
+    """What `--dist loadgroup` keeps together: the tests of a file, or of a folder that starts ranks or a Slurm once."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder, name = item.path.relative_to(TESTS).parts[0], item.path.stem
+        whole = folder == "multiprocess" or name.startswith(("test_slurm", "test_launchers"))
+        item.add_marker(pytest.mark.xdist_group(folder if whole else name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def token_cache_of_the_tests(tmp_path_factory) -> None:
     """Runs of the tests keep their tokens to themselves."""
