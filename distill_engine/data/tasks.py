@@ -21,7 +21,6 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.fbdialog import read_fbdialog
 from distill_engine.data.hf_datasets import opened, read_hf_dataset, split_files
 from distill_engine.data.parlai_text import read_parlai_text
-from distill_engine.data.text_files import open_for_reading
 
 __all__ = ["READERS", "DataError", "Episode", "LabelTurns", "Reader", "Split", "TaskSpec", "Turn"]
 
@@ -109,17 +108,11 @@ def has_split(spec: TaskSpec, split: Split) -> bool:
     return not reader_for(spec.name).needs_file or spec.file(split) is not None
 
 
-def check_source(spec: TaskSpec, split: Split) -> None:
-    """Everything about a split that can be told without reading it: reader, file named, there, readable.
-
-    Raises DataError.
-    """
-    for file in source_files(spec, split):
-        open_for_reading(str(file)).close()
-
-
 def source_files(spec: TaskSpec, split: Split) -> list[Path]:
-    """The files that a split is read from; none for a generator. Raises DataError as `check_source`."""
+    """The files that a split is read from; none for a generator.
+
+    Raises DataError: no reader, no file named, no data folder of the task.
+    """
     reader = reader_for(spec.name)
     if spec.name == "hf_dataset":
         named = _named_file(spec, split)

@@ -174,7 +174,7 @@ def hidden_sum(
 def vocabulary_sums(
     implementation: Implementation, student: OutputHead, teacher: OutputHead | None, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Task sum [], prediction sum [] and hit counts, from the factors of the logits (see prediction_chunked)."""
+    """Task sum [], prediction sum [] and hit counts, from the factors of the logits (see prediction_blocks)."""
     models = _factors(student, teacher)
     return from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature)
 

@@ -79,9 +79,17 @@ class Pointwise(Protocol):
 def from_hidden(
     pointwise: Pointwise, models: Sequence[Tensor | None], labels: Tensor, masked_id: int | None, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`task_and_prediction_from_hidden` of both modules.
+    """Summed cross-entropy, summed KL and hits at label positions, [] [] [3] float32.
 
-    models  hidden states, embedding and bias of the student, the same of the teacher
+    models       hidden states [B, T, Ds], output embedding [V, Ds] and bias [V] (or None, added to the logits in their
+                 dtype) of the student, the same of the teacher with Dt; all None without a teacher: the KL is 0
+    labels       [B, T] int64, -100 ignored; a label outside the vocabulary makes the sum nan
+    masked_id    id that neither model may predict, or None
+    hits         label positions where the student's best token is the label, where it is the teacher's best, where
+                 the teacher's best is the label (no gradient)
+
+    Gradients reach the student's hidden states, embedding and bias. Raises ValueError for two vocabularies of
+    different size, half a teacher, or a temperature that is not positive.
     """
     _check(models, temperature)
     task, prediction, hits = _FromHidden.apply(*models, labels, (masked_id, float(temperature)), pointwise)

@@ -11,40 +11,12 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.masked_mse import zero_unless_
-from distill_engine.losses.prediction_blocks import LogitBlock, from_hidden, masked_value
+from distill_engine.losses.prediction_blocks import LogitBlock, masked_value
 from distill_engine.losses.prediction_tokens import SUMS
 from distill_engine.values import IGNORED_LABEL
 
 _TILE_BYTES = 2**20  # float32 logits of one model that are handled at once
 _GROUP = 64
-
-
-def task_and_prediction_from_hidden(
-    student_hidden: Tensor,
-    student_embedding: Tensor,
-    student_bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    teacher_embedding: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    masked_id: int | None,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed cross-entropy, summed KL and hits at label positions, [] [] [3] float32.
-
-    student_hidden, teacher_hidden        [B, T, Ds], [B, T, Dt]; teacher None: the prediction sum is 0
-    student_embedding, teacher_embedding  [V, Ds], [V, Dt], the output embeddings
-    student_bias, teacher_bias            [V] or None, added to the logits in the logits' dtype
-    labels                                [B, T] int64, -100 ignored; a label outside the vocabulary makes the sum nan
-    masked_id                             id that neither model may predict, or None
-    hits                                  label positions where the student's best token is the label, where it is
-                                          the teacher's best, where the teacher's best is the label (no gradient)
-
-    Gradients reach the student's hidden states, embedding and bias. Raises ValueError for two vocabularies of
-    different size, half a teacher, or a temperature that is not positive.
-    """
-    models = (student_hidden, student_embedding, student_bias, teacher_hidden, teacher_embedding, teacher_bias)
-    return from_hidden(TorchPointwise(), models, labels, masked_id, temperature)
 
 
 class TorchPointwise:

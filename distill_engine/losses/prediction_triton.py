@@ -4,6 +4,8 @@ One program takes one token and up to 4096 vocabulary ids of a block, both model
 maxima, sums of exponentials and the cross sum come out of registers. The second kernel writes the gradient over the
 student's logits. No atomics; every program writes its own place, so equal inputs give equal bits.
 
+The device is never waited for: tokens without a label are computed along and count for nothing.
+
 Bytes per logit of both models in fp16: 4 read by the sums; 4 read and 2 written by the gradient. Between the
 matrix products nothing else is as large as a block.
 """
@@ -17,30 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill_engine.losses.prediction_blocks import LogitBlock, from_hidden, masked_value
+from distill_engine.losses.prediction_blocks import LogitBlock, masked_value
 from distill_engine.losses.prediction_tokens import SUMS
 
 _MOST_COLUMNS = 4096
 _COLUMNS_PER_WARP = 512
-
-
-def task_and_prediction_from_hidden(
-    student_hidden: Tensor,
-    student_embedding: Tensor,
-    student_bias: Tensor | None,
-    teacher_hidden: Tensor | None,
-    teacher_embedding: Tensor | None,
-    teacher_bias: Tensor | None,
-    labels: Tensor,
-    masked_id: int | None,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed cross-entropy, summed KL and hits at label positions; see `prediction_chunked`, same names, same numbers.
-
-    The device is never waited for: tokens without a label are computed along and count for nothing.
-    """
-    models = (student_hidden, student_embedding, student_bias, teacher_hidden, teacher_embedding, teacher_bias)
-    return from_hidden(TritonPointwise(), models, labels, masked_id, temperature)
 
 
 class TritonPointwise:

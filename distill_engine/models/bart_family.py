@@ -43,11 +43,6 @@ class Family:
     final_norms: tuple[str, ...]
     extra_position_rows: int
 
-    @property
-    def token_embedding(self) -> str:
-        """Parameter name of the tied token embedding."""
-        return "model.shared.weight"
-
     def position_table(self, stack: Stack) -> str:
         """Parameter name of a stack's position table."""
         return f"model.{stack.value}.embed_positions.weight"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -60,19 +60,6 @@ class Averages:
             for name, total, count in zip(names, values[::2], values[1::2], strict=True)
             if count != 0
         }
-
-    def state_dict(self) -> dict[str, tuple[float, float]]:
-        """name -> (sum, count) of this rank, exact; so that a resumed interval averages the same steps."""
-        names = sorted(self._cells)
-        cells = [cell for name in names for cell in self._cells[name]]
-        values = torch.stack(cells).tolist() if cells else []
-        return dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True))
-
-    def load_state_dict(self, state: Mapping[str, tuple[float, float]]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._reset()
-        for name, (total, count) in state.items():
-            self._cells[name] = (self._zero().fill_(total), self._zero().fill_(count))
 
     def _reset(self) -> None:
         self._cells = {name: self._zeros() for name in self._declared}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill_engine.telemetry.metrics import LAYERED_TERMS, TERMS, Metric, describe, sections
@@ -57,11 +57,6 @@ def plan() -> list[SectionPlan]:
         if name == "Loss terms":
             made.append(_attention())
     return made
-
-
-def plan_json(found: Sequence[SectionPlan]) -> list[dict[str, Any]]:
-    """The plan as JSON-ready values, for reading."""
-    return [asdict(section) for section in found]
 
 
 def workspace(

@@ -9,7 +9,7 @@ import torch
 from distill_engine.losses.prediction import task_and_prediction_sums
 
 prediction_triton = pytest.importorskip("distill_engine.losses.prediction_triton", reason="Triton is not installed")
-run = prediction_triton.task_and_prediction_from_hidden
+run = cases.through(prediction_triton.TritonPointwise())
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 SHAPES = [(8008, (16, 128)), (50265, (4, 142))]

@@ -15,7 +15,6 @@ from distill_engine.data.tasks import (
     Episode,
     TaskSpec,
     Turn,
-    check_source,
     has_split,
     read_task,
     source_files,
@@ -200,13 +199,6 @@ def test_a_split_without_file():
     assert has_split(TaskSpec("demo"), "valid")
     with pytest.raises(DataError, match="names no valid file"):
         read_task(spec, "valid")
-
-
-def test_check_source_finds_what_needs_no_reading(tmp_path):
-    check_source(parlai_text(FILES / "chat_train.txt"), "train")
-    check_source(TaskSpec("demo"), "test")
-    with pytest.raises(DataError, match="There is no file"):
-        check_source(parlai_text(tmp_path / "absent"), "train")
 
 
 def test_limits_count_examples_and_cut_the_last_episode():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill_engine.losses.prediction_blocks import Pointwise, from_hidden
 from distill_engine.losses.quality import accuracy_counts
 from distill_engine.values import IGNORED_LABEL
 
@@ -20,6 +21,19 @@ Run = Callable[..., tuple[Tensor, Tensor, Tensor]]
 UPSTREAM = (3.7, -0.9)
 # of the largest gradient; half precision: logits and their gradient are rounded once, as in the model
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def through(pointwise: Pointwise) -> Run:
+    """Sums and hits with this pointwise work, by a Case's names."""
+
+    def run(
+        student_hidden, student_embedding, student_bias, teacher_hidden, teacher_embedding, teacher_bias, labels,
+        masked_id, temperature,
+    ):  # fmt: skip
+        models = (student_hidden, student_embedding, student_bias, teacher_hidden, teacher_embedding, teacher_bias)
+        return from_hidden(pointwise, models, labels, masked_id, temperature)
+
+    return run
 
 
 @dataclass(frozen=True)

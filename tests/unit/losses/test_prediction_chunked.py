@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from distill_engine.losses import prediction_blocks, prediction_chunked
 from distill_engine.losses.prediction import task_and_prediction_sums
 from distill_engine.losses.prediction_blocks import WIDTH_STEP, vocabulary_blocks
-from distill_engine.losses.prediction_chunked import task_and_prediction_from_hidden as run
+from distill_engine.losses.prediction_chunked import TorchPointwise
 
+run = cases.through(TorchPointwise())
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from distill_engine.losses import prediction_blocks
 from distill_engine.losses.prediction import task_and_prediction_sums
-from distill_engine.losses.prediction_chunked import task_and_prediction_from_hidden as torch_run
+from distill_engine.losses.prediction_chunked import TorchPointwise
 
 prediction_triton = pytest.importorskip("distill_engine.losses.prediction_triton", reason="Triton is not installed")
-run = prediction_triton.task_and_prediction_from_hidden
+run, torch_run = cases.through(prediction_triton.TritonPointwise()), cases.through(TorchPointwise())
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"),
     # numpy, at masked lanes and ignored tokens
