@@ -64,8 +64,7 @@ class Builder:
         split: BatchSplit,
         resize: bool = False,
     ) -> None:
-        """`split`: how the ranks share a step; `resize`: a checkpoint of another number of
-        ranks may be taken up."""
+        """`split`: how the ranks share a step; `resize`: a checkpoint of another number of ranks may be taken up."""
         self._split = split
         self._resize = resize
         self._ready = ready
@@ -195,14 +194,13 @@ class Builder:
         losses, ranks, terms = self._recipe.losses, self._ranks, tuple(objective.term_weights)
         every = self._recipe.logging.gradient_norm_every_steps or None
         scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
-        reference = reference_of(terms) if losses.balance == "gradient_alignment" else None
-        gradients = TermGradients(objective, student.module, every, scale, ranks.device, reference)
+        gradients = TermGradients(objective, student.module, every, scale, ranks.device)
         settings = (losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
         if losses.balance == "gradient_norm":
             return gradients, by_gradient(GradientNorm(terms, *settings), objective, gradients, ranks)
         if losses.balance == "gradient_alignment":
-            shared_out = GradientAlignment(objective.term_weights, *settings)
-            return gradients, by_gradient(shared_out, objective, gradients, ranks)
+            policy = GradientAlignment(objective.term_weights, *settings)
+            return gradients, by_gradient(policy, objective, gradients, ranks, reference_of(terms))
         balancer = None
         if losses.balance == "initial_scale":
             start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)

@@ -16,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from distill_engine.losses.dispatch import Implementation, choose, vocabulary_scores
 from distill_engine.losses.quality import COLUMNS, TokenScores, quality_sums, quality_values, token_scores
-from distill_engine.models.adapter import adapt
+from distill_engine.models.adapter import adapt, family_of
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
 
 MEASURED = (*COLUMNS, "divergence_sum")
@@ -40,15 +40,24 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = to
     return model.to(device).eval()
 
 
-def adapters_of(models: Mapping[str, PreTrainedModel]) -> dict[str, Shows]:
-    """An adapter per model name."""
-    return {name: adapt(model) for name, model in models.items()}
+def adapters_of(
+    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel | None
+) -> tuple[dict[str, Shows], Shows | None]:
+    """An adapter per model name, and the teacher's: the same one where a model is the teacher."""
+    shown: dict[str, Shows] = {name: adapt(model) for name, model in models.items()}
+    same = [name for name, model in models.items() if model is teacher]
+    return shown, shown[same[0]] if same else None if teacher is None else adapt(teacher)
 
 
-def prediction_kernel(models: Iterable[PreTrainedModel], batch: Batch) -> Implementation:
+def prediction_kernel(
+    models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel | None, batch: Batch
+) -> Implementation:
     """What computes task loss and divergence of a batch on its device: blocks of the vocabulary where one matrix of
-    logits would be large."""
-    largest = max(int(model.config.vocab_size) for model in models)
+    logits would be large. Blocks mask one token in all models, so not where families differ in it."""
+    configs = [model.config for model in (*models.values(), teacher) if model is not None]
+    if len({family_of(config).masked_id(config) for config in configs}) > 1:
+        return "reference"
+    largest = max(int(config.vocab_size) for config in configs)
     kernels, _ = choose({}, batch.labels.device, 4 * batch.labels.numel() * largest)
     return kernels.prediction
 
@@ -136,16 +145,13 @@ def evaluate_models(
 
     A model that is the teacher agrees with itself everywhere; without a teacher there is no agreement.
     """
-    shown = adapters_of(models)
-    same = [name for name, model in models.items() if model is teacher]
-    teaches: Shows | None = shown[same[0]] if same else None if teacher is None else adapt(teacher)
+    shown, teaches = adapters_of(models, teacher)
     sums = {
         name: torch.zeros(len(task_labels), len(MEASURED), dtype=torch.float64, device=device) for name in models
     }
-    everybody = [*models.values(), *([] if teacher is None else [teacher])]
     for batch in batches:
         batch = batch.to(device)
-        kernel = prediction_kernel(everybody, batch)
+        kernel = prediction_kernel(models, teacher, batch)
         for name, value in batch_sums(shown, teaches, batch, len(task_labels), kernel).items():
             sums[name] += value
     return {name: measured_values(value, task_labels, teaches is not None) for name, value in sums.items()}

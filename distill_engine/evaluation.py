@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from distill_engine.evaluate import ModelError, Shows, adapters_of, batch_sums, measured_values, prediction_kernel
+from distill_engine.evaluate import ModelError, adapters_of, batch_sums, measured_values, prediction_kernel
 from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.generate import Reply, own_settings, replies
 from distill_engine.generation_metrics import CORPUS_METRICS, reply_metrics
-from distill_engine.models.adapter import adapt
 from distill_engine.partial_results import BatchResult, PartialResults, model_identity, question_key
 
 PARLAI_NAMES = {
@@ -177,15 +176,13 @@ def _compute(
 ) -> None:
     """This process's batches of all models; the teacher runs once per batch."""
     done = {name: set(store.read()) for name, store in stores.items()}
-    shown = adapters_of(models)
-    same = [name for name, model in models.items() if model is teacher]
-    teaches: Shows | None = shown[same[0]] if same else None if teacher is None else adapt(teacher)
+    shown, teaches = adapters_of(models, teacher)
     for number in range(work.rank, len(examples), work.world_size):
         missing = [name for name in models if number not in done[name]]
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
-        kernel = prediction_kernel([*models.values(), *([] if teacher is None else [teacher])], batch)
+        kernel = prediction_kernel(models, teacher, batch)
         sums = batch_sums({name: shown[name] for name in missing}, teaches, batch, tasks, kernel)
         for name in missing:
             said: list[Reply] | None = None

@@ -15,14 +15,18 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(config, items) -> None:
-    """What `--dist loadgroup` keeps together: the tests of a file, or of a folder that starts ranks or a Slurm once."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        folder, name = item.path.relative_to(TESTS).parts[0], item.path.stem
-        whole = folder == "multiprocess" or name.startswith(("test_slurm", "test_launchers"))
-        item.add_marker(pytest.mark.xdist_group(folder if whole else name))
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile` by `place_of`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from places import place_of
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByPlace(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return place_of(nodeid)
+
+    return ByPlace(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

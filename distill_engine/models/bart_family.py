@@ -43,6 +43,10 @@ class Family:
     final_norms: tuple[str, ...]
     extra_position_rows: int
 
+    def masked_id(self, config: Any) -> int | None:
+        """The token that a model of this configuration never predicts, if there is one."""
+        return config.bos_token_id if self.masks_start_logit else None
+
     def position_table(self, stack: Stack) -> str:
         """Parameter name of a stack's position table."""
         return f"model.{stack.value}.embed_positions.weight"
@@ -147,8 +151,7 @@ class BartFamilyAdapter(nn.Module):
 
     def _head(self, decoder_output: Tensor) -> OutputHead:
         bias = self._logits_bias if self._has_logits_bias else None
-        masked = self.model.config.bos_token_id if self.family.masks_start_logit else None
-        return OutputHead(decoder_output, self.model.lm_head.weight, bias, masked)
+        return OutputHead(decoder_output, self.model.lm_head.weight, bias, self.family.masked_id(self.model.config))
 
     def _logits(self, decoder_output: Tensor) -> Tensor:
         logits = self.model.lm_head(decoder_output).add_(self.model.final_logits_bias)  # [B, T, V]

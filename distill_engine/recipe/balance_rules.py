@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.schema import LossesSection, Recipe
 
-# setting -> the methods that read it
 _BY_GRADIENT = ("gradient_alignment", "gradient_norm")
-_READ_BY = {
+_READ_BY = {  # setting -> the methods that read it
     "balance_start_steps": ("initial_scale",),
     "balance_every_steps": _BY_GRADIENT,
     "balance_smoothing": _BY_GRADIENT,
@@ -27,6 +26,19 @@ def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
             f"is {recipe.losses.balance}, but {used[0]} is the only term with a weight (losses.weights)",
             "Factors make terms comparable with each other",
             "Set losses.balance: none, or give other terms a weight",
+        )
+
+
+def there_is_something_to_share_out(recipe: Recipe) -> Iterator[Problem]:
+    """Alignment shares out what the terms beside the anchor pull."""
+    used = [name for name, weight in recipe.losses.weights.model_dump().items() if weight > 0]
+    terms = sum(2 if name in _PAIRS else 1 for name in used)
+    if recipe.losses.balance == "gradient_alignment" and terms == 2:
+        yield Problem(
+            "losses.balance",
+            f"is gradient_alignment, but {' and '.join(used)} has no more than two terms",
+            "What the terms beside the task pull is shared out among them, and here there is one",
+            "Set losses.balance: gradient_norm, which is the same here and cheaper, or give other terms a weight",
         )
 
 
@@ -75,6 +87,7 @@ def total_is_comparable(recipe: Recipe) -> Iterator[Problem]:
 
 BALANCE_RULES = (
     there_is_something_to_balance,
+    there_is_something_to_share_out,
     balance_keys_are_used,
     initial_scale_is_found_in_time,
     total_is_comparable,

@@ -110,8 +110,8 @@ class LossesSection(Section):
         "begin as large as the task term, pull as hard, or as far as it agrees with prediction (docs/balancing.md).",
     )
     balance_start_steps: PositiveInt = Field(20, description="initial_scale: factors come from the first N steps.")
-    balance_every_steps: PositiveInt = Field(200, description="gradient_...: factors are updated every N steps.")
-    balance_smoothing: Fraction = Field(0.7, description="gradient_...: share of the old in each new average.")
+    balance_every_steps: PositiveInt = Field(200, description="By gradient: factors are updated every N steps.")
+    balance_smoothing: Fraction = Field(0.7, description="By gradient: share of the old in each new average.")
     balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
     temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
     clamp: Positive | None = Field(

@@ -11,9 +11,10 @@ a (the task term, or the first of ANCHORS that is active; its factor stays 1, so
                   GradNorm's goal at equal rates (Chen et al., ICML 2018, alpha = 0), solved for the weights instead of
                   learnt, as VQGAN's adaptive weight is (Esser et al., CVPR 2021, eq. 7).
 
-GradientAlignment goes on from GradientNorm's factors g_t: what the other terms pull together stays, and is shared out
-by the agreement c_t, the cosine between a term's gradient and the reference's (prediction, or the first of REFERENCES
-that is active), the mean over the weight matrices that the reference reaches (TermGradients.agreements):
+GradientAlignment goes on from GradientNorm's factors g_t: what the other terms pull together stays, as far as the limit
+lets it, and is shared out by the agreement c_t, the cosine between a term's gradient and the reference's (prediction,
+or the first of REFERENCES that is active), the mean over the weight matrices that the reference reaches
+(TermGradients.agreements):
 
     f_t = g_t c_t  sum_u w_u / sum_u w_u c_u      u: all terms but the anchor;  c_t at least LEAST_AGREEMENT
 
@@ -22,8 +23,8 @@ other, costs sum p_t^2 / 2: best is p_t in proportion to c_t. The cosine as the 
 Du et al. (2018, arXiv:1812.02224).
 
 No torch, no clock, no files: each gets numbers that are equal on all ranks and keeps a state of JSON values. A size
-that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known). So does an agreement that
-is not finite.
+that is 0, inf or NaN tells nothing: that term keeps its factor (1 before anything is known), and has no part in what
+is shared out before its first agreement.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ class GradientAlignment:
         terms = tuple(weights)
         self._norm = GradientNorm(terms, every, smoothing, limit)
         self._weights, self._smoothing, self._limit = dict(weights), smoothing, limit
-        self._others = [term for term in terms if term != anchor_of(terms)]
+        self._anchor = anchor_of(terms)
+        self._others = [term for term in terms if term != self._anchor]
         self._averages = dict.fromkeys(self._others, 0.0)
         self._counts = dict.fromkeys(self._others, 0)
 
@@ -206,11 +208,12 @@ class GradientAlignment:
     def observe(self, sizes: Mapping[str, float], agreements: Mapping[str, float]) -> None:
         """How hard the raw terms of one attempt pull, and cosines with the reference."""
         self._norm.observe(sizes)
+        if not _tells(sizes[self._anchor]):
+            return
         for term in self._others:
-            if math.isfinite(agreements[term]):
-                self._averages[term] = (
-                    self._smoothing * self._averages[term] + (1 - self._smoothing) * agreements[term]
-                )
+            seen = agreements[term]
+            if _tells(sizes[term]) and math.isfinite(seen):
+                self._averages[term] = self._smoothing * self._averages[term] + (1 - self._smoothing) * seen
                 self._counts[term] += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -47,8 +47,14 @@ class Moment(NamedTuple):
     factors: Mapping[str, float]
 
 
-# how large the raw terms are, and how well their gradients agree with the reference's; may be collective
-Measure = Callable[[Moment], tuple[Mapping[str, float], Mapping[str, float]]]
+class Measured(NamedTuple):
+    """How large the raw terms are, and how well their gradients agree with the reference's, where somebody asks."""
+
+    sizes: Mapping[str, float]
+    agreements: Mapping[str, float]
+
+
+Measure = Callable[[Moment], Measured]  # may be collective
 
 
 class Balancer:
@@ -80,8 +86,8 @@ class Balancer:
             return
         self._measured_at = attempt
         before = self._factors
-        sizes, agreements = self._measure(Moment(attempt, batch, taught, divisor, before))
-        self._policy.observe(*self._ranks.broadcast((dict(sizes), dict(agreements))))
+        measured = self._measure(Moment(attempt, batch, taught, divisor, before))
+        self._policy.observe(*self._ranks.broadcast((dict(measured.sizes), dict(measured.agreements))))
         self._factors = self._policy.factors
         self._changed(before, self._factors)
 
@@ -104,7 +110,7 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
     devices = [ranks.device] if ranks.device.type == "cuda" else []
 
     @torch.no_grad()
-    def measure(at: Moment) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    def measure(at: Moment) -> Measured:
         with torch.random.fork_rng(devices=devices):  # dropout of the step itself is as without this
             shown, _ = module(at.batch, objective.student_request())
         terms = objective.terms(shown, at.taught, at.batch)
@@ -112,25 +118,31 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
         if objective.definition == "parlai":  # a mean of the ranks' own means
             local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)
         sums, counts = ranks.sum(local).unbind(dim=1)
-        return dict(zip(terms, (sums / counts.clamp(min=1.0)).tolist(), strict=True)), NOTHING
+        return Measured(dict(zip(terms, (sums / counts.clamp(min=1.0)).tolist(), strict=True)), NOTHING)
 
     return Balancer(policy, measure, ranks)
 
 
-def by_gradient(policy: Balance, objective: Objective, gradients: TermGradients, ranks: SumsAndTells) -> Balancer:
+def by_gradient(
+    policy: Balance,
+    objective: Objective,
+    gradients: TermGradients,
+    ranks: SumsAndTells,
+    reference: str | None = None,
+) -> Balancer:
     """Sizes are the raw terms' gradients beside the anchor's, in the typical weight matrix that both reach.
 
     They are measured with weight and factor, as in the backward pass itself: what fp16 can hold there it holds here.
-    `gradients` that compare with a reference tell agreements as well.
+    `reference`: the term with whose gradient the others should agree, for a policy that asks.
     """
 
-    def measure(at: Moment) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors)
+    def measure(at: Moment) -> Measured:
+        gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors, reference)
         weights, norms = objective.effective_weights(at.factors), gradients.matrix_norms()
         anchor = anchor_of(tuple(weights))
         ratios = {term: typical_ratio(own, norms[anchor]) for term, own in norms.items()}
         sizes = {term: ratio * weights[anchor] / weights[term] for term, ratio in ratios.items()}
-        return sizes, gradients.agreements() if gradients.compares else NOTHING
+        return Measured(sizes, NOTHING if reference is None else gradients.agreements())
 
     def changed(before: Mapping[str, float], after: Mapping[str, float]) -> None:
         gradients.rescale({term: after[term] / before[term] for term in after})

@@ -45,23 +45,21 @@ class TermGradients:
         every: int | None,
         loss_scale: Callable[[], float],
         device: torch.device,
-        reference: str | None = None,
     ) -> None:
         """Measure at attempts 0, `every`, 2 * `every`, ... of a step (None: only when somebody asks); `loss_scale` is
-        that of the moment, so that small fp16 gradients do not vanish; `reference`: the term whose gradient the others'
-        are compared with (holds a float32 copy of it meanwhile). Raises ValueError if `every` is not positive."""
+        that of the moment, so that small fp16 gradients do not vanish. Raises ValueError if `every` is not positive."""
         if every is not None and every < 1:
             raise ValueError(f"gradient norms every {every} steps: it must be at least 1.")
         self._objective = objective
         self._module = module
         self._every = every
         self._loss_scale = loss_scale
-        self._reference = reference
         self._devices = [device] if device.type == "cuda" else []
         self._measured_at: int | None = None
         self._norms: Tensor | None = None  # [terms]
         self._by_tensor: Tensor | None = None  # [terms, weight tensors]
-        self._cosines: Tensor | None = None  # [terms, weight tensors]
+        self._reference: str | None = None  # of the last measurement
+        self._cosines: Tensor | None = None  # [terms, weight tensors], if it had one
         self._is_matrix: list[bool] = []
 
     def due(self, attempt: int) -> bool:
@@ -77,10 +75,12 @@ class TermGradients:
         divisor: Tensor,
         sum_across_ranks: Callable[[Tensor], Tensor],
         factors: Mapping[str, float] | None = None,
+        reference: str | None = None,
     ) -> None:
-        """Differentiate each term of one micro-batch; `divisor` and `factors` as for Objective.total. Collective: the
-        norm of the gradients' sum over ranks. Never waits for the device; `norms` and `read` do."""
-        self._measured_at = attempt
+        """Differentiate each term of one micro-batch; `divisor` and `factors` as for Objective.total. With `reference`
+        every gradient is compared with that term's, of which a float32 copy is held meanwhile. Collective: the norm of
+        the gradients' sum over ranks. Never waits for the device; `norms`, `agreements` and `read` do."""
+        self._measured_at, self._reference = attempt, reference
         with torch.random.fork_rng(devices=self._devices):
             shown, _ = self._module(batch, self._objective.student_request())
             terms = self._objective.terms(shown, taught, batch)
@@ -88,24 +88,21 @@ class TermGradients:
             del shown, terms  # the graph is held by the values alone, and freed by the last backward pass
             weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]
             scale = self._loss_scale()
-            norms, products, reference = {}, {}, _Reference()
-            for term in sorted(weighted, key=lambda name: name != self._reference):  # the reference comes first
+            norms, products = {}, {}
+            held: list[tuple[Tensor, ...]] = []  # the reference's gradient, bucket by bucket
+            for term in sorted(weighted, key=lambda name: name != reference):  # the reference comes first
                 value = weighted.pop(term)
                 gradients = _gradients(value * scale, weights, retain_graph=bool(weighted))
                 reduced = _reduced(gradients, sum_across_ranks)
-                norms[term], products[term] = reference.compare(reduced, is_it=term == self._reference)
+                norms[term], products[term] = _compared(reduced, held, hold=term == reference)
         self._by_tensor = torch.stack([norms[term] for term in self._objective.term_weights]) / scale
-        if self._reference is not None:
-            lengths = torch.stack([norms[term] * norms[self._reference] for term in self._objective.term_weights])
+        self._cosines = None
+        if reference is not None:
+            lengths = torch.stack([norms[term] * norms[reference] for term in self._objective.term_weights])
             inner = torch.stack([products[term] for term in self._objective.term_weights])
             self._cosines = torch.where(lengths == 0, 0.0, inner / lengths)
         self._is_matrix = [weight.ndim > 1 for weight in weights]
         self._norms = self._by_tensor.square().sum(dim=1).sqrt()
-
-    @property
-    def compares(self) -> bool:
-        """Whether there is a reference, and so `agreements`."""
-        return self._reference is not None
 
     def norms(self) -> dict[str, float]:
         """Norms by term of the last measurement that was not read yet; empty if there is none."""
@@ -120,8 +117,8 @@ class TermGradients:
         return dict(zip(self._objective.term_weights, chosen, strict=True))
 
     def agreements(self) -> dict[str, float]:
-        """Cosine by term between its gradient and the reference's: the mean over the weight matrices that the
-        reference reaches, 0 in those that the term does not. NaN where a gradient is not finite.
+        """Cosine by term between its gradient and the reference's, of the last measurement: the mean over the weight
+        matrices that the reference reaches, 0 in those that the term does not, NaN if either is not finite in one.
 
         Matrix by matrix, as an optimizer that normalises its steps (Adam) takes them.
         """
@@ -158,24 +155,21 @@ def _gradients(value: Tensor, weights: Sequence[Tensor], retain_graph: bool) -> 
     ]
 
 
-class _Reference:
-    """The gradient that others are compared with, once there is one."""
-
-    def __init__(self) -> None:
-        self._buckets: list[tuple[Tensor, ...]] = []
-
-    def compare(self, gradient: Iterable[tuple[Tensor, ...]], is_it: bool) -> tuple[Tensor, Tensor]:
-        """[weight tensors] fp32 Euclidean norms and inner products with the reference (0 without one); keeps the
-        gradient if it is the one."""
-        norms, products = [], []
-        for number, parts in enumerate(gradient):
-            norms += [part.norm() for part in parts]
-            if is_it:
-                self._buckets.append(parts)
-            if self._buckets:
-                products += [torch.dot(one, other) for one, other in zip(parts, self._buckets[number], strict=True)]
-        lengths = torch.stack(norms)
-        return lengths, torch.stack(products) if products else torch.zeros_like(lengths)
+def _compared(
+    gradient: Iterable[tuple[Tensor, ...]], held: list[tuple[Tensor, ...]], hold: bool
+) -> tuple[Tensor, Tensor]:
+    """[weight tensors] fp32 Euclidean norms and inner products with the gradient that is held (0 while none is);
+    `hold`: put this one there first."""
+    norms, products = [], []
+    for number, parts in enumerate(gradient):
+        norms += [part.norm() for part in parts]
+        if hold:
+            held.append(parts)
+        if held:
+            products += [torch.dot(one, other) for one, other in zip(parts, held[number], strict=True)]
+        del parts  # before the next bucket is made
+    lengths = torch.stack(norms)
+    return lengths, torch.stack(products) if products else torch.zeros_like(lengths)
 
 
 def _reduced(

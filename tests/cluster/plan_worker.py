@@ -127,8 +127,8 @@ def one_step(trainer) -> dict[str, Any]:
     taught, found["teacher"] = allocated(lambda: trainer.teacher.features(batch, goal.teacher_request()))
     measure = trainer.term_gradients.measure
     _, found["measuring"] = allocated(lambda: measure(1000, batch, taught, divisor, ranks.sum))
-    compare = TermGradients(goal, trainer.student.module, None, lambda: 1.0, ranks.device, "prediction").measure
-    _, found["comparing"] = allocated(lambda: compare(1000, batch, taught, divisor, ranks.sum))
+    compare = TermGradients(goal, trainer.student.module, None, lambda: 1.0, ranks.device).measure
+    _, found["comparing"] = allocated(lambda: compare(1000, batch, taught, divisor, ranks.sum, None, "prediction"))
     shown, found["student"] = allocated(lambda: trainer.student.features(batch, goal.student_request()))
     (terms, _), found["losses"] = allocated(lambda: goal.terms_and_hits(shown, taught, batch))
     _, found["backward"] = allocated(lambda: trainer.student.backward(goal.total(terms, divisor)))

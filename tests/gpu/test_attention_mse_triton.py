@@ -50,7 +50,7 @@ def test_masked_places_may_hold_anything(bad):
      "recomputed_activations", "no_gradient_when_validating"],
 )  # fmt: skip
 def test_holds(claim):
-    getattr(f"check_{claim}")(attention_mse_sums, "cuda")
+    getattr(attention_cases, f"check_{claim}")(attention_mse_sums, "cuda")
 
 
 def test_the_same_bits_at_full_size():

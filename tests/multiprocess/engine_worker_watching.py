@@ -143,11 +143,11 @@ def balanced(bench: Bench) -> dict:
             balancer = by_value(InitialScale(terms, 2, 1e9), goal, student.module, ranks)
         else:
             aligned = method == "gradient_alignment"
-            reference = "prediction" if aligned else None
-            gradients = TermGradients(goal, student.module, None, lambda: 1.0, ranks.device, reference)
+            gradients = TermGradients(goal, student.module, None, lambda: 1.0, ranks.device)
             settings = (1, 0.5, 1e9)
             policy = GradientAlignment(goal.term_weights, *settings) if aligned else GradientNorm(terms, *settings)
-            balancer = by_gradient(policy, goal, gradients, ranks)
+            reference = "prediction" if aligned else None
+            balancer = by_gradient(policy, goal, gradients, ranks, reference)
         divisor = goal.divisors([batch], ranks.sum, ranks.world_size)[0]
         found[method] = []
         for attempt in range(2):

@@ -5,18 +5,25 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, BlenderbotConfig, BlenderbotForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
+)
 
 from distill_engine import evaluation
 from distill_engine.data.demo import demo_episodes
 from distill_engine.data.layout import SequenceLayout
 from distill_engine.data.tasks import TaskSpec, read_task
 from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
-from distill_engine.evaluate import ModelError, load_model
+from distill_engine.evaluate import ModelError, load_model, prediction_kernel
 from distill_engine.evaluation import ReplySettings, Work, run_evaluation
 from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.generate import GenerationError, own_settings, parse_settings, replies
@@ -208,6 +215,20 @@ def test_values_are_the_same_where_large_logits_are_never_formed(tmp_path, tasks
     counted = ("token_acc", "token_em", "teacher_acc")
     for name, values in in_blocks.values.items():
         assert [values[value] for value in counted] == [as_logits.values[name][value] for value in counted]
+
+
+def test_families_that_never_predict_another_token_are_compared_by_whole_logits(monkeypatch):
+    monkeypatch.setattr(dispatch, "SMALL_LOGITS_BYTES", 0)
+    batch = SimpleNamespace(labels=torch.zeros(2, 3, dtype=torch.int64))
+    bart, blenderbot, other = (
+        SimpleNamespace(config=config)
+        for config in (BartConfig(), BlenderbotConfig(), BlenderbotConfig(bos_token_id=5))
+    )
+    assert prediction_kernel({"m": bart}, None, batch) == prediction_kernel({"m": bart}, bart, batch) == "chunked"
+    assert prediction_kernel({"m": blenderbot}, blenderbot, batch) == "chunked"
+    for teacher in (blenderbot, other):
+        assert prediction_kernel({"m": bart}, teacher, batch) == "reference"
+    assert prediction_kernel({"m": blenderbot}, other, batch) == "reference"
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, tasks, tokenizer, student, monkeypatch):

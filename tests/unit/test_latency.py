@@ -162,6 +162,7 @@ def test_a_compiled_twin_shares_weights_and_leaves_the_model_alone(tiny, monkeyp
 def test_a_compiled_case_really_compiles_and_says_the_same(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     model = tiny.model("bart", encoder_layers=1, decoder_layers=1)
     said: list[list[int]] = []
     generate = type(model).generate

@@ -59,6 +59,20 @@ def test_committed_numbers(root):
     assert bench.summarise(result["runs"])["reached_by"] == ["ones_gradient_alignment"] == result["reached_by"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--arms", "ones_none"], "--run-dir must say where"), (["--arms", "ones_both"], "no arm ones_both; there are"),
+        (["--seeds", "0"], "'0' is no number of runs"), (["--set", "seed=9"], "runs have seeds 1 to --seeds"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_any_run(monkeypatch, capsys, asked, said):
+    monkeypatch.setattr("sys.argv", ["balance.py", *asked])
+    with pytest.raises(SystemExit, match="2"):
+        bench.main()
+    assert said in capsys.readouterr().err
+
+
 def test_the_table_has_the_best_validation_and_says_who_reached_it(run):
     found = {
         "hand_tuned": [bench.outcome(run("hand_tuned", {40: 2.0, 80: 1.5}))] * 2,

@@ -170,6 +170,20 @@ def test_agreements_are_averaged_and_what_is_not_finite_is_left_out():
     assert unknown.factors == pytest.approx({"task": 1.0, "encoder": 24.0, "prediction": 0.5})
 
 
+@pytest.mark.parametrize("nothing", [0.0, math.nan, math.inf])
+def test_a_gradient_that_tells_nothing_has_no_part_in_what_is_shared_out(nothing):
+    """A copied embedding has no gradient at first: its weight must not go to the others, nor theirs to it."""
+    weights = dict.fromkeys((*TERMS, "cross_attention"), 1.0)
+    policy = alignment(weights)
+    policy.observe(PULLS | {"cross_attention": nothing}, dict.fromkeys(weights, 0.0) | {"prediction": 1.0})
+    without = alignment()
+    without.observe(PULLS, dict.fromkeys(TERMS, 0.0) | {"prediction": 1.0})
+    assert policy.factors == pytest.approx(without.factors | {"cross_attention": 1.0})
+    nobody = alignment()
+    nobody.observe(PULLS | {"task": nothing}, {"task": math.nan, "encoder": 0.2, "prediction": 1.0})
+    assert nobody.factors == dict.fromkeys(TERMS, 1.0), "without the anchor nothing is learnt"
+
+
 def test_shared_out_factors_stay_within_their_limits():
     policy = alignment(limit=30.0)
     policy.observe(PULLS, {"task": 1.0, "encoder": 1.0, "prediction": 0.0})

@@ -46,9 +46,9 @@ def gradient_balancer(world, scale=1.0, smoothing=0.0, every=1):
 
 
 def alignment_balancer(world, scale=1.0, smoothing=0.0, every=1):
-    gradients = TermGradients(world.goal, world.module, None, lambda: scale, world.ranks.device, "prediction")
+    gradients = TermGradients(world.goal, world.module, None, lambda: scale, world.ranks.device)
     policy = GradientAlignment(world.goal.term_weights, every, smoothing, NO_LIMIT)
-    return by_gradient(policy, world.goal, gradients, world.ranks), gradients
+    return by_gradient(policy, world.goal, gradients, world.ranks, "prediction"), gradients
 
 
 def value_balancer(world, goal=None, steps=1):

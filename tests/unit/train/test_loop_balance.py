@@ -22,12 +22,11 @@ def balanced(run, method):
     if method == "initial_scale":
         run.trainer.balancer = by_value(InitialScale(TERMS, 3, 100.0), goal, module, ranks)
     else:
-        aligned = method == "gradient_alignment"
+        aligned, settings = method == "gradient_alignment", (3, 0.5, 100.0)
+        run.trainer.term_gradients = TermGradients(goal, module, None, lambda: 1.0, ranks.device)
+        policy = GradientAlignment(goal.term_weights, *settings) if aligned else GradientNorm(TERMS, *settings)
         reference = "prediction" if aligned else None
-        run.trainer.term_gradients = TermGradients(goal, module, None, lambda: 1.0, ranks.device, reference)
-        weights = goal.term_weights
-        policy = GradientAlignment(weights, 3, 0.5, 100.0) if aligned else GradientNorm(TERMS, 3, 0.5, 100.0)
-        run.trainer.balancer = by_gradient(policy, goal, run.trainer.term_gradients, ranks)
+        run.trainer.balancer = by_gradient(policy, goal, run.trainer.term_gradients, ranks, reference)
     run.trainer.meter._factors = lambda: run.trainer.balancer.factors
     return run
 

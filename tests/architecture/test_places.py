@@ -1,0 +1,37 @@
+"""Tests that share ranks or a Slurm run in one process, the others file by file; on real workers."""
+
+import re
+import subprocess
+import sys
+
+from places import place_of
+
+TREE = {
+    "cluster": ("test_slurm.py", "test_slurm_faults.py", "test_launchers.py", "test_plan_is_true.py"),
+    "multiprocess": ("test_one.py", "test_two.py", "test_three.py"),
+    "end_to_end": ("test_resume.py", "test_kill.py"),
+}
+
+
+def test_every_folder_of_the_tree_is_there(root):
+    for folder, files in TREE.items():
+        there = {file.name for file in (root / "tests" / folder).glob("test_*.py")}
+        assert there >= set(files) or (folder == "multiprocess" and len(there) > 5)
+
+
+def test_workers_take_places_whole(root, tmp_path):
+    tests = tmp_path / "tests"
+    for folder, files in TREE.items():
+        (tests / folder).mkdir(parents=True)
+        for file in files:
+            (tests / folder / file).write_text("def test_a(): ...\ndef test_b(): ...\ndef test_c(): ...\n")
+    for shared in ("conftest.py", "places.py"):
+        (tests / shared).write_text((root / "tests" / shared).read_text())
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["tests"]\n')
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    workers: dict[str, set[str]] = {}
+    for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", done.stdout):
+        workers.setdefault(place_of(test), set()).add(worker)
+    assert len(workers) == 5 and all(len(who) == 1 for who in workers.values()), done.stdout
+    assert set().union(*workers.values()) == {"gw0", "gw1"}
