@@ -12,6 +12,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from distill_engine.generate import own_settings, spoken_lengths
 
 Mode = Literal["fixed", "free"]
+_MOST_GRAPHS = 1024  # of one compiled function
 
 
 class CompileError(ValueError):
@@ -125,6 +127,32 @@ def measure(
 
     Raises CompileError if a compiled case cannot run.
     """
+    if any(case.compiled for case in cases):
+        with _every_shape_compiled():
+            return _measure(models, cases, contexts, rounds, warm_up, new_tokens, advance)
+    return _measure(models, cases, contexts, rounds, warm_up, new_tokens, advance)
+
+
+def _every_shape_compiled() -> AbstractContextManager[None]:
+    """Without it torch.compile gives up after 8 graphs of one function, for all models together, and silently runs
+    what comes then uncompiled: beams, batches and empty caches each ask for some."""
+    from torch._dynamo import config
+
+    changed: AbstractContextManager[None] = config.patch(
+        recompile_limit=_MOST_GRAPHS, accumulated_recompile_limit=_MOST_GRAPHS, fail_on_recompile_limit_hit=True
+    )
+    return changed
+
+
+def _measure(
+    models: Mapping[str, PreTrainedModel],
+    cases: Sequence[Case],
+    contexts: Sequence[Tensor],
+    rounds: int,
+    warm_up: int,
+    new_tokens: int,
+    advance: Callable[[int, int], None] | None,
+) -> dict[tuple[str, Case], list[Timing]]:
     variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
     timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
     for number in range(warm_up + rounds):

@@ -151,9 +151,13 @@ def test_rows_say_how_and_how_fast(tiny):
 def test_a_compiled_twin_shares_weights_and_leaves_the_model_alone(tiny, monkeypatch):
     model = tiny.model("bart")
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how)))
+    settings = torch._dynamo.config
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how, settings.recompile_limit))
+    )
     measure({"m": model}, [Case("fixed"), Case("fixed", compiled=True)], contexts(1), 1, 0, 2)
-    ((twin, how),) = compiled
+    ((twin, how, limit),) = compiled
+    assert limit > 100 > settings.recompile_limit, "a shape too many would run uncompiled, and nobody would know"
     assert twin is not model and twin.model.shared.weight is model.model.shared.weight
     assert how == {"dynamic": True}
 
