@@ -36,8 +36,8 @@ def there_is_something_to_share_out(recipe: Recipe) -> Iterator[Problem]:
     if recipe.losses.balance == "gradient_alignment" and terms == 2:
         yield Problem(
             "losses.balance",
-            f"is gradient_alignment, but {' and '.join(used)} has no more than two terms",
-            "What the terms beside the task pull is shared out among them, and here there is one",
+            f"is gradient_alignment, but losses.weights leave two terms ({', '.join(used)})",
+            "What all terms but one pull is shared out among them, and here there is one left",
             "Set losses.balance: gradient_norm, which is the same here and cheaper, or give other terms a weight",
         )
 

@@ -47,8 +47,8 @@ def test_sound(losses):
     [
         ({"balance": "initial_scale", "weights": {}}, "losses.balance", "task is the only term"),
         ({"balance": "gradient_norm", "weights": {"task": 0, "prediction": 1}}, "losses.balance", "only term"),
-        ({"balance": "gradient_alignment", "weights": {"prediction": 1}}, "losses.balance", "no more than two terms"),
-        ({"balance": "gradient_alignment", "weights": {"task": 0, "hidden": 1}}, "losses.balance", "hidden has"),
+        ({"balance": "gradient_alignment", "weights": {"prediction": 1}}, "losses.balance", "(task, prediction)"),
+        ({"balance": "gradient_alignment", "weights": {"task": 0, "hidden": 1}}, "losses.balance", "terms (hidden)"),
         ({"balance_start_steps": 5}, "losses.balance_start_steps", "losses.balance is none"),
         ({"balance": "gradient_norm", "balance_start_steps": 5}, "losses.balance_start_steps", "initial_scale"),
         ({"balance": "initial_scale", "balance_every_steps": 5}, "losses.balance_every_steps", "gradient_norm"),
