@@ -33,5 +33,5 @@ def test_workers_take_places_whole(root, tmp_path):
     workers: dict[str, set[str]] = {}
     for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", done.stdout):
         workers.setdefault(place_of(test), set()).add(worker)
-    assert len(workers) == 5 and all(len(who) == 1 for who in workers.values()), done.stdout
+    assert len(workers) == 6 and all(len(who) == 1 for who in workers.values()), done.stdout
     assert set().union(*workers.values()) == {"gw0", "gw1"}
