@@ -12,7 +12,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -127,10 +127,19 @@ def measure(
 
     Raises CompileError if a compiled case cannot run.
     """
-    if any(case.compiled for case in cases):
-        with _every_shape_compiled():
-            return _measure(models, cases, contexts, rounds, warm_up, new_tokens, advance)
-    return _measure(models, cases, contexts, rounds, warm_up, new_tokens, advance)
+    timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
+    with _every_shape_compiled() if any(case.compiled for case in cases) else nullcontext():
+        variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
+        for number in range(warm_up + rounds):
+            for case in cases:
+                given = [contexts[(number * case.batch + row) % len(contexts)] for row in range(case.batch)]
+                for name in models:
+                    timing = _timed(variants[name, case.compiled], case, given, new_tokens)
+                    if number >= warm_up:
+                        timings[name, case].append(timing)
+            if advance is not None:
+                advance(number + 1, warm_up + rounds)
+    return timings
 
 
 def _every_shape_compiled() -> AbstractContextManager[None]:
@@ -142,29 +151,6 @@ def _every_shape_compiled() -> AbstractContextManager[None]:
         recompile_limit=_MOST_GRAPHS, accumulated_recompile_limit=_MOST_GRAPHS, fail_on_recompile_limit_hit=True
     )
     return changed
-
-
-def _measure(
-    models: Mapping[str, PreTrainedModel],
-    cases: Sequence[Case],
-    contexts: Sequence[Tensor],
-    rounds: int,
-    warm_up: int,
-    new_tokens: int,
-    advance: Callable[[int, int], None] | None,
-) -> dict[tuple[str, Case], list[Timing]]:
-    variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
-    timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
-    for number in range(warm_up + rounds):
-        for case in cases:
-            given = [contexts[(number * case.batch + row) % len(contexts)] for row in range(case.batch)]
-            for name in models:
-                timing = _timed(variants[name, case.compiled], case, given, new_tokens)
-                if number >= warm_up:
-                    timings[name, case].append(timing)
-        if advance is not None:
-            advance(number + 1, warm_up + rounds)
-    return timings
 
 
 def rows(
