@@ -7,6 +7,7 @@ different moments, but they are added up: what one stream has freed another cann
 
 from __future__ import annotations
 
+from distill_engine.recipe.schema import BALANCED_BY_GRADIENT
 from launcher.job import FULL, Job, zero
 from launcher.job import kernel as kernel_of
 from launcher.loss_memory import captured, captured_of_student, losses
@@ -139,7 +140,7 @@ def gradient_moments(job: Job) -> dict[str, float]:
     share = 0.0 if job.offloaded else job.trained / job.ranks
     flat = job.word if job.word < FULL else 0
     balance = job.recipe.losses.balance
-    measured = job.recipe.logging.gradient_norm_every_steps or balance in ("gradient_norm", "gradient_alignment")
+    measured = job.recipe.logging.gradient_norm_every_steps or balance in BALANCED_BY_GRADIENT
     whole = job.student.parameters if measured else 0
     compared = whole * FULL if balance == "gradient_alignment" else 0
     return {

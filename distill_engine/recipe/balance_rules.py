@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distill_engine.recipe.problem import Problem
-from distill_engine.recipe.schema import LossesSection, Recipe
+from distill_engine.recipe.schema import BALANCED_BY_GRADIENT, LossesSection, Recipe
 
-_BY_GRADIENT = ("gradient_alignment", "gradient_norm")
 _READ_BY = {  # setting -> the methods that read it
     "balance_start_steps": ("initial_scale",),
-    "balance_every_steps": _BY_GRADIENT,
-    "balance_smoothing": _BY_GRADIENT,
-    "balance_limit": (*_BY_GRADIENT, "initial_scale"),
+    "balance_every_steps": BALANCED_BY_GRADIENT,
+    "balance_smoothing": BALANCED_BY_GRADIENT,
+    "balance_limit": (*BALANCED_BY_GRADIENT, "initial_scale"),
 }
 _PAIRS = ("embedding", "hidden", "self_attention")  # one weight, a term of the encoder and one of the decoder
 
 
+def _used(recipe: Recipe) -> list[str]:
+    """Names of the weights above 0."""
+    return [name for name, weight in recipe.losses.weights.model_dump().items() if weight > 0]
+
+
+def _terms(weights: list[str]) -> int:
+    """How many terms have one of these weights."""
+    return sum(2 if name in _PAIRS else 1 for name in weights)
+
+
 def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
     """One term alone is in balance."""
-    used = [name for name, weight in recipe.losses.weights.model_dump().items() if weight > 0]
-    if recipe.losses.balance != "none" and len(used) == 1 and used[0] not in _PAIRS:
+    used = _used(recipe)
+    if recipe.losses.balance != "none" and _terms(used) == 1:
         yield Problem(
             "losses.balance",
             f"is {recipe.losses.balance}, but {used[0]} is the only term with a weight (losses.weights)",
@@ -31,9 +40,8 @@ def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
 
 def there_is_something_to_share_out(recipe: Recipe) -> Iterator[Problem]:
     """Alignment shares out what the terms beside the anchor pull."""
-    used = [name for name, weight in recipe.losses.weights.model_dump().items() if weight > 0]
-    terms = sum(2 if name in _PAIRS else 1 for name in used)
-    if recipe.losses.balance == "gradient_alignment" and terms == 2:
+    used = _used(recipe)
+    if recipe.losses.balance == "gradient_alignment" and _terms(used) == 2:
         yield Problem(
             "losses.balance",
             f"is gradient_alignment, but losses.weights leave two terms ({', '.join(used)})",

@@ -95,6 +95,9 @@ class KernelsSection(Section):
     prediction: KernelChoice = Field("auto", description="Task and prediction terms with the output embeddings.")
 
 
+BALANCED_BY_GRADIENT = ("gradient_alignment", "gradient_norm")  # values of losses.balance that measure gradients
+
+
 class LossesSection(Section):
     """What is minimised."""
 

@@ -133,21 +133,15 @@ class GradientNorm:
         _at_least_one(every=every, limit=limit)
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing is {smoothing}: use a share from 0 (none) to below 1.")
-        self._every, self._smoothing, self._limit = every, smoothing, limit
+        self._every, self._limit = every, limit
         self._anchor = anchor_of(terms)
-        self._averages = dict.fromkeys(terms, 0.0)
-        self._counts = dict.fromkeys(terms, 0)
+        self._logs = _Averages(terms, smoothing)
 
     @property
     def factors(self) -> dict[str, float]:
         """See Balance."""
-        return {term: self._factor(term) for term in self._averages}
-
-    def _factor(self, term: str) -> float:
-        count = self._counts[term]
-        if count == 0:
-            return 1.0
-        return _bounded(math.exp(self._averages[term] / (1 - self._smoothing**count)), self._limit)
+        logs = self._logs.known()
+        return {term: _bounded(math.exp(logs.get(term, 0.0)), self._limit) for term in self._logs.terms}
 
     def due(self, attempt: int) -> bool:
         """Powers of 4 below `every`, and its multiples."""
@@ -160,17 +154,15 @@ class GradientNorm:
         for term, size in sizes.items():
             if term == self._anchor or not (_tells(anchor) and _tells(size)):
                 continue
-            wanted = math.log(_bounded(anchor / size, self._limit))
-            self._averages[term] = self._smoothing * self._averages[term] + (1 - self._smoothing) * wanted
-            self._counts[term] += 1
+            self._logs.add(term, math.log(_bounded(anchor / size, self._limit)))
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"averages": dict(self._averages), "counts": dict(self._counts)}
+        return self._logs.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
-        self._averages, self._counts = dict(state["averages"]), dict(state["counts"])
+        self._logs.load_state_dict(state)
 
 
 class GradientAlignment:
@@ -181,25 +173,20 @@ class GradientAlignment:
         factors. Raises ValueError as GradientNorm does."""
         terms = tuple(weights)
         self._norm = GradientNorm(terms, every, smoothing, limit)
-        self._weights, self._smoothing, self._limit = dict(weights), smoothing, limit
+        self._weights, self._limit = dict(weights), limit
         self._anchor = anchor_of(terms)
-        self._others = [term for term in terms if term != self._anchor]
-        self._averages = dict.fromkeys(self._others, 0.0)
-        self._counts = dict.fromkeys(self._others, 0)
+        self._agreements = _Averages([term for term in terms if term != self._anchor], smoothing)
 
     @property
     def factors(self) -> dict[str, float]:
         """See Balance."""
-        shares = {term: self._agreement(term) for term in self._others if self._counts[term]}
+        shares = {term: max(LEAST_AGREEMENT, average) for term, average in self._agreements.known().items()}
         whole = sum(self._weights[term] for term in shares)
         agreed = sum(self._weights[term] * share for term, share in shares.items())
         factors = self._norm.factors
         return factors | {
             term: _bounded(factors[term] * share * whole / agreed, self._limit) for term, share in shares.items()
         }
-
-    def _agreement(self, term: str) -> float:
-        return max(LEAST_AGREEMENT, self._averages[term] / (1 - self._smoothing ** self._counts[term]))
 
     def due(self, attempt: int) -> bool:
         """As GradientNorm."""
@@ -210,19 +197,44 @@ class GradientAlignment:
         self._norm.observe(sizes)
         if not _tells(sizes[self._anchor]):
             return
-        for term in self._others:
-            seen = agreements[term]
-            if _tells(sizes[term]) and math.isfinite(seen):
-                self._averages[term] = self._smoothing * self._averages[term] + (1 - self._smoothing) * seen
-                self._counts[term] += 1
+        for term in self._agreements.terms:
+            if _tells(sizes[term]) and math.isfinite(agreements[term]):
+                self._agreements.add(term, agreements[term])
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"norm": self._norm.state_dict(), "averages": dict(self._averages), "counts": dict(self._counts)}
+        return {"norm": self._norm.state_dict(), **self._agreements.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict()`."""
         self._norm.load_state_dict(state["norm"])
+        self._agreements.load_state_dict(state)
+
+
+class _Averages:
+    """Exponential averages by term, each corrected for its short history."""
+
+    def __init__(self, terms: Sequence[str], smoothing: float) -> None:
+        """`smoothing`: the share of the old in each new average."""
+        self.terms = tuple(terms)
+        self._smoothing = smoothing
+        self._averages = dict.fromkeys(terms, 0.0)
+        self._counts = dict.fromkeys(terms, 0)
+
+    def add(self, term: str, value: float) -> None:
+        self._averages[term] = self._smoothing * self._averages[term] + (1 - self._smoothing) * value
+        self._counts[term] += 1
+
+    def known(self) -> dict[str, float]:
+        """Of the terms that have any value."""
+        return {
+            term: self._averages[term] / (1 - self._smoothing**count) for term, count in self._counts.items() if count
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": dict(self._averages), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._averages, self._counts = dict(state["averages"]), dict(state["counts"])
 
 
