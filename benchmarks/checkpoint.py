@@ -25,14 +25,14 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration  # noqa: E402
 
+from distill_engine.checkpoint.checkpoints import Checkpoints  # noqa: E402
+from distill_engine.checkpoint.parts import RngPart  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, student_config  # noqa: E402
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine  # noqa: E402
 from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.student.projections import StudentModule  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
-from distill_engine.train.checkpoint import Checkpoints  # noqa: E402
-from distill_engine.train.parts import RngPart  # noqa: E402
 
 VOCABULARY, WIDTH, INNER, LAYERS, HEADS = 8008, 640, 2560, (2, 5), 16
 TOKENS = (4, 32)  # of the step between two checkpoints: batch, length

@@ -28,10 +28,10 @@ from dialogue_lengths import FOUR_TASKS, LAYOUT, PARLAI_WEIGHTS, four_tasks  # n
 from tokenizers import ByteLevelBPETokenizer  # noqa: E402
 
 from distill_engine.data.episodes import Episode, Turn  # noqa: E402
-from distill_engine.data.loader import TrainLoader, token_budget_plan  # noqa: E402
-from distill_engine.data.mixture import Mixture, example_weights  # noqa: E402
-from distill_engine.data.token_cache import Source, TokenCache  # noqa: E402
-from distill_engine.data.tokenize import DialogueTokenizer  # noqa: E402
+from distill_engine.data.order.loader import TrainLoader, token_budget_plan  # noqa: E402
+from distill_engine.data.order.mixture import Mixture, example_weights  # noqa: E402
+from distill_engine.data.tokens.cache import Source, TokenCache  # noqa: E402
+from distill_engine.data.tokens.tokenize import DialogueTokenizer  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
 
 WORDS = 20_000

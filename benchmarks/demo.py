@@ -78,10 +78,10 @@ def measure(run_dir: Path, without: Path, overrides: list[str]) -> dict[str, dic
     """Rows teacher, distilled and without_teacher with the columns of COLUMNS."""
     import torch
 
-    from distill_engine.compare import compare_loaded
-    from distill_engine.evaluate import load_model
-    from distill_engine.prepare import prepare
+    from distill_engine.evaluate.compare import compare_loaded
+    from distill_engine.evaluate.measure import load_model
     from distill_engine.recipe.rules import read_recipe
+    from distill_engine.setup.prepare import prepare
 
     ready = prepare(read_recipe(DEMO_RECIPE, overrides), DEMO_RECIPE)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

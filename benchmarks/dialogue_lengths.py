@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tokenised import TokenisedTask, TokenLimits
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits
 
 LAYOUT = SequenceLayout(0, 1, 2, context_suffix=(2,), decoder_prefix=(1,))
 LIMITS = TokenLimits(128, 128)

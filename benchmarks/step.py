@@ -34,16 +34,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from step_presets import GIGA, PRESETS, WEIGHTS, Preset, arithmetic_gflop  # noqa: E402
 
-from distill_engine.builder import Builder  # noqa: E402
-from distill_engine.data.layout import SequenceLayout  # noqa: E402
-from distill_engine.data.tokenised import TokenisedTask, TokenLimits  # noqa: E402
+from distill_engine.assembly.builder import Builder  # noqa: E402
+from distill_engine.assembly.resizing import split_of  # noqa: E402
+from distill_engine.data.tokens.layout import SequenceLayout  # noqa: E402
+from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config  # noqa: E402
 from distill_engine.models.bart_family import FAMILIES  # noqa: E402
-from distill_engine.prepare import Prepared  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
-from distill_engine.resizing import split_of  # noqa: E402
+from distill_engine.setup.prepare import Prepared  # noqa: E402
 from distill_engine.student.build import StudentSizes, build_student, fresh_config  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
 from distill_engine.telemetry.sinks import SinkGroup  # noqa: E402

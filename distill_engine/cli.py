@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.commands import chat, dashboard, data, evaluate, latency, parlai, report, watch
-from distill_engine.exit_codes import BAD_INPUT
 from distill_engine.run import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG, TrainOptions
 from distill_engine.telemetry.quiet import quiet_libraries
 
@@ -83,8 +83,8 @@ def export(
     ] = "huggingface",
 ) -> None:
     """Write a run's student without its projections: for transformers (weights, config, tokenizer, card) or ParlAI."""
-    from distill_engine.export_run import export_run
-    from distill_engine.parlai.run_export import export_run_to_parlai
+    from distill_engine.export.run import export_run
+    from distill_engine.interop.parlai.run_export import export_run_to_parlai
 
     try:
         if layout == "parlai":
@@ -101,8 +101,8 @@ for topic in (evaluate, latency, report, watch, chat, dashboard, data, parlai):
 
 
 def _prepared(recipe: Path, overrides: list[str]) -> Any:
-    from distill_engine.prepare import prepare
     from distill_engine.recipe.rules import read_recipe
+    from distill_engine.setup.prepare import prepare
 
     try:
         return prepare(read_recipe(recipe, overrides), recipe)

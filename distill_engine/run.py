@@ -26,9 +26,9 @@ import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict  # noqa: E402
 from distill_engine.cluster.facts import ClusterError, read_cluster  # noqa: E402
 from distill_engine.cluster.lifeline import watch_launcher  # noqa: E402
-from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
 from distill_engine.recipe.rules import read_recipe  # noqa: E402
 from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
@@ -118,7 +118,7 @@ def _run(options: TrainOptions, speaks: bool) -> int:
         if speaks:
             sys.stderr.write(f"{error}\n")
         return BAD_INPUT
-    from distill_engine.assemble import train
+    from distill_engine.assembly.launch import train
 
     return train(recipe, options, speaks)
 

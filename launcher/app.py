@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
-from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT
 
 app = typer.Typer(
     help="Plan, submit, watch and end distillation runs on a Slurm cluster.",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from distill_engine.exit_codes import FAILED, read_verdict
+from distill_engine.cluster.exit_codes import FAILED, read_verdict
 from launcher import preflight, slurm, sweep
 from launcher.app import ERR, refuse, say
 from launcher.requeue import Attempt, decide, newest_step, record_attempt

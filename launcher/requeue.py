@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
 
 MAX_CRASHES = 3  # in a row, without a newer checkpoint between them
 HISTORY = "attempts.jsonl"

@@ -16,9 +16,9 @@ from transformers import (
     BlenderbotForConditionalGeneration,
 )
 
-from distill_engine.data.collate import collate
-from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tokenised import Example, TokenLimits
+from distill_engine.data.order.collate import collate
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import Example, TokenLimits
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.models.bart_family import FAMILIES

@@ -14,7 +14,7 @@ from rich.text import Text
 from distill_engine.commands.evaluate import GenerationOption, refuse, short_names
 
 if TYPE_CHECKING:
-    from distill_engine.chat import ContextRules, Conversation
+    from distill_engine.evaluate.chat import ContextRules, Conversation
     from distill_engine.recipe.schema import Recipe
 
 _HELP = "/reset begins again, /persona TEXT sets who the model is (and begins again), /quit ends"
@@ -96,11 +96,11 @@ def _speakers(
     names: list[str], recipe: Recipe | None, persona: list[str], generation: list[str], console: Console
 ) -> dict[str, Conversation]:
     """A conversation per model, by short name. Models with their own tokenizers may talk side by side."""
-    from distill_engine.chat import Conversation
-    from distill_engine.compare import model_folder, own_device
-    from distill_engine.data.tokenize import load_tokenizer
-    from distill_engine.evaluate import load_model
-    from distill_engine.generate import own_settings, parse_settings
+    from distill_engine.data.tokens.tokenize import load_tokenizer
+    from distill_engine.evaluate.chat import Conversation
+    from distill_engine.evaluate.compare import model_folder, own_device
+    from distill_engine.evaluate.generate import own_settings, parse_settings
+    from distill_engine.evaluate.measure import load_model
 
     changed = parse_settings(generation)
     short = short_names(names)
@@ -117,7 +117,7 @@ def _speakers(
 
 
 def _rules(model: Any, recipe: Recipe | None) -> ContextRules:
-    from distill_engine.chat import ContextRules, usual_rules
+    from distill_engine.evaluate.chat import ContextRules, usual_rules
 
     if recipe is None:
         return usual_rules(model)

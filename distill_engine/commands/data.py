@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from distill_engine.cluster.exit_codes import BAD_INPUT, FAILED
 from distill_engine.commands.data_show import show
-from distill_engine.exit_codes import BAD_INPUT, FAILED
 
 if TYPE_CHECKING:
-    from distill_engine.data.archives import Archive
-    from distill_engine.data.fetch import Origin
+    from distill_engine.data.fetch.archives import Archive
+    from distill_engine.data.fetch.task import Origin
 
 _OUT = Console()
 _ERR = Console(stderr=True)
@@ -58,9 +58,9 @@ def fetch(
 
     A download that broke off goes on where it stopped. A task is there as a whole or not at all.
     """
-    from distill_engine.data.archives import BASE_ADDRESS, archives_of
     from distill_engine.data.errors import DataError
-    from distill_engine.data.fetch import Origin
+    from distill_engine.data.fetch.archives import BASE_ADDRESS, archives_of
+    from distill_engine.data.fetch.task import Origin
 
     try:
         wanted = archives_of(tasks)
@@ -98,7 +98,7 @@ def _check_options(tasks: int, url_base: str | None, url: str | None, archive: P
 
 
 def _fetch_one(archive: Archive, root: Path, origin: Origin, replace: bool) -> None:
-    from distill_engine.data.fetch import fetch
+    from distill_engine.data.fetch.task import fetch
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())  # fmt: skip

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT
 
 if TYPE_CHECKING:
-    from distill_engine.data.summary import Lengths, TaskSummary
-    from distill_engine.data.tokenised import TokenisedTask
-    from distill_engine.prepare import Prepared
+    from distill_engine.data.tokens.summary import Lengths, TaskSummary
+    from distill_engine.data.tokens.tokenised import TokenisedTask
+    from distill_engine.setup.prepare import Prepared
 
 _OUT = Console()
 _ERR = Console(stderr=True)
@@ -53,7 +53,7 @@ def show(
     if not chosen:
         _ERR.print(f"No task has a {split} split: {', '.join(wanted or ready.task_labels)}.", soft_wrap=True)
         raise typer.Exit(BAD_INPUT)
-    from distill_engine.data.summary import summarise
+    from distill_engine.data.tokens.summary import summarise
 
     for label, task in chosen.items():
         _print_examples(label, task, ready.tokenizer, examples)
@@ -75,14 +75,14 @@ def _prepared(
     if not set(wanted) <= known:
         changes.append(f"data.tasks={json.dumps([{'name': name} for name in dict.fromkeys(wanted)])}")
     sound = read_recipe(recipe, changes)
-    from distill_engine.prepare import prepare  # after the recipe's own problems: this import takes seconds
+    from distill_engine.setup.prepare import prepare  # after the recipe's own problems: this import takes seconds
 
     return prepare(sound, recipe), list(wanted)
 
 
 def _shares(ready: Prepared) -> dict[str, float]:
     """Each task's share of the training examples, by the recipe's weights."""
-    from distill_engine.data.mixture import example_weights
+    from distill_engine.data.order.mixture import example_weights
 
     data, tasks = ready.recipe.data, ready.train_tasks
     weights = example_weights(
@@ -96,7 +96,7 @@ def _shares(ready: Prepared) -> dict[str, float]:
 
 
 def _print_examples(label: str, task: TokenisedTask, tokenizer: Any, count: int) -> None:
-    from distill_engine.data.summary import uncut_lengths
+    from distill_engine.data.tokens.summary import uncut_lengths
 
     contexts, labels = uncut_lengths(task)
     shown = sorted({index * len(task) // max(count, 1) for index in range(min(count, len(task)))})

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.cluster.facts import ClusterError, read_cluster
-from distill_engine.exit_codes import BAD_INPUT
 
 if TYPE_CHECKING:
-    from distill_engine.compare import Loaded
     from distill_engine.data.episodes import Split
-    from distill_engine.evaluation import Evaluation, ReplySettings
+    from distill_engine.evaluate.compare import Loaded
+    from distill_engine.evaluate.run import Evaluation, ReplySettings
 
 ModelsArgument = Annotated[list[str], typer.Argument(help="Model folders, run folders (their best/), or Hub names.")]
 RecipeOption = Annotated[
@@ -124,7 +124,7 @@ def loaded_models(
     """Models, teacher and data. Raises ValueError that says what to correct."""
     import torch
 
-    from distill_engine.compare import load_models
+    from distill_engine.evaluate.compare import load_models
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return load_models(models, recipe, overrides, teacher, dtypes[dtype], split)
@@ -138,16 +138,16 @@ def say_left_out(loaded: Loaded) -> None:
 
 def reply_settings(loaded: Loaded, generation: list[str]) -> ReplySettings:
     """The models' own settings with --generation on top; a reply ends at data.label_tokens if a model has no limit."""
-    from distill_engine.evaluation import ReplySettings
-    from distill_engine.generate import parse_settings
+    from distill_engine.evaluate.generate import parse_settings
+    from distill_engine.evaluate.run import ReplySettings
 
     return ReplySettings(loaded.ready.recipe.data.label_tokens, parse_settings(generation))
 
 
 def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, partial: Path, resume: bool) -> Evaluation:
     """The evaluation, with a progress bar per model on rank 0's stderr."""
-    from distill_engine.compare import evaluation_set
-    from distill_engine.evaluation import Work, run_evaluation
+    from distill_engine.evaluate.compare import evaluation_set
+    from distill_engine.evaluate.run import Work, run_evaluation
 
     rank, world_size = ranks()
     with progress_bars(show=rank == 0) as advance:
@@ -164,15 +164,15 @@ def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, part
 
 def with_sizes(loaded: Loaded, values: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """The rows with `parameters` in front."""
-    from distill_engine.evaluate import parameter_count
+    from distill_engine.evaluate.measure import parameter_count
 
     return {name: {"parameters": float(parameter_count(loaded.models[name])), **row} for name, row in values.items()}
 
 
 def add_latency(loaded: Loaded, rows: dict[str, dict[str, float]]) -> None:
     """`ms_per_reply` (batch 1, greedy, 16 tokens, median) to each row."""
-    from distill_engine.compare import contexts_of
-    from distill_engine.latency import measure_latency
+    from distill_engine.evaluate.compare import contexts_of
+    from distill_engine.evaluate.latency import measure_latency
 
     for name, one in measure_latency(loaded.models, contexts_of(loaded.first_task, loaded.device)).items():
         rows[name]["ms_per_reply"] = one.median_ms

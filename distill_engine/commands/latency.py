@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from distill_engine.latency import Case, LatencyRow
+    from distill_engine.evaluate.latency import Case, LatencyRow
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTEXTS = 64
@@ -93,9 +93,9 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
     """All cases of all models in one precision and attention; a precision the device lacks gives a note."""
     import torch
 
-    from distill_engine.compare import model_folder, own_device
-    from distill_engine.evaluate import load_model
-    from distill_engine.latency import measure, rows, unsupported
+    from distill_engine.evaluate.compare import model_folder, own_device
+    from distill_engine.evaluate.latency import measure, rows, unsupported
+    from distill_engine.evaluate.measure import load_model
 
     device, kind = own_device(), getattr(torch, DTYPES[dtype])
     reason = unsupported(device, kind)
@@ -115,7 +115,7 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
     """Contexts of the recipe's validation data, or random ones that all models' vocabularies hold; and which."""
     import torch
 
-    from distill_engine.compare import CompareError, contexts_of, prepared, split_tasks
+    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_tasks
 
     try:
         tasks = split_tasks(prepared(asked.models, asked.recipe, asked.overrides), "valid")
@@ -145,7 +145,7 @@ def _record(new_tokens: int, rounds: int, warm_up: int) -> dict[str, Any]:
 
 def case_list(modes: str, beams: str, batches: str, kv_cache: bool, compiled: bool) -> list[Case]:
     """Every combination of comma-separated lists. Raises ValueError for a list that is none."""
-    from distill_engine.latency import Case
+    from distill_engine.evaluate.latency import Case
 
     return [
         Case("fixed" if mode == "fixed" else "free", number, batch, kv_cache, kind)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT
 
 if TYPE_CHECKING:
-    from distill_engine.parlai.importer import Imported
+    from distill_engine.interop.parlai.importer import Imported
 
 FileOption = Path | None
 
@@ -45,8 +45,8 @@ def import_parlai(
     ] = False,
 ) -> None:
     """Convert a ParlAI model (transformer/generator, bart) into a Hugging Face folder: same tensors, same token ids."""
-    from distill_engine.parlai.importer import import_parlai as convert
-    from distill_engine.parlai.source import SourceFiles
+    from distill_engine.interop.parlai.importer import import_parlai as convert
+    from distill_engine.interop.parlai.source import SourceFiles
 
     try:
         imported = convert(SourceFiles(model, opt, dictionary, bpe_vocab, bpe_merges), out, allow_pickle=allow_pickle)
@@ -63,10 +63,10 @@ def recipe_from_parlai(
     name: Annotated[str | None, typer.Option("--name", help="The recipe's name; default: after --model-file.")] = None,
 ) -> None:
     """Print the recipe that is equivalent to a ParlAI training command, and why a flag has no equivalent."""
-    from distill_engine.parlai_options.command_line import read_command
-    from distill_engine.parlai_options.errors import ParlaiError
-    from distill_engine.parlai_options.render import recipe_yaml
-    from distill_engine.parlai_options.translate import translate
+    from distill_engine.interop.parlai.options.command_line import read_command
+    from distill_engine.interop.parlai.options.errors import ParlaiError
+    from distill_engine.interop.parlai.options.render import recipe_yaml
+    from distill_engine.interop.parlai.options.translate import translate
 
     try:
         if not flags and opt is None:

@@ -29,8 +29,8 @@ from distill_engine.commands.evaluate import (
 from distill_engine.commands.latency import case_list, progress_bar
 
 if TYPE_CHECKING:
-    from distill_engine.compare import Loaded
-    from distill_engine.latency import Case, LatencyRow
+    from distill_engine.evaluate.compare import Loaded
+    from distill_engine.evaluate.latency import Case, LatencyRow
     from distill_engine.reports.report_card import ReportCard
 
 _CONTEXTS = 64
@@ -106,15 +106,15 @@ def report_card(
 
 def _with_headline(cases: list[Case]) -> list[Case]:
     """The headline case in front: fixed tokens, greedy, one at a time."""
-    from distill_engine.latency import Case
+    from distill_engine.evaluate.latency import Case
 
     first = Case("fixed")
     return [first, *(case for case in cases if case != first)]
 
 
 def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) -> list[LatencyRow]:
-    from distill_engine.compare import contexts_of
-    from distill_engine.latency import measure, rows
+    from distill_engine.evaluate.compare import contexts_of
+    from distill_engine.evaluate.latency import measure, rows
 
     contexts = contexts_of(loaded.first_task, loaded.device, _CONTEXTS)
     with progress_bar("latency") as advance:
@@ -128,8 +128,8 @@ def _card(
     samples: Sequence[Any],
     generation: list[str],
 ) -> ReportCard:
-    from distill_engine.evaluation import Sample
-    from distill_engine.generation_metrics import bleu_signature
+    from distill_engine.evaluate.generation_metrics import bleu_signature
+    from distill_engine.evaluate.run import Sample
     from distill_engine.reports.report_card import ReportCard
     from distill_engine.telemetry.machine import machine_record
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from distill_engine.data import convai2, wizard_of_wikipedia
-from distill_engine.data.blended_skill_talk import read_blended_skill_talk
-from distill_engine.data.conversations import read_conversations
-from distill_engine.data.empathetic_dialogues import read_empathetic_dialogues
+from distill_engine.data.corpora import convai2, wizard_of_wikipedia
+from distill_engine.data.corpora.blended_skill_talk import read_blended_skill_talk
+from distill_engine.data.corpora.empathetic_dialogues import read_empathetic_dialogues
 from distill_engine.data.episodes import Episode, LabelTurns, Split, TaskSpec, Turn
 from distill_engine.data.errors import DataError
-from distill_engine.data.fbdialog import read_fbdialog
-from distill_engine.data.hf_datasets import opened, read_hf_dataset, split_files
-from distill_engine.data.parlai_text import read_parlai_text
+from distill_engine.data.formats.conversations import read_conversations
+from distill_engine.data.formats.fbdialog import read_fbdialog
+from distill_engine.data.formats.hf_datasets import opened, read_hf_dataset, split_files
+from distill_engine.data.formats.parlai_text import read_parlai_text
 
 __all__ = ["READERS", "DataError", "Episode", "LabelTurns", "Reader", "Split", "TaskSpec", "Turn"]
 
@@ -43,7 +43,7 @@ class Reader:
 
 def _demo(spec: TaskSpec, split: Split) -> Episodes:
     # Imported here because the generator is only needed by those who ask for it.
-    from distill_engine.data.demo import demo_episodes
+    from distill_engine.data.corpora.demo import demo_episodes
 
     return demo_episodes(split, spec.limit(split), spec.seed)
 

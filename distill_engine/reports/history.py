@@ -11,10 +11,10 @@ from pathlib import Path
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
+from distill_engine.setup.run_folder import LOCK_FILE
 from distill_engine.telemetry.jsonl import read_history
 from distill_engine.telemetry.metrics import UnknownMetricError, describe
 from distill_engine.telemetry.sinks import Record
-from distill_engine.train.run_folder import LOCK_FILE
 
 METRICS_FILE = "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_engine.evaluation import Sample
-from distill_engine.latency import LatencyRow
+from distill_engine.evaluate.latency import LatencyRow
+from distill_engine.evaluate.run import Sample
 from distill_engine.reports import page, plots
 
 BEGIN, END = "<!-- report card: begin -->", "<!-- report card: end -->"

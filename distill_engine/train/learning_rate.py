@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from distill_engine.train.policies import Direction, State, known_direction
+from distill_engine.metrics.direction import Direction, known_direction
+from distill_engine.train.policies import State
 
 ScheduleName = Literal["constant", "linear", "cosine", "reduce_on_plateau"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.faults import fault_point
+from distill_engine.checkpoint.parts import JsonPart, Part, RngPart, WatchedPart
 from distill_engine.losses.objective import Objective
 from distill_engine.train.balancing import Balancer
-from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.decisions import Policies
-from distill_engine.train.faults import fault_point
 from distill_engine.train.meter import Meter, memory_gib
 from distill_engine.train.nonfinite import NonFiniteReport
-from distill_engine.train.parts import JsonPart, Part, RngPart, WatchedPart
 from distill_engine.train.policies import Every
 from distill_engine.train.progress import EndReason, Progress
 from distill_engine.train.roles import Batches, Ranks, Sinks, Student

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Direction = Literal["min", "max"]
+from distill_engine.metrics.direction import Direction, at_least_as_good, known_direction
+
 State = dict[str, Any]
 
 # Epochs are fractions of examples: 0.3 - 0.2 < 0.1 in floating point must not delay a validation by a step.
@@ -24,20 +25,6 @@ class StopReason(str, Enum):
 
     OUT_OF_PATIENCE = "out_of_patience"
     TARGET_REACHED = "target_reached"
-
-
-def at_least_as_good(value: float, other: float, direction: Direction) -> bool:
-    """Whether `value` is better than `other` or equal to it."""
-    return value <= other if direction == "min" else value >= other
-
-
-def known_direction(direction: str) -> Direction:
-    """The direction itself; ValueError if it is neither `min` nor `max`."""
-    if direction == "min":
-        return "min"
-    if direction == "max":
-        return "max"
-    raise ValueError(f"direction is {direction!r}; it says which way a metric is better: use 'min' or 'max'.")
 
 
 class KeepBest:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from distill_engine.train.parts import Part
+from distill_engine.checkpoint.parts import Part
 from distill_engine.train.validate import Shows
 from distill_engine.values import Batch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from distill_engine.data.demo import demo_episodes
+from distill_engine.data.corpora.demo import demo_episodes
 
 VOCABULARY = 1024
 POSITIONS = 160

@@ -40,6 +40,7 @@ def law(ours: str = "", forbidden: frozenset[str] = NOT_ENGINE) -> Law:
 LAWS: dict[str, Law] = {
     "values": law(forbidden=HEAVY - {"torch"} | NOT_ENGINE),
     "recipe": law(forbidden=HEAVY),
+    "metrics": law(),
     "losses": law("values", NOT_ENGINE | {"transformers", "wandb"}),
     "models": law("values"),
     "student": law("values models"),
@@ -47,37 +48,18 @@ LAWS: dict[str, Law] = {
     "cluster": law(forbidden=HEAVY),
     "engine": law("values cluster", frozenset({"wandb"})),
     "telemetry": law("values"),
-    "train": law("values losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}),
-    "export": law("values models"),
-    "evaluate": law("values models losses data"),
-    "latency": law("values models generate"),
-    "generate": law("values models"),
-    "generation_metrics": law(forbidden=HEAVY),
-    "samples": law("data generate generation_metrics prepare"),
-    "teacher_replies": law("generate prepare samples"),
-    "evaluation_set": law("values data"),
-    "partial_results": law("generate"),
-    "evaluation": law("values models data evaluate evaluation_set generate generation_metrics partial_results"),
-    "chat": law("values models data generate"),
-    "reports": law("recipe telemetry train.run_folder evaluation latency"),
-    "model_card": law(),
-    "exit_codes": law(forbidden=HEAVY),
-    "prepare": law("values models data task_data recipe student.weights"),
-    "task_data": law("cluster data recipe"),
-    "training_data": law("data prepare"),
-    "resizing": law("data recipe train"),
-    "student_module": law("values models student losses.objective prepare"),
-    "publishing": law("values engine export model_card prepare recipe telemetry.machine train.agreement"),
-    "compare": law("values cluster data evaluate evaluation_set latency prepare recipe"),
-    "export_run": law("values data export train.checkpoint train.manifest"),
-    "parlai_options": law("recipe", HEAVY),
-    "parlai": law("parlai_options export_run student.weights recipe"),
-    "assemble": Law(ANYTHING),
-    "builder": Law(ANYTHING),
+    "checkpoint": law("metrics"),
+    "train": law("values metrics checkpoint losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}),
+    "setup": law("values models data cluster recipe student.weights checkpoint.agreement checkpoint.files"),
+    "export": law("values data checkpoint"),
+    "evaluate": law("values models losses data cluster recipe setup.prepare"),
+    "reports": law("recipe telemetry setup.run_folder evaluate"),
+    "interop": law("export.run student.weights recipe"),
+    "assembly": Law(ANYTHING),
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
-    "launcher": law("recipe cluster exit_codes", HEAVY),
+    "launcher": law("recipe cluster", HEAVY),
 }
 
 
@@ -212,7 +194,7 @@ def modules_of(folder: Path) -> list[str]:
     return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in runnable]
 
 
-@pytest.mark.parametrize("folder", ["distill_engine/recipe", "distill_engine/parlai_options", "launcher"])
+@pytest.mark.parametrize("folder", ["distill_engine/recipe", "distill_engine/interop/parlai/options", "launcher"])
 def test_recipes_and_the_launcher_are_read_without_torch(folder):
     modules = modules_of(ROOT / folder)
     code = (

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from distill_engine.cluster.exit_codes import STOPPED_AND_SAVED, leave_verdict
 from distill_engine.cluster.facts import read_cluster
 from distill_engine.cluster.lifeline import watch_launcher
-from distill_engine.exit_codes import STOPPED_AND_SAVED, leave_verdict
 
 folder = Path(next(word for word in sys.argv[1:] if not word.startswith("--")))
 facts = read_cluster(os.environ)

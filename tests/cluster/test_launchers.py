@@ -8,7 +8,7 @@ import subprocess
 import psutil
 import pytest
 
-from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED, read_verdict
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED, read_verdict
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
 
 KILLED = 128 + signal.SIGKILL
 KEY = "0123456789abcdef" * 2 + "feed5678"  # has the shape of a W&B key

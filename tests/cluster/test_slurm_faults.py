@@ -6,7 +6,7 @@ import signal
 
 import psutil
 
-from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
 
 TRAP = "x $(touch pwned) `touch pwned` 'q\" ;&|*?~ -"
 

@@ -28,9 +28,10 @@ from pathlib import Path
 
 import torch
 
-from distill_engine import assemble, run
-from distill_engine.train.background import THREAD_NAME
-from distill_engine.train.checkpoint_folder import CheckpointFolder
+from distill_engine import run
+from distill_engine.assembly import launch as assemble
+from distill_engine.checkpoint.background import THREAD_NAME
+from distill_engine.checkpoint.folder import CheckpointFolder
 from distill_engine.train.watchdog import Watchdog
 
 # What the program says when something begins -> the phase it is in then.

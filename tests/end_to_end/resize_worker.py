@@ -16,7 +16,8 @@ import torch
 from engine_worker_bench import Bench, PlainTeacher, rank_groups
 from engine_worker_precision import fp16_on_cpu
 
-from distill_engine import assemble, run  # noqa: F401  assemble: imported before the forks
+from distill_engine import run
+from distill_engine.assembly import launch as assemble  # noqa: F401  assemble: imported before the forks
 from distill_engine.engine import distributed
 from distill_engine.engine.student import OptimizerSettings
 

@@ -2,7 +2,7 @@
 
 import time
 
-from distill_engine.exit_codes import FAILED, STOPPED_AND_SAVED, read_verdict
+from distill_engine.cluster.exit_codes import FAILED, STOPPED_AND_SAVED, read_verdict
 from distill_engine.telemetry.jsonl import read_history
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_engine.exit_codes import FAILED, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import FAILED, STOPPED_AND_SAVED
 from distill_engine.telemetry.jsonl import read_history
 
 WORKER = Path(__file__).with_name("kill_worker.py")

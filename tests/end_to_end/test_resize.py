@@ -11,9 +11,9 @@ import pytest
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.setup.run_folder import LOCK_FILE
 from distill_engine.telemetry.jsonl import read_history
-from distill_engine.train.run_folder import LOCK_FILE
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("resize_worker.py")

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from distill_engine import run as run_module
-from distill_engine.exit_codes import BAD_INPUT, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, STOPPED_AND_SAVED
 from distill_engine.telemetry.jsonl import read_history
 
 STEPS = 24

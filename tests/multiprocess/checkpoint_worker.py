@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from distill_engine.train.checkpoint import Checkpoints
-from distill_engine.train.faults import fault_point
-from distill_engine.train.parts import JsonPart, RngPart
+from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.faults import fault_point
+from distill_engine.checkpoint.parts import JsonPart, RngPart
+from distill_engine.setup.run_folder import RunLock, check_run_folder
 from distill_engine.train.policies import EarlyStopping
-from distill_engine.train.run_folder import RunLock, check_run_folder
 
 DEAD_PEER_SECONDS = 20
 

@@ -20,7 +20,7 @@ from engine_worker_bench import (
     weights,
 )
 
-from distill_engine.data.collate import filler_batch
+from distill_engine.data.order.collate import filler_batch
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.student.build import StudentSizes

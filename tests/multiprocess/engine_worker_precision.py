@@ -9,8 +9,8 @@ from deepspeed.accelerator import get_accelerator
 from engine_worker_bench import ADAM, DTYPES, Bench, PlainTeacher, digest, rank_groups
 from engine_worker_trainer import NAN, OVERFLOW, make_trainer, schedule, story
 
+from distill_engine.checkpoint.trust import scan_pickles
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngineError
-from distill_engine.train.trust import scan_pickles
 
 FP16 = {"initial_scale_power": 8, "hysteresis": 2, "loss_scale_window": 2}
 # name -> JSON, changed blocks, precision, factor of the bad loss

@@ -9,13 +9,13 @@ import torch
 from engine_worker_bench import ADAM, Bench, digest
 from engine_worker_validation import loader
 
-from distill_engine.data.loader import TrainLoader
-from distill_engine.data.mixture import Mixture
+from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.data.order.loader import TrainLoader
+from distill_engine.data.order.mixture import Mixture
 from distill_engine.engine.distributed import Ranks, RanksApartError
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
-from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.decisions import Policies
 from distill_engine.train.learning_rate import LearningRate, Warmup
 from distill_engine.train.loop import Trainer, TrainingError

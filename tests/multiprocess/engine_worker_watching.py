@@ -9,11 +9,11 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from engine_worker_bench import ADAM, Bench, PlainTeacher, digest, rank_groups
 from engine_worker_trainer import make_trainer, story
 
-from distill_engine.generate import generate_ids, own_settings
-from distill_engine.prepare import prepare
+from distill_engine.evaluate.generate import generate_ids, own_settings
+from distill_engine.evaluate.samples import answers, capped_settings, recipe_prompts
+from distill_engine.evaluate.teacher_replies import FILE, teacher_replies
 from distill_engine.recipe.load import load_recipe
-from distill_engine.samples import answers, capped_settings, recipe_prompts
-from distill_engine.teacher_replies import FILE, teacher_replies
+from distill_engine.setup.prepare import prepare
 from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
 from distill_engine.train.balancing import by_gradient, by_value
 from distill_engine.train.term_gradients import TermGradients

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distill_engine.exit_codes import STOPPED_AND_SAVED, read_verdict
+from distill_engine.cluster.exit_codes import STOPPED_AND_SAVED, read_verdict
 
 ROOT = Path(__file__).parents[2]
 WAITING = """

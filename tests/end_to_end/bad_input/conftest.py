@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from distill_engine import run as run_module
-from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT
 
 
 class Case:

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.commands.parlai import register
-from distill_engine.exit_codes import BAD_INPUT
 from distill_engine.recipe.yaml_text import parse_yaml
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "taskdata" / "tiny_parlai" / "blender"

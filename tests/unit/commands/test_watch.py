@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.sinks import Record
-from distill_engine.train.run_folder import RunLock
+from distill_engine.setup.run_folder import RunLock
 
 class Alone:
     rank, world_size = 0, 1

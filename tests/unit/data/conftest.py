@@ -9,8 +9,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distill_engine.data.episodes import Episode, Turn
-from distill_engine.data.layout import SequenceLayout
-from distill_engine.data.tokenize import load_tokenizer
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenize import load_tokenizer
 
 CORPUS = [
     "hello there , do you mend clocks ?",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.convai2 import normalize_lines
+from distill_engine.data.corpora.convai2 import normalize_lines
 from distill_engine.data.tasks import (
     DataError,
     Episode,

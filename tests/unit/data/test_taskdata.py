@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.convai2 import normalize_reply
-from distill_engine.data.layout import SequenceLayout
+from distill_engine.data.corpora.convai2 import normalize_reply
 from distill_engine.data.tasks import READERS, Episode, TaskSpec, read_task
-from distill_engine.data.tokenize import DialogueTokenizer, load_tokenizer
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 
 ROOT = Path(os.environ.get("TASKDATA_DIR") or Path(__file__).parents[2] / "fixtures" / "taskdata")
 DELIMITER = "  "

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.data import tasks, text_files
-from distill_engine.data.conversations import sides, spoken
-from distill_engine.data.parlai_text import chosen_label, parse_line
+from distill_engine.data import tasks
+from distill_engine.data.formats import text_files
+from distill_engine.data.formats.conversations import sides, spoken
+from distill_engine.data.formats.parlai_text import chosen_label, parse_line
 from distill_engine.data.tasks import (
     DataError,
     Episode,
@@ -223,7 +224,7 @@ def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
         asked.append((split, count, seed))
         return [Episode((Turn("a", "b"),))]
 
-    from distill_engine.data import demo
+    from distill_engine.data.corpora import demo
 
     monkeypatch.setattr(demo, "demo_episodes", demo_episodes)
     spec = TaskSpec("demo", valid_examples=7, seed=5)

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from distill_engine.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT
 from launcher.__main__ import app
 
 

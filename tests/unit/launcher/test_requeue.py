@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
 from launcher.requeue import MAX_CRASHES, Attempt, decide, newest_step, read_attempts, record_attempt
 
 

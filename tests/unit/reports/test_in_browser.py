@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.evaluation import Sample
-from distill_engine.latency import LatencyRow
+from distill_engine.evaluate.latency import LatencyRow
+from distill_engine.evaluate.run import Sample
 from distill_engine.reports.report_card import ReportCard, card_html
 
 ROOT = Path(__file__).parents[3]

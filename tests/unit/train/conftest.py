@@ -13,9 +13,9 @@ import tiny_models
 import torch
 from torch.nn import functional
 
+from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.telemetry.averages import Averages
-from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.decisions import Policies
 from distill_engine.train.learning_rate import LearningRate, Warmup
 from distill_engine.train.loop import Trainer

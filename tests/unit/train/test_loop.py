@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from distill_engine.checkpoint.manifest import CheckpointError, read_manifest
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.loop import TrainingError
-from distill_engine.train.manifest import CheckpointError, read_manifest
 from distill_engine.train.policies import Every
 from distill_engine.train.progress import EndReason
 

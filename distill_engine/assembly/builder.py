@@ -1,0 +1,257 @@
+"""Makes the parts of one training run from what was prepared; the recipe is unpacked here and nowhere below."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill_engine.assembly.publishing import best_publisher
+from distill_engine.assembly.student_module import by_stack, student_module
+from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.parts import JsonPart
+from distill_engine.data.order.collate import collate
+from distill_engine.data.order.split import BatchSplit
+from distill_engine.engine.distributed import Ranks
+from distill_engine.engine.ds_config import precision_of
+from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
+from distill_engine.engine.teacher import TeacherEngine
+from distill_engine.evaluate.teacher_replies import sample_guard
+from distill_engine.losses.dispatch import Implementation, Kernels, choose
+from distill_engine.losses.objective import Objective, Weights
+from distill_engine.models.adapter import adapt
+from distill_engine.recipe.identity import recipe_digest
+from distill_engine.setup.prepare import Prepared, fingerprints
+from distill_engine.setup.training_data import train_loader, validation_loader
+from distill_engine.student.layer_map import resolve_layer_map
+from distill_engine.telemetry.averages import Averages
+from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.telemetry.wandb_sink import StoredRunId
+from distill_engine.train.balance import (
+    CurrentFactors,
+    GradientAlignment,
+    GradientNorm,
+    InitialScale,
+    no_factors,
+    reference_of,
+)
+from distill_engine.train.balancing import Balancer, by_gradient, by_value
+from distill_engine.train.decisions import Policies
+from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
+from distill_engine.train.loop import Trainer
+from distill_engine.train.meter import Meter
+from distill_engine.train.policies import EarlyStopping, Every, KeepBest
+from distill_engine.train.progress import Limits
+from distill_engine.train.term_gradients import TermGradients
+from distill_engine.train.validate import Validator
+from distill_engine.values import Batch, Stack
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Builder:
+    """Makes the parts of one run from what was prepared."""
+
+    def __init__(
+        self,
+        ready: Prepared,
+        folder: Path,
+        ranks: Ranks,
+        sinks: SinkGroup,
+        split: BatchSplit,
+        resize: bool = False,
+    ) -> None:
+        """`split`: how the ranks share a step; `resize`: a checkpoint of another number of ranks may be taken up."""
+        self._split = split
+        self._resize = resize
+        self._ready = ready
+        self._recipe = ready.recipe
+        self._folder = folder
+        self._ranks = ranks
+        self._sinks = sinks
+
+    def trainer(self, student_ds: dict[str, Any], teacher_ds: dict[str, Any]) -> Trainer:
+        """Everything, wired together."""
+        recipe, ranks = self._recipe, self._ranks
+        objective = self._objective()
+        # the student first: nothing of the teacher's sharding can leak into it
+        module = student_module(self._ready, objective, self._sinks.message)
+        student = StudentEngine(module, student_ds, self._optimizer_settings())
+        teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
+        batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
+        probe = self._probe_batch()
+        gradients, balancer = self._beside_the_step(objective, student)
+        factors = (lambda: balancer.factors) if balancer is not None else no_factors
+        return Trainer(
+            student=student,
+            teacher=teacher,
+            objective=objective,
+            batches=batches,
+            validator=self._validator(objective, factors),
+            policies=self._policies(),
+            checkpoints=Checkpoints(
+                self._folder / "checkpoints",
+                ranks,
+                identity={
+                    "recipe": recipe_digest(recipe),
+                    "precision": precision_of(student_ds),
+                    "mixture": batches.state_dict()["mixture"],
+                    **self._split.identity,
+                    **fingerprints(self._ready),
+                    "student_parameters": student.parameter_count(),
+                },
+                keep_last=recipe.checkpoint.keep_last,
+                keep_best=recipe.checkpoint.keep_best,
+                keep_every=recipe.checkpoint.keep_every,
+                direction=recipe.validation.direction,
+                resize=self._resize,
+                allowed_globals=CHECKPOINT_CLASSES,
+                warn=self._sinks.message,
+            ),
+            ranks=ranks,
+            meter=Meter(objective, Averages(ranks.device), ranks.world_size, factors),
+            sinks=self._sinks,
+            publish_best=best_publisher(self._ready, student, probe, self._folder, ranks, self._sinks.message),
+            extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
+            background_saves=recipe.checkpoint.background,
+            samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
+            term_gradients=gradients,
+            balancer=balancer,
+            teacher_window=recipe.teacher.window,
+        )
+
+    # ---- student and teacher ---------------------------------------------------------------------------------
+
+    def _objective(self) -> Objective:
+        losses, student = self._recipe.losses, self._recipe.student
+        weights = Weights(**losses.weights.model_dump())
+        config = self._ready.teacher_config
+        supervision: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
+        if config is not None and weights.needs_teacher:
+            for stack, choice in by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
+                depth = int(config[f"{stack.value}_layers"])
+                own = getattr(student, f"{stack.value}_layers") or depth
+                supervision[stack] = resolve_layer_map(choice, depth, own)
+        return Objective(
+            weights, supervision, losses.definition, losses.temperature, losses.clamp, self._kernels(weights)
+        )
+
+    def _kernels(self, weights: Weights) -> Kernels:
+        """Raises KernelError if a fused kernel is asked for that cannot run here."""
+        recipe = self._recipe
+        positions = recipe.batch.max_tokens or self._split.per_rank * recipe.data.label_tokens
+        asked, head_size = recipe.losses.kernels.model_dump(), self._largest_head()
+        kernels, line = choose(asked, self._ranks.device, self._logits_bytes(positions), head_size)
+        if weights.needs_teacher:
+            self._sinks.message(line)
+        return kernels
+
+    def _logits_bytes(self, positions: int) -> int:
+        """Size of one model's float32 logits at so many label positions."""
+        config = self._ready.teacher_config
+        vocabulary = len(self._ready.tokenizer) if config is None else int(config["vocab_size"])
+        return 4 * positions * vocabulary
+
+    def _largest_head(self) -> int:
+        """Elements of one attention head, of teacher or student; 0 without a teacher."""
+        config, student = self._ready.teacher_config, self._recipe.student
+        if config is None:
+            return 0
+        heads = [int(config[f"{stack.value}_attention_heads"]) for stack in Stack]
+        own = (student.width or int(config["d_model"])) // (student.heads or min(heads))
+        return max(own, int(config["d_model"]) // min(heads))
+
+    def _seed_everything(self) -> None:
+        """Random streams of this rank (dropout); the student's weights and the data order have their own."""
+        seed = self._recipe.seed * 100_003 + self._ranks.rank
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def _optimizer_settings(self) -> OptimizerSettings:
+        part = self._recipe.optimizer.model_dump(exclude={"clip_norm"})
+        return OptimizerSettings(**part)
+
+    def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine | None:
+        if not objective.weights.needs_teacher:
+            return None
+        assert self._ready.teacher_folder is not None
+        dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
+        head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
+        folder = self._ready.teacher_folder
+        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, shows_head=head)
+        teacher.probe(self._probe_batch().to(self._ranks.device))
+        return teacher
+
+    def _beside_the_step(
+        self, objective: Objective, student: StudentEngine
+    ) -> tuple[TermGradients | None, Balancer | None]:
+        """What measures loss terms at times: for the log, and to balance their weights."""
+        losses, ranks, terms = self._recipe.losses, self._ranks, tuple(objective.term_weights)
+        every = self._recipe.logging.gradient_norm_every_steps or None
+        scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
+        gradients = TermGradients(objective, student.module, every, scale, ranks.device)
+        settings = (losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
+        if losses.balance == "gradient_norm":
+            return gradients, by_gradient(GradientNorm(terms, *settings), objective, gradients, ranks)
+        if losses.balance == "gradient_alignment":
+            policy = GradientAlignment(objective.term_weights, *settings)
+            return gradients, by_gradient(policy, objective, gradients, ranks, reference_of(terms))
+        balancer = None
+        if losses.balance == "initial_scale":
+            start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)
+            balancer = by_value(start, objective, student.module, ranks)
+        return gradients if every else None, balancer
+
+    def _probe_batch(self) -> Batch:
+        task = self._ready.train_tasks[0]
+        examples = [task.example(index) for index in range(min(2, len(task)))]
+        return collate(examples, [0] * len(examples), self._ready.layout, self._recipe.batch.pad_to_multiple_of)
+
+    # ---- data and decisions ----------------------------------------------------------------------------------
+
+    def _validator(self, objective: Objective, factors: CurrentFactors) -> Validator | None:
+        if not self._ready.valid_tasks:
+            return None
+        return Validator(
+            validation_loader(self._ready, self._ranks),
+            objective.with_prediction(self._validation_prediction()),
+            self._ready.valid_labels,
+            self._ranks,
+            average=self._recipe.validation.average,
+            factors=factors,
+        )
+
+    def _validation_prediction(self) -> Implementation:
+        """Validation has batches of its own size, and so its own choice."""
+        recipe = self._recipe
+        positions = (recipe.validation.per_rank_batch or recipe.batch.per_rank) * recipe.data.label_tokens
+        asked = {"prediction": recipe.losses.kernels.prediction}
+        kernels, _ = choose(asked, self._ranks.device, self._logits_bytes(positions))
+        return kernels.prediction
+
+    def _policies(self) -> Policies:
+        recipe = self._recipe
+        schedule, when, stop, save = recipe.schedule, recipe.validation, recipe.stop, recipe.checkpoint
+        return Policies(
+            learning_rate=LearningRate(
+                schedule.name,
+                recipe.optimizer.learning_rate,
+                warmup=Warmup(schedule.warmup_steps, schedule.warmup_start),
+                total_steps=schedule.total_steps or stop.max_steps,
+                final_share=schedule.final_share,
+                plateau=Plateau(schedule.decay, schedule.patience, schedule.threshold),
+            ),
+            keep_best=KeepBest(when.direction),
+            early_stopping=EarlyStopping(when.patience, when.direction, when.stop_at),
+            log_when=Every(steps=recipe.logging.every_steps),
+            validate_when=Every(when.every_steps, when.every_epochs, when.every_seconds),
+            save_when=Every(steps=save.every_steps, seconds=save.every_seconds),
+            limits=Limits(stop.max_steps, stop.max_epochs, stop.max_seconds, stop.max_skipped_steps),
+            metric=when.metric,
+            save_after_validation=when.save_after_validation,
+        )

@@ -1,0 +1,287 @@
+"""Lets a recipe run on one rank: configurations, data, run folder, sinks, the parts (builder.py), the loop.
+
+The second half of `run.py`, in a file of its own so that a bad recipe dies before torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from distill_engine.assembly.builder import Builder
+from distill_engine.assembly.resizing import ResizeError, batch_split, split_of
+from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank
+from distill_engine.checkpoint.files import write_failure
+from distill_engine.checkpoint.manifest import CheckpointError
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.data.errors import DataError
+from distill_engine.data.order.split import BatchSplit
+from distill_engine.engine import distributed
+from distill_engine.engine.distributed import BadRanksError, LaunchError, Ranks, RanksApartError
+from distill_engine.engine.ds_config import (
+    DsConfigError,
+    load_ds_config,
+    precision_of,
+    student_config,
+    teacher_config,
+)
+from distill_engine.engine.student import StudentEngineError
+from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
+from distill_engine.evaluate.teacher_replies import TeacherRepliesError
+from distill_engine.losses.dispatch import KernelError
+from distill_engine.recipe.identity import recipe_difference, resolved_yaml
+from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.problem import RecipeError
+from distill_engine.recipe.schema import Recipe
+from distill_engine.setup.prepare import Prepared, prepare
+from distill_engine.setup.run_folder import RunFolderError, RunLock, check_run_folder
+from distill_engine.student.weights import WeightsError
+from distill_engine.telemetry.jsonl import JsonlSink
+from distill_engine.telemetry.machine import machine_record
+from distill_engine.telemetry.progress import ProgressSink
+from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.telemetry.time_limit import TimeLimit
+from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
+from distill_engine.train.loop import TrainingError
+from distill_engine.train.progress import EndReason
+from distill_engine.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from distill_engine.run import TrainOptions
+
+_BAD_INPUT_ERRORS = (
+    RecipeError,
+    DsConfigError,
+    DataError,
+    WeightsError,
+    TeacherFilesError,
+    RunFolderError,
+    ResizeError,
+    KernelError,
+)
+_AGREED_ERRORS = (CheckpointError, TrainingError)
+_LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)
+_LOG = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
+    """Run a recipe on this rank; returns the process's exit code. Defects of the program itself are raised."""
+    try:
+        ranks = distributed.start(_longest_wait(recipe.stop.hang_seconds))
+        return _train(recipe, options, ranks)
+    except Exception as error:
+        code = _tell(error, speaks)
+        if code is None:
+            raise
+        if isinstance(error, BadRanksError):
+            _end_at_once(code, speaks)
+        return code
+    finally:
+        distributed.stop()
+
+
+def _longest_wait(hang_seconds: float | None) -> timedelta:
+    """For another rank. The watchdog, which says where everybody stands, should notice a hang first."""
+    return timedelta(seconds=max(1800.0, (hang_seconds or 0.0) + 300.0))
+
+
+def _end_hung() -> None:
+    """Its main thread may never come back."""
+    _end_at_once(STOPPED_AND_SAVED, leaves_verdict=True)
+
+
+def _end_at_once(code: int, leaves_verdict: bool) -> None:
+    """End this process without closing anything, which might wait for who never answers."""
+    if leaves_verdict:
+        leave_verdict(code)
+    os._exit(code)
+
+
+def _tell(error: Exception, speaks: bool) -> int | None:
+    """Say an error that has a remedy in one message and return the exit code; None for any other error."""
+    if isinstance(error, _BAD_INPUT_ERRORS):
+        code = BAD_INPUT
+    elif isinstance(error, (*_AGREED_ERRORS, *_LONELY_ERRORS)):
+        code = FAILED
+    else:
+        return None
+    if speaks or (code == FAILED and isinstance(error, _LONELY_ERRORS)):  # perhaps known on this rank alone
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+    return code
+
+
+def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
+    folder = options.run_dir or Path("runs") / recipe.name
+    _ds_configs(recipe, options, ranks, split_of(recipe, ranks.world_size))  # bad ones are refused before all else
+    ready = _prepare_everywhere(recipe, options.recipe, ranks)
+    check_run_folder(folder, ranks)
+    with RunLock(folder, ranks):
+        split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
+        student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
+        configs = {"ds_config": student_ds}
+        if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
+            configs["teacher_ds_config"] = teacher_ds
+        notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)
+        sinks = _sinks(folder, recipe, student_ds, ranks)
+        try:
+            for note in notes:
+                sinks.message(note)
+            sinks.phase("building")
+            builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize)
+            trainer = builder.trainer(student_ds, teacher_ds)
+            trainer.stop_request.listen()
+            hang = recipe.stop.hang_seconds
+            with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung) as watchdog:
+                trainer.beat = watchdog.beat
+                reason = trainer.run()
+        except Exception as error:
+            # said before the sinks are closed: W&B may take a while, and a launcher ends this rank as soon as
+            # another one has exited
+            code = _tell(error, ranks.rank == 0)
+            sinks.close("failed")
+            if code is None:
+                raise
+            return code
+        best = trainer.policies.keep_best.best
+        ending = "" if best is None else f", best {recipe.validation.metric} {best:.4g} in {folder / 'best'}"
+        sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
+        stopped = reason is EndReason.STOP_REQUESTED
+        sinks.close("stopped" if stopped else "finished")
+        ranks.barrier()  # launchers end the other ranks when one exits with a code: rank 0 may still be uploading
+    return STOPPED_AND_SAVED if stopped else DONE
+
+
+def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
+    """`prepare` on every rank; the first of each node goes ahead (a download, say), the others find its cache.
+
+    A problem that only one node has is raised on all ranks, so that the rank that speaks can tell of it.
+    """
+    box: list[Prepared] = []
+    defects: list[Exception] = []
+
+    def action() -> None:
+        try:
+            box.append(prepare(recipe, source))
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            defects.append(error)
+            raise
+
+    def turn(name: str, mine: bool) -> None:
+        with ranks.unhurried(name):
+            if mine:
+                action()
+
+    try:
+        everywhere(ranks, lambda: turn("first of each node", ranks.local_rank == 0), str)
+        everywhere(ranks, lambda: turn("others of each node", ranks.local_rank != 0), str)
+    except RankFailures as failures:
+        if defects:  # not the user's doing: a traceback, please
+            raise defects[0] from failures
+        if 0 in failures.reasons:
+            raise DataError(failures.reasons[0]) from failures
+        raise DataError(str(failures)) from failures
+    return box[0]
+
+
+def _ds_configs(
+    recipe: Recipe, options: TrainOptions, ranks: Ranks, split: BatchSplit
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    student, notes = student_config(
+        load_ds_config(options.ds_config),
+        batch_per_rank=split.per_rank,
+        accumulation_steps=split.accumulation_steps,
+        world_size=ranks.world_size,
+        clip_norm=recipe.optimizer.clip_norm,
+        fp16_supported=ranks.supports(torch.float16),
+        bf16_supported=ranks.supports(torch.bfloat16),
+        optimizer=recipe.optimizer.model_dump(),
+    )
+    teacher = teacher_config(
+        load_ds_config(options.teacher_ds_config),
+        dtype=precision_of(student),
+        batch_per_rank=split.per_rank,
+        world_size=ranks.world_size,
+        placement=recipe.teacher.placement,
+    )
+    return student, teacher, notes
+
+
+def _claim_run_folder(folder: Path, recipe: Recipe, configs: dict[str, Any], ranks: Ranks) -> list[str]:
+    """Write recipe.yaml and the DeepSpeed configurations; refuse a folder that belongs to another recipe.
+
+    Collective. Returns a line for each harmless change since the last start. Raises RunFolderError on all ranks,
+    with each other difference, or if the files cannot be written.
+    """
+
+    def explain(error: Exception) -> str:
+        if isinstance(error, (RunFolderError, RecipeError)):
+            return str(error)
+        return f"The run folder {folder} cannot be used: {write_failure(error, folder)}"
+
+    try:
+        return on_first_rank(ranks, lambda: _write_run_files(folder, recipe, configs), explain)
+    except RankFailures as failures:
+        raise RunFolderError(failures.reasons[0]) from failures
+
+
+def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> list[str]:
+    file = folder / "recipe.yaml"
+    changed: list[str] = []
+    if file.is_file():
+        difference = recipe_difference(load_recipe(file), recipe)
+        if difference.mathematics:
+            changes = "\n".join(f"  {change}" for change in difference.mathematics)
+            raise RunFolderError(
+                f"{folder} holds a run of another recipe (its recipe.yaml -> now):\n{changes}\n"
+                "Choose another folder (--run-dir), set these values back to continue that run, or remove it."
+            )
+        changed = [f"changed since the last start: {change}" for change in difference.allowed]
+    _replace_text(file, resolved_yaml(recipe))
+    if "teacher_ds_config" not in configs:  # one of an earlier start, with another placement
+        (folder / "teacher_ds_config.json").unlink(missing_ok=True)
+    for name, config in configs.items():
+        _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
+    return changed
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """In one step: a kill in the middle must not leave half a recipe, with which no restart would be allowed."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
+
+
+def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Ranks) -> SinkGroup:
+    if ranks.rank != 0:
+        return SinkGroup([], _LOG.warning)
+    display = ProgressSink(recipe.name, total_steps=recipe.stop.max_steps, metric=recipe.validation.metric)
+    display.phase("starting")
+    StoredRunId(folder).restore()
+    wandb = recipe.logging.wandb
+    options = WandbOptions(wandb.project, wandb.entity, wandb.group, tuple(wandb.tags), wandb.mode)
+    config = {
+        "recipe": recipe.model_dump(mode="json"),
+        "ds_config": student_ds,
+        "world_size": ranks.world_size,
+        "machine": machine_record(),
+    }
+    return SinkGroup(
+        [
+            JsonlSink(folder / "metrics.jsonl"),
+            display,
+            WandbSink(folder, recipe.name, options, config, say=display.message),
+            TimeLimit(folder, os.environ, display.message),
+        ],
+        warn=display.message,
+    )

@@ -1,0 +1,109 @@
+"""The file operations that a safe checkpoint rests on: written to the disk itself, digested, renamed in one go."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from distill_engine.checkpoint.agreement import plain_reason
+from distill_engine.checkpoint.faults import fault_point
+
+READ_BYTES = 1 << 20
+# With less than this left, a failed write is put down to the full disk whatever its text says: torch reports a disk
+# that fills up as "unexpected pos" or "iostream error".
+NEARLY_FULL_BYTES = 1 << 20
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_file(path: Path, content: bytes, *, fault: str = "in_part") -> None:
+    """Write `content` and force it to the disk. `fault` names the fault point at half the file."""
+    half = len(content) // 2
+    with path.open("wb") as file:
+        file.write(content[:half])
+        file.flush()
+        fault_point(fault)
+        file.write(content[half:])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes, temporary: Path, *, fault: str) -> None:
+    """Give `path` new content in one step: a reader sees the old or the new, never a part of it."""
+    write_file(temporary, content, fault=fault)
+    protect(temporary)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def protect(path: Path) -> None:
+    """Take away everybody's right to write, whatever the umask gave."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & stat.S_IWOTH:
+        path.chmod(mode & ~stat.S_IWOTH)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force names created, renamed or deleted in `folder` to the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path, *, sync: bool = False) -> str:
+    """Hexadecimal SHA-256 of a file; with `sync` it is forced to the disk first."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder that may be half deleted already; what cannot be deleted stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can still write there; 0 when no more files can be made."""
+    facts = os.statvfs(folder)
+    # Some file systems have no table of files: they report 0 of 0.
+    if facts.f_files and not facts.f_favail:
+        return 0
+    return facts.f_bavail * facts.f_frsize
+
+
+def free_files(folder: Path) -> int | None:
+    """Files and folders that this user can still make there; None where the file system has no table of them."""
+    facts = os.statvfs(folder)
+    return facts.f_favail if facts.f_files else None
+
+
+def write_failure(error: Exception, folder: Path) -> str:
+    """Why a write below `folder` failed, with the full disk named also where the exception does not."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
+        return f"No space left on the disk of {folder} ({plain_reason(error)})"
+    try:
+        left = free_bytes(folder)
+    except OSError:
+        return plain_reason(error)
+    if isinstance(error, (OSError, RuntimeError)) and left < NEARLY_FULL_BYTES:
+        return f"No space left on the disk of {folder}: {left} bytes ({plain_reason(error)})"
+    return plain_reason(error)
+
+
+def readable_bytes(count: int) -> str:
+    """A count of bytes for people: 12.3 MiB."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -1,0 +1,234 @@
+"""The folder of checkpoints as one process sees it: names, the newest that verifies, completing, deleting.
+
+    .tmp-step-00000123/     being written; means nothing
+        <part>/...          one sub-folder per part
+        manifest.json       written last: step, world size, identity, size and SHA-256 of every file
+    step-00000123/          the same folder, renamed: complete
+    step-00000123.1/        saved again at the same step; newer than the one without a number
+    .trash-step-00000100/   being deleted; means nothing
+    latest                  name of the newest, for people; never read by the program
+
+Newest means the highest step in the name, never the latest time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from distill_engine.checkpoint.agreement import plain_reason
+from distill_engine.checkpoint.faults import fault_point
+from distill_engine.checkpoint.files import (
+    free_bytes,
+    free_files,
+    protect,
+    readable_bytes,
+    remove_tree,
+    replace_file,
+    sync_folder,
+    write_failure,
+)
+from distill_engine.checkpoint.manifest import (
+    BadCheckpoint,
+    CheckpointError,
+    Manifest,
+    list_files,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+from distill_engine.checkpoint.retention import Retention, Saved
+from distill_engine.checkpoint.trust import refuse_foreign
+
+TEMPORARY = ".tmp-"
+TRASH = ".trash-"
+POINTER = "latest"
+SPACE_MARGIN = 1.1  # times the bytes of the last checkpoint must be free
+_NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<again>\d+))?")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint whose every file was compared with its digest."""
+
+    folder: Path
+    step: int
+    world_size: int
+    identity: dict[str, Any]
+    parts: tuple[str, ...]
+    bytes: int
+
+
+class CheckpointFolder:
+    """What rank 0 does with the checkpoints on disk. Knows nothing of other ranks.
+
+    keep  which complete checkpoints `tidy` leaves
+    warn  called with one line for people
+    """
+
+    def __init__(self, path: Path, *, keep: Retention, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self._keep = keep
+        self._warn = warn
+        self._rejected: set[str] = set()
+        self._last: Manifest | None = None
+
+    def prepare(self, temporary: Path, parts: Iterable[str]) -> None:
+        """Make an empty temporary folder with one folder per part. OSError also when it is foreseeably too big."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        protect(self.path)
+        remove_tree(temporary)
+        self._refuse_too_little_space()
+        temporary.mkdir()
+        for name in parts:
+            (temporary / name).mkdir()
+
+    def _refuse_too_little_space(self) -> None:
+        """Every save needs about as much as the one before, beside it: old ones are deleted afterwards."""
+        if self._last is None:
+            return
+        took, left = _total_bytes(self._last), free_bytes(self.path)
+        if left < took * SPACE_MARGIN:
+            needed = f"the last checkpoint took {readable_bytes(took)}, {readable_bytes(left)} are free"
+            raise OSError(errno.ENOSPC, needed)
+        made, can_be_made = _total_entries(self._last), free_files(self.path)
+        if can_be_made is not None and can_be_made < made:
+            needed = f"the last checkpoint has {made} files and folders, {can_be_made} more can be made"
+            raise OSError(errno.ENOSPC, needed)
+
+    def commit(self, temporary: Path, manifest: Manifest) -> str:
+        """Turn a fully written temporary folder into a checkpoint; its name. OSError leaves it temporary."""
+        unseen = sorted(list_files(temporary).keys() ^ manifest.files.keys())
+        if unseen:
+            raise OSError(errno.ESTALE, f"not all ranks see {unseen[0]}: the folder is not shared")
+        write_manifest(temporary, manifest)
+        for parent, _, _ in os.walk(temporary):
+            protect(Path(parent))
+            sync_folder(Path(parent))
+        name = self._free_name(manifest.step)
+        fault_point("before_rename")
+        temporary.rename(self.path / name)
+        sync_folder(self.path)
+        fault_point("after_rename")
+        self._last = manifest
+        return name
+
+    def tidy(self, new: str) -> None:
+        """Point `latest` at the new checkpoint and delete old ones. The new one is safe already, so only warn."""
+        try:
+            temporary = self.path / f"{TEMPORARY}{POINTER}"
+            replace_file(self.path / POINTER, f"{new}\n".encode(), temporary, fault="before_pointer")
+            self._prune(new)
+        except OSError as error:
+            reason = write_failure(error, self.path)
+            self._warn(f"Checkpoint {new} is complete, but tidying up after it failed: {reason}")
+
+    def newest_that_verifies(self) -> CheckpointInfo | None:
+        """The newest good checkpoint, with a warning for each passed over; None if there is none at all.
+
+        CheckpointError if there are checkpoints but none is good, or somebody else could have written them.
+        """
+        reasons: list[str] = []
+        for name in self._names():
+            try:
+                info, manifest = self._verified(name)
+            except BadCheckpoint as bad:
+                self._rejected.add(name)
+                reasons.append(f"{name}: {bad}")
+                continue
+            for reason in reasons:
+                self._warn(f"Checkpoint {reason}. It is not used; going back to {name}.")
+            self._last = manifest
+            return info
+        if reasons:
+            listed = "".join(f"\n  {reason}" for reason in reasons)
+            raise CheckpointError(
+                f"None of the checkpoints in {self.path} can be used:{listed}\nStarting afresh would hide that loss. "
+                "Put a good copy back, or choose another run folder (--run-dir) to start from the beginning."
+            )
+        return None
+
+    def newest_manifest(self) -> Manifest | None:
+        """What the newest checkpoint with a readable manifest says of itself; its files are not looked at."""
+        for name in self._names():
+            try:
+                return read_manifest(self.path / name)
+            except BadCheckpoint:
+                continue
+        return None
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed run left half-written or half-deleted."""
+        for pattern in (f"{TEMPORARY}*", f"{TRASH}*"):
+            for path in self.path.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    remove_tree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _verified(self, name: str) -> tuple[CheckpointInfo, Manifest]:
+        folder = self.path / name
+        refuse_foreign(folder)
+        manifest = read_manifest(folder)
+        if manifest.step != _order(name)[0]:
+            raise BadCheckpoint(f"it is of step {manifest.step}: it was renamed")
+        try:
+            verify_files(folder, manifest)
+        except OSError as error:
+            raise BadCheckpoint(f"it cannot be read ({plain_reason(error)})") from error
+        total = _total_bytes(manifest)
+        info = CheckpointInfo(folder, manifest.step, manifest.world_size, manifest.identity, manifest.parts, total)
+        return info, manifest
+
+    def _prune(self, new: str) -> None:
+        """Keep the new one and what the rules name; what did not verify at the start goes, and counts for none."""
+        names = self._names()
+        good = [self._saved(name) for name in names if name not in self._rejected]
+        kept = self._keep.kept(good) | {new}
+        for name in names:
+            if name not in kept:
+                trash = self.path / f"{TRASH}{name}"
+                remove_tree(trash)
+                (self.path / name).rename(trash)
+                fault_point("in_prune")
+                remove_tree(trash)
+
+    def _saved(self, name: str) -> Saved:
+        try:
+            value = read_manifest(self.path / name).value
+        except BadCheckpoint:  # since the start; the newest rules judge it by its name alone
+            value = None
+        return Saved(*_order(name), name, value)
+
+    def _free_name(self, step: int) -> str:
+        again = [_order(name)[1] for name in self._names() if _order(name)[0] == step]
+        return f"step-{step:08d}" + (f".{max(again) + 1}" if again else "")
+
+    def _names(self) -> list[str]:
+        """Folders that claim to be complete, newest first."""
+        if not self.path.is_dir():
+            return []
+        names = [path.name for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(names, key=_order, reverse=True)
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Step, and how often it was saved again. Only for names that match."""
+    named = _NAME.fullmatch(name)
+    assert named is not None, name
+    return int(named["step"]), int(named["again"] or 0)
+
+
+def _total_bytes(manifest: Manifest) -> int:
+    return sum(facts.bytes for facts in manifest.files.values())
+
+
+def _total_entries(manifest: Manifest) -> int:
+    """Files and folders, the manifest and the checkpoint's own folder among them."""
+    folders = {parent for name in manifest.files for parent in PurePosixPath(name).parents}
+    return len(manifest.files) + len(folders | {PurePosixPath(part) for part in manifest.parts}) + 1

@@ -1,0 +1,148 @@
+"""One tokenised task as a folder: written piece by piece, checked when opened, memory-mapped.
+
+    entry.json   sizes and facts, the sha256 of both arrays, and the sha256 of all that
+    tokens.bin   [N] int32, little endian: TokenisedTask.tokens
+    bounds.bin   [examples, 4] int64, little endian: TokenisedTask.bounds
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_engine.data.digests import FileDigests
+from distill_engine.data.tokens.tokenised import TokenFacts, TokenisedTask, combined_digest, episodes_in
+from distill_engine.data.tokens.tokenize import DialogueTokenizer, TokenChunk
+
+TOKENS, BOUNDS, FACTS = "tokens.bin", "bounds.bin", "entry.json"
+_TOKEN, _BOUND = np.dtype("<i4"), np.dtype("<i8")
+
+
+class EntryError(Exception):
+    """An entry is damaged; the text says how."""
+
+
+class UnwritableError(Exception):
+    """The entry cannot be written here; the text says why."""
+
+
+def write_entry(folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[int], None]) -> dict[str, str]:
+    """Fill a new, empty folder, forced to the disk; no more than one chunk is in memory. Returns its files' sha256.
+
+    Raises UnwritableError; what making the chunks raises goes through.
+    """
+    tokens, bounds = _ArrayFile(folder / TOKENS, _TOKEN), _ArrayFile(folder / BOUNDS, _BOUND)
+    episodes = skipped = largest = 0
+    with closing(tokens), closing(bounds):
+        for chunk in chunks:
+            tokens.append(chunk.tokens)
+            bounds.append(chunk.bounds)
+            episodes += episodes_in(chunk.bounds)  # chunks hold whole episodes
+            skipped += chunk.skipped
+            largest = max(largest, int(chunk.tokens.max(initial=0)))
+            progress(chunk.episodes)
+    facts = TokenFacts(episodes, largest, combined_digest(tokens.digest, bounds.digest))
+    made = {TOKENS: tokens.digest, BOUNDS: bounds.digest}
+    content = {
+        "tokens": tokens.count,
+        "bounds": bounds.count,
+        "sha256": made,
+        "skipped": skipped,
+        "facts": asdict(facts),
+    }
+    try:
+        _write_synced(folder / FACTS, json.dumps({"content": content, "sha256": _digest(content)}).encode())
+        sync_folder(folder)
+    except OSError as error:
+        raise UnwritableError(str(error)) from error
+    return made
+
+
+def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -> TokenisedTask:
+    """The task in an entry's folder, its arrays memory-mapped.
+
+    Raises EntryError when anything in it is not as it was written.
+    """
+    try:
+        record = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        content = record["content"]
+        if record["sha256"] != _digest(content):
+            raise EntryError(f"{FACTS} is not as it was written")
+        for name, digest in content["sha256"].items():
+            if digests.of(folder / name) != digest:
+                raise EntryError(f"{name} is not as it was written")
+        tokens = _mapped(folder / TOKENS, _TOKEN, (content["tokens"],))
+        bounds = _mapped(folder / BOUNDS, _BOUND, (content["bounds"] // 4, 4))
+        return encoder.task(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EntryError(f"{type(error).__name__}: {error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to the disk. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class _ArrayFile:
+    """An array written one piece after the other, and its digest."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path = path
+        self.count = 0
+        self._dtype = dtype
+        self._sha256 = hashlib.sha256()
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise UnwritableError(str(error)) from error
+
+    def append(self, array: NDArray[Any]) -> None:
+        piece = np.ascontiguousarray(array, self._dtype)
+        self._sha256.update(piece.data)
+        self.count += piece.size
+        try:
+            self._file.write(piece.data)
+        except OSError as error:
+            raise UnwritableError(f"{self.path}: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        return self._sha256.hexdigest()
+
+    def close(self) -> None:
+        try:
+            with self._file as file:
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UnwritableError(f"{self.path}: {error}") from error
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", shape=shape))  # a plain view: memmap's own indexing is slower
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

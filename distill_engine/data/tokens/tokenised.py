@@ -1,0 +1,142 @@
+"""A task as token ids: every word stored once, examples cut out of it on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_engine.data.tokens.layout import SequenceLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One example, cut to the limits, special tokens included.
+
+    context_ids  [S] int32
+    label_ids    [T] int32, ends with the end token unless it was cut
+    """
+
+    context_ids: NDArray[np.int32]
+    label_ids: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """Largest lengths: contexts keep their last `context`, labels their first `label` ids, special ones included."""
+
+    context: int
+    label: int
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What is true of a whole task's tokens.
+
+    episodes  episodes that hold an example
+    largest   the largest token id, 0 if there is none
+    digest    short name of all tokens and bounds: equal for equal ones
+    """
+
+    episodes: int
+    largest: int
+    digest: str
+
+    @classmethod
+    def of(cls, tokens: NDArray[np.int32], bounds: NDArray[np.int64]) -> TokenFacts:
+        """The facts of these arrays."""
+        digests = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (tokens, bounds)]
+        return cls(episodes_in(bounds), int(tokens.max(initial=0)), combined_digest(*digests))
+
+
+def episodes_in(bounds: NDArray[np.int64]) -> int:
+    """How many episodes the examples of [examples, 4] `bounds` come from."""
+    return 0 if len(bounds) == 0 else 1 + int(np.count_nonzero(np.diff(bounds[:, 0])))
+
+
+def combined_digest(tokens: str, bounds: str) -> str:
+    """One digest for the sha256 (hex) of the tokens' and of the bounds' bytes."""
+    return hashlib.sha256(f"{tokens} {bounds}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class TokenisedTask:
+    """All examples of one task and split.
+
+    tokens  [N] int32: the entries of all episodes one after the other, the delimiter between two entries of an
+            episode. The context of an example is one stretch of it, because history repeats what was said before.
+    bounds  [examples, 4] int64: where in `tokens` the example's episode begins, its context ends, its label begins
+            and its label ends
+    skipped examples left out because nothing at all was said before the reply (ParlAI leaves them out, too)
+    facts   what can be told of the arrays; give it when it is known, because finding it out reads them whole
+
+    Both arrays may be memory-mapped files: nothing here reads more of them than it is asked for.
+    """
+
+    tokens: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    layout: SequenceLayout
+    limits: TokenLimits
+    skipped: int = 0
+    facts: TokenFacts | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.facts is None:
+            object.__setattr__(self, "facts", TokenFacts.of(self.tokens, self.bounds))
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def example(self, index: int) -> Example:
+        """Example number `index`, 0 <= index < len(self)."""
+        episode_start, context_end, label_start, label_end = (int(bound) for bound in self.bounds[index])
+        words = self._context_words
+        context = self.tokens[max(episode_start, context_end - words) : context_end]
+        label = self.tokens[label_start : min(label_end, label_start + self.limits.label)]
+        ended = np.append(label, np.int32(self.layout.end_id))[: self.limits.label]
+        prefix = np.array(self.layout.context_prefix, np.int32)
+        suffix = np.array(self.layout.context_suffix, np.int32)
+        return Example(np.concatenate([prefix, context, suffix]), ended)
+
+    @property
+    def context_lengths(self) -> NDArray[np.int64]:
+        """[examples]: len(example(i).context_ids)."""
+        return self._lengths(self.bounds)[0]
+
+    @property
+    def label_lengths(self) -> NDArray[np.int64]:
+        """[examples]: len(example(i).label_ids)."""
+        return self._lengths(self.bounds)[1]
+
+    def lengths(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Context and label lengths of some examples; reads no others."""
+        return self._lengths(self.bounds[indices])
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes the examples come from."""
+        assert self.facts is not None
+        return self.facts.episodes
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal tokens and bounds."""
+        assert self.facts is not None
+        return self.facts.digest
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that any example holds; a model's vocabulary must be larger."""
+        assert self.facts is not None
+        return max(self.layout.pad_id, self.layout.start_id, self.layout.end_id, self.facts.largest)
+
+    def _lengths(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        contexts = np.minimum(bounds[:, 1] - bounds[:, 0], self._context_words) + self.layout.context_overhead
+        labels = np.minimum(bounds[:, 3] - bounds[:, 2] + 1, self.limits.label)
+        return contexts, labels
+
+    @property
+    def _context_words(self) -> int:
+        return self.limits.context - self.layout.context_overhead

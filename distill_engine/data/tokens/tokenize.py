@@ -1,0 +1,226 @@
+"""Episodes to token ids, by ParlAI's rules.
+
+Each entry of the history (a whole text or a whole label) is tokenised alone, and so is the delimiter; a context is
+entry, delimiter, entry, ... up to the turn's own text. Tokenising the joined string would give other ids. Special
+tokens are added by the layout alone: whatever a tokenizer would add by itself is off, and a special token that
+somebody typed, such as `</s>`, is ordinary text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from distill_engine.data.episodes import Episode
+from distill_engine.data.errors import DataError, shown
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import Example, TokenFacts, TokenisedTask, TokenLimits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Large enough to keep the tokenizer's threads busy, small enough that the texts of one chunk do not matter in memory.
+_CHUNK_EPISODES = 2048
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, or of a Hugging Face name. A folder is read without any network access.
+
+    Raises DataError: not there, not a tokenizer, or not one of the fast kind.
+    """
+    # Imported here: transformers takes seconds to import, and reading data files does not need it.
+    from transformers import AutoTokenizer
+
+    local = Path(name).expanduser().is_dir()
+    source = str(Path(name).expanduser()) if local else name
+    try:
+        # False, not left out: left out means that transformers asks at the terminal
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, local_files_only=local, trust_remote_code=False
+        )
+    except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
+        raise DataError(
+            f"No tokenizer could be loaded from {name!r} ({'a folder' if local else 'not a folder here'}): "
+            f"{type(error).__name__}: {shown(str(error))}. data.tokenizer is a folder with tokenizer.json, or "
+            "vocab.json and merges.txt; or a Hugging Face name. Correct it."
+        ) from error
+    _fast_backend(tokenizer, name)
+    return tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class TokenChunk:
+    """Consecutive tokens and bounds of a TokenisedTask, the bounds counted from the task's first token.
+
+    skipped, episodes  examples left out, and episodes read
+    """
+
+    tokens: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    skipped: int
+    episodes: int
+
+
+def warn_of_skipped(skipped: int) -> None:
+    """Say that examples were left out, if any were."""
+    if skipped:
+        logger.warning("%d examples are left out: nothing was said before their reply.", skipped)
+
+
+class DialogueTokenizer:
+    """Turns episodes into examples, with one tokenizer, layout, delimiter and pair of limits."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: SequenceLayout,
+        delimiter: str,
+        context_tokens: int,
+        label_tokens: int,
+    ) -> None:
+        """`context_tokens` and `label_tokens` count special tokens. The given tokenizer is not changed.
+
+        Raises DataError when the tokenizer is not a fast one, ValueError when a limit leaves no room for a word.
+        """
+        _check_limit("context_tokens", context_tokens, layout.context_overhead)
+        _check_limit("label_tokens", label_tokens, 0)
+        self._backend = _plain_text_backend(_fast_backend(tokenizer, type(tokenizer).__name__))
+        self._layout = layout
+        self._limits = TokenLimits(context_tokens, label_tokens)
+        self._delimiter_ids = self.encode([delimiter])[0]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text alone, without special tokens."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def examples(self, episode: Episode) -> list[Example]:
+        """The examples of one episode, in order."""
+        task = self.tokenise([episode])
+        return [task.example(index) for index in range(len(task))]
+
+    def tokenise(
+        self, episodes: Iterable[Episode], progress: Callable[[int], None] | None = None
+    ) -> TokenisedTask:
+        """All examples of the episodes, in order; `progress` hears now and then of so many episodes more."""
+        chunks = []
+        for chunk in self.chunks(episodes):
+            chunks.append(chunk)
+            if progress is not None:
+                progress(chunk.episodes)
+        tokens = np.concatenate([np.empty(0, np.int32), *(chunk.tokens for chunk in chunks)])
+        bounds = np.concatenate([np.empty((0, 4), np.int64), *(chunk.bounds for chunk in chunks)])
+        skipped = sum(chunk.skipped for chunk in chunks)
+        warn_of_skipped(skipped)
+        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped)
+
+    def chunks(self, episodes: Iterable[Episode]) -> Iterator[TokenChunk]:
+        """The same a piece at a time: joined, the chunks' arrays are those of `tokenise`.
+
+        No more than one chunk of episodes is asked for ahead, and a text that comes twice in a chunk is tokenised once.
+        """
+        begin = 0
+        for chunk in _chunks(episodes, _CHUNK_EPISODES):
+            entries = dict.fromkeys(entry for episode in chunk for entry in _entries(episode))
+            with _all_cores():
+                ids = dict(zip(entries, self.encode(list(entries)), strict=True))
+            tokens, bounds = array("i"), array("q")
+            for episode in chunk:
+                self._append(episode, ids, tokens, bounds)
+            table = np.array(bounds, np.int64).reshape(-1, 4)
+            spoken = table[:, 1] > table[:, 0]
+            yield TokenChunk(np.array(tokens, np.int32), table[spoken] + begin, int((~spoken).sum()), len(chunk))
+            begin += len(tokens)
+
+    def task(
+        self, tokens: NDArray[np.int32], bounds: NDArray[np.int64], skipped: int, facts: TokenFacts
+    ) -> TokenisedTask:
+        """A task from arrays that these settings' `chunks` gave earlier."""
+        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped, facts)
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that decides which ids `chunks` gives for a text: tokenizer and delimiter."""
+        facts = [tokenizers.__version__, self._backend.to_str(), self._delimiter_ids]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _append(self, episode: Episode, ids: dict[str, list[int]], tokens: array[int], bounds: array[int]) -> None:
+        episode_start = len(tokens)
+        for position, turn in enumerate(episode.turns):
+            if position > 0:
+                tokens.extend(self._delimiter_ids)
+            tokens.extend(ids[turn.text])
+            context_end = len(tokens)
+            tokens.extend(self._delimiter_ids)
+            label_start = len(tokens)
+            tokens.extend(ids[turn.label])
+            bounds.extend((episode_start, context_end, label_start, len(tokens)))
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Lets the tokenizer use its threads, which are off elsewhere because forked processes would complain of them."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _entries(episode: Episode) -> Iterator[str]:
+    for turn in episode.turns:
+        yield turn.text
+        yield turn.label
+
+
+def _chunks(episodes: Iterable[Episode], size: int) -> Iterator[list[Episode]]:
+    source = iter(episodes)
+    while chunk := list(islice(source, size)):
+        yield chunk
+
+
+def _check_limit(name: str, value: int, overhead: int) -> None:
+    if value <= overhead:
+        raise ValueError(
+            f"{name} is {value}, but {overhead} special tokens are part of it and a word needs one more. "
+            f"Set data.{name} to at least {overhead + 1}."
+        )
+
+
+def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str) -> Tokenizer:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise DataError(
+            f"The tokenizer {name!r} is not a fast one ({type(tokenizer).__name__}). Data is tokenised with the "
+            "`tokenizers` library. Save it with a tokenizer.json, or use vocab.json and merges.txt."
+        )
+    return backend
+
+
+def _plain_text_backend(backend: Tokenizer) -> Tokenizer:
+    """A copy that cuts nothing, pads nothing and reads special tokens in text as the characters they are."""
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy

@@ -1,0 +1,175 @@
+"""Several models side by side on one recipe's data: quality, size, and milliseconds per reply."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from distill_engine.cluster.facts import read_cluster
+from distill_engine.data.episodes import Split
+from distill_engine.data.order.loader import ValidationLoader
+from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.evaluate.latency import measure_latency
+from distill_engine.evaluate.measure import evaluate_models, load_model, parameter_count
+from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.recipe.rules import read_recipe
+from distill_engine.setup.prepare import Prepared, prepare, tasks_of
+
+_LATENCY_CONTEXTS = 23  # 3 of them warm up
+
+
+class CompareError(ValueError):
+    """What was asked cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Models of one comparison in memory, by the names they were given, with the data to compare them on.
+
+    `teacher` may be one of `models`; None without one. `tasks` are those of the recipe that have the `split`, by name.
+    """
+
+    models: dict[str, PreTrainedModel]
+    teacher: PreTrainedModel | None
+    ready: Prepared
+    device: torch.device
+    split: Split
+    tasks: dict[str, TokenisedTask]
+
+    @property
+    def first_task(self) -> TokenisedTask:
+        """The task whose contexts latency is measured with."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def without_split(self) -> list[str]:
+        """Names of the tasks that are left out."""
+        return [label for label in self.ready.task_labels if label not in self.tasks]
+
+
+def load_models(
+    models: Sequence[str],
+    recipe_file: Path | None,
+    overrides: Sequence[str],
+    teacher: str | None,
+    dtype: torch.dtype = torch.float32,
+    split: Split = "valid",
+) -> Loaded:
+    """Models, teacher and data of a comparison.
+
+    models       model folders, run folders (their `best`), or names on the Hub
+    recipe_file  whose data is used; None: the first run folder's recipe.yaml
+    teacher      None: the recipe's, if it has one
+
+    Raises CompareError or another ValueError that says what to correct.
+    """
+    ready = prepared(models, recipe_file, overrides)
+    tasks = split_tasks(ready, split)
+    device = own_device()
+    loaded = {name: load_model(model_folder(name), device, dtype) for name in models}
+    taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
+    teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device, dtype)
+    return Loaded(loaded, teacher_model, ready, device, split, tasks)
+
+
+def prepared(models: Sequence[str], recipe_file: Path | None, overrides: Sequence[str]) -> Prepared:
+    """The recipe, checked and loaded. Raises CompareError if there is none."""
+    file = recipe_file or _recipe_of(models)
+    return prepare(read_recipe(file, overrides), file)
+
+
+def split_tasks(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
+    """The recipe's tasks that have the split, by name; at least one. Raises CompareError if none has it, DataError
+    for bad files."""
+    tasks = tasks_of(ready, split)
+    if tasks:
+        return tasks
+    held = ["train", *(["valid"] if ready.valid_tasks else [])]
+    raise CompareError(
+        f"recipe {ready.recipe.name}: none of its tasks ({', '.join(ready.task_labels)}) has a {split} split. A task "
+        f"of files has the splits that the recipe names files for. Add `{split}: FILE` to one (data.tasks), or "
+        f"measure on another one (--split {' or '.join(held)})."
+    )
+
+
+def own_device() -> torch.device:
+    """The GPU of this process's local rank (the first one without a launcher), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", read_cluster(os.environ).local_rank % torch.cuda.device_count())
+
+
+def evaluation_set(loaded: Loaded, per_batch: int) -> EvaluationSet:
+    """The examples to compare on, in batches of `per_batch`."""
+    return EvaluationSet(tuple(loaded.tasks.values()), loaded.ready.layout, loaded.ready.tokenizer, per_batch)
+
+
+def compare(
+    models: Sequence[str],
+    recipe_file: Path | None,
+    overrides: Sequence[str],
+    teacher: str | None,
+    with_latency: bool,
+) -> dict[str, dict[str, float]]:
+    """One row of named values per model; arguments and errors as `load_models`."""
+    loaded = load_models(models, recipe_file, overrides, teacher)
+    return compare_loaded(loaded.models, loaded.teacher, loaded.ready, loaded.device, with_latency)
+
+
+def compare_loaded(
+    models: dict[str, PreTrainedModel],
+    teacher: PreTrainedModel | None,
+    ready: Prepared,
+    device: torch.device,
+    with_latency: bool,
+) -> dict[str, dict[str, float]]:
+    """The rows of `compare` for models in memory."""
+    loader = ValidationLoader(ready.valid_tasks, ready.layout, per_rank=32, rank=0, world_size=1)
+    quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)
+    rows = {name: {"parameters": float(parameter_count(models[name])), **quality[name]} for name in models}
+    if with_latency:
+        for name, latency in measure_latency(models, contexts_of(ready.valid_tasks[0], device)).items():
+            rows[name]["ms_per_reply"] = latency.median_ms
+    return rows
+
+
+def contexts_of(task: TokenisedTask, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
+    """At most `count` contexts of a task, evenly spread over it; [1, S] int64 each."""
+    count = min(count, len(task))
+    stride = max(1, len(task) // count)
+    ids = [task.example(number * stride).context_ids for number in range(count)]
+    return [torch.tensor(context, dtype=torch.long, device=device)[None] for context in ids]
+
+
+def _recipe_of(models: Sequence[str]) -> Path:
+    for name in models:
+        file = Path(name) / "recipe.yaml"
+        if file.is_file():
+            return file
+    raise CompareError(
+        f"no recipe given, and none of {', '.join(models)} is a run folder with a recipe.yaml. Name the data with "
+        "--recipe FILE."
+    )
+
+
+def model_folder(name: str) -> str:
+    """A run folder's best student; any other name as it is. The version, not the link: a run that goes on may publish
+    another one while this one is being read."""
+    best = Path(name) / "best"
+    return str(best.resolve()) if best.is_dir() else name
+
+
+def _loaded_once(
+    name: str, loaded: dict[str, PreTrainedModel], device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The teacher may be one of the compared models; it need not be in memory twice."""
+    for other, model in loaded.items():
+        if Path(model_folder(other)).resolve() == Path(model_folder(name)).resolve():
+            return model
+    return load_model(model_folder(name), device, dtype)

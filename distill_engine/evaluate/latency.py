@@ -1,0 +1,292 @@
+"""How long replies take: one protocol for several models, in one interleaved run.
+
+A case says how replies are generated. `fixed` cases generate exactly so many tokens (a model cannot be fast by being
+short, nor slow by being long); `free` cases let each model end its replies as its own generation configuration says.
+Every round times every case on every model with the same contexts, so that a machine that is busy for a while hits
+all alike; the first rounds warm up and are thrown away.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from distill_engine.evaluate.generate import own_settings, spoken_lengths
+
+Mode = Literal["fixed", "free"]
+_MOST_GRAPHS = 1024  # of one compiled function
+
+
+class CompileError(ValueError):
+    """torch.compile was asked for and cannot be had."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How replies are generated: with `beams` (1 is greedy), `batch` at a time, keys and values cached or not, the
+    model's forward pass compiled by torch.compile or not."""
+
+    mode: Mode
+    beams: int = 1
+    batch: int = 1
+    kv_cache: bool = True
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One answer to one batch of contexts: seconds, generated tokens of all its replies, and memory that the
+    accelerator needed beside the weights (MiB; None on a CPU)."""
+
+    seconds: float
+    tokens: int
+    extra_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """One model in one case. Times are milliseconds.
+
+    wait_ms_*          from the contexts of a batch to the last of its replies: median, 90th and 99th percentile
+    ms_per_reply       wait_ms_p50 / batch
+    tokens_per_second  all generated tokens / all seconds
+    new_tokens         mean tokens of a reply, end token included
+    peak_mib           weights and what generation needed beside them at its peak; None on a CPU
+    """
+
+    model: str
+    parameters: int
+    device: str
+    dtype: str
+    attention: str
+    kv_cache: bool
+    compiled: bool
+    mode: Mode
+    beams: int
+    batch: int
+    rounds: int
+    new_tokens: float
+    wait_ms_p50: float
+    wait_ms_p90: float
+    wait_ms_p99: float
+    ms_per_reply: float
+    tokens_per_second: float
+    weights_mib: float
+    peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds per reply of one model: median, 20th and 80th percentile, and tokens per second at the median."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    tokens_per_second: float
+
+
+def measure_latency(
+    models: Mapping[str, PreTrainedModel], contexts: Sequence[Tensor], new_tokens: int = 16, warm_up: int = 3
+) -> dict[str, Latency]:
+    """The simplest comparison, per model name: batch 1, greedy, a fixed number of tokens, each context once.
+
+    contexts    [1, S] int64 each, on the models' device; at least one more than `warm_up`
+    new_tokens  tokens generated per reply, exactly
+    """
+    if len(contexts) <= warm_up:
+        raise ValueError(f"{len(contexts)} contexts for {warm_up} warm-up replies: give more contexts.")
+    case = Case("fixed")
+    measured = measure(models, [case], contexts, len(contexts) - warm_up, warm_up, new_tokens)
+    return {name: _summary([one.seconds for one in measured[name, case]], new_tokens) for name in models}
+
+
+def measure(
+    models: Mapping[str, PreTrainedModel],
+    cases: Sequence[Case],
+    contexts: Sequence[Tensor],
+    rounds: int,
+    warm_up: int,
+    new_tokens: int,
+    advance: Callable[[int, int], None] | None = None,
+) -> dict[tuple[str, Case], list[Timing]]:
+    """`rounds` timings of each case on each model.
+
+    contexts    [1, S] int64 each, on the models' device; taken in order, over again when they run out
+    new_tokens  of a reply: exactly in fixed cases; in free ones the limit of models that name none
+    advance     called with (rounds done, all rounds), warm-up included
+
+    Raises CompileError if a compiled case cannot run.
+    """
+    timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
+    with _every_shape_compiled() if any(case.compiled for case in cases) else nullcontext():
+        variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
+        for number in range(warm_up + rounds):
+            for case in cases:
+                given = [contexts[(number * case.batch + row) % len(contexts)] for row in range(case.batch)]
+                for name in models:
+                    timing = _timed(variants[name, case.compiled], case, given, new_tokens)
+                    if number >= warm_up:
+                        timings[name, case].append(timing)
+            if advance is not None:
+                advance(number + 1, warm_up + rounds)
+    return timings
+
+
+def _every_shape_compiled() -> AbstractContextManager[None]:
+    """Without it torch.compile gives up after 8 graphs of one function, for all models together, and silently runs
+    what comes then uncompiled: beams, batches and empty caches each ask for some."""
+    from torch._dynamo import config
+
+    changed: AbstractContextManager[None] = config.patch(
+        recompile_limit=_MOST_GRAPHS, accumulated_recompile_limit=_MOST_GRAPHS, fail_on_recompile_limit_hit=True
+    )
+    return changed
+
+
+def rows(
+    models: Mapping[str, PreTrainedModel], timings: Mapping[tuple[str, Case], Sequence[Timing]]
+) -> list[LatencyRow]:
+    """One row per model and case, in the order of `timings`."""
+    return [_row(name, models[name], case, measured) for (name, case), measured in timings.items()]
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why models of this dtype cannot run on this device, or None if they can."""
+    if device.type == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        return f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic"
+    try:
+        value = torch.ones(1, 2, 4, 4, device=device, dtype=dtype)
+        torch.nn.functional.scaled_dot_product_attention(value, value, value)
+        torch.nn.functional.layer_norm(value @ value, (4,)).softmax(dim=-1)
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def _variant(model: PreTrainedModel, case: Case) -> PreTrainedModel:
+    """The model, or one that shares its weights and compiles its forward pass (on its first calls)."""
+    if not case.compiled:
+        return model
+    twin = copy.copy(model)
+    twin.compile(dynamic=True)  # contexts and caches have many lengths
+    return twin
+
+
+@torch.inference_mode()
+def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor], new_tokens: int) -> Timing:
+    device = contexts[0].device
+    input_ids, mask = _batched(model, contexts)
+    settings = _settings(model, case, new_tokens)
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+    before = _allocated(device, reset=True)
+    started = time.perf_counter()
+    try:
+        ids = generate(input_ids=input_ids, attention_mask=mask, **settings)
+    except RuntimeError as error:
+        if case.compiled:
+            raise _not_compiled(error) from error
+        raise
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - started
+    extra = None if before is None else ((_allocated(device, reset=False) or 0.0) - before)
+    tokens = new_tokens * case.batch if case.mode == "fixed" else _said(model, ids)
+    return Timing(seconds, tokens, extra)
+
+
+def _not_compiled(error: RuntimeError) -> CompileError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return CompileError(
+        f"the model does not run under torch.compile (--compile) here: {reason}. On a CPU it needs a C++ compiler "
+        "(g++, or the one that CXX names), on a GPU Triton. Install it, or leave --compile out."
+    )
+
+
+def _batched(model: PreTrainedModel, contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[B, S] right-padded ids and their mask."""
+    if len(contexts) == 1:
+        return contexts[0], torch.ones_like(contexts[0])
+    pad = int(model.config.pad_token_id)
+    ids = pad_sequence([context[0] for context in contexts], batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(context[0]) for context in contexts], batch_first=True)
+    return ids, mask
+
+
+def _settings(model: PreTrainedModel, case: Case, new_tokens: int) -> dict[str, object]:
+    asked = {"num_beams": case.beams, "do_sample": False, "use_cache": case.kv_cache}
+    if case.mode == "free":
+        return own_settings(model, new_tokens, asked)
+    lengths = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+    # what could end a reply early, or cost some models time that others do not spend
+    neutral = {"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "forced_eos_token_id": None}
+    return {**asked, **lengths, **neutral}
+
+
+def _said(model: PreTrainedModel, ids: Tensor) -> int:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    end_ids = [ends] if isinstance(ends, int) else list(ends or [])
+    return int(spoken_lengths(ids[:, 1:], int(model.config.pad_token_id), end_ids).sum())
+
+
+def _allocated(device: torch.device, reset: bool) -> float | None:
+    """MiB: allocated now (and the peak forgotten), or at the peak since then. None on a CPU."""
+    if device.type != "cuda":
+        return None
+    if not reset:
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device) / 2**20
+
+
+def _row(name: str, model: PreTrainedModel, case: Case, timings: Sequence[Timing]) -> LatencyRow:
+    milliseconds = [1000.0 * one.seconds for one in timings]
+    tokens = sum(one.tokens for one in timings)
+    weights = sum(value.numel() * value.element_size() for value in model.parameters()) / 2**20
+    extra = [one.extra_mib for one in timings if one.extra_mib is not None]
+    p50 = _percentile(milliseconds, 50)
+    return LatencyRow(
+        model=name,
+        parameters=sum(value.numel() for value in model.parameters()),
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=str(getattr(model.config, "_attn_implementation", "unknown")),
+        kv_cache=case.kv_cache,
+        compiled=case.compiled,
+        mode=case.mode,
+        beams=case.beams,
+        batch=case.batch,
+        rounds=len(timings),
+        new_tokens=tokens / (len(timings) * case.batch),
+        wait_ms_p50=p50,
+        wait_ms_p90=_percentile(milliseconds, 90),
+        wait_ms_p99=_percentile(milliseconds, 99),
+        ms_per_reply=p50 / case.batch,
+        tokens_per_second=1000.0 * tokens / sum(milliseconds),
+        weights_mib=weights,
+        peak_mib=weights + max(extra) if extra else None,
+    )
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    """Linear between neighbours, the smallest at 0 and the largest at 100."""
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def _summary(seconds: Sequence[float], new_tokens: int) -> Latency:
+    ordered = sorted(1000.0 * value for value in seconds)
+    last = len(ordered) - 1
+    median = statistics.median(ordered)
+    return Latency(median, ordered[round(0.2 * last)], ordered[round(0.8 * last)], 1000.0 * new_tokens / median)

@@ -1,0 +1,266 @@
+"""Everything that `distill evaluate` measures: teacher-forced quality and generated replies of several models.
+
+Values have ParlAI's names where ParlAI has the metric (`ppl`, `token_acc`, `token_em`, `teacher_acc`, `f1`, ...).
+Without a task in front a value is the unweighted mean over tasks, as in ParlAI; `ppl_micro`, and the corpus metrics
+`bleu` and `interdistinct-N`, pool all tasks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from distill_engine.evaluate.generate import Reply, own_settings, replies
+from distill_engine.evaluate.generation_metrics import CORPUS_METRICS, reply_metrics
+from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, measured_values, prediction_kernel
+from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
+from distill_engine.evaluate.set import EvaluationSet
+
+PARLAI_NAMES = {
+    "token_accuracy": "token_acc",
+    "token_exact_match": "token_em",
+    "teacher_agreement": "teacher_acc",
+}
+_FORMAT = 1  # of the partial results; another number makes older files unused
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class ReplySettings:
+    """How replies are generated: the model's own configuration with `changed` on top.
+
+    new_tokens  limit of a reply for a model that names none
+    """
+
+    new_tokens: int
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Which part of the work is this process's, and where results are kept.
+
+    folder   of partial results; shared by all processes
+    resume   False: begin afresh
+    advance  called with (model name, batches done of all, batches) after each batch
+    """
+
+    folder: Path
+    rank: int = 0
+    world_size: int = 1
+    resume: bool = True
+    advance: Callable[[str, int, int], None] | None = None
+
+    def tell(self, name: str, done: int, batches: int) -> None:
+        """Progress of one model."""
+        if self.advance is not None:
+            self.advance(name, done, batches)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example with what each model replied to it."""
+
+    task: str
+    context: str
+    gold: str
+    replies: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Named values per model, and samples if replies were generated."""
+
+    values: dict[str, dict[str, float]]
+    samples: list[Sample]
+
+
+def run_evaluation(
+    models: Mapping[str, PreTrainedModel],
+    teacher: PreTrainedModel | None,
+    examples: EvaluationSet,
+    labels: Sequence[str],
+    tokenizer: Any,
+    work: Work,
+    spoken: ReplySettings | None,
+) -> Evaluation:
+    """Measure every model on every example once; finished batches of an earlier start are not computed again.
+
+    models   by name, all on one device; `teacher` may be one of them
+    labels   the tasks' names
+    spoken   None: nothing is generated
+
+    Every process of a launcher calls it with its rank; each computes its batches, waits for the others' files and
+    returns the whole. Raises ModelError for a model that does not fit the data or the teacher, GenerationError.
+    """
+    if work.world_size > 1 and not work.resume:
+        raise ModelError(
+            f"beginning afresh (--fresh) with {work.world_size} processes: one could take what another has yet to "
+            "forget for a result. Start one process, or give a new folder (--partial)."
+        )
+    for name, model in [*models.items(), *([("teacher", teacher)] if teacher is not None else [])]:
+        _check_fits(name, model, examples)
+    stores = _stores(models, teacher, examples, work, spoken)
+    try:
+        _compute(models, teacher, examples, len(labels), tokenizer, work, spoken, stores)
+    except Exception as error:
+        for store in stores.values():
+            store.give_up(f"{type(error).__name__}: {error}")
+        raise
+    results = {name: _all_batches(store, len(examples), work, name) for name, store in stores.items()}
+    values = {
+        name: _values(of_model, examples, labels, teacher is not None, spoken is not None)
+        for name, of_model in results.items()
+    }
+    return Evaluation(values, _samples(results, examples, labels) if spoken is not None else [])
+
+
+def _check_fits(name: str, model: PreTrainedModel, examples: EvaluationSet) -> None:
+    rows, positions = int(model.config.vocab_size), int(model.config.max_position_embeddings)
+    if examples.largest_id >= rows:
+        raise ModelError(
+            f"the data holds token id {examples.largest_id}, model {name!r} has {rows} embedding rows. Data and model "
+            "need one tokenizer: give the recipe that the model was made with (--recipe)."
+        )
+    longest = max(examples.longest_context, examples.longest_decoder_input)
+    if longest > positions:
+        raise ModelError(
+            f"the longest example has {longest} tokens, model {name!r} has {positions} positions. Lower "
+            "data.context_tokens and data.label_tokens (--set)."
+        )
+
+
+def _stores(
+    models: Mapping[str, PreTrainedModel],
+    teacher: PreTrainedModel | None,
+    examples: EvaluationSet,
+    work: Work,
+    spoken: ReplySettings | None,
+) -> dict[str, PartialResults]:
+    data = examples.fingerprint()
+    stores = {}
+    for name, model in models.items():
+        facts = {
+            "format": _FORMAT,
+            "model": _identity(model),
+            "dtype": str(model.dtype),
+            "teacher": None if teacher is None else [*_identity(teacher), str(teacher.dtype)],
+            "data": data,
+            "spoken": None if spoken is None else own_settings(model, spoken.new_tokens, spoken.changed),
+        }
+        stores[name] = PartialResults(work.folder / question_key(facts), work.rank)
+        if not work.resume:
+            stores[name].clear(work.world_size)
+    return stores
+
+
+def _identity(model: PreTrainedModel) -> list[Any]:
+    return model_identity(str(model.name_or_path), getattr(model.config, "_commit_hash", None))
+
+
+def _compute(
+    models: Mapping[str, PreTrainedModel],
+    teacher: PreTrainedModel | None,
+    examples: EvaluationSet,
+    tasks: int,
+    tokenizer: Any,
+    work: Work,
+    spoken: ReplySettings | None,
+    stores: Mapping[str, PartialResults],
+) -> None:
+    """This process's batches of all models; the teacher runs once per batch."""
+    done = {name: set(store.read()) for name, store in stores.items()}
+    shown, teaches = adapters_of(models, teacher)
+    for number in range(work.rank, len(examples), work.world_size):
+        missing = [name for name in models if number not in done[name]]
+        if not missing:
+            continue
+        batch = examples.batch(number).to(models[missing[0]].device)
+        kernel = prediction_kernel(models, teacher, batch)
+        sums = batch_sums({name: shown[name] for name in missing}, teaches, batch, tasks, kernel)
+        for name in missing:
+            said: list[Reply] | None = None
+            if spoken is not None:
+                settings = own_settings(models[name], spoken.new_tokens, spoken.changed)
+                said = replies(models[name], tokenizer, batch.input_ids, batch.attention_mask, settings)
+            stores[name].add(BatchResult(number, sums[name].tolist(), said))
+            done[name].add(number)
+            work.tell(name, len(done[name]), len(examples))
+
+
+def _all_batches(store: PartialResults, batches: int, work: Work, name: str) -> list[BatchResult]:
+    """Every batch in order; waits for other processes. (If one is killed, its launcher ends the rest.)
+
+    Raises OSError if one of them has given up.
+    """
+    while True:
+        found = store.read()
+        work.tell(name, len(found), batches)
+        if len(found) == batches:
+            return [found[number] for number in range(batches)]
+        failed = store.failures()
+        if failed:
+            raise OSError(f"{batches - len(found)} batches of {name!r} will not come: {'; '.join(failed)}")
+        if work.world_size == 1:
+            raise OSError(f"{batches - len(found)} batches of {name!r} are not in the partial results just written.")
+        time.sleep(_POLL_SECONDS)
+
+
+def _values(
+    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], taught: bool, spoken: bool
+) -> dict[str, float]:
+    sums = torch.zeros(len(labels), len(results[0].sums[0]), dtype=torch.float64)
+    for result in results:  # always in this order: float sums depend on it
+        sums += torch.tensor(result.sums, dtype=torch.float64)
+    values = {_parlai_name(name): value for name, value in measured_values(sums, labels, taught).items()}
+    values["exs"] = float(examples.examples)
+    return values | (_reply_values(results, examples, labels) if spoken else {})
+
+
+def _parlai_name(name: str) -> str:
+    task, slash, metric = name.rpartition("/")
+    return f"{task}{slash}{PARLAI_NAMES.get(metric, metric)}"
+
+
+def _reply_values(
+    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str]
+) -> dict[str, float]:
+    rows = [
+        (text.task, reply, text.gold)
+        for result in results
+        for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True)
+    ]
+    per_task = {label: _metrics(row[1:] for row in rows if row[0] == task) for task, label in enumerate(labels)}
+    spoken = [row for row in per_task.values() if row]
+    values = {name: sum(row[name] for row in spoken) / len(spoken) for name in spoken[0]}
+    pooled = _metrics(row[1:] for row in rows)
+    values |= {name: pooled[name] for name in CORPUS_METRICS}
+    return values | {f"{label}/{name}": value for label, row in per_task.items() for name, value in row.items()}
+
+
+def _metrics(rows: Iterable[tuple[Reply, str]]) -> dict[str, float]:
+    pairs = list(rows)
+    return reply_metrics(
+        [reply.text for reply, _ in pairs], [[gold] for _, gold in pairs], [reply.tokens for reply, _ in pairs]
+    )
+
+
+def _samples(
+    results: Mapping[str, Sequence[BatchResult]], examples: EvaluationSet, labels: Sequence[str], most: int = 12
+) -> list[Sample]:
+    """Some examples, evenly spread over the batches, each with every model's reply; the same for the same data."""
+    chosen = sorted({round(step * (len(examples) - 1) / max(1, most - 1)) for step in range(most)})
+    samples = []
+    for position, number in enumerate(chosen):
+        texts = examples.texts(number)
+        row = position * 7 % len(texts)  # not always the longest of its batch
+        said = {name: (of_model[number].replies or [])[row].text for name, of_model in results.items()}
+        text = texts[row]
+        samples.append(Sample(labels[text.task], text.context, text.gold, said))
+    return samples

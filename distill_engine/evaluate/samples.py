@@ -1,0 +1,239 @@
+"""The degeneration guard: what the student says to a few fixed prompts at each validation.
+
+A falling loss proves little about free generation: a student may repeat itself, say nothing, or never stop, at the
+best perplexity so far. So it answers the first validation examples of each task with the model's own generation
+settings; the replies stand beside the gold ones in a table, and replies that degenerate raise an alarm.
+
+Rank 0 alone generates, since the student is whole on every rank under ZeRO-2; the others wait. The teacher's replies
+to the same prompts stand beside them (see teacher_replies.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from distill_engine.data.order.collate import collate
+from distill_engine.data.tokens.tokenised import Example, TokenisedTask
+from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies
+from distill_engine.evaluate.generation_metrics import repetition
+from distill_engine.setup.prepare import Prepared
+
+_SEED = 0  # of generation settings that sample: the same draws at every validation
+# Where an alarm begins. People rarely repeat three tokens in a row within a reply, and a sound model's replies are
+# seldom longer than twice what it was trained on.
+_REPEATS = 0.3  # repetition of one reply above its gold reply's
+_MANY = 0.25  # of the replies
+_LENGTH_FACTOR = 3.0
+
+
+class Says(Protocol):
+    """The sinks of rank 0 (telemetry.sinks)."""
+
+    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
+        """Write one record everywhere."""
+        ...
+
+    def message(self, text: str) -> None:
+        """One line for people."""
+        ...
+
+    def samples(self, step: int, seconds: float, rows: Sequence[Mapping[str, str]]) -> None:
+        """Write a table of sample replies everywhere."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One fixed example: its task's label, its ids, and both sides as text, cut as the model reads them.
+
+    repetition  the gold reply's share of token 3-grams that it has said before
+    """
+
+    task: str
+    example: Example
+    context: str
+    gold: str
+    repetition: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the student said to a prompt: the text, its length in tokens, end included, and its repetition."""
+
+    text: str
+    tokens: int
+    repetition: float
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is not one word."""
+        return not self.text.split()
+
+
+def fixed_prompts(
+    tasks: Sequence[TokenisedTask], labels: Sequence[str], tokenizer: Any, per_task: int
+) -> list[list[Prompt]]:
+    """The first `per_task` examples of each task; a task's are one batch."""
+    return [
+        [_prompt(label, task.example(index), tokenizer) for index in range(min(per_task, len(task)))]
+        for task, label in zip(tasks, labels, strict=True)
+    ]
+
+
+def _prompt(label: str, example: Example, tokenizer: Any) -> Prompt:
+    gold = decoded(tokenizer, example.label_ids.tolist())
+    return Prompt(
+        label, example, decoded(tokenizer, example.context_ids.tolist()), gold, token_repetition(tokenizer, gold)
+    )
+
+
+def token_repetition(tokenizer: Any, text: str) -> float:
+    """Share of a text's token 3-grams that it has said before. Of tokens, not words: a student that is stuck often
+    writes one endless word."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return repetition(" ".join(map(str, ids)))
+
+
+def capped_settings(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
+    """The model's own generation settings for one reply of at most `new_tokens` tokens, as a training label."""
+    settings = own_settings(model, new_tokens)
+    config = model.generation_config
+    longest = [new_tokens]
+    if getattr(config, "max_new_tokens", None) is not None:
+        longest.append(int(config.max_new_tokens))
+    elif getattr(config, "max_length", None) is not None:
+        longest.append(int(config.max_length) - 1)  # it counts the start token
+    one = {"num_return_sequences": 1, "return_dict_in_generate": False}
+    return settings | one | {"max_new_tokens": max(1, min(longest))}
+
+
+def recipe_prompts(ready: Prepared) -> list[list[Prompt]]:
+    """The prompts that the recipe asks for, a batch per task, no batch empty."""
+    per_task = ready.recipe.validation.samples
+    return [batch for batch in fixed_prompts(ready.valid_tasks, ready.valid_labels, ready.tokenizer, per_task) if batch]
+
+
+def answers(
+    ready: Prepared, model: PreTrainedModel, prompts: Sequence[Sequence[Prompt]], settings: Mapping[str, Any]
+) -> list[Reply]:
+    """A reply to each prompt. Leaves weights, mode and random streams as they are; the draws are always the same.
+
+    Raises GenerationError for settings that transformers refuses.
+    """
+    device = model.device
+    said: list[Reply] = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_SEED)
+        for batch in prompts:
+            given = collate([one.example for one in batch], [0] * len(batch), ready.layout, 1).to(device)
+            said += replies(model, ready.tokenizer, given.input_ids, given.attention_mask, settings)
+    return said
+
+
+class SampleReplies:
+    """Answers the prompts and tells the sinks. Leaves weights, mode and random streams as they are."""
+
+    def __init__(
+        self,
+        ready: Prepared,
+        prompts: Sequence[Sequence[Prompt]],
+        model: PreTrainedModel,
+        sinks: Says,
+        taught: Sequence[str] | None = None,
+    ) -> None:
+        """`model` is the student itself, without its engine; `taught` the teacher's reply to each prompt."""
+        self._ready = ready
+        self._prompts = prompts
+        self._model = model
+        self._sinks = sinks
+        self._taught = taught
+        self._new_tokens = ready.recipe.data.label_tokens
+
+    def __call__(self, step: int, seconds: float) -> dict[str, float]:
+        """Generate, write the table and any alarm, and return values by name (`sample/...`, without `valid/`).
+
+        To be called in eval mode. A student that cannot generate is an alarm, not the end of the run.
+        """
+        started = time.perf_counter()
+        try:
+            said = self._generate()
+        except (GenerationError, RuntimeError) as error:  # RuntimeError: out of memory, probabilities that are NaN
+            reason = " ".join(str(error).split())[:300]
+            self._alarm(step, seconds, f"the student could not answer the sample prompts: {reason}")
+            return {}
+        prompts = [prompt for batch in self._prompts for prompt in batch]
+        taught = [None] * len(prompts) if self._taught is None else self._taught
+        self._sinks.samples(step, seconds, [_row(*one) for one in zip(prompts, taught, said, strict=True)])
+        values = sample_values(prompts, said)
+        found = degenerations(prompts, said, self._least_tokens())
+        if found:
+            self._alarm(step, seconds, "; ".join(found))
+        values["sample/seconds"] = time.perf_counter() - started
+        return values
+
+    def _generate(self) -> list[Said]:
+        settings = capped_settings(self._model, self._new_tokens)
+        said = answers(self._ready, self._model, self._prompts, settings)
+        return [Said(one.text, one.tokens, token_repetition(self._ready.tokenizer, one.text)) for one in said]
+
+    def _least_tokens(self) -> int:
+        """What the generation settings force replies to, however short the gold ones are."""
+        config = self._model.generation_config
+        least = [getattr(config, name, None) for name in ("min_length", "min_new_tokens")]
+        return min(self._new_tokens, max(int(value or 0) for value in least))
+
+    def _alarm(self, step: int, seconds: float, what: str) -> None:
+        text = (
+            f"ALARM: {what}. The loss does not show this. Look at the samples (metrics.jsonl, `distill report`, W&B); "
+            "if it lasts, raise losses.weights.task, train longer, or check the generation settings."
+        )
+        self._sinks.record("event", step, seconds, {}, text)
+
+
+def sample_values(prompts: Sequence[Prompt], said: Sequence[Said]) -> dict[str, float]:
+    """Shares and means over all replies, at least one; names without `valid/`."""
+    replies_made, tokens = len(said), sum(one.tokens for one in said)
+    return {
+        "sample/empty_share": sum(one.empty for one in said) / replies_made,
+        "sample/repetition": sum(one.repetition for one in said) / replies_made,
+        "sample/unique_share": len({one.text for one in said}) / replies_made,
+        "sample/length": tokens / replies_made,
+        "sample/length_ratio": tokens / sum(len(prompt.example.label_ids) for prompt in prompts),
+    }
+
+
+def degenerations(prompts: Sequence[Prompt], said: Sequence[Said], least_tokens: int) -> list[str]:
+    """What is wrong with the replies, a phrase each: empty, repeating, all the same, or of another length.
+
+    least_tokens  the shortest reply that the generation settings allow: not the student's doing
+    """
+    found = []
+    empty = sum(one.empty for one in said)
+    if empty:
+        found.append(f"{empty} of {len(said)} sample replies are empty")
+    stuck = sum(_repeats(prompt, one) for prompt, one in zip(prompts, said, strict=True))
+    if stuck >= _MANY * len(said):
+        found.append(f"{stuck} of {len(said)} sample replies repeat themselves")
+    texts = {one.text for one in said}
+    if len(said) > 1 and len(texts) == 1 and empty == 0 and len({prompt.gold for prompt in prompts}) > 1:
+        found.append(f"all {len(said)} sample replies are the same")
+    length = sum(one.tokens for one in said) / len(said)
+    gold = sum(len(prompt.example.label_ids) for prompt in prompts) / len(prompts)
+    if length > _LENGTH_FACTOR * max(gold, least_tokens) or length * _LENGTH_FACTOR < gold:
+        found.append(f"sample replies are {length:.3g} tokens long on average, the gold replies {gold:.3g}")
+    return found
+
+
+def _repeats(prompt: Prompt, said: Said) -> bool:
+    return said.repetition > _REPEATS + prompt.repetition
+
+
+def _row(prompt: Prompt, taught: str | None, said: Said) -> dict[str, str]:
+    teacher = {} if taught is None else {"teacher": taught}
+    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}

@@ -1,0 +1,99 @@
+"""The examples that models are evaluated on, cut into fixed batches.
+
+Which examples make up batch number n depends on the data and the batch size alone, not on how many processes share
+the work or where an interrupted one goes on: so the sums are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_engine.data.order.loader import length_sorted_batches, picked_batch
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.values import Batch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example as texts: task number, what was said before, and the whole right answer (never cut)."""
+
+    task: int
+    context: str
+    gold: str
+
+
+class EvaluationSet:
+    """All examples of some tasks, long ones first and neighbours about equally long, in batches of `per_batch`."""
+
+    def __init__(
+        self, tasks: Sequence[TokenisedTask], layout: SequenceLayout, tokenizer: Any, per_batch: int
+    ) -> None:
+        """Raises ValueError if `per_batch` is not positive."""
+        if per_batch < 1:
+            raise ValueError(f"the batch size is {per_batch}; it must be at least 1.")
+        self.tasks = tuple(tasks)
+        self._layout = layout
+        self._tokenizer = tokenizer
+        self._picks = length_sorted_batches(self.tasks, per_batch)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._picks)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples of all tasks."""
+        return sum(len(task) for task in self.tasks)
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of the longest context."""
+        return max(int(task.context_lengths.max(initial=0)) for task in self.tasks)
+
+    @property
+    def longest_decoder_input(self) -> int:
+        """Positions that the decoder needs for the longest label."""
+        return max(self._layout.decoder_length(int(task.label_lengths.max(initial=0))) for task in self.tasks)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id in any example."""
+        return max(task.largest_id for task in self.tasks)
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number`, 0 <= number < len(self), on the CPU."""
+        return picked_batch(self.tasks, self._picks[number], self._layout, 1)
+
+    def texts(self, number: int) -> list[Example]:
+        """The texts of batch `number`, in its order."""
+        tasks, indices = self._picks[number]
+        return [
+            self._texts_of(task, index) for task, index in zip(tasks.tolist(), indices.tolist(), strict=True)
+        ]
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any token, limit, layout or the batches."""
+        digest = hashlib.sha256(repr((self._layout, [len(tasks) for tasks, _ in self._picks])).encode())
+        for task in self.tasks:
+            digest.update(repr((task.limits, task.digest)).encode())
+        return digest.hexdigest()[:16]
+
+    def _texts_of(self, task: int, index: int) -> Example:
+        source = self.tasks[task]
+        episode_start, context_end, label_start, label_end = (int(bound) for bound in source.bounds[index])
+        return Example(
+            task,
+            self._decode(source.tokens[episode_start:context_end]),
+            self._decode(source.tokens[label_start:label_end]),
+        )
+
+    def _decode(self, ids: NDArray[np.int32]) -> str:
+        # special tokens that somebody typed are ordinary text in the data, so nothing is skipped
+        return str(self._tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)).strip()

@@ -1,0 +1,199 @@
+"""Everything about a run that needs no process group and no GPU: checked and loaded, or refused with all reasons.
+
+`distill check` stops here; training goes on with the result. Nothing in it depends on the rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from distill_engine.data.episodes import Split
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
+from distill_engine.models.adapter import family_of
+from distill_engine.models.bart_family import FAMILIES, Family
+from distill_engine.recipe.problem import Problem, raise_if_any
+from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+from distill_engine.setup.task_data import load_split, load_tasks
+from distill_engine.student.weights import WeightFiles
+
+_OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked recipe with what it names, loaded."""
+
+    recipe: Recipe
+    family: Family
+    teacher_folder: Path | None
+    teacher_config: Mapping[str, Any] | None
+    tokenizer: Any
+    layout: SequenceLayout
+    task_labels: tuple[str, ...]
+    train_tasks: tuple[TokenisedTask, ...]
+    valid_tasks: tuple[TokenisedTask, ...]
+    valid_labels: tuple[str, ...]
+
+
+def prepare(recipe: Recipe, source: Path | str) -> Prepared:
+    """Load and check teacher configuration, tokenizer and data (memory-mapped from the token cache where it can be).
+
+    Raises RecipeError for what does not fit together, DataError for bad data files, WeightsError for weight files
+    that are missing or damaged (only their headers are read).
+    """
+    folder = teacher_folder(recipe)
+    config = None if folder is None else _read_config(folder, source)
+    if folder is not None and config is not None:
+        raise_if_any(source, check_against_teacher(recipe, config))
+        WeightFiles(folder).check_readable()
+    family = family_of(config) if config is not None else FAMILIES[str(recipe.student.family)]
+    tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
+    layout = _layout(recipe, family, tokenizer, config, source)
+    tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
+    if config is not None:
+        largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
+        raise_if_any(source, _ids_fit(largest, config))
+    return Prepared(
+        recipe=recipe,
+        family=family,
+        teacher_folder=folder,
+        teacher_config=config,
+        tokenizer=tokenizer,
+        layout=layout,
+        task_labels=tasks.labels,
+        train_tasks=tasks.train,
+        valid_tasks=tasks.valid,
+        valid_labels=tasks.valid_labels,
+    )
+
+
+def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
+    """The tasks that have a split, by name. The test split is read here and now: training has no use for it.
+
+    Raises DataError for bad files.
+    """
+    if split == "train":
+        return dict(zip(ready.task_labels, ready.train_tasks, strict=True))
+    if split == "valid":
+        return dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
+    return load_split(ready.recipe.data, _encoder(ready.recipe, ready.tokenizer, ready.layout), split)
+
+
+def _encoder(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
+    data = recipe.data
+    return DialogueTokenizer(tokenizer, layout, data.delimiter, data.context_tokens, data.label_tokens)
+
+
+def fingerprints(ready: Prepared) -> dict[str, str]:
+    """Short digests of what a run depends on beside its recipe; a checkpoint of other ones is not continued.
+
+    teacher  configuration, and names and sizes of the weight files (the weights themselves would take minutes)
+    data     every token of the training and validation examples, so also the tokenizer: the best value, patience and
+             plateaus compare validations, which must be of the same examples
+    """
+    data = hashlib.sha256()
+    for task in (*ready.train_tasks, *ready.valid_tasks):
+        data.update(task.digest.encode())
+    found = {"data": data.hexdigest()[:16]}
+    if ready.teacher_folder is not None:
+        weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
+        facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
+        found["teacher"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return found
+
+
+def teacher_folder(recipe: Recipe) -> Path | None:
+    """The teacher's local folder: as given, or downloaded from Hugging Face (the cache makes that idempotent)."""
+    path = recipe.teacher.path
+    if path is None:
+        return None
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        files = list_repo_files(path, revision=recipe.teacher.revision)
+        pickled = ["*.bin"] if any(name.endswith(".safetensors") for name in files) else []
+        unused = _OTHER_FRAMEWORKS + pickled
+        return Path(snapshot_download(path, revision=recipe.teacher.revision, ignore_patterns=unused))
+    except RepositoryNotFoundError as error:
+        raise_if_any("teacher.path", [_no_teacher(path, "is neither a folder here nor a Hugging Face model")])
+        raise AssertionError from error
+    except Exception as error:  # without a network the Hub's client raises what its HTTP library raises
+        return _cached_or_refuse(path, recipe.teacher.revision, error)
+
+
+def _cached_or_refuse(path: str, revision: str | None, error: Exception) -> Path:
+    """Without a network a model that was downloaded before is still good."""
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = f"is no folder here, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
+        raise_if_any("teacher.path", [_no_teacher(path, what)])
+        raise AssertionError from error
+
+
+def _no_teacher(path: str, what: str) -> Problem:
+    return Problem(
+        "teacher.path",
+        f"is {path!r}, which {what}",
+        "The teacher is a folder written by save_pretrained or a model's name on the Hub",
+        "Correct the path, or download it on a node with network access first (HF_HOME says where it goes)",
+    )
+
+
+def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        reason = "" if isinstance(config, dict) else "it holds no JSON object"
+    except (OSError, ValueError) as error:
+        config, reason = {}, str(error)
+    if reason:
+        rule = "A teacher's folder is one that save_pretrained has written"
+        problem = Problem("teacher.path", f"is {str(folder)!r}: config.json cannot be read ({reason})", rule)
+        raise_if_any(source, [problem])
+    return config
+
+
+def _layout(
+    recipe: Recipe, family: Family, tokenizer: Any, config: Mapping[str, Any] | None, source: Path | str
+) -> SequenceLayout:
+    own = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    missing = [name for name, value in own.items() if value is None]
+    problems = [Problem("data.tokenizer", f"has no {name}", "Padding, start and end need tokens") for name in missing]
+    if config is not None:
+        # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
+        problems += check_tokenizer(min(len(tokenizer), int(config["vocab_size"])), own, config)
+    raise_if_any(source, problems)
+    special = (own["pad_token_id"], own["bos_token_id"], own["eos_token_id"])
+    return SequenceLayout.of_family(
+        special,
+        wraps_context=family.wraps_context,
+        end_before_start=family.end_before_start,
+        history_end_token=recipe.data.history_end_token,
+    )
+
+
+def _ids_fit(largest: int, config: Mapping[str, Any]) -> list[Problem]:
+    rows = int(config["vocab_size"])
+    if largest < rows:
+        return []
+    return [
+        Problem(
+            "data.tokenizer",
+            f"gives the id {largest}, but the teacher has {rows} embedding rows",
+            "Every id has an embedding row",
+            "Use the tokenizer that the teacher was trained with",
+        )
+    ]

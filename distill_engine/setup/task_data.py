@@ -1,0 +1,140 @@
+"""The tasks of a recipe as token ids: read, tokenised once, kept in the token cache; a person sees how far it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from distill_engine.cluster.facts import read_cluster
+from distill_engine.data.episodes import Episode, Split, TaskSpec
+from distill_engine.data.errors import DataError
+from distill_engine.data.tasks import has_split, source_files, stream_task
+from distill_engine.data.tokens.cache import Source, TokenCache, default_cache_folder
+from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenize import DialogueTokenizer
+from distill_engine.recipe.schema import DataSection
+
+# Not what decides the tokens of a split: names for people, places, sizes of other splits.
+_NO_OPTIONS = {"label", "weight", "root", "train", "valid", "test", "train_examples", "valid_examples", "test_examples"}
+_WORTH_A_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The splits of a recipe's tasks.
+
+    labels        names of the training tasks, in the recipe's order
+    valid_labels  names of those that have a validation split
+    """
+
+    labels: tuple[str, ...]
+    train: tuple[TokenisedTask, ...]
+    valid_labels: tuple[str, ...]
+    valid: tuple[TokenisedTask, ...]
+
+
+def load_tasks(data: DataSection, encoder: DialogueTokenizer) -> TaskData:
+    """Training and validation splits of all tasks. Raises DataError for files that are bad or hold no example."""
+    cache = _cache(data)
+    train = _split(data, encoder, "train", cache)
+    valid = _split(data, encoder, "valid", cache)
+    return TaskData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
+
+
+def load_split(data: DataSection, encoder: DialogueTokenizer, split: Split) -> dict[str, TokenisedTask]:
+    """One split of the tasks by their names, in the recipe's order; tasks of files that name none for it are left
+    out, except for training. Raises DataError for files that are bad or hold no example."""
+    return _split(data, encoder, split, _cache(data))
+
+
+def _cache(data: DataSection) -> TokenCache:
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
+    return TokenCache(folder, _say if _speaks() else _keep_quiet)
+
+
+def _speaks() -> bool:
+    return read_cluster(os.environ).rank == 0
+
+
+def _split(
+    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache
+) -> dict[str, TokenisedTask]:
+    loaded = {}
+    for spec in (TaskSpec(**task.model_dump(), root=data.root) for task in data.tasks):
+        if split != "train" and not has_split(spec, split):
+            continue
+        with _display(f"tokenising {spec.title}, {split}", _speaks()) as display:
+            task = cache.task(_source(spec, split, display), encoder, display.add)
+        if len(task) == 0:
+            raise DataError(f"Task {spec.title!r} has no {split} example. Correct its file, or leave the task out.")
+        loaded[spec.title] = task
+    return loaded
+
+
+def _source(spec: TaskSpec, split: Split, display: Display) -> Source:
+    options = {name: value for name, value in asdict(spec).items() if name not in _NO_OPTIONS}
+    options |= {"split": split, "limit": spec.limit(split)}
+
+    def episodes() -> Iterator[Episode]:
+        display.begin()
+        yield from stream_task(spec, split)
+
+    return Source(f"{spec.title}, {split}", tuple(source_files(spec, split)), options, episodes)
+
+
+class Display:
+    """What is done and how far it is, in a terminal; one line at the end if it took long, everywhere."""
+
+    def __init__(self, title: str, console: Console, say: Callable[[str], None]) -> None:
+        self._title = title
+        self._say = say
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} episodes"),
+            TimeElapsedColumn(), console=console, transient=True, disable=console.quiet or not console.is_terminal,
+        )  # fmt: skip
+        self._begun: float | None = None
+
+    def begin(self) -> None:
+        """There is something to do. How many episodes is known when the last one has been read."""
+        if self._begun is None:
+            self._begun = time.monotonic()
+            self._bar.start()
+            self._bar.add_task(self._title, total=None)
+
+    def add(self, episodes: int) -> None:
+        """So many more are done."""
+        if self._bar.tasks:
+            self._bar.advance(self._bar.tasks[0].id, episodes)
+
+    def end(self) -> None:
+        """Take the picture away."""
+        self._bar.stop()
+        seconds = 0.0 if self._begun is None else time.monotonic() - self._begun
+        if seconds > _WORTH_A_LINE_SECONDS:
+            self._say(f"{self._title}: done in {seconds:.0f} s")
+
+
+@contextmanager
+def _display(title: str, speaks: bool) -> Iterator[Display]:
+    display = Display(title, Console(stderr=True, quiet=not speaks), _say if speaks else _keep_quiet)
+    try:
+        yield display
+    finally:
+        display.end()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _keep_quiet(_text: str) -> None:
+    pass

@@ -1,0 +1,120 @@
+"""Metrics of replies against independent computation: worked by hand, sacrebleu itself, counting in a set."""
+
+import math
+
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill_engine.evaluate.generation_metrics import (
+    bleu,
+    bleu_signature,
+    exact_match,
+    f1,
+    interdistinct,
+    normalised,
+    repetition,
+    reply_metrics,
+)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("The cat, a DOG and an owl!", ["cat", "dog", "and", "owl"]),
+        ("i don't know", ["i", "don", "t", "know"]),
+        ("well-known (theatre)", ["well", "known", "theatre"]),  # `the` inside a word stays
+        ("a.an.the", []),  # punctuation goes first, so that these are articles
+        ("  \t\n ", []),
+        ("naïve café", ["naïve", "café"]),
+        ("_under_[score]`^~", ["under", "score"]),
+    ],
+)
+def test_words_are_compared_as_parlai_does(text, words):
+    assert normalised(text) == words
+
+
+@pytest.mark.parametrize(
+    "reply, golds, value",
+    [
+        ("i like cats", ["i like cats"], 1.0),
+        ("i like cats", ["I like the cats!"], 1.0),
+        ("i like cats", ["you like dogs"], 1 / 3),  # 1 common of 3 and 3
+        ("like like like", ["i like it"], 1 / 3),  # a word counts as often as both have it
+        ("i like big cats a lot", ["cats"], 2 * (1 / 5) * 1 / (1 / 5 + 1)),  # precision 1/5, recall 1
+        ("hello", ["bye", "hello there"], 2 / 3),  # the best of several
+        ("", ["hello"], 0.0),
+        ("the", ["the"], 0.0),  # nothing is left to compare
+        ("hello", [], 0.0),
+    ],
+)
+def test_f1_worked_by_hand(reply, golds, value):
+    assert f1(reply, golds) == pytest.approx(value)
+
+
+words = st.text(alphabet="abt he.,'", max_size=20)
+
+
+@given(words, words)
+def test_f1_is_precision_and_recall(reply, gold):
+    said, right = normalised(reply), normalised(gold)
+    common = 0
+    for word in set(said):
+        common += min(said.count(word), right.count(word))
+    expected = 0.0
+    if common:
+        precision, recall = common / len(said), common / len(right)
+        expected = 2 * precision * recall / (precision + recall)
+    assert f1(reply, [gold]) == pytest.approx(expected)
+    assert f1(reply, [gold]) == pytest.approx(f1(gold, [reply]))
+
+
+def test_exact_match_forgives_case_punctuation_and_articles():
+    assert exact_match("The cat.", ["a dog", "cat"]) == 1.0
+    assert exact_match("cats", ["cat"]) == 0.0
+
+
+def test_bleu_is_sacrebleus():
+    said = ["the cat sat on the mat .", "there is a dog in here", "yes"]
+    gold = ["the cat sat on a mat .", "there is a big dog in here", "no"]
+    assert bleu(said, [[one] for one in gold]) == sacrebleu.corpus_bleu(said, [gold]).score
+    assert 20 < bleu(said, [[one] for one in gold]) < 90
+    two = [["a cat sat on the mat .", gold[0]], [gold[1]], ["yes"]]
+    expected = sacrebleu.corpus_bleu(said, [[row[0] for row in two], [gold[0], None, None]]).score
+    assert bleu(said, two) == expected > bleu(said, [[one] for one in gold])
+
+
+def test_bleu_worked_by_hand():
+    """4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 fours; no brevity penalty at equal length."""
+    expected = 100 * math.exp(sum(math.log(p) for p in (4 / 5, 3 / 4, 2 / 3, 1 / 2)) / 4)
+    assert bleu(["one two three four six"], [["one two three four five"]]) == pytest.approx(expected)
+
+
+def test_bleu_says_how_it_was_computed():
+    assert "tok:13a" in bleu_signature() and sacrebleu.__version__ in bleu_signature()
+
+
+def test_distinct_counts_over_all_replies():
+    said = ["i like cats", "i like the dogs"]
+    assert interdistinct(said, 1) == pytest.approx(4 / 6)
+    assert interdistinct(said, 2) == pytest.approx(3 / 4)
+    assert interdistinct(["hi"], 2) == 0.0
+
+
+@pytest.mark.parametrize(
+    "reply, value",
+    [("i am i am i am", 1 - 2 / 4), ("one two three four", 0.0), ("no no no no no", 1 - 1 / 3), ("a b", 0.0)],
+)
+def test_repetition_is_the_share_of_triples_said_before(reply, value):
+    assert repetition(reply) == pytest.approx(value)
+
+
+def test_all_together():
+    values = reply_metrics(["i like cats", ""], [["i like cats"], ["hello there"]], [4, 1])
+    assert values["f1"] == values["accuracy"] == values["empty"] == 0.5
+    assert values["reply_tokens"] == 2.5 and values["gold_words"] == 2.5 and values["unique"] == 1.0
+    assert values["interdistinct-1"] == 1.0 and values["repetition"] == 0.0
+    assert reply_metrics([], [], []) == {}
+    with pytest.raises(ValueError, match="1 replies, 0 answers"):
+        reply_metrics(["x"], [], [1])
