@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill_engine.losses.dispatch import Implementation, attention_sums, hidden_sum, vocabulary_sums
-from distill_engine.losses.prediction import task_and_prediction_sums
+from distill_engine.losses.kernels.dispatch import Implementation, attention_sums, hidden_sum, vocabulary_sums
+from distill_engine.losses.kernels.prediction import task_and_prediction_sums
 from distill_engine.values import IGNORED_LABEL, OutputHead, Projected, QueryKey
 
 CLAMP = 65504.0

@@ -30,7 +30,7 @@ from distill_engine.engine.ds_config import (
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
-from distill_engine.losses.dispatch import KernelError
+from distill_engine.losses.kernels.dispatch import KernelError
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe

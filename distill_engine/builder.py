@@ -15,7 +15,7 @@ from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
-from distill_engine.losses.dispatch import Implementation, Kernels, choose
+from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.prepare import Prepared, fingerprints

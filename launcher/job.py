@@ -107,7 +107,7 @@ def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def kernel(job: Job, group: str) -> Implementation:
-    """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.dispatch."""
+    """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.kernels.dispatch."""
     choice = getattr(job.recipe.losses.kernels, group)
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):

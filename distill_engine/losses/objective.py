@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill_engine.losses.attention_mse import pair_mask
-from distill_engine.losses.dispatch import REFERENCE, Implementation, Kernels, attention_sums, hidden_sum
+from distill_engine.losses.kernels.attention_mse import pair_mask
+from distill_engine.losses.kernels.dispatch import REFERENCE, Implementation, Kernels, attention_sums, hidden_sum
 from distill_engine.losses.quality import TokenScores
 from distill_engine.losses.vocabulary import Hits, VocabularyTerms
 from distill_engine.values import (

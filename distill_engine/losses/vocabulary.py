@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from distill_engine.losses.dispatch import Implementation, vocabulary_scores, vocabulary_sums
-from distill_engine.losses.prediction import prediction_sum, task_and_prediction_sums, task_sum
+from distill_engine.losses.kernels.dispatch import Implementation, vocabulary_scores, vocabulary_sums
+from distill_engine.losses.kernels.prediction import prediction_sum, task_and_prediction_sums, task_sum
 from distill_engine.losses.quality import TokenScores, accuracy_counts, token_scores
 from distill_engine.values import IGNORED_LABEL, Features
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
-from distill_engine.losses.dispatch import REFERENCE, Kernels
+from distill_engine.losses.kernels.dispatch import REFERENCE, Kernels
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.student.layer_map import resolve_layer_map

@@ -28,7 +28,7 @@ from distill_engine.evaluation import ReplySettings, Work, run_evaluation
 from distill_engine.evaluation_set import EvaluationSet
 from distill_engine.generate import GenerationError, own_settings, parse_settings, replies
 from distill_engine.generation_metrics import reply_metrics
-from distill_engine.losses import dispatch, prediction_blocks
+from distill_engine.losses.kernels import dispatch, prediction_blocks
 from distill_engine.models.bart_family import BartFamilyAdapter
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_engine.losses import prediction_blocks
+from distill_engine.losses.kernels import prediction_blocks
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.train.validate import Validator

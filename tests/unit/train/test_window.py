@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from distill_engine.losses.dispatch import Kernels
+from distill_engine.losses.kernels.dispatch import Kernels
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import feature_tensors

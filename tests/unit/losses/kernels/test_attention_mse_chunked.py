@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import distill_engine.losses.attention_mse_chunked as chunked
-from distill_engine.losses.attention_mse_chunked import attention_mse_sums
+import distill_engine.losses.kernels.attention_mse_chunked as chunked
+from distill_engine.losses.kernels.attention_mse_chunked import attention_mse_sums
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [  # examples, heads, queries, keys, head sizes, options
@@ -82,8 +82,8 @@ def test_what_does_not_fit_is_refused(attention_cases):
 
 MEASURE = """
 import pathlib, torch
-from distill_engine.losses.attention_mse import attention_mse_sum
-from distill_engine.losses.attention_mse_chunked import attention_mse_sums
+from distill_engine.losses.kernels.attention_mse import attention_mse_sum
+from distill_engine.losses.kernels.attention_mse_chunked import attention_mse_sums
 from distill_engine.values import QueryKey
 
 def resident(name):

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.prediction_tokens import TokenValues, token_values
+from distill_engine.losses.kernels.prediction_tokens import TokenValues, token_values
 from distill_engine.losses.quality import TokenScores
 from distill_engine.values import IGNORED_LABEL
 

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
-from distill_engine.losses import prediction_blocks, prediction_chunked
-from distill_engine.losses.prediction import task_and_prediction_sums
-from distill_engine.losses.prediction_blocks import WIDTH_STEP, vocabulary_blocks
-from distill_engine.losses.prediction_chunked import TorchPointwise
+from distill_engine.losses.kernels import prediction_blocks, prediction_chunked
+from distill_engine.losses.kernels.prediction import task_and_prediction_sums
+from distill_engine.losses.kernels.prediction_blocks import WIDTH_STEP, vocabulary_blocks
+from distill_engine.losses.kernels.prediction_chunked import TorchPointwise
 
 run = cases.through(TorchPointwise())
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distill_engine.losses.attention_mse import attention_mse_sum
-from distill_engine.losses.masked_mse import masked_mse_sum, zero_unless_
-from distill_engine.losses.prediction import prediction_sum, task_and_prediction_sums, task_sum
+from distill_engine.losses.kernels.attention_mse import attention_mse_sum
+from distill_engine.losses.kernels.masked_mse import masked_mse_sum, zero_unless_
+from distill_engine.losses.kernels.prediction import prediction_sum, task_and_prediction_sums, task_sum
 from distill_engine.values import IGNORED_LABEL, QueryKey
 
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]

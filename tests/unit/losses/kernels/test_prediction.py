@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.losses.prediction import prediction_sum, task_sum
+from distill_engine.losses.kernels.prediction import prediction_sum, task_sum
 from distill_engine.values import IGNORED_LABEL
 
 LABELS = torch.tensor([[4, 2, IGNORED_LABEL], [IGNORED_LABEL, 1, 3]])

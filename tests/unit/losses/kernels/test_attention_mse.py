@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
+from distill_engine.losses.kernels.attention_mse import attention_mse_sum, pair_mask
 from distill_engine.values import QueryKey
 
 CLAMP = 65504.0

@@ -19,11 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill_engine.losses import attention_mse_chunked, masked_mse_chunked
-from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
-from distill_engine.losses.masked_mse import masked_mse_sum
-from distill_engine.losses.prediction_blocks import Pointwise, from_hidden, scores_from_hidden
-from distill_engine.losses.prediction_chunked import TorchPointwise
+from distill_engine.losses.kernels import attention_mse_chunked, masked_mse_chunked
+from distill_engine.losses.kernels.attention_mse import attention_mse_sum, pair_mask
+from distill_engine.losses.kernels.masked_mse import masked_mse_sum
+from distill_engine.losses.kernels.prediction_blocks import Pointwise, from_hidden, scores_from_hidden
+from distill_engine.losses.kernels.prediction_chunked import TorchPointwise
 from distill_engine.losses.quality import TokenScores
 from distill_engine.values import OutputHead, Projected, QueryKey
 
@@ -147,7 +147,7 @@ def attention_sums(
         return torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
     if implementation == "chunked":
         return attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
-    from distill_engine.losses import attention_mse_triton  # imports triton, which only GPU machines need
+    from distill_engine.losses.kernels import attention_mse_triton  # imports triton, which only GPU machines need
 
     return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
 
@@ -166,7 +166,7 @@ def hidden_sum(
         return masked_mse_sum(states, teacher, mask, clamp)
     if implementation == "chunked":
         return masked_mse_chunked.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
-    from distill_engine.losses import masked_mse_triton
+    from distill_engine.losses.kernels import masked_mse_triton
 
     return masked_mse_triton.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
 
@@ -195,6 +195,6 @@ def _factors(student: OutputHead, teacher: OutputHead | None) -> tuple[Tensor | 
 def _pointwise(implementation: Implementation) -> Pointwise:
     if implementation == "chunked":
         return TorchPointwise()
-    from distill_engine.losses.prediction_triton import TritonPointwise
+    from distill_engine.losses.kernels.prediction_triton import TritonPointwise
 
     return TritonPointwise()

@@ -1,6 +1,6 @@
 """Squared error of attention scores in blocks: the memory behaviour of the fused kernel on any machine.
 
-The formula is that of `losses.attention_mse`. Here a block holds the scores of a few heads and a few queries; it is
+The formula is that of `attention_mse`. Here a block holds the scores of a few heads and a few queries; it is
 small enough for a processor's cache and gone before the next one is made: its share of the gradients is formed at
 once. Nothing of the size [B, H, Q, K] ever exists.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.masked_mse import squared_sum_and_slope_, zero_unless_
+from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zero_unless_
 from distill_engine.values import QueryKey
 
 BLOCK_SCORES = 1 << 18  # scores of one block: 1 MiB of float32, about one core's share of the cache

@@ -31,8 +31,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.masked_mse_chunked import check_projection
-from distill_engine.losses.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
+from distill_engine.losses.kernels.masked_mse_chunked import check_projection
+from distill_engine.losses.kernels.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
 
 # Elements of f G that exist at a time where tokens come in chunks: 4 MB in fp16. In tiles of 128 x 128 these are 128
 # programs, one for nearly every multiprocessor of an H100 (132), and W is read once per chunk.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill_engine.losses.prediction_blocks import Pointwise, from_hidden
+from distill_engine.losses.kernels.prediction_blocks import Pointwise, from_hidden
 from distill_engine.losses.quality import accuracy_counts
 from distill_engine.values import IGNORED_LABEL
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.masked_mse import squared_sum_and_slope_
+from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_
 from distill_engine.values import QueryKey
 
 

@@ -1,6 +1,6 @@
 """Squared error of attention scores, fused: tiles of scores live in registers and never reach the GPU's memory.
 
-The formula is that of `losses.attention_mse`; D is one score difference, scale_s q_s.k_s - scale_t q_t.k_t.
+The formula is that of `attention_mse`; D is one score difference, scale_s q_s.k_s - scale_t q_t.k_t.
 
     forward    a program owns BLOCK_ROWS queries of one layer, example and head, walks over the keys and leaves one
                partial sum; partial sums are added in a fixed order afterwards
@@ -31,8 +31,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.attention_kernels_triton import LAYER_NUMBER, TABLE_ROW, backward_kernel, forward_kernel
-from distill_engine.losses.attention_mse_chunked import check_shapes, useful
+from distill_engine.losses.kernels.attention_kernels_triton import (
+    LAYER_NUMBER,
+    TABLE_ROW,
+    backward_kernel,
+    forward_kernel,
+)
+from distill_engine.losses.kernels.attention_mse_chunked import check_shapes, useful
 from distill_engine.values import QueryKey
 
 LARGEST_HEAD = 256

@@ -20,7 +20,7 @@ def job(compiled, kernel: str, capability: int):
     constants = {"STUDENT_FILL": -65504.0, "TEACHER_FILL": -65504.0, "STUDENT_BIAS": True, "TEACHER_BIAS": True}
     constants |= {"TEACHER": True, "TEMPERED": True, "COLUMNS": 4096}
     return compiled.Job(
-        "distill_engine.losses.prediction_triton", kernel, signature, constants, capability, num_warps=8,
+        "distill_engine.losses.kernels.prediction_triton", kernel, signature, constants, capability, num_warps=8,
         divisible=(*(name for name in signature if name.endswith("_ptr")), "stride"),
         label=f"{kernel} fp16",
     )  # fmt: skip

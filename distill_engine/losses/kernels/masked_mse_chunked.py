@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.masked_mse import squared_sum_and_slope_, zero_unless_
+from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zero_unless_
 
 # Tokens per chunk. W is read once per chunk: measured at [4096, 1024] x 1024, 192 tokens take as long as 512 and 128
 # a tenth longer. Without W nothing but the call itself speaks against small chunks.

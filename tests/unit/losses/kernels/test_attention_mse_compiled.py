@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton's NVIDIA backend is not installed")
 
-from distill_engine.losses.attention_mse_triton import pieces, tile_options
+from distill_engine.losses.kernels.attention_mse_triton import pieces, tile_options
 
 # student head size, teacher head size, longest sequence, the capabilities at which the causal variant is tried too
 SHAPES = {
@@ -28,7 +28,7 @@ def job(compiled, label, capability, kernel, causal=False):
     signature = {"table": "*i64", "keep": "*u8", "ends": "*i32", last: "*fp32", "clamp": "fp32"}
     signature |= dict.fromkeys(("examples", "heads", "queries", "keys"), "i32")
     return compiled.Job(
-        "distill_engine.losses.attention_kernels_triton", kernel, signature, constants, capability,
+        "distill_engine.losses.kernels.attention_kernels_triton", kernel, signature, constants, capability,
         options["num_warps"], options["num_stages"], ("table", "keep", "ends", last),
         f"{label}, {kernel.removesuffix('_kernel')}{', causal' if causal else ''}",
     )  # fmt: skip

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-import distill_engine.losses.attention_mse_triton as fused  # noqa: E402
-from distill_engine.losses.attention_mse_triton import attention_mse_sums, pieces  # noqa: E402
+import distill_engine.losses.kernels.attention_mse_triton as fused  # noqa: E402
+from distill_engine.losses.kernels.attention_mse_triton import attention_mse_sums, pieces  # noqa: E402
 from distill_engine.values import QueryKey  # noqa: E402
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"

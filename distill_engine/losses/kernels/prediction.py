@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill_engine.losses.masked_mse import zero_unless_
+from distill_engine.losses.kernels.masked_mse import zero_unless_
 from distill_engine.values import IGNORED_LABEL
 
 

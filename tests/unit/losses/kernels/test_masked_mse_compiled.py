@@ -2,8 +2,8 @@
 
 import pytest
 
-KERNELS = "distill_engine.losses.masked_mse_kernels_triton"
-HOST = pytest.importorskip("distill_engine.losses.masked_mse_triton", reason="needs triton")
+KERNELS = "distill_engine.losses.kernels.masked_mse_kernels_triton"
+HOST = pytest.importorskip("distill_engine.losses.kernels.masked_mse_triton", reason="needs triton")
 TILES = {"fp16": HOST.HALF_TILES, "bf16": HOST.HALF_TILES, "fp32": HOST.FLOAT_TILES}
 SIZES = ("tokens", "width", "depth")
 OUT = ("factor", "partial", "slope")

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill_engine.losses import dispatch
-from distill_engine.losses.dispatch import SMALL_LOGITS_BYTES, KernelError, Kernels, choose
+from distill_engine.losses.kernels import dispatch
+from distill_engine.losses.kernels.dispatch import SMALL_LOGITS_BYTES, KernelError, Kernels, choose
 from distill_engine.losses.objective import Objective, Weights
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import Projections, StudentModule

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from distill_engine.losses.masked_mse import masked_mse_sum
-from distill_engine.losses.masked_mse_chunked import projected_mse_sum
+from distill_engine.losses.kernels.masked_mse import masked_mse_sum
+from distill_engine.losses.kernels.masked_mse_chunked import projected_mse_sum
 
 
 def eager(student, weight, bias, teacher, mask, clamp):

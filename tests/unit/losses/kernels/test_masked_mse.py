@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.losses.masked_mse import masked_mse_sum
+from distill_engine.losses.kernels.masked_mse import masked_mse_sum
 
 CLAMP = 65504.0
 BAD = [math.inf, -math.inf, math.nan, 6e4]

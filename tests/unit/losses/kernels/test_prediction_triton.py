@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.losses import prediction_blocks
-from distill_engine.losses.prediction import task_and_prediction_sums
-from distill_engine.losses.prediction_chunked import TorchPointwise
+from distill_engine.losses.kernels import prediction_blocks
+from distill_engine.losses.kernels.prediction import task_and_prediction_sums
+from distill_engine.losses.kernels.prediction_chunked import TorchPointwise
 
-prediction_triton = pytest.importorskip("distill_engine.losses.prediction_triton", reason="Triton is not installed")
+prediction_triton = pytest.importorskip("distill_engine.losses.kernels.prediction_triton", reason="no Triton here")
 run, torch_run = cases.through(prediction_triton.TritonPointwise()), cases.through(TorchPointwise())
 pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask
+from distill_engine.losses.kernels.attention_mse import attention_mse_sum, pair_mask
 from distill_engine.values import QueryKey
 
 Sums = Callable[..., Tensor]

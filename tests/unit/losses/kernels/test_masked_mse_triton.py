@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from distill_engine.losses.masked_mse import masked_mse_sum
+from distill_engine.losses.kernels.masked_mse import masked_mse_sum
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if not (triton.knobs.runtime.interpret or torch.cuda.is_available()):
     pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
-from distill_engine.losses import masked_mse_chunked, masked_mse_triton  # noqa: E402 - after the check for triton
-from distill_engine.losses.masked_mse_triton import chunk_tokens, projected_mse_sum  # noqa: E402
+from distill_engine.losses.kernels import masked_mse_chunked, masked_mse_triton  # noqa: E402 - after the check for triton
+from distill_engine.losses.kernels.masked_mse_triton import chunk_tokens, projected_mse_sum  # noqa: E402
 
 
 @pytest.mark.parametrize(

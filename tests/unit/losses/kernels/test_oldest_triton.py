@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.losses.dispatch import OLDEST_TRITON
+from distill_engine.losses.kernels.dispatch import OLDEST_TRITON
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[3]
+HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[4]
 FOLDER = Path(os.environ.get("OLDEST_TRITON") or Path(sys.prefix) / "oldest-triton")
 VERSION = ".".join(map(str, OLDEST_TRITON))
 pytestmark = [

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from distill_engine.losses.masked_mse import zero_unless_
-from distill_engine.losses.prediction_blocks import LogitBlock, masked_value
-from distill_engine.losses.prediction_tokens import SUMS
+from distill_engine.losses.kernels.masked_mse import zero_unless_
+from distill_engine.losses.kernels.prediction_blocks import LogitBlock, masked_value
+from distill_engine.losses.kernels.prediction_tokens import SUMS
 from distill_engine.values import IGNORED_LABEL
 
 _TILE_BYTES = 2**20  # float32 logits of one model that are handled at once
