@@ -19,6 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distill_engine.losses.divergences.forward_kl import FORWARD_KL
+from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels import attention_mse_chunked, masked_mse_chunked
 from distill_engine.losses.kernels.attention_mse import attention_mse_sum, pair_mask
 from distill_engine.losses.kernels.masked_mse import masked_mse_sum
@@ -153,13 +155,17 @@ def attention_sums(
 
 
 def hidden_sum(
-    implementation: Implementation, student: Tensor | Projected, teacher: Tensor, mask: Tensor, clamp: float | None
+    implementation: Implementation,
+    student: Tensor | Projected,
+    teacher: Tensor | Projected,
+    mask: Tensor,
+    clamp: float | None,
 ) -> Tensor:
     """[] float32: squared error of one hidden vector per unmasked token, mean over the teacher's width."""
     states, weight, bias = student, None, None
     if isinstance(student, Projected):
         states, weight, bias = student.states, student.weight, student.bias
-    assert isinstance(states, Tensor)
+    assert isinstance(states, Tensor) and isinstance(teacher, Tensor)
     if implementation == "reference":
         if isinstance(student, Projected):  # a masked token may hold inf, which the weight's gradient must not see
             states = replace(student, states=states.masked_fill(~mask[..., None], 0.0)).tensor()
@@ -172,19 +178,29 @@ def hidden_sum(
 
 
 def vocabulary_sums(
-    implementation: Implementation, student: OutputHead, teacher: OutputHead | None, labels: Tensor, temperature: float
+    implementation: Implementation,
+    student: OutputHead,
+    teacher: OutputHead | None,
+    labels: Tensor,
+    temperature: float,
+    measure: Divergence = FORWARD_KL,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Task sum [], prediction sum [] and hit counts, from the factors of the logits (see prediction_blocks)."""
+    """Task sum [], divergence sum [] and hit counts, from the factors of the logits (see prediction_blocks)."""
     models = _factors(student, teacher)
-    return from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature)
+    return from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature, measure)
 
 
 def vocabulary_scores(
-    implementation: Implementation, student: OutputHead, teacher: OutputHead | None, labels: Tensor, temperature: float
+    implementation: Implementation,
+    student: OutputHead,
+    teacher: OutputHead | None,
+    labels: Tensor,
+    temperature: float,
+    measure: Divergence = FORWARD_KL,
 ) -> TokenScores:
     """The same position by position, without gradients: losses, hits and divergences [B, T]."""
     models = _factors(student, teacher)
-    return scores_from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature)
+    return scores_from_hidden(_pointwise(implementation), models, labels, student.masked_id, temperature, measure)
 
 
 def _factors(student: OutputHead, teacher: OutputHead | None) -> tuple[Tensor | None, ...]:

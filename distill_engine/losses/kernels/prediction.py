@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_engine.losses.divergences.forward_kl import FORWARD_KL
+from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels.masked_mse import zero_unless_
 from distill_engine.values import IGNORED_LABEL
 
@@ -26,8 +28,18 @@ def task_sum(student_logits: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
+def divergence_sum(
+    measure: Divergence, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """The same sum of any divergence, times temperature squared; [B, T, V], [B, T, V], [B, T] -> [] float32."""
+    if measure is FORWARD_KL:
+        return prediction_sum(student_logits, teacher_logits, labels, temperature)
+    total: Tensor = _Divergence.apply(student_logits, teacher_logits, labels == IGNORED_LABEL, temperature, measure)
+    return total
+
+
 def prediction_sum(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Summed KL divergence at label positions; [B, T, V], [B, T, V], [B, T] -> [] float32."""
+    """Summed forward KL divergence at label positions; [B, T, V], [B, T, V], [B, T] -> [] float32."""
     student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
     any_label = labels.clamp(max=0)  # the task sum is not asked for: which token is labelled makes no difference
     return task_and_prediction_sums(student, teacher, any_label)[1] * temperature**2
@@ -93,3 +105,35 @@ class _TaskAndPrediction(torch.autograd.Function):
         gradient.addcmul_(teacher, prediction, value=-1.0)
         gradient.scatter_add_(-1, label, -task.expand(label.shape))
         return zero_unless_(gradient, ~ignored[..., None]).to(ctx.dtype), None, None
+
+
+class _Divergence(torch.autograd.Function):
+    """Any divergence, pointwise in log p, with its slope by the logits kept. With g the slope by log p_s:
+
+        d / d s = T (g - p_s sum g)          both softmaxes at temperature T, the sum times T^2
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        ignored: Tensor,
+        temperature: float,
+        measure: Divergence,
+    ) -> Tensor:
+        student, teacher = (
+            torch.log_softmax(logits.float() / temperature, dim=-1) for logits in (student_logits, teacher_logits)
+        )
+        value, slope = measure.value_and_slope(student, teacher)  # [B, T, V]
+        slope = torch.addcmul(slope, student.exp(), slope.sum(dim=-1, keepdim=True), value=-1.0)
+        ctx.save_for_backward(slope, ignored)
+        ctx.temperature, ctx.dtype = temperature, student_logits.dtype
+        return value.sum(dim=-1).masked_fill(ignored, 0.0).sum() * temperature**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        slope, ignored = ctx.saved_tensors
+        gradient = zero_unless_(slope * (upstream * ctx.temperature), ~ignored[..., None])
+        return gradient.to(ctx.dtype), None, None, None, None

@@ -20,18 +20,23 @@ scale included) in float32 before it is rounded to the logits' dtype,
 
 and keeping the two halves apart would cost a second [V, D] gradient. The last block is still there and not made
 again, so what fits into one block is never computed twice.
+
+Another divergence than this KL needs a pass of its own (`prediction_divergence`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_engine.losses.divergences.forward_kl import FORWARD_KL
+from distill_engine.losses.divergences.protocol import Divergence
+from distill_engine.losses.kernels.prediction_divergence import logit_slopes, values_and_slopes
 from distill_engine.losses.kernels.prediction_tokens import TokenValues, token_values
 from distill_engine.losses.quality import TokenScores
 from distill_engine.values import IGNORED_LABEL
@@ -48,7 +53,7 @@ class LogitBlock:
     student, teacher            [N, W] without bias, the left part of equally wide rows (the rest of a row is free,
                                 a row is a multiple of WIDTH_STEP); teacher None: task alone
     student_bias, teacher_bias  [W] or None
-    masked                      column that is never predicted (its logit becomes `masked_value`), or None
+    masked                      column that is never predicted (prediction_tokens.masked_value), or None
     labels                      [N] vocabulary ids, -100 ignored
     """
 
@@ -77,12 +82,17 @@ class Pointwise(Protocol):
 
 
 def from_hidden(
-    pointwise: Pointwise, models: Sequence[Tensor | None], labels: Tensor, masked_id: int | None, temperature: float
+    pointwise: Pointwise,
+    models: Sequence[Tensor | None],
+    labels: Tensor,
+    masked_id: int | None,
+    temperature: float,
+    measure: Divergence = FORWARD_KL,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed cross-entropy, summed KL and hits at label positions, [] [] [3] float32.
+    """Summed cross-entropy, summed divergence and hits at label positions, [] [] [3] float32.
 
     models       hidden states [B, T, Ds], output embedding [V, Ds] and bias [V] (or None, added to the logits in their
-                 dtype) of the student, the same of the teacher with Dt; all None without a teacher: the KL is 0
+                 dtype) of the student, the same of the teacher with Dt; all None without a teacher: no divergence
     labels       [B, T] int64, -100 ignored; a label outside the vocabulary makes the sum nan
     masked_id    id that neither model may predict, or None
     hits         label positions where the student's best token is the label, where it is the teacher's best, where
@@ -92,18 +102,25 @@ def from_hidden(
     different size, half a teacher, or a temperature that is not positive.
     """
     _check(models, temperature)
-    task, prediction, hits = _FromHidden.apply(*models, labels, (masked_id, float(temperature)), pointwise)
+    options = _Options(masked_id, float(temperature), measure)
+    task, prediction, hits = _FromHidden.apply(*models, labels, options, pointwise)
     return task, prediction, hits
 
 
 @torch.no_grad()
 def scores_from_hidden(
-    pointwise: Pointwise, models: Sequence[Tensor | None], labels: Tensor, masked_id: int | None, temperature: float
+    pointwise: Pointwise,
+    models: Sequence[Tensor | None],
+    labels: Tensor,
+    masked_id: int | None,
+    temperature: float,
+    measure: Divergence = FORWARD_KL,
 ) -> TokenScores:
     """What the same blocks tell of every token, without a gradient; labels [B, T]."""
     _check(models, temperature)
     rows = _label_rows(labels) if pointwise.compact else None
-    tokens = _Blocks(models, labels, rows, (masked_id, float(temperature)), None).tokens(pointwise)
+    blocks = _Blocks(models, labels, rows, _Options(masked_id, float(temperature), measure))
+    tokens, _ = blocks.tokens(pointwise)
 
     def spread(values: Tensor) -> Tensor:
         return _spread(values[:, None], labels[..., None], rows, values.dtype).squeeze(-1)
@@ -114,11 +131,6 @@ def scores_from_hidden(
     return TokenScores(loss, correct, spread(tokens.agreeing), spread(tokens.divergence))
 
 
-def masked_value(dtype: torch.dtype) -> float:
-    """ParlAI's minus infinity: -1e20, or the lowest finite number where that does not fit (fp16)."""
-    return max(-1e20, torch.finfo(dtype).min)
-
-
 class _FromHidden(torch.autograd.Function):
     """Both sums over blocks of the vocabulary; see the module's docstring."""
 
@@ -126,29 +138,35 @@ class _FromHidden(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         *models, labels, options, pointwise = arguments
         rows = _label_rows(labels) if pointwise.compact else None
-        blocks = _Blocks(models, labels, rows, options, None)
-        tokens = blocks.tokens(pointwise)
+        blocks = _Blocks(models, labels, rows, options)
+        tokens, slopes = blocks.tokens(pointwise)
         task, prediction, hits = tokens.totals()
         ctx.mark_non_differentiable(hits)
-        ctx.save_for_backward(*models, labels, rows, tokens.moments)
+        ctx.save_for_backward(*models, labels, rows, tokens.moments, slopes)
         ctx.options, ctx.pointwise = options, pointwise
-        ctx.buffers = blocks.buffers if any(ctx.needs_input_grad) else None  # the last block is in them
+        ctx.made = blocks.made if any(ctx.needs_input_grad) else None
         return task, prediction, hits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, task: Tensor, prediction: Tensor, _hits: Tensor) -> tuple[Tensor | None, ...]:
-        *models, labels, rows, moments = ctx.saved_tensors
+        *models, labels, rows, moments, slopes = ctx.saved_tensors
         hidden, embedding, bias = models[:3]
-        blocks = _Blocks(models, labels, rows, ctx.options, ctx.buffers)
-        ctx.buffers = None  # overwritten now: another backward pass through this graph makes every block again
+        blocks = _Blocks(models, labels, rows, ctx.options, ctx.made)
+        ctx.made = None  # overwritten now: another backward pass through this graph makes every block again
         clean = _zero_where_ignored(blocks.student.hidden, blocks.labels, ctx.pointwise.compact)
         of_hidden = torch.zeros_like(clean, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         of_embedding = torch.empty_like(embedding) if ctx.needs_input_grad[1] else None
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
-        for ids in reversed(blocks.ids):
+        for ids in blocks.starting_with_the_one_made():
             block = blocks.make(ids)
-            ctx.pointwise.gradient_(block, moments, task, prediction)
+            if slopes is None:
+                ctx.pointwise.gradient_(block, moments, task, prediction)
+            else:
+                other = logit_slopes(block, moments, slopes, prediction, ctx.options.measure)
+                alone = replace(block, teacher=None, teacher_bias=None)
+                ctx.pointwise.gradient_(alone, moments, task, torch.zeros_like(task))
+                block.student.add_(other)
             if of_hidden is not None:
                 _add_product_(of_hidden, block.student, embedding[ids])
             if of_embedding is not None:
@@ -160,6 +178,21 @@ class _FromHidden(torch.autograd.Function):
 
 
 # ---- blocks of the vocabulary ----------------------------------------------------------------------------------------
+
+
+class _Options(NamedTuple):
+    """What is the same for all blocks."""
+
+    masked_id: int | None
+    temperature: float
+    measure: Divergence
+
+
+class _Made(NamedTuple):
+    """Buffers of blocks, one of each model, and the vocabulary ids whose logits are in them."""
+
+    buffers: list[Tensor]
+    ids: slice | None
 
 
 @dataclass(frozen=True)
@@ -182,10 +215,10 @@ class _Blocks:
         models: Sequence[Tensor | None],
         labels: Tensor,
         rows: Tensor | None,
-        options: tuple[int | None, float],
-        buffers: list[Tensor] | None,
+        options: _Options,
+        made: _Made | None = None,
     ) -> None:
-        """rows: of the tokens that take part, None for all. buffers: of an earlier use, with its last block."""
+        """rows: of the tokens that take part, None for all. made: by an earlier use, not overwritten since."""
         self.models = [
             _Model(_rows(hidden, rows), embedding, bias)
             for hidden, embedding, bias in (models[:3], models[3:])
@@ -193,26 +226,38 @@ class _Blocks:
         ]
         self.student, self.with_teacher = self.models[0], len(self.models) == 2
         self.labels = _rows(labels[..., None], rows).squeeze(1)
-        self.masked_id, self.temperature = options
+        self.options = options
         bytes_per_id = labels.numel() * sum(model.hidden.element_size() for model in self.models)
         self.ids = vocabulary_blocks(len(self.student.embedding), bytes_per_id)
-        self._ready = None if buffers is None else self.ids[-1]
         width = -(-self.ids[0].stop // WIDTH_STEP) * WIDTH_STEP
-        self.buffers = buffers or [model.hidden.new_empty(len(model.hidden), width) for model in self.models]
+        self.made = made or _Made([model.hidden.new_empty(len(model.hidden), width) for model in self.models], None)
 
-    def tokens(self, pointwise: Pointwise) -> TokenValues:
-        """Every token's numbers, from all blocks."""
+    def tokens(self, pointwise: Pointwise) -> tuple[TokenValues, Tensor | None]:
+        """Every token's numbers, from all blocks; of another divergence than forward KL its slopes [N] as well."""
         sums = torch.cat([pointwise.sums(self.make(ids)) for ids in self.ids], dim=1)
-        return token_values(sums, self.labels, len(self.student.embedding), self.with_teacher, self.temperature)
+        temperature, measure = self.options.temperature, self.options.measure
+        tokens = token_values(sums, self.labels, len(self.student.embedding), self.with_teacher, temperature)
+        if measure is FORWARD_KL or not self.with_teacher:
+            return tokens, None
+        parts = [
+            values_and_slopes(self.make(ids), tokens.moments, measure) for ids in self.starting_with_the_one_made()
+        ]
+        values, slopes = torch.stack(parts).sum(dim=0)
+        values = values.double().masked_fill(self.labels == IGNORED_LABEL, 0.0) * temperature**2
+        return replace(tokens, divergence=values), slopes
+
+    def starting_with_the_one_made(self) -> list[slice]:
+        """All blocks in an order in which the one that is there already comes first."""
+        return self.ids[::-1] if self.made.ids == self.ids[-1] else self.ids
 
     def make(self, ids: slice) -> LogitBlock:
         """The block of these vocabulary ids."""
-        logits = [buffer[:, : ids.stop - ids.start] for buffer in self.buffers]
-        if ids != self._ready:
+        logits = [buffer[:, : ids.stop - ids.start] for buffer in self.made.buffers]
+        if ids != self.made.ids:
             for model, out in zip(self.models, logits, strict=True):
                 torch.mm(model.hidden, model.embedding[ids].t(), out=out)
-        self._ready = None
-        masked = None if self.masked_id is None else self.masked_id - ids.start
+        self.made = self.made._replace(ids=ids)
+        masked = None if self.options.masked_id is None else self.options.masked_id - ids.start
         return LogitBlock(
             student=logits[0],
             teacher=logits[1] if self.with_teacher else None,
@@ -221,7 +266,7 @@ class _Blocks:
             first=ids.start,
             masked=masked if masked is not None and 0 <= masked < ids.stop - ids.start else None,
             labels=self.labels,
-            temperature=self.temperature,
+            temperature=self.options.temperature,
         )
 
 

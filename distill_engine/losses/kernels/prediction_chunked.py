@@ -5,17 +5,14 @@ Rows are handled a few at a time, so that the passes over them meet in the proce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from distill_engine.losses.kernels.masked_mse import zero_unless_
-from distill_engine.losses.kernels.prediction_blocks import LogitBlock, masked_value
-from distill_engine.losses.kernels.prediction_tokens import SUMS
+from distill_engine.losses.kernels.prediction_blocks import LogitBlock
+from distill_engine.losses.kernels.prediction_tokens import SUMS, finished, row_tiles
 from distill_engine.values import IGNORED_LABEL
 
-_TILE_BYTES = 2**20  # float32 logits of one model that are handled at once
 _GROUP = 64
 
 
@@ -27,7 +24,7 @@ class TorchPointwise:
     def sums(self, block: LogitBlock) -> Tensor:
         """One part per block."""
         found = block.student.new_empty(len(SUMS), 1, len(block.student), dtype=torch.float32)
-        for rows in _row_tiles(block.student):
+        for rows in row_tiles(block.student):
             _tile_sums(block, rows, found[:, 0, rows])
         return found
 
@@ -35,14 +32,14 @@ class TorchPointwise:
         """task' p_s + prediction' T p_s,T - prediction' T p_t,T, then the label's -task'."""
         factors = torch.stack([task, prediction * block.temperature, prediction * block.temperature])[:, None]
         factors = moments[2:] * factors  # [3, N]
-        for rows in _row_tiles(block.student):
+        for rows in row_tiles(block.student):
             _tile_gradient_(block, rows, moments[:2, rows, None], factors[:, rows, None], task)
 
 
 def _tile_sums(block: LogitBlock, rows: slice, found: Tensor) -> None:
     """Fill [len(SUMS), r]."""
     into = dict(zip(SUMS, found, strict=True))
-    student = _finished(block.student[rows], block.student_bias, block.masked)  # [r, W]
+    student = finished(block.student[rows], block.student_bias, block.masked)  # [r, W]
     column, here = _label_column(block, rows)
     into["label_logit"].copy_(student.gather(1, column).masked_fill_(~here, 0.0).squeeze(1))
     _maximum(student, block.first, into["student_max"], into["student_argmax"])
@@ -52,7 +49,7 @@ def _tile_sums(block: LogitBlock, rows: slice, found: Tensor) -> None:
         for name in ("student_tempered", "teacher_max", "teacher_tempered", "teacher_argmax", "cross"):
             into[name].zero_()
         return
-    teacher = _finished(block.teacher[rows], block.teacher_bias, block.masked)
+    teacher = finished(block.teacher[rows], block.teacher_bias, block.masked)
     _maximum(teacher, block.first, into["teacher_max"], into["teacher_argmax"])
     teacher = teacher - into["teacher_max"][:, None]
     difference = teacher - student
@@ -70,11 +67,11 @@ def _tile_sums(block: LogitBlock, rows: slice, found: Tensor) -> None:
 def _tile_gradient_(block: LogitBlock, rows: slice, maxima: Tensor, factors: Tensor, task: Tensor) -> None:
     """One tile of the gradient; maxima [2, r, 1], factors [3, r, 1] (upstream over sum of exponentials)."""
     own, tempered, teachers = factors
-    student = _finished(block.student[rows], block.student_bias, block.masked) - maxima[0]
+    student = finished(block.student[rows], block.student_bias, block.masked) - maxima[0]
     if block.teacher is None:
         student.exp_().mul_(own)
     else:
-        teacher = _finished(block.teacher[rows], block.teacher_bias, block.masked) - maxima[1]
+        teacher = finished(block.teacher[rows], block.teacher_bias, block.masked) - maxima[1]
         if block.temperature == 1.0:
             student.exp_().mul_(own + tempered)
         else:
@@ -88,17 +85,6 @@ def _tile_gradient_(block: LogitBlock, rows: slice, maxima: Tensor, factors: Ten
         student[:, block.masked] = 0.0  # the model sets this logit: it does not come from the hidden states
     zero_unless_(student, (block.labels[rows] != IGNORED_LABEL)[:, None])
     block.student[rows] = student
-
-
-def _finished(logits: Tensor, bias: Tensor | None, masked: int | None) -> Tensor:
-    """Float32 logits as the model shows them: bias added, then the masked column set, both in the model's dtype.
-
-    Without a bias float32 logits are not copied: the masked column is then set in the block itself.
-    """
-    whole = logits if bias is None else (logits + bias).to(logits.dtype)
-    if masked is not None:
-        whole[:, masked] = masked_value(logits.dtype)
-    return whole.float()
 
 
 def _maximum(logits: Tensor, first: int, value: Tensor, argmax: Tensor) -> None:
@@ -119,8 +105,3 @@ def _label_column(block: LogitBlock, rows: slice) -> tuple[Tensor, Tensor]:
     width = block.student.shape[1]
     column = block.labels[rows, None] - block.first
     return column.clamp(0, width - 1), (column >= 0) & (column < width)
-
-
-def _row_tiles(logits: Tensor) -> Iterator[slice]:
-    step = max(1, _TILE_BYTES // (4 * logits.shape[1]))
-    return (slice(first, first + step) for first in range(0, len(logits), step))

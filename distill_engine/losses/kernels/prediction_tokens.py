@@ -1,7 +1,9 @@
-"""From sums over parts of the vocabulary to numbers of single tokens: the formulas of `prediction_blocks`, float64."""
+"""From sums over parts of the vocabulary to numbers of single tokens: the formulas of `prediction_blocks`, float64; and
+what all that reads a block of logits in torch has in common."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -77,3 +79,30 @@ def _maximum(part: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor, Tenso
     largest, where = part[f"{model}_max"].max(dim=0)
     ids = part[f"{model}_argmax"].gather(0, where[None]).squeeze(0)
     return largest, ids.long(), part[f"{model}_max"] - largest
+
+
+# ---- blocks of logits in torch -------------------------------------------------------------------------------------
+
+TILE_BYTES = 2**20  # float32 logits of one model that are handled at once
+
+
+def masked_value(dtype: torch.dtype) -> float:
+    """ParlAI's minus infinity: -1e20, or the lowest finite number where that does not fit (fp16)."""
+    return max(-1e20, torch.finfo(dtype).min)
+
+
+def finished(logits: Tensor, bias: Tensor | None, masked: int | None) -> Tensor:
+    """Float32 logits as the model shows them: bias added, then the masked column set, both in the model's dtype.
+
+    Without a bias float32 logits are not copied: the masked column is then set in the block itself.
+    """
+    whole = logits if bias is None else (logits + bias).to(logits.dtype)
+    if masked is not None:
+        whole[:, masked] = masked_value(logits.dtype)
+    return whole.float()
+
+
+def row_tiles(logits: Tensor) -> Iterator[slice]:
+    """Rows of [N, W], a few at a time, so that the passes over them meet in the processor's cache."""
+    step = max(1, TILE_BYTES // (4 * logits.shape[1]))
+    return (slice(first, first + step) for first in range(0, len(logits), step))

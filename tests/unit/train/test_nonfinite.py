@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from distill_engine.losses.objective import Hits, Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Hits, Objective
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.loop import TrainingError
@@ -57,7 +58,7 @@ def test_nothing_counted_is_nothing_found():
 
 
 def metered(definition: str, tiny, totals: list[float], ranks=one_rank) -> dict[str, float]:
-    objective = Objective(Weights(task=1, hidden=3), {Stack.ENCODER: (), Stack.DECODER: (0,)}, definition)
+    objective = Objective(LossWeights(task=1, hidden=3), {Stack.ENCODER: (), Stack.DECODER: (0,)}, definition)
     meter = Meter(objective, Averages(), 1)
     batch = tiny.batch()
     hits = Hits(torch.tensor(4), torch.tensor(1), None)

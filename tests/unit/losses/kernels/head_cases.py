@@ -224,8 +224,8 @@ def check_hits(run: Run, vocabulary: int, size=(6, 16)) -> None:
     best = student.argmax(-1)
     labels = torch.where(one.kept & (torch.arange(size[1]) % 2 == 0), best, one.labels)
     assert (student == student.amax(-1, keepdim=True)).sum(-1).gt(1).any()
-    correct, agreeing, _ = accuracy_counts(student, taught, labels)
-    teachers, _, _ = accuracy_counts(taught, None, labels)
+    correct, agreeing = accuracy_counts(student, taught, labels)
+    teachers, _ = accuracy_counts(taught, None, labels)
     expected = [correct.item(), agreeing.item(), teachers.item()]
     _, _, hits = replace(one, labels=labels).sums(run)
     assert hits.tolist() == expected and correct > 0 and not hits.requires_grad

@@ -9,15 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels import dispatch
 from distill_engine.losses.kernels.dispatch import SMALL_LOGITS_BYTES, KernelError, Kernels, choose
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import Projections, StudentModule
 from distill_engine.values import AttentionKind, QueryKey, Stack
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BIG, SMALL = SMALL_LOGITS_BYTES, SMALL_LOGITS_BYTES - 1
+EVERYTHING = LossWeights(
+    task=1, encoder=2, embedding=4, hidden=64, self_attention=4, cross_attention=64, prediction=64
+)
 FUSED = {"attention": "fused", "hidden": "fused", "prediction": "fused"}
 
 
@@ -125,11 +129,11 @@ def measured(tiny, family, kernels, weights, temperature=1.0, clamp=65504.0):
 @pytest.mark.parametrize(
     ("weights", "temperature", "clamp"),
     [
-        (Weights(1, 2, 4, 64, 4, 64, 64), 1.0, 65504.0),
-        (Weights(1, 2, 4, 64, 4, 64, 64), 2.0, 0.5),
-        (Weights(task=0, hidden=1), 1.0, None),
-        (Weights(task=1, encoder=1), 1.0, None),
-        (Weights(task=0, prediction=3), 1.0, None),
+        (EVERYTHING, 1.0, 65504.0),
+        (EVERYTHING, 2.0, 0.5),
+        (LossWeights(task=0, hidden=1), 1.0, None),
+        (LossWeights(task=1, encoder=1), 1.0, None),
+        (LossWeights(task=0, prediction=3), 1.0, None),
     ],
 )
 def test_chunked_gives_the_reference_terms_hits_and_gradients(tiny, family, weights, temperature, clamp):
@@ -142,7 +146,7 @@ def test_chunked_gives_the_reference_terms_hits_and_gradients(tiny, family, weig
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="Triton is not interpreted (DS_ACCELERATOR)")
 def test_triton_gives_the_reference_terms_hits_and_gradients(tiny):
     """Of one family: the golden cases run the kernels with both."""
-    weights = Weights(1, 2, 4, 64, 4, 64, 64)
+    weights = EVERYTHING
     found = measured(tiny, "blenderbot", Kernels("triton", "triton", "triton"), weights)
     agree(found, measured(tiny, "blenderbot", Kernels(), weights))
 
@@ -161,7 +165,8 @@ def agree(found, wanted):
 
 
 def test_prediction_may_be_computed_in_another_way():
-    objective = Objective(Weights(1, prediction=1), SUPERVISION, kernels=Kernels("triton", "chunked", "chunked"))
+    kernels = Kernels("triton", "chunked", "chunked")
+    objective = Objective(LossWeights(task=1, prediction=1), SUPERVISION, kernels=kernels)
     assert objective.student_request().head and not objective.student_request().logits
     whole = objective.with_prediction("reference")
     assert whole.kernels == Kernels("triton", "chunked", "reference")
@@ -171,7 +176,7 @@ def test_prediction_may_be_computed_in_another_way():
 @pytest.mark.parametrize("kernels", [Kernels(), Kernels("chunked", "chunked", "chunked")], ids=["reference", "chunked"])
 def test_padding_may_hold_anything(tiny, kernels):
     """An fp16 overflow at padded positions: neither terms nor gradients may notice."""
-    weights = Weights(1, 2, 4, 64, 4, 64, 64)
+    weights = EVERYTHING
     objective = Objective(weights, SUPERVISION, kernels=kernels)
     batch = tiny.batch(contexts=(5, 3), labels=(4, 6), pad_to=(7, 9))
     teacher = adapt(tiny.model("blenderbot", seed=1, width=20, decoder_layers=3))
