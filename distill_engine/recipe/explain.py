@@ -76,7 +76,7 @@ def _rule(error: ErrorDetails) -> str:
 
 def _unknown_key(path: Path) -> Problem:
     key, section = str(path[-1]), _section_at(path[:-1])
-    known = list(_fields(section)) if section else []
+    known = list(fields_of(section)) if section else []
     home = _elsewhere(key)
     suggestion = did_you_mean(key, known) or (f"Did you mean {home}?" if home else "")
     rule = f"The keys here are: {', '.join(known)}" if known else "Nothing can stand below this key"
@@ -103,18 +103,18 @@ def _remedy(path: Path, errors: list[ErrorDetails]) -> str:
 def _meaning(path: Path) -> str:
     """The sentence that documents the field at `path`, if it has one."""
     section = _section_at(path[:-1])
-    field = _fields(section).get(str(path[-1])) if section and path else None
+    field = fields_of(section).get(str(path[-1])) if section and path else None
     return f"Meaning: {field.description.rstrip('.')}." if field and field.description else ""
 
 
-def _fields(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
+def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
     """A section's keys; those of loss weights are the registered terms'."""
     return section.fields() if issubclass(section, LossWeights) else section.model_fields
 
 
 def _annotation_at(path: Path) -> Any:
     section = _section_at(path[:-1])
-    field = _fields(section).get(str(path[-1])) if section and path else None
+    field = fields_of(section).get(str(path[-1])) if section and path else None
     return field.annotation if field else None
 
 
@@ -123,7 +123,7 @@ def _section_at(path: Path) -> type[BaseModel] | None:
     section: type[BaseModel] | None = Recipe
     for part in path:
         if isinstance(part, str) and section is not None:
-            field = _fields(section).get(part)
+            field = fields_of(section).get(part)
             section = _section_in(field.annotation) if field else None
     return section
 
@@ -146,7 +146,7 @@ def _elsewhere(key: str) -> str:
 
 
 def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in _fields(section).items():
+    for name, field in fields_of(section).items():
         yield prefix + name
         inner = _section_in(field.annotation)
         if inner is not None:
