@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill_engine.losses.kernels.dispatch import Kernels, attention_sums, hidden_sum
+from distill_engine.losses.kernels.dispatch import Kernels, attention_sums, hidden_sums
 from distill_engine.losses.vocabulary import Sums
 from distill_engine.values import AttentionKind, Batch, Features, Projected, Stack
 
@@ -35,9 +35,7 @@ class MicroBatchComparison:
         clamped: bool = True,
     ) -> Tensor:
         """[pairs] float32."""
-        limit = self.clamp if clamped else None
-        pairs = zip(students, teachers, strict=True)
-        return torch.stack([hidden_sum(self.kernels.hidden, one, other, mask, limit) for one, other in pairs])
+        return hidden_sums(self.kernels.hidden, students, teachers, mask, self.clamp if clamped else None)
 
     def scores(self, kind: AttentionKind, student: Features, teacher: Features, batch: Batch) -> Tensor:
         """[layers] float32; ParlAI's are a mean over the padded key length.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -122,7 +123,7 @@ class Objective:
         """All active terms in the registry's order."""
         comparison = MicroBatchComparison(sums, self.supervision, self.kernels, self.definition, self.clamp)
         none = batch.labels.new_empty(0, dtype=torch.float32)
-        counts = self._count(batch).by_term.float().unbind()
+        counts = self._count(batch).as_floats.unbind()
         values: dict[str, TermValue] = {}
         for term, count in zip(self.terms_used, counts, strict=True):
             assert teacher is not None or not term.taught, "the recipe rules refuse distillation without a teacher"
@@ -143,8 +144,13 @@ class Objective:
         if found is None:
             counts = BatchCounts(batch, self.definition)
             by_term = torch.stack([term.count(counts) for term in self.terms_used]).double()
-            found = self._counted[batch] = _Counted(by_term, counts.labels)
+            found = self._counted[batch] = _Counted(by_term, by_term.float(), counts.labels, counts.contexts)
         return found
+
+    def tokens(self, batch: Batch) -> Tensor:
+        """[] int64: context and label tokens."""
+        counted = self._count(batch)
+        return counted.labels + counted.contexts
 
     def divisors(
         self, group: Sequence[Batch], sum_across_ranks: Callable[[Tensor], Tensor], world_size: int
@@ -158,7 +164,9 @@ class Objective:
 
     def total(self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None) -> Tensor:
         """Weighted sum of `terms` over one row of `divisors`: this micro-batch's share of the global loss, []."""
-        return torch.stack(list(self.weighted(terms, divisors, factors).values())).sum()
+        sums = torch.stack([value.sum for value in terms.values()])
+        weights = _weights(tuple(self.effective_weights(factors).values()), sums.device)
+        return (weights * sums / divisors.float()).sum()
 
     def weighted(
         self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None
@@ -171,11 +179,19 @@ class Objective:
         }
 
 
+@lru_cache(maxsize=16)
+def _weights(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[terms] float32; copied to the device when they change, not at every micro-batch."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 class _Counted(NamedTuple):
-    """Of one micro-batch: [active terms] float64, and its label tokens []."""
+    """Of one micro-batch: [active terms] float64, the same in float32, and its label and context tokens []."""
 
     by_term: Tensor
+    as_floats: Tensor
     labels: Tensor
+    contexts: Tensor
 
 
 _NO_LAYERS: Mapping[Stack, tuple[int, ...]] = MappingProxyType(dict.fromkeys(Stack, ()))

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Hits, Objective
 from distill_engine.train.balance import CurrentFactors, no_factors
-from distill_engine.train.nonfinite import NonFinite, Sifted
+from distill_engine.train.nonfinite import NonFinite
 from distill_engine.values import Batch, TermValue
 
 _TOKENS = "tokens_per_step"
+_POSITIONS = (_TOKENS, "train/padding_share")
+_ACCURACY, _AGREEMENT = "train/token_accuracy", "train/teacher_agreement"
+
+
+class _Slots(NamedTuple):
+    """Where the numbers of terms and their layers lie when packed: [slots] the term's place, and their names, followed
+    by that of the hits, without and with a teacher."""
+
+    terms: Tensor
+    names: tuple[str, ...]
+    names_taught: tuple[str, ...]
 
 
 class RunningAverages(Protocol):
     """Sums and counts by name (telemetry.averages)."""
 
-    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
-        """Add a sum and what it is to be divided by."""
+    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] | None = None) -> None:
+        """Add sums, and what they are to be divided by."""
         ...
 
     def reduce(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -42,6 +53,7 @@ class Meter:
         self._averages = averages
         self._world_size = world_size
         self._steps = 0
+        self._slots: _Slots | None = None
         self.nonfinite = NonFinite()
 
     @property
@@ -57,26 +69,35 @@ class Meter:
         micro_batches: int,
     ) -> None:
         """One micro-batch. Never waits for the device."""
-        add = self._averages.add
-        of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
-        for term, sifted in self.nonfinite.sift(terms).items():
-            self._add_term(term, sifted, terms[term].count)
-        tokens = hits.labels + batch.context_mask.sum()
-        add(_TOKENS, tokens, of_step)
-        positions = batch.labels.numel() + batch.input_ids.numel()
-        add("train/padding_share", positions - tokens, float(positions))
-        add("train/token_accuracy", hits.correct, hits.labels)
+        counts = torch.stack([value.count for value in terms.values()])
+        sums, finite = self.nonfinite.sift(terms)  # what is not finite is left out, with its count
+        slots = self._slots_of(terms)
+        of_slots = counts.index_select(0, slots.terms)
+        if self._objective.definition == "parlai":  # a mean of means: every micro-batch weighs the same
+            sums, of_slots = sums / of_slots.clamp(min=1.0), finite
+        else:
+            of_slots = finite * of_slots
+        names, predicted, labels = slots.names, [hits.correct[None]], [hits.labels[None]]
         if hits.agreeing is not None:
-            add("train/teacher_agreement", hits.agreeing, hits.labels)
+            names, predicted, labels = slots.names_taught, [*predicted, hits.agreeing[None]], 2 * labels
+        self._averages.add_all(names, torch.cat([sums, *predicted, of_slots, *labels]))
+        tokens = self._objective.tokens(batch)
+        positions = batch.labels.numel() + batch.input_ids.numel()
+        of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
+        self._averages.add_all(_POSITIONS, torch.stack([tokens, positions - tokens]), (of_step, float(positions)))
 
-    def _add_term(self, term: str, sifted: Sifted, count: Tensor) -> None:
-        """What is not finite is left out of its own average, with its count."""
-        per_batch = self._objective.definition == "parlai"  # a mean of means: every micro-batch weighs the same
-        sums = sifted.sums / count.clamp(min=1.0) if per_batch else sifted.sums
-        counts = sifted.finite if per_batch else sifted.finite * count
-        self._averages.add(f"train/term/{term}/raw", sums[0], counts[0])
-        for layer in range(len(sums) - 1):
-            self._averages.add(f"train/term/{term}/layer/{layer}", sums[1 + layer], counts[1 + layer])
+    def _slots_of(self, terms: Mapping[str, TermValue]) -> _Slots:
+        """They are the same for all micro-batches of a run."""
+        if self._slots is None:
+            names, places = [], []
+            for place, (term, value) in enumerate(terms.items()):
+                depth = value.per_layer.numel()
+                names += [f"train/term/{term}/raw", *(f"train/term/{term}/layer/{layer}" for layer in range(depth))]
+                places += [place] * (1 + depth)
+            device = next(iter(terms.values())).sum.device
+            taught = (*names, _ACCURACY, _AGREEMENT)
+            self._slots = _Slots(torch.tensor(places, device=device), taught[:-1], taught)
+        return self._slots
 
     def count_step(self) -> None:
         """All micro-batches of a step were added."""

@@ -105,11 +105,13 @@ def useful(query_mask: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[T
     if not causal:
         if key_mask is None:
             return query_mask, None
+        if key_mask is query_mask:
+            return query_mask, key_mask
         return query_mask & key_mask.any(1, keepdim=True), key_mask & query_mask.any(1, keepdim=True)
-    later = query_mask.to(torch.uint8).flip(1).cummax(1).values.flip(1).bool()
+    later = query_mask.view(torch.uint8).flip(1).cummax(1).values.flip(1).view(torch.bool)
     if key_mask is None:
         return query_mask, later
-    earlier = key_mask.to(torch.uint8).cummax(1).values.bool()
+    earlier = key_mask.view(torch.uint8).cummax(1).values.view(torch.bool)
     return query_mask & earlier, key_mask & later
 
 

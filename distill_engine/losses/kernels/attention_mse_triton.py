@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
 from struct import pack, unpack
 from typing import Any
@@ -115,13 +116,21 @@ class _Masks:
         rows, columns = useful(query_mask, key_mask, causal)
         if columns is None:
             columns = query_mask.any(1, keepdim=True).expand(-1, keys)
-        keep = torch.cat([rows, columns], dim=1).to(torch.uint8)
-        places = torch.arange(1, rows.shape[1] + keys + 1, dtype=torch.int32, device=keep.device)
-        last = keep * places  # 0 or one past the place
         queries = rows.shape[1]
-        first = last[:, :queries].amax(1) if queries else last.new_zeros(len(last))
-        second = (last[:, queries:].amax(1) - queries).clamp(min=0) if keys else last.new_zeros(len(last))
-        return _Masks(keep, torch.stack([first, second], dim=1).contiguous())
+        keep = torch.cat([rows, columns], dim=1).view(torch.uint8)
+        last = keep * _places(queries, keys, keep.device)  # 0 or one past the place
+        ends = [
+            part.amax(1) if part.shape[1] else last.new_zeros(len(last))
+            for part in (last[:, :queries], last[:, queries:])
+        ]
+        return _Masks(keep, torch.stack(ends, dim=1))
+
+
+@lru_cache(maxsize=16)
+def _places(queries: int, keys: int, device: torch.device) -> Tensor:
+    """[Q + K] int32: one past each place, of queries and of keys."""
+    counted = [torch.arange(1, length + 1, dtype=torch.int32, device=device) for length in (queries, keys)]
+    return torch.cat(counted)
 
 
 def pieces(size: int) -> tuple[int, int]:
@@ -245,8 +254,11 @@ class _FusedScoreError(torch.autograd.Function):
 
 def _forward(settings: _Settings, masks: _Masks, layers: list[list[Tensor]]) -> Tensor:
     """[M] float32."""
-    sums = torch.zeros(len(layers), dtype=torch.float32, device=masks.keep.device)
-    for group in _groups(layers, settings.scales):
+    groups = _groups(layers, settings.scales)
+    together = len(groups) == 1 and not groups[0].empty
+    made = torch.empty if together else torch.zeros
+    sums = made(len(layers), dtype=torch.float32, device=masks.keep.device)
+    for group in groups:
         if group.empty:
             continue
         examples, heads, queries, _ = group.sizes
@@ -255,6 +267,8 @@ def _forward(settings: _Settings, masks: _Masks, layers: list[list[Tensor]]) -> 
         partials = sums.new_empty(len(group.numbers), examples * heads * triton.cdiv(queries, rows))
         group.launch(forward_kernel, partials.numel(), settings, masks, partials, options)
         found = (partials.sum(1, dtype=torch.float64) / heads).float()
+        if together:
+            return found
         for place, number in enumerate(group.numbers):
             sums[number] = found[place]
     return sums

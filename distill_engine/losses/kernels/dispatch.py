@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from distill_engine.losses.divergences.forward_kl import FORWARD_KL
 from distill_engine.losses.divergences.protocol import Divergence
@@ -154,27 +155,33 @@ def attention_sums(
     return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
 
 
-def hidden_sum(
+def hidden_sums(
     implementation: Implementation,
-    student: Tensor | Projected,
-    teacher: Tensor | Projected,
+    students: Sequence[Tensor | Projected],
+    teachers: Sequence[Tensor | Projected],
     mask: Tensor,
     clamp: float | None,
 ) -> Tensor:
-    """[] float32: squared error of one hidden vector per unmasked token, mean over the teacher's width."""
-    states, weight, bias = student, None, None
-    if isinstance(student, Projected):
-        states, weight, bias = student.states, student.weight, student.bias
-    assert isinstance(states, Tensor) and isinstance(teacher, Tensor)
-    if implementation == "reference":
-        if isinstance(student, Projected):  # a masked token may hold inf, which the weight's gradient must not see
-            states = replace(student, states=states.masked_fill(~mask[..., None], 0.0)).tensor()
-        return masked_mse_sum(states, teacher, mask, clamp)
-    if implementation == "chunked":
-        return masked_mse_chunked.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
-    from distill_engine.losses.kernels import masked_mse_triton
+    """[pairs] float32: squared error of one hidden vector per unmasked token, mean over the teacher's width. Pairs are
+    of one shape, as layers of a stack are."""
+    parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
+        (one.states, one.weight, one.bias) if isinstance(one, Projected) else (one, None, None) for one in students
+    ]
+    taught = [other for other in teachers if isinstance(other, Tensor)]  # a teacher's are never Projected
+    if implementation == "triton" and parts:
+        from distill_engine.losses.kernels import masked_mse_triton
 
-    return masked_mse_triton.projected_mse_sum(states, weight, bias, teacher, mask, clamp)
+        return masked_mse_triton.projected_mse_sums(parts, taught, mask, clamp)
+    one_sum = _reference_hidden_sum if implementation == "reference" else masked_mse_chunked.projected_mse_sum
+    return torch.stack([one_sum(*one, other, mask, clamp) for one, other in zip(parts, taught, strict=True)])
+
+
+def _reference_hidden_sum(
+    states: Tensor, weight: Tensor | None, bias: Tensor | None, teacher: Tensor, mask: Tensor, clamp: float | None
+) -> Tensor:
+    if weight is not None:  # a masked token may hold inf, which the weight's gradient must not see
+        states = linear(states.masked_fill(~mask[..., None], 0.0), weight, bias)
+    return masked_mse_sum(states, teacher, mask, clamp)
 
 
 def vocabulary_sums(

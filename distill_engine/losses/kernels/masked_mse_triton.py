@@ -73,7 +73,36 @@ def projected_mse_sum(
 
     Raises ValueError where shapes do not fit, student and weight differ in dtype, or no kernel runs on the device.
     """
-    check_projection(student, weight, bias, teacher, mask)
+    return projected_mse_sums([(student, weight, bias)], [teacher], mask, clamp).squeeze(0)
+
+
+def projected_mse_sums(
+    students: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
+    teachers: Sequence[Tensor],
+    mask: Tensor,
+    clamp: float | None,
+) -> Tensor:
+    """[pairs] float32: the same for pairs of one shape and one mask (layers of a stack); what is small is done once.
+
+    students  states, weight and bias of each pair
+    Raises ValueError as well where pairs differ in shape, or some have a weight or bias and others have none.
+    """
+    flat: list[Tensor | None] = []
+    for (student, weight, bias), teacher in zip(students, teachers, strict=True):
+        check_projection(student, weight, bias, teacher, mask)
+        _check_kernel(student, weight)
+        flat += [student, weight, bias, teacher]
+    shapes = {tuple(None if part is None else part.shape for part in flat[i : i + 4]) for i in range(0, len(flat), 4)}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"masked squared error: pairs of one call have one shape, these have {sorted(map(str, shapes))}. "
+            "Compare layers of one width at a time."
+        )
+    total: Tensor = _ProjectedErrors.apply(clamp, mask, *flat)
+    return total
+
+
+def _check_kernel(student: Tensor, weight: Tensor | None) -> None:
     if not (student.is_cuda or triton.knobs.runtime.interpret):
         raise ValueError(
             f"masked squared error: the student's hidden states are on {student.device}; the kernels run on CUDA "
@@ -86,43 +115,57 @@ def projected_mse_sum(
             f"{None if weight is None else weight.dtype}. The kernel multiplies two float16, bfloat16 or float32 "
             "matrices of one dtype; train the projections in the student's precision."
         )
-    total: Tensor = _ProjectedError.apply(student, weight, bias, teacher, mask, clamp)
-    return total
 
 
-class _ProjectedError(torch.autograd.Function):
-    """Keeps references to its inputs only."""
+class _ProjectedErrors(torch.autograd.Function):
+    """Keeps references to its inputs only, and the mask as the kernels read it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        teacher: Tensor,
-        mask: Tensor,
-        clamp: float | None,
-    ) -> Tensor:
-        ctx.save_for_backward(student, weight, bias, teacher, mask)
+    def forward(ctx: Any, clamp: float | None, mask: Tensor, *tensors: Tensor | None) -> Tensor:
+        keep = mask.flatten().to(torch.int32)  # the smallest that asynchronous copies can fetch
+        ctx.save_for_backward(keep, *tensors)
         ctx.clamp = clamp
-        with torch.cuda.device_of(student):
-            total = _sum(_flat(student, weight, bias, teacher, mask), clamp)
-        return total / teacher.shape[-1]
+        with torch.cuda.device_of(mask):
+            pairs = _pairs(keep, tensors)
+            grid = _grid(pairs[0])
+            partial = torch.empty((len(pairs), *grid), dtype=torch.float32, device=mask.device)
+            for inputs, own in zip(pairs, partial, strict=True):
+                _launch_sums(grid, inputs, clamp, own)
+        return partial.flatten(1).sum(dim=1) / pairs[0].teacher.shape[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        student, weight, bias, teacher, mask = ctx.saved_tensors
-        factor = upstream.float() * (2.0 / teacher.shape[-1])
-        inputs = _flat(student, weight, bias, teacher, mask)
-        with torch.cuda.device_of(student):
-            if weight is None:
-                gradients: Sequence[Tensor | None] = (_plain_gradient(inputs, ctx.clamp, factor), None, None)
-            else:
-                gradients = _gradients(inputs, ctx.clamp, factor, ctx.needs_input_grad[:3])
-        of_student, of_weight, of_bias = gradients
-        shaped = None if of_student is None else of_student.view(student.shape)
-        return shaped, of_weight, of_bias, None, None, None
+        keep, *tensors = ctx.saved_tensors
+        with torch.cuda.device_of(keep):
+            pairs = _pairs(keep, tensors)
+            factors = upstream.float() * (2.0 / pairs[0].teacher.shape[-1])
+            wanted = [ctx.needs_input_grad[first : first + 3] for first in range(2, len(ctx.needs_input_grad), 4)]
+            parts = _bias_parts(pairs, wanted)
+            found: list[Tensor | None] = []
+            for number, inputs in enumerate(pairs):
+                factor, student = factors[number], tensors[4 * number]
+                own = None if parts is None else parts[number]
+                of_student, of_weight = _gradients(inputs, ctx.clamp, factor, wanted[number], own)
+                found += [None if of_student is None else of_student.view(student.shape), of_weight, None, None]
+            if parts is not None:
+                of_bias = parts.sum(dim=1).to(tensors[2].dtype)
+                found[2::4] = [one if asked[2] else None for one, asked in zip(of_bias, wanted, strict=True)]
+        return None, None, *found
+
+
+def _pairs(keep: Tensor, tensors: Sequence[Tensor | None]) -> list[_Inputs]:
+    """From student, weight, bias, teacher of each pair, one after the other."""
+    return [_flat(tensors[first : first + 4], keep) for first in range(0, len(tensors), 4)]
+
+
+def _bias_parts(pairs: Sequence[_Inputs], wanted: Sequence[Sequence[bool]]) -> Tensor | None:
+    """[pairs, row tiles, D] float32, column sums of f G to come; None where no bias asks for a gradient."""
+    first = pairs[0]
+    if first.weight is None or first.bias is None or not any(asked[2] for asked in wanted):
+        return None
+    (tokens, width), rows = first.teacher.shape, _tiles(first.student.dtype).rows
+    return first.weight.new_empty((len(pairs), triton.cdiv(tokens, rows), width), dtype=torch.float32)
 
 
 class _Inputs(NamedTuple):
@@ -140,14 +183,16 @@ class _Inputs(NamedTuple):
         return self._replace(student=self.student[part], teacher=self.teacher[part], keep=self.keep[part])
 
 
-def _flat(student: Tensor, weight: Tensor | None, bias: Tensor | None, teacher: Tensor, mask: Tensor) -> _Inputs:
-    """Copies only what is not contiguous. The mask as int32, the smallest that asynchronous copies can fetch."""
+def _flat(tensors: Sequence[Tensor | None], keep: Tensor) -> _Inputs:
+    """Copies only what is not contiguous."""
+    student, weight, bias, teacher = tensors
+    assert student is not None and teacher is not None
     return _Inputs(
         student.flatten(0, -2).contiguous(),
         None if weight is None else weight.contiguous(),
         None if bias is None else bias.contiguous(),
         teacher.flatten(0, -2).contiguous(),
-        mask.flatten().to(torch.int32),
+        keep,
     )
 
 
@@ -155,20 +200,19 @@ def _tiles(dtype: torch.dtype, half: Tiles = HALF_TILES) -> Tiles:
     return FLOAT_TILES if dtype == torch.float32 else half
 
 
-def _sum(inputs: _Inputs, clamp: float | None) -> Tensor:
-    """Sum of clamped squares, [] float32."""
+def _grid(inputs: _Inputs) -> tuple[int, int]:
+    """Tiles of tokens and columns of one pair."""
     tokens, width = inputs.teacher.shape
     if inputs.weight is None:
-        grid = (triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS))
-    else:
-        tiles = _tiles(inputs.student.dtype)
-        grid = (triton.cdiv(tokens, tiles.rows), triton.cdiv(width, tiles.columns))
-    partial = torch.empty(grid, dtype=torch.float32, device=inputs.teacher.device)
-    if inputs.weight is None:
-        _launch_plain(grid, inputs, clamp, partial=partial)
-    else:
-        _launch_projected(grid, inputs, clamp, partial=partial)
-    return partial.sum()
+        return triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS)
+    tiles = _tiles(inputs.student.dtype)
+    return triton.cdiv(tokens, tiles.rows), triton.cdiv(width, tiles.columns)
+
+
+def _launch_sums(grid: tuple[int, int], inputs: _Inputs, clamp: float | None, partial: Tensor) -> None:
+    """Fill `partial` with each tile's sum of clamped squares."""
+    launch = _launch_plain if inputs.weight is None else _launch_projected
+    launch(grid, inputs, clamp, partial=partial)
 
 
 def _plain_gradient(inputs: _Inputs, clamp: float | None, factor: Tensor) -> Tensor:
@@ -181,16 +225,17 @@ def _plain_gradient(inputs: _Inputs, clamp: float | None, factor: Tensor) -> Ten
 
 
 def _gradients(
-    inputs: _Inputs, clamp: float | None, factor: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of student [N, Ds], weight and bias, each None unless wanted, one chunk of tokens at a time."""
-    student, weight, bias, teacher, _ = inputs
-    assert weight is not None
+    inputs: _Inputs, clamp: float | None, factor: Tensor, wanted: Sequence[bool], parts: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of student [N, Ds] and weight, each None unless wanted, one chunk of tokens at a time; fills `parts`,
+    the bias's by rows of tiles."""
+    student, weight, _, teacher, _ = inputs
+    if weight is None:
+        return _plain_gradient(inputs, clamp, factor), None
     (tokens, width), tiles = teacher.shape, _tiles(student.dtype)
     sums = 4 * weight.numel() // weight.itemsize if wanted[1] and weight.dtype != torch.float32 else 0
     step = chunk_tokens(tokens, width, tiles.rows, sums)
     slope = student.new_empty(min(step, tokens), width)
-    parts = weight.new_empty((triton.cdiv(tokens, tiles.rows), width), dtype=torch.float32) if wanted[2] else None
     of_student = torch.empty_like(student) if wanted[0] else None
     of_weight = _WeightGradient(weight, chunks=triton.cdiv(tokens, step)) if wanted[1] else None
     for first in range(0, tokens, step):
@@ -203,8 +248,7 @@ def _gradients(
             torch.mm(slope[:count], weight, out=of_student[first : first + count])
         if of_weight is not None:
             of_weight.add(slope, part)
-    of_bias = None if parts is None or bias is None else parts.sum(dim=0).to(bias.dtype)
-    return of_student, None if of_weight is None else of_weight.result, of_bias
+    return of_student, None if of_weight is None else of_weight.result
 
 
 class _WeightGradient:

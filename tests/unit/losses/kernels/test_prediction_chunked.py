@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
-from distill_engine.losses.kernels import prediction_blocks, prediction_chunked
+from distill_engine.losses.kernels import prediction_blocks, prediction_tokens
 from distill_engine.losses.kernels.prediction import task_and_prediction_sums
 from distill_engine.losses.kernels.prediction_blocks import WIDTH_STEP, vocabulary_blocks
 from distill_engine.losses.kernels.prediction_chunked import TorchPointwise
@@ -139,7 +139,7 @@ class Largest(TorchDispatchMode):
 def test_the_logits_never_exist_whole(dtype, monkeypatch):
     """64 tokens x 6007 ids: whole logits take 1.5 MB in float32; a model's block takes half of BLOCK_BYTES."""
     monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 2**18)
-    monkeypatch.setattr(prediction_chunked, "_TILE_BYTES", 2**15)
+    monkeypatch.setattr(prediction_tokens, "TILE_BYTES", 2**15)
     one = cases.case(dtype, size=(4, 16), vocabulary=6007, widths=(4, 4))
     with Largest() as largest:
         cases.gradients(one, run)
