@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from distill_engine.losses.config import LossesSection
 from distill_engine.losses.terms.protocol import Operand
 from distill_engine.values import AttentionKind, FeatureRequest, Stack
 from launcher.job import FULL, Job, has_projections, kernel, layers_of
@@ -122,13 +123,21 @@ def _vocabulary(job: Job) -> _Group:
     logits = tokens * vocab
     of_hidden = tokens * job.student.width
     if kernel(job, "prediction") == "reference":
+        if taught and _needs_a_pass(losses):  # log-probabilities of both, values, slopes; the last are held
+            return _Group(logits * FULL * 2, 0.0, logits * FULL * 5)
         softmaxes = 2 if taught else 1
         tempered = 3 if taught and losses.temperature != 1.0 else 0
         rounded = job.word if job.word < FULL else 0
         return _Group(logits * FULL * (softmaxes + tempered), 0.0, logits * (FULL + rounded))
     models = 1 if job.teacher is None else 2
     block = min(models * logits * job.word, LOGIT_BLOCK_BYTES)
-    return _Group(block, of_hidden * job.word, of_hidden * FULL)
+    slopes = block / models / job.word * FULL if taught and _needs_a_pass(losses) else 0.0
+    return _Group(block, of_hidden * job.word, of_hidden * FULL + slopes)
+
+
+def _needs_a_pass(losses: LossesSection) -> bool:
+    """Whether the divergence is another than the kernels' own."""
+    return bool(losses.divergence != LossesSection.model_fields["divergence"].default)
 
 
 def _hidden(job: Job, teacher: ModelShape) -> _Group:
