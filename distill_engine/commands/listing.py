@@ -24,7 +24,7 @@ def plug_in(
     plugins: Annotated[
         list[str],
         typer.Option(
-            "--plugin", metavar="MODULE", help="Module or .py file that registers loss terms and the like; anywhere."
+            "--plugin", metavar="MODULE", help="Module or .py file that brings loss terms and so on; repeatable."
         ),
     ] = [],  # noqa: B006  typer copies it
 ) -> None:

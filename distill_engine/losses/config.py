@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distill_engine.losses.terms.protocol import Term
+from distill_engine.recipe.problem import did_you_mean
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
-from distill_engine.registry import load, names, unknown
+from distill_engine.registry import load, names
 from distill_engine.values import FeatureRequest, Stack
 
 LayerMapName = Literal["parlai", "uniform", "first_last", "first"]
@@ -102,8 +103,11 @@ BALANCED_BY_GRADIENT = ("gradient_alignment", "gradient_norm")  # values of loss
 
 
 def _divergence_name(name: str) -> str:
-    if name not in names("divergences"):
-        raise ValueError(unknown("divergences", name))
+    known = names("divergences")
+    if name not in known:
+        close = did_you_mean(name, known)
+        said = f"it should be one of: {', '.join(known)}" + (f". {close}" if close else "")
+        raise PydanticCustomError("unknown_name", "{said}", {"said": said})
     return name
 
 

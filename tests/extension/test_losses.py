@@ -85,7 +85,9 @@ def test_without_the_plugin_its_names_are_unknown(program, recipe):
     done = distill(program, "check", "--recipe", recipe)
     assert done.returncode == 78
     assert "losses.weights.cosine is not a key that a recipe has" in done.stderr
-    assert "losses.divergence is 'jensen_shannon'" in done.stderr and "forward_kl, reverse_kl" in done.stderr
+    assert "losses.divergence is 'jensen_shannon'. It should be one of: forward_kl, reverse_kl." in done.stderr
+    done = distill(program, "check", "--recipe", recipe, *BY_FILE, "--set", "losses.divergence=revers_kl")
+    assert done.returncode == 78 and "reverse_kl, jensen_shannon. Did you mean reverse_kl?" in done.stderr
     done = distill(program, "check", "--recipe", recipe, *BY_FILE, "--set", "losses.weights.cosin=1")
     assert done.returncode == 78 and "Did you mean cosine?" in done.stderr
     done = distill(program, "check", "--plugin", "no_such_module")
