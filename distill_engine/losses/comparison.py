@@ -63,12 +63,12 @@ class BatchCounts:
     @cached_property
     def contexts(self) -> Tensor:
         """[]: context tokens."""
-        return self._contexts.sum()
+        return self._batch.context_mask.sum()
 
     @cached_property
     def labels(self) -> Tensor:
         """[]: label tokens."""
-        return self._labels.sum()
+        return self._batch.label_mask.sum()
 
     def scores(self, kind: AttentionKind) -> Tensor:
         """[]: pairs of a query and a key that it sees (product of the lengths of each example; of a causal attention

@@ -147,10 +147,10 @@ class Objective:
             found = self._counted[batch] = _Counted(by_term, by_term.float(), counts.labels, counts.contexts)
         return found
 
-    def tokens(self, batch: Batch) -> Tensor:
-        """[] int64: context and label tokens."""
+    def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[] int64 each: label and context tokens."""
         counted = self._count(batch)
-        return counted.labels + counted.contexts
+        return counted.labels, counted.contexts
 
     def divisors(
         self, group: Sequence[Batch], sum_across_ranks: Callable[[Tensor], Tensor], world_size: int

@@ -25,7 +25,7 @@ class Averages:
         self._device = torch.device(device)
         self._declared = tuple(names)
         self._cells: dict[str, tuple[Tensor, Tensor]] = {}
-        self._packs: dict[tuple[str, ...], Tensor] = {}  # [2, N]: sums, counts
+        self._packs: dict[tuple[str, ...], Tensor] = {}  # [N + K]: sums, counts
         self._known: dict[tuple[str, ...], list[float]] = {}  # counts that the host knows
         self._reset()
 
@@ -37,16 +37,15 @@ class Averages:
         held[0].add_(total.detach())
         held[1].add_(count.detach() if isinstance(count, Tensor) else count)
 
-    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] | None = None) -> None:
-        """Adds many at once, by one operation on the device: values [2 N], first every total, then every count; with
-        `counts`, which the host knows, [N] totals alone."""
+    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] = ()) -> None:
+        """Adds many at once, by one operation on the device: values [N + K], first every total, then the counts of the
+        first K names; those of the others, which the host knows, are `counts`."""
         held = self._packs.get(names)
         if held is None:
-            held = self._packs[names] = torch.zeros(2 * len(names), dtype=torch.float64, device=self._device)
-            self._known[names] = [0.0] * len(names)
-        held[: len(values)].add_(values.detach())
-        if counts is not None:
-            self._known[names] = [known + more for known, more in zip(self._known[names], counts, strict=True)]
+            held = self._packs[names] = torch.zeros(len(values), dtype=torch.float64, device=self._device)
+            self._known[names] = [0.0] * len(counts)
+        held.add_(values.detach())
+        self._known[names] = [known + more for known, more in zip(self._known[names], counts, strict=True)]
 
     def reduce(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Global total / count per name, names sorted; starts over afterwards.
@@ -78,8 +77,7 @@ class Averages:
     def _unpack(self) -> None:
         """What was added together goes to the cells of its names."""
         for names, held in self._packs.items():
-            totals, counts = held.view(2, -1)
-            counts = counts + torch.tensor(self._known[names], dtype=torch.float64, device=self._device)
+            totals, counts = held[: len(names)], [*held[len(names) :], *self._known[names]]
             for name, total, count in zip(names, totals, counts, strict=True):
                 self.add(name, total, count)
 

@@ -15,24 +15,21 @@ from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.nonfinite import NonFinite
 from distill_engine.values import Batch, TermValue
 
-_TOKENS = "tokens_per_step"
-_POSITIONS = (_TOKENS, "train/padding_share")
-_ACCURACY, _AGREEMENT = "train/token_accuracy", "train/teacher_agreement"
+_PREDICTED = ("train/token_accuracy", "train/teacher_agreement")
+_PER_STEP, _PER_POSITION = ("labels_per_step", "contexts_per_step"), ("labels_per_position", "contexts_per_position")
 
 
 class _Slots(NamedTuple):
-    """Where the numbers of terms and their layers lie when packed: [slots] the term's place, and their names, followed
-    by that of the hits, without and with a teacher."""
+    """Where the numbers of terms and their layers lie when packed: [slots] the term's place, and their names."""
 
     terms: Tensor
     names: tuple[str, ...]
-    names_taught: tuple[str, ...]
 
 
 class RunningAverages(Protocol):
     """Sums and counts by name (telemetry.averages)."""
 
-    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] | None = None) -> None:
+    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] = ()) -> None:
         """Add sums, and what they are to be divided by."""
         ...
 
@@ -69,22 +66,22 @@ class Meter:
         micro_batches: int,
     ) -> None:
         """One micro-batch. Never waits for the device."""
-        counts = torch.stack([value.count for value in terms.values()])
         sums, finite = self.nonfinite.sift(terms)  # what is not finite is left out, with its count
         slots = self._slots_of(terms)
-        of_slots = counts.index_select(0, slots.terms)
+        of_slots = torch.stack([value.count for value in terms.values()]).index_select(0, slots.terms)
         if self._objective.definition == "parlai":  # a mean of means: every micro-batch weighs the same
             sums, of_slots = sums / of_slots.clamp(min=1.0), finite
         else:
             of_slots = finite * of_slots
-        names, predicted, labels = slots.names, [hits.correct[None]], [hits.labels[None]]
-        if hits.agreeing is not None:
-            names, predicted, labels = slots.names_taught, [*predicted, hits.agreeing[None]], 2 * labels
-        self._averages.add_all(names, torch.cat([sums, *predicted, of_slots, *labels]))
+        predicted = [hits.correct] if hits.agreeing is None else [hits.correct, hits.agreeing]
         tokens = self._objective.tokens(batch)
-        positions = batch.labels.numel() + batch.input_ids.numel()
+        totals = [part[None] for part in (*predicted, *tokens, *tokens)]
+        labels = [hits.labels[None]] * len(predicted)
+        positions = float(batch.labels.numel() + batch.input_ids.numel())
         of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
-        self._averages.add_all(_POSITIONS, torch.stack([tokens, positions - tokens]), (of_step, float(positions)))
+        names = (*slots.names, *_PREDICTED[: len(predicted)], *_PER_STEP, *_PER_POSITION)
+        packed = torch.cat([sums, *totals, of_slots, *labels])
+        self._averages.add_all(names, packed, (of_step, of_step, positions, positions))
 
     def _slots_of(self, terms: Mapping[str, TermValue]) -> _Slots:
         """They are the same for all micro-batches of a run."""
@@ -95,8 +92,7 @@ class Meter:
                 names += [f"train/term/{term}/raw", *(f"train/term/{term}/layer/{layer}" for layer in range(depth))]
                 places += [place] * (1 + depth)
             device = next(iter(terms.values())).sum.device
-            taught = (*names, _ACCURACY, _AGREEMENT)
-            self._slots = _Slots(torch.tensor(places, device=device), taught[:-1], taught)
+            self._slots = _Slots(torch.tensor(places, device=device), tuple(names))
         return self._slots
 
     def count_step(self) -> None:
@@ -115,7 +111,11 @@ class Meter:
             values[f"train/nonfinite/{term}"] = float(count)
         values["train/nonfinite"] = float(affected)
         steps, self._steps = self._steps, 0
-        values["train/tokens_per_second"] = values.pop(_TOKENS, 0.0) * steps / wall_seconds
+        per_step = sum(values.pop(name, 0.0) for name in _PER_STEP)
+        values["train/tokens_per_second"] = per_step * steps / wall_seconds
+        shares = [values.pop(name) for name in _PER_POSITION if name in values]
+        if shares:
+            values["train/padding_share"] = 1.0 - sum(shares)
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
         weighted = {
             f"train/term/{term}/weighted": weight * values[f"train/term/{term}/raw"]

@@ -164,11 +164,10 @@ def test_many_at_once_are_as_one_by_one():
     """Also beside numbers that are added singly, and with counts that the host knows."""
     together, singly = Averages(), Averages()
     for total, count in ((3.0, 2.0), (5.0, 4.0)):
-        together.add_all(("a", "b"), torch.tensor([total, 2 * total, count, 3 * count]))
-        together.add_all(("c",), torch.tensor([total], dtype=torch.int64), (1 / 3,))
+        together.add_all(("a", "b", "c"), torch.tensor([total, 2 * total, total, count, 3 * count]), (1 / 3,))
         together.add("d", torch.tensor(total), count)
         singly.add("a", torch.tensor(total), torch.tensor(count))
         singly.add("b", torch.tensor(2 * total), torch.tensor(3 * count))
-        singly.add("c", torch.tensor(int(total)), 1 / 3)
+        singly.add("c", torch.tensor(total), 1 / 3)
         singly.add("d", torch.tensor(total), count)
     assert together.reduce(one_rank) == singly.reduce(one_rank) and together.reduce(one_rank) == {}
