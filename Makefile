@@ -12,14 +12,14 @@ demo: $(VENV)/.installed
 
 test: lint
 	@tests/cluster/install_packages.sh
-	@tests/unit/losses/install_oldest_triton.sh $(BIN)/python
+	@tests/unit/losses/kernels/install_oldest_triton.sh $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/architecture tests/unit tests/golden
 	$(BIN)/python -m pytest -n 3 --dist loadfile tests/multiprocess tests/end_to_end tests/cluster tests/gpu
 
 oldest-triton: $(VENV)/.installed-dev
-	tests/unit/losses/install_oldest_triton.sh $(BIN)/python
-	PYTHONPATH=$(abspath $(VENV))/oldest-triton $(BIN)/python -m pytest $(wildcard tests/unit/losses/test_*_triton.py) \
-		$(wildcard tests/unit/losses/test_*_compiled.py)
+	tests/unit/losses/kernels/install_oldest_triton.sh $(BIN)/python
+	PYTHONPATH=$(abspath $(VENV))/oldest-triton $(BIN)/python -m pytest $(wildcard tests/unit/losses/kernels/test_*_triton.py) \
+		$(wildcard tests/unit/losses/kernels/test_*_compiled.py)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distill_engine.losses.dispatch import Implementation, attention_sums, hidden_sum, vocabulary_sums
-from distill_engine.losses.prediction import task_and_prediction_sums
+from distill_engine.losses.kernels.dispatch import Implementation, attention_sums, hidden_sums, vocabulary_sums
+from distill_engine.losses.kernels.prediction import task_and_prediction_sums
 from distill_engine.values import IGNORED_LABEL, OutputHead, Projected, QueryKey
 
 CLAMP = 65504.0
@@ -157,7 +157,7 @@ class HiddenCase:
             if implementation in eager:
                 return eager[implementation](student, teacher, mask)
             chosen: Implementation = implementation  # type: ignore[assignment]
-            return hidden_sum(chosen, student, teacher, mask, CLAMP)
+            return hidden_sums(chosen, [student], [teacher], mask, CLAMP).squeeze(0)
 
         return Runner(loss, leaves, self._work(dtype))
 

@@ -42,7 +42,8 @@ from distill_engine.engine.ds_config import Placement, load_ds_config, teacher_c
 from distill_engine.engine.node_group import nodes_of  # noqa: E402
 from distill_engine.engine.teacher import TeacherEngine  # noqa: E402
 from distill_engine.engine.traffic import Traffic  # noqa: E402
-from distill_engine.losses.objective import Objective, Weights  # noqa: E402
+from distill_engine.losses.config import LossWeights  # noqa: E402
+from distill_engine.losses.objective import Objective  # noqa: E402
 from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.student.projections import feature_tensors  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
@@ -53,7 +54,7 @@ NODES, PER_NODE, MICRO_BATCHES, ROWS = 2, 2, 4, 4
 PLACEMENTS: tuple[Placement, ...] = ("zero3", "node", "replica", "offload")
 PRESET = PRESETS["demo"]
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
-ALL_TERMS = Weights(encoder=1, embedding=1, hidden=1, self_attention=1, cross_attention=1, prediction=1)
+ALL_TERMS = LossWeights(encoder=1, embedding=1, hidden=1, self_attention=1, cross_attention=1, prediction=1)
 
 
 # ---- one rank ----------------------------------------------------------------------------------------------------

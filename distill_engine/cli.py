@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
-from distill_engine.commands import chat, dashboard, data, evaluate, latency, parlai, report, watch
+from distill_engine.commands import chat, dashboard, data, evaluate, latency, listing, parlai, report, watch
 from distill_engine.run import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG, TrainOptions
 from distill_engine.telemetry.quiet import quiet_libraries
 
@@ -96,7 +97,7 @@ def export(
     _OUT.print(f"{which} student of {run} (step {step}) is in {target}")
 
 
-for topic in (evaluate, latency, report, watch, chat, dashboard, data, parlai):
+for topic in (evaluate, latency, report, watch, chat, dashboard, data, parlai, listing):
     topic.register(app)
 
 
@@ -118,7 +119,7 @@ def _refuse(error: Exception) -> NoReturn:
 def main() -> None:
     """Console script."""
     quiet_libraries(0)  # before any command imports torch and transformers
-    app(prog_name="distill")
+    app(listing.plugins_first(sys.argv[1:]), prog_name="distill")
 
 
 if __name__ == "__main__":

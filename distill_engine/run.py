@@ -31,6 +31,7 @@ from distill_engine.cluster.facts import ClusterError, read_cluster  # noqa: E40
 from distill_engine.cluster.lifeline import watch_launcher  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
 from distill_engine.recipe.rules import read_recipe  # noqa: E402
+from distill_engine.registry import RegistryError, load_plugins  # noqa: E402
 from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
 
 HEAD_START_SECONDS = 3.0  # of rank 0, when a start fails
@@ -49,6 +50,7 @@ class TrainOptions:
     overrides: tuple[str, ...] = ()
     run_dir: Path | None = None
     resize: bool = False
+    plugins: tuple[str, ...] = ()
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
@@ -63,6 +65,8 @@ def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
     parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, metavar="FILE", help="what is learnt")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe; may be repeated")  # fmt: skip
+    parser.add_argument("--plugin", dest="plugins", action="append", default=[], metavar="MODULE",
+                        help="module or .py file that registers loss terms and the like; may be repeated")  # fmt: skip
     parser.add_argument("--run-dir", "--run_dir", type=Path, default=None, metavar="DIR",
                         help="run folder (default runs/<recipe name>); the same one again resumes")  # fmt: skip
     parser.add_argument("--resize", action="store_true",
@@ -70,7 +74,13 @@ def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     return TrainOptions(
-        given.ds_config, given.teacher_ds_config, given.recipe, tuple(given.overrides), given.run_dir, given.resize
+        given.ds_config,
+        given.teacher_ds_config,
+        given.recipe,
+        tuple(given.overrides),
+        given.run_dir,
+        given.resize,
+        tuple(given.plugins),
     )
 
 
@@ -113,8 +123,9 @@ def _heed_early_signal(speaks: bool) -> None:
 def _run(options: TrainOptions, speaks: bool) -> int:
     quiet_libraries(0 if speaks else 1)  # before anything imports torch and transformers
     try:
+        load_plugins(options.plugins)
         recipe = read_recipe(options.recipe, options.overrides)  # dies in a second, before torch is even imported
-    except RecipeError as error:
+    except (RecipeError, RegistryError) as error:
         if speaks:
             sys.stderr.write(f"{error}\n")
         return BAD_INPUT

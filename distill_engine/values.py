@@ -12,13 +12,15 @@ Axis letters, used in every shape comment of this package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+if TYPE_CHECKING:  # recipes and the launcher read these words on machines without torch
+    import torch
+    from torch import Tensor
 
 IGNORED_LABEL = -100
 
@@ -60,15 +62,19 @@ class Batch:
     labels: Tensor
     task_ids: Tensor
 
-    @property
+    @cached_property
     def label_mask(self) -> Tensor:
         """[B, T] bool: positions that are predicted."""
         return self.labels != IGNORED_LABEL
 
-    @property
+    @cached_property
     def context_mask(self) -> Tensor:
         """[B, S] bool: real context tokens."""
         return self.attention_mask != 0
+
+    def mask_of(self, stack: Stack) -> Tensor:
+        """[B, L] bool: positions of a stack that count."""
+        return self.context_mask if stack is Stack.ENCODER else self.label_mask
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device (non-blocking)."""
@@ -90,6 +96,22 @@ class FeatureRequest:
     embeddings: frozenset[Stack] = frozenset()
     hidden: Mapping[Stack, tuple[int, ...]] = field(default_factory=dict)
     attention: Mapping[AttentionKind, tuple[int, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def together(requests: Iterable[FeatureRequest]) -> FeatureRequest:
+        """All that any of them asks for; logits only where one does."""
+        hidden: dict[Stack, tuple[int, ...]] = {}
+        attention: dict[AttentionKind, tuple[int, ...]] = {}
+        logits = head = encoder_output = False
+        embeddings: frozenset[Stack] = frozenset()
+        for one in requests:
+            logits, head = logits or one.logits, head or one.head
+            encoder_output, embeddings = encoder_output or one.encoder_output, embeddings | one.embeddings
+            for stack, layers in one.hidden.items():
+                hidden[stack] = tuple(sorted({*hidden.get(stack, ()), *layers}))
+            for kind, layers in one.attention.items():
+                attention[kind] = tuple(sorted({*attention.get(kind, ()), *layers}))
+        return FeatureRequest(logits, head, encoder_output, embeddings, hidden, attention)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,8 @@ class Projected:
 
     def tensor(self) -> Tensor:
         """[B, L, D]: the product."""
+        from torch.nn import functional
+
         return functional.linear(self.states, self.weight, self.bias)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill_engine.recipe.schema import Recipe
+from distill_engine.values import FeatureRequest, Stack
 from launcher.shapes import ModelShape
 
 FULL = 4  # bytes of a 32-bit number
@@ -90,6 +91,15 @@ class Job:
         return self.weights - (0 if self.recipe.student.train_position_tables else self.student.position_tables)
 
     @property
+    def asked(self) -> FeatureRequest:
+        """What the loss terms look at in the student."""
+        return self.recipe.losses.weights.request(layers_of(self.student))
+
+    def positions(self, stack: Stack) -> int:
+        """Positions of a stack in a micro-batch."""
+        return self.contexts if stack is Stack.ENCODER else self.labels
+
+    @property
     def contexts(self) -> int:
         """Context positions of a micro-batch."""
         return self.micro_batch * self.recipe.data.context_tokens
@@ -107,7 +117,7 @@ def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def kernel(job: Job, group: str) -> Implementation:
-    """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.dispatch."""
+    """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.kernels.dispatch."""
     choice = getattr(job.recipe.losses.kernels, group)
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
@@ -121,6 +131,11 @@ def _logit_rows(job: Job) -> int:
     return job.recipe.batch.max_tokens or job.labels
 
 
+def layers_of(shape: ModelShape) -> dict[Stack, tuple[int, ...]]:
+    """Numbers of all layers of each stack."""
+    return {Stack.ENCODER: tuple(range(shape.encoder_layers)), Stack.DECODER: tuple(range(shape.decoder_layers))}
+
+
 def has_projections(recipe: Recipe, student: ModelShape, teacher: ModelShape | None) -> bool:
     """Whether linear maps stand between the student's features and the teacher's."""
     return teacher is not None and (student.width != teacher.width or recipe.student.projections == "always")
@@ -130,7 +145,6 @@ def projection_parameters(recipe: Recipe, student: ModelShape, teacher: ModelSha
     """Linear maps beside the student, one for each feature that is compared at the teacher's width."""
     if teacher is None or not has_projections(recipe, student, teacher):
         return 0
-    weights = recipe.losses.weights
-    maps = int(weights.encoder > 0) + 2 * int(weights.embedding > 0)
-    maps += (student.encoder_layers + student.decoder_layers) if weights.hidden else 0
+    asked = recipe.losses.weights.request(layers_of(student))
+    maps = int(asked.encoder_output) + len(asked.embeddings) + sum(len(layers) for layers in asked.hidden.values())
     return maps * (student.width * teacher.width + teacher.width)

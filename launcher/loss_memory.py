@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launcher.job import FULL, Job, has_projections, kernel
+from distill_engine.losses.config import LossesSection
+from distill_engine.losses.terms.protocol import Operand
+from distill_engine.values import AttentionKind, FeatureRequest, Stack
+from launcher.job import FULL, Job, has_projections, kernel, layers_of
 from launcher.shapes import ModelShape
 
 # Of distill_engine.losses, which a login node without torch cannot import; a test keeps them equal.
@@ -28,23 +31,32 @@ class Attention:
 
 
 def attentions(job: Job) -> Iterator[Attention]:
-    """The kinds that have a weight."""
-    weights, student = job.recipe.losses.weights, job.student
-    contexts, labels, data = job.contexts, job.labels, job.recipe.data
-    if weights.self_attention:
-        yield Attention(student.encoder_layers, contexts, contexts, contexts * data.context_tokens)
-        yield Attention(student.decoder_layers, labels, labels, labels * data.label_tokens)
-    if weights.cross_attention:
-        yield Attention(student.decoder_layers, labels, contexts, labels * data.context_tokens)
+    """Those of terms with a weight."""
+    data = job.recipe.data
+    for asked in _needs(job, "scores"):
+        for kind, layers in asked.attention.items():
+            queries, keys = job.positions(kind.query_stack), job.positions(_keys(kind))
+            length = data.context_tokens if _keys(kind) is Stack.ENCODER else data.label_tokens
+            yield Attention(len(layers), queries, keys, queries * length)
+
+
+def _keys(kind: AttentionKind) -> Stack:
+    return Stack.DECODER if kind is AttentionKind.DECODER_SELF else Stack.ENCODER
+
+
+def _needs(job: Job, operand: Operand) -> list[FeatureRequest]:
+    """What each term of this operand looks at in the student."""
+    layers = layers_of(job.student)
+    return [term.needs(layers) for term in job.recipe.losses.weights.terms if term.operand == operand]
 
 
 def compared_tokens(job: Job) -> list[int]:
     """Positions of every comparison of hidden vectors: encoder output, embeddings, mapped layers."""
-    weights, student = job.recipe.losses.weights, job.student
-    found = [job.contexts] if weights.encoder else []
-    found += [job.contexts, job.labels] if weights.embedding else []
-    if weights.hidden:
-        found += student.encoder_layers * [job.contexts] + student.decoder_layers * [job.labels]
+    found = []
+    for asked in _needs(job, "vectors"):
+        found += [job.contexts] if asked.encoder_output else []
+        found += [job.positions(stack) for stack in sorted(asked.embeddings)]
+        found += [job.positions(stack) for stack, layers in asked.hidden.items() for _ in layers]
     return found
 
 
@@ -55,18 +67,18 @@ def captured(job: Job) -> float:
     """
     if job.teacher is None:
         return 0.0
-    weights, losses, width = job.recipe.losses.weights, job.recipe.losses, job.teacher.width
-    encoder = _different(losses.encoder_layer_map, job.student.encoder_layers, job.teacher.encoder_layers)
-    decoder = _different(losses.decoder_layer_map, job.student.decoder_layers, job.teacher.decoder_layers)
-    context, label = job.contexts, job.labels
-    elements = width * context if weights.encoder else 0
-    elements += width * (context + label) if weights.embedding else 0
-    elements += width * (encoder * context + decoder * label) if weights.hidden else 0
-    elements += 2 * width * (encoder * context + decoder * label) if weights.self_attention else 0
-    elements += width * decoder * (context + label) if weights.cross_attention else 0
+    losses, width, student = job.recipe.losses, job.teacher.width, job.student
+    encoder = _different(losses.encoder_layer_map, student.encoder_layers, job.teacher.encoder_layers)
+    decoder = _different(losses.decoder_layer_map, student.decoder_layers, job.teacher.decoder_layers)
+    asked = losses.weights.request({Stack.ENCODER: tuple(range(encoder)), Stack.DECODER: tuple(range(decoder))})
+    tokens = job.contexts if asked.encoder_output else 0
+    tokens += sum(job.positions(stack) for stack in asked.embeddings)
+    tokens += sum(job.positions(stack) * len(layers) for stack, layers in asked.hidden.items())
+    for kind, layers in asked.attention.items():
+        tokens += (job.positions(kind.query_stack) + job.positions(_keys(kind))) * len(layers)
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
-    elements += label * (job.teacher.vocab if kernel(job, "prediction") == "reference" else width)
-    return float(elements * job.word * job.held_batches)
+    logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
+    return float((width * tokens + logits) * job.word * job.held_batches)
 
 
 def _different(chosen: str | list[int], student_layers: int, teacher_layers: int) -> int:
@@ -97,24 +109,35 @@ def losses(job: Job) -> float:
 
 def student_logits(job: Job) -> float:
     """The student's, where they are made whole."""
-    whole = kernel(job, "prediction") == "reference"
-    return float(job.labels * job.student.vocab * job.word) if whole else 0.0
+    return float(job.labels * job.student.vocab * job.word) if _whole_logits(job) else 0.0
+
+
+def _whole_logits(job: Job) -> bool:
+    return kernel(job, "prediction") == "reference" or job.asked.logits
 
 
 def _vocabulary(job: Job) -> _Group:
-    """Task and prediction. Whole: softmaxes in 32 bits; in blocks: one block of both models' logits."""
-    tokens, vocab, weights = job.labels, job.student.vocab, job.recipe.losses.weights
-    taught = job.teacher is not None and weights.prediction > 0
+    """Terms over the vocabulary. Whole: softmaxes in 32 bits; in blocks: one block of both models' logits."""
+    tokens, vocab, losses = job.labels, job.student.vocab, job.recipe.losses
+    taught = job.teacher is not None and any(term.taught and term.operand == "logits" for term in losses.weights.terms)
     logits = tokens * vocab
     of_hidden = tokens * job.student.width
     if kernel(job, "prediction") == "reference":
+        if taught and _needs_a_pass(losses):  # log-probabilities of both, values, slopes; the last are held
+            return _Group(logits * FULL * 2, 0.0, logits * FULL * 5)
         softmaxes = 2 if taught else 1
-        tempered = 3 if taught and job.recipe.losses.temperature != 1.0 else 0
+        tempered = 3 if taught and losses.temperature != 1.0 else 0
         rounded = job.word if job.word < FULL else 0
         return _Group(logits * FULL * (softmaxes + tempered), 0.0, logits * (FULL + rounded))
     models = 1 if job.teacher is None else 2
     block = min(models * logits * job.word, LOGIT_BLOCK_BYTES)
-    return _Group(block, of_hidden * job.word, of_hidden * FULL)
+    slopes = block / models / job.word * FULL if taught and _needs_a_pass(losses) else 0.0
+    return _Group(block, of_hidden * job.word, of_hidden * FULL + slopes)
+
+
+def _needs_a_pass(losses: LossesSection) -> bool:
+    """Whether the divergence is another than the kernels' own."""
+    return bool(losses.divergence != LossesSection.model_fields["divergence"].default)
 
 
 def _hidden(job: Job, teacher: ModelShape) -> _Group:

@@ -7,7 +7,7 @@ different moments, but they are added up: what one stream has freed another cann
 
 from __future__ import annotations
 
-from distill_engine.recipe.schema import BALANCED_BY_GRADIENT
+from distill_engine.losses.config import BALANCED_BY_GRADIENT
 from launcher.job import FULL, Job, zero
 from launcher.job import kernel as kernel_of
 from launcher.loss_memory import captured, captured_of_student, losses
@@ -182,8 +182,8 @@ def kept_activations(job: Job) -> float:
     part; the decoder's cross-attention besides, whose keys and values have the context's length. Dropout keeps a byte
     for each element. Outside the layers: the ends of both stacks and, scaled, the embeddings.
     """
-    shape, weights = job.student, job.recipe.losses.weights
-    ends = 2 + int(bool(weights.embedding) and shape.family == "blenderbot")
+    shape = job.student
+    ends = 2 + int(bool(job.asked.embeddings) and shape.family == "blenderbot")
     outside = (job.contexts + job.labels) * shape.width * (ends * job.word + _dropout(job))
     if job.recipe.student.activation_checkpointing:
         inputs = (shape.encoder_layers * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word

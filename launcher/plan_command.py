@@ -13,6 +13,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
+from distill_engine.registry import RegistryError, load_plugins
 from launcher.app import OUT, refuse, say
 from launcher.hardware import GPUS, Gpu
 from launcher.job import Job
@@ -37,11 +38,16 @@ def plan(
     / "ds_configs"
     / "teacher_zero3.json",
     overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
+    plugins: Annotated[list[str], typer.Option("--plugin", metavar="MODULE")] = [],  # noqa: B006
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
     """Memory, bytes moved and time of a step on a cluster; ends with 1 if it does not fit."""
     if gpu not in GPUS:
         refuse(f"--gpu is {gpu!r}. Known are {', '.join(GPUS)}. {did_you_mean(gpu, GPUS)}")
+    try:
+        load_plugins(plugins)
+    except RegistryError as error:
+        refuse(error)
     job = read_job(recipe, overrides, nodes, gpus_per_node, ds_config, teacher_ds_config, GPUS[gpu])
     _refuse_missing_kernels(job, gpu)
     made = make_plan(job, GPUS[gpu])

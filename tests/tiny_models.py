@@ -19,7 +19,8 @@ from transformers import (
 from distill_engine.data.order.collate import collate
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import Example, TokenLimits
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.models.bart_family import FAMILIES
 from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
@@ -33,7 +34,7 @@ PAD, START, END = 0, 1, 2
 FIRST_WORD = 5
 ENCODER_LAYERS, DECODER_LAYERS, WIDTH = 2, 4, 32
 STUDENT_SIZES = StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.0)
-ALL_TERMS = Weights(
+ALL_TERMS = LossWeights(
     task=1.0, encoder=0.5, embedding=2.0, hidden=1.5, self_attention=0.3, cross_attention=0.2, prediction=3.0
 )
 _MODELS = {
@@ -121,7 +122,7 @@ class Source:
         return self._examples[index]
 
 
-def objective(sizes: StudentSizes = STUDENT_SIZES, weights: Weights = ALL_TERMS, **options: object) -> Objective:
+def objective(sizes: StudentSizes = STUDENT_SIZES, weights: LossWeights = ALL_TERMS, **options: object) -> Objective:
     """All terms, layers mapped evenly."""
     depths = {
         Stack.ENCODER: (ENCODER_LAYERS, sizes.encoder_layers or ENCODER_LAYERS),

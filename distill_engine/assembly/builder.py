@@ -20,10 +20,12 @@ from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.teacher_replies import sample_guard
-from distill_engine.losses.dispatch import Implementation, Kernels, choose
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choose
+from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
+from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.training_data import train_loader, validation_loader
 from distill_engine.student.layer_map import resolve_layer_map
@@ -128,7 +130,7 @@ class Builder:
 
     def _objective(self) -> Objective:
         losses, student = self._recipe.losses, self._recipe.student
-        weights = Weights(**losses.weights.model_dump())
+        weights = losses.weights
         config = self._ready.teacher_config
         supervision: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
         if config is not None and weights.needs_teacher:
@@ -137,10 +139,16 @@ class Builder:
                 own = getattr(student, f"{stack.value}_layers") or depth
                 supervision[stack] = resolve_layer_map(choice, depth, own)
         return Objective(
-            weights, supervision, losses.definition, losses.temperature, losses.clamp, self._kernels(weights)
+            weights,
+            supervision,
+            losses.definition,
+            losses.temperature,
+            losses.clamp,
+            self._kernels(weights),
+            load("divergences", losses.divergence),
         )
 
-    def _kernels(self, weights: Weights) -> Kernels:
+    def _kernels(self, weights: LossWeights) -> Kernels:
         """Raises KernelError if a fused kernel is asked for that cannot run here."""
         recipe = self._recipe
         positions = recipe.batch.max_tokens or self._split.per_rank * recipe.data.label_tokens

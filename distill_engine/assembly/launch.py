@@ -35,7 +35,7 @@ from distill_engine.engine.ds_config import (
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
 from distill_engine.evaluate.teacher_replies import TeacherRepliesError
-from distill_engine.losses.dispatch import KernelError
+from distill_engine.losses.kernels.dispatch import KernelError
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError

@@ -2,7 +2,7 @@
 
 Beside the values of losses.quality there is `teacher_kl`: nats per label token by which a model's next-token
 distribution diverges from the teacher's, KL(teacher || model), at temperature 1. Large logits are not formed as a
-whole: where training would take a fused kernel for them, so does this (losses.dispatch).
+whole: where training would take a fused kernel for them, so does this (losses.kernels.dispatch).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from distill_engine.losses.dispatch import Implementation, choose, vocabulary_scores
+from distill_engine.losses.kernels.dispatch import Implementation, choose, vocabulary_scores
 from distill_engine.losses.quality import COLUMNS, TokenScores, quality_sums, quality_values, token_scores
 from distill_engine.models.adapter import adapt, family_of
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead

@@ -73,10 +73,10 @@ def quality_sums(scores: TokenScores, batch: Batch, tasks: int) -> Tensor:
 @torch.no_grad()
 def accuracy_counts(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Label positions that the student predicts, where it agrees with the teacher (None without one), and all; []."""
+) -> tuple[Tensor, Tensor | None]:
+    """Label positions that the student predicts, and where it agrees with the teacher (None without one); []."""
     correct, agreeing = _hits(student_logits, teacher_logits, labels)
-    return correct.sum(), None if agreeing is None else agreeing.sum(), (labels != IGNORED_LABEL).sum()
+    return correct.sum(), None if agreeing is None else agreeing.sum()
 
 
 def _hits(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The two terms over the vocabulary and what is predicted there: from whole logits, or from their factors in blocks.
+"""The sums over the vocabulary and what is predicted there: from whole logits, or from their factors in blocks.
 
 Training counts hits; validation wants to know them position by position, because it sums by task and counts examples
 whose every token is predicted.
@@ -6,18 +6,18 @@ whose every token is predicted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from distill_engine.losses.dispatch import Implementation, vocabulary_scores, vocabulary_sums
-from distill_engine.losses.prediction import prediction_sum, task_and_prediction_sums, task_sum
+from distill_engine.losses.divergences.forward_kl import FORWARD_KL
+from distill_engine.losses.divergences.protocol import Divergence
+from distill_engine.losses.kernels.dispatch import Implementation, vocabulary_scores, vocabulary_sums
+from distill_engine.losses.kernels.prediction import divergence_sum, task_and_prediction_sums, task_sum
 from distill_engine.losses.quality import TokenScores, accuracy_counts, token_scores
-from distill_engine.values import IGNORED_LABEL, Features
-
-TERMS = ("task", "prediction")
+from distill_engine.values import Features
 
 
 class Hits(NamedTuple):
@@ -33,55 +33,71 @@ class Hits(NamedTuple):
     agreeing: Tensor | None
 
 
-@dataclass(frozen=True)
-class VocabularyTerms:
-    """Computes those terms that are active, float32 sums [] by name."""
+class Sums(NamedTuple):
+    """Sums over label positions, [] float32 (terms.protocol.VocabularySums)."""
 
-    active: Collection[str]
+    task: Tensor
+    divergence: Tensor
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How the sums are computed. `task`, `divergence`: whether anybody asks for them."""
+
+    task: bool
+    divergence: bool
     implementation: Implementation
     temperature: float
+    measure: Divergence = FORWARD_KL
 
     def sums_and_hits(
-        self, student: Features, teacher: Features | None, labels: Tensor
-    ) -> tuple[dict[str, Tensor], Hits]:
-        """With gradients for the student; labels [B, T]."""
-        if student.logits is not None:
+        self, student: Features, teacher: Features | None, labels: Tensor, count: Tensor
+    ) -> tuple[Sums, Hits]:
+        """With gradients for the student; labels [B, T], count [] of label tokens."""
+        if not self._in_blocks(student):
+            assert student.logits is not None
             whole = None if teacher is None else teacher.logits
-            correct, agreeing, count = accuracy_counts(student.logits.detach(), whole, labels)
+            correct, agreeing = accuracy_counts(student.logits.detach(), whole, labels)
             return self._from_logits(student, teacher, labels), Hits(count, correct, agreeing)
-        assert self.implementation != "reference" and student.head is not None
+        assert student.head is not None
         head = None if teacher is None else teacher.head
-        task, prediction, hits = vocabulary_sums(self.implementation, student.head, head, labels, self.temperature)
-        count, agreeing = (labels != IGNORED_LABEL).sum(), None if head is None else hits[1]
-        return self._named(task, prediction), Hits(count, hits[0], agreeing)
+        task, divergence, hits = vocabulary_sums(
+            self.implementation, student.head, head, labels, self.temperature, self._measured
+        )
+        return Sums(task, divergence), Hits(count, hits[0], None if head is None else hits[1])
 
-    def sums_and_scores(
-        self, student: Features, teacher: Features | None, labels: Tensor
-    ) -> tuple[dict[str, Tensor], TokenScores]:
+    def sums_and_scores(self, student: Features, teacher: Features | None, labels: Tensor) -> tuple[Sums, TokenScores]:
         """The same sums without gradients, and how every position is predicted; labels [B, T]."""
-        if student.logits is not None:
+        if not self._in_blocks(student):
+            assert student.logits is not None
             whole = None if teacher is None else teacher.logits
             return self._from_logits(student, teacher, labels), token_scores(student.logits, whole, labels)
-        assert self.implementation != "reference" and student.head is not None
+        assert student.head is not None
         head = None if teacher is None else teacher.head
-        scores = vocabulary_scores(self.implementation, student.head, head, labels, self.temperature)
+        scores = vocabulary_scores(
+            self.implementation, student.head, head, labels, self.temperature, self._measured
+        )
         divergence = scores.loss.new_zeros(()) if scores.divergence is None else scores.divergence
-        return self._named(scores.loss.sum().float(), divergence.sum().float()), scores
+        return Sums(scores.loss.sum().float(), divergence.sum().float()), scores
 
-    def _named(self, task: Tensor, prediction: Tensor) -> dict[str, Tensor]:
-        return {name: value for name, value in zip(TERMS, (task, prediction), strict=True) if name in self.active}
+    def _in_blocks(self, student: Features) -> bool:
+        return self.implementation != "reference" and student.head is not None
 
-    def _from_logits(self, student: Features, teacher: Features | None, labels: Tensor) -> dict[str, Tensor]:
+    @property
+    def _measured(self) -> Divergence:
+        """Another divergence than the kernels' own costs passes of its own: only where it is asked for."""
+        return self.measure if self.divergence else FORWARD_KL
+
+    def _from_logits(self, student: Features, teacher: Features | None, labels: Tensor) -> Sums:
         assert student.logits is not None
-        wanted = [name for name in TERMS if name in self.active]
-        if wanted == ["task", "prediction"] and self.temperature == 1.0:  # one softmax serves both
-            return self._named(*task_and_prediction_sums(student.logits, _logits(teacher), labels))
-        sums = {}
-        if "task" in wanted:
-            sums["task"] = task_sum(student.logits, labels)
-        if "prediction" in wanted:
-            sums["prediction"] = prediction_sum(student.logits, _logits(teacher), labels, self.temperature)
-        return sums
+        if self.task and self.divergence and self.temperature == 1.0 and self.measure is FORWARD_KL:
+            return Sums(*task_and_prediction_sums(student.logits, _logits(teacher), labels))  # one softmax serves both
+        none = student.logits.new_zeros((), dtype=torch.float32)
+        task = task_sum(student.logits, labels) if self.task else none
+        if not self.divergence:
+            return Sums(task, none)
+        right = _logits(teacher)
+        return Sums(task, divergence_sum(self.measure, student.logits, right, labels, self.temperature))
 
 
 def _logits(teacher: Features | None) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distill_engine.losses.config import BALANCED_BY_GRADIENT, LossesSection
 from distill_engine.recipe.problem import Problem
-from distill_engine.recipe.schema import BALANCED_BY_GRADIENT, LossesSection, Recipe
+from distill_engine.recipe.schema import Recipe
 
 _READ_BY = {  # setting -> the methods that read it
     "balance_start_steps": ("initial_scale",),
@@ -13,23 +14,17 @@ _READ_BY = {  # setting -> the methods that read it
     "balance_smoothing": BALANCED_BY_GRADIENT,
     "balance_limit": (*BALANCED_BY_GRADIENT, "initial_scale"),
 }
-_PAIRS = ("embedding", "hidden", "self_attention")  # one weight, a term of the encoder and one of the decoder
 
 
 def _used(recipe: Recipe) -> list[str]:
     """Names of the weights above 0."""
-    return [name for name, weight in recipe.losses.weights.model_dump().items() if weight > 0]
-
-
-def _terms(weights: list[str]) -> int:
-    """How many terms have one of these weights."""
-    return sum(2 if name in _PAIRS else 1 for name in weights)
+    return list(dict.fromkeys(term.weight for term in recipe.losses.weights.terms))
 
 
 def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
     """One term alone is in balance."""
     used = _used(recipe)
-    if recipe.losses.balance != "none" and _terms(used) == 1:
+    if recipe.losses.balance != "none" and len(recipe.losses.weights.terms) == 1:
         yield Problem(
             "losses.balance",
             f"is {recipe.losses.balance}, but {used[0]} is the only term with a weight (losses.weights)",
@@ -41,7 +36,7 @@ def there_is_something_to_balance(recipe: Recipe) -> Iterator[Problem]:
 def there_is_something_to_share_out(recipe: Recipe) -> Iterator[Problem]:
     """Alignment shares out what the terms beside the anchor pull."""
     used = _used(recipe)
-    if recipe.losses.balance == "gradient_alignment" and _terms(used) == 2:
+    if recipe.losses.balance == "gradient_alignment" and len(recipe.losses.weights.terms) == 2:
         yield Problem(
             "losses.balance",
             f"is gradient_alignment, but losses.weights leave two terms ({', '.join(used)})",

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from distill_engine.losses.config import LossWeights
 from distill_engine.recipe.problem import Problem, did_you_mean, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.yaml_text import Path, dotted
@@ -21,6 +23,7 @@ PLAIN_RULES = {
     "bool_type": "be true or false",
     "list_type": "be a list",
     "tuple_type": "be a list",
+    "dict_type": "be a section of `key: value` lines",
     "model_type": "be a section of `key: value` lines",
     "model_attributes_type": "be a section of `key: value` lines",
 }
@@ -73,7 +76,7 @@ def _rule(error: ErrorDetails) -> str:
 
 def _unknown_key(path: Path) -> Problem:
     key, section = str(path[-1]), _section_at(path[:-1])
-    known = list(section.model_fields) if section else []
+    known = list(fields_of(section)) if section else []
     home = _elsewhere(key)
     suggestion = did_you_mean(key, known) or (f"Did you mean {home}?" if home else "")
     rule = f"The keys here are: {', '.join(known)}" if known else "Nothing can stand below this key"
@@ -92,7 +95,7 @@ def _remedy(path: Path, errors: list[ErrorDetails]) -> str:
         return "Write a plain number, without quotes or units."
     if kind == "string_type":
         return "Quote it if a text is meant."
-    if value is None and kind in ("model_type", "model_attributes_type"):
+    if value is None and kind in ("dict_type", "model_type", "model_attributes_type"):
         return "Give it keys, or delete the line."
     return ""
 
@@ -100,13 +103,18 @@ def _remedy(path: Path, errors: list[ErrorDetails]) -> str:
 def _meaning(path: Path) -> str:
     """The sentence that documents the field at `path`, if it has one."""
     section = _section_at(path[:-1])
-    field = section.model_fields.get(str(path[-1])) if section and path else None
+    field = fields_of(section).get(str(path[-1])) if section and path else None
     return f"Meaning: {field.description.rstrip('.')}." if field and field.description else ""
+
+
+def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
+    """A section's keys; those of loss weights are the registered terms'."""
+    return section.fields() if issubclass(section, LossWeights) else section.model_fields
 
 
 def _annotation_at(path: Path) -> Any:
     section = _section_at(path[:-1])
-    field = section.model_fields.get(str(path[-1])) if section and path else None
+    field = fields_of(section).get(str(path[-1])) if section and path else None
     return field.annotation if field else None
 
 
@@ -115,7 +123,7 @@ def _section_at(path: Path) -> type[BaseModel] | None:
     section: type[BaseModel] | None = Recipe
     for part in path:
         if isinstance(part, str) and section is not None:
-            field = section.model_fields.get(part)
+            field = fields_of(section).get(part)
             section = _section_in(field.annotation) if field else None
     return section
 
@@ -138,7 +146,7 @@ def _elsewhere(key: str) -> str:
 
 
 def _all_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in section.model_fields.items():
+    for name, field in fields_of(section).items():
         yield prefix + name
         inner = _section_in(field.annotation)
         if inner is not None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any, shown
-from distill_engine.recipe.schema import LayerMap, LossWeights, Recipe, TeacherSection
+from distill_engine.recipe.schema import Recipe, TeacherSection
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 
 __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "check_tokenizer", "raise_if_any"]
@@ -51,9 +52,8 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
 
 
 def used_weights(weights: LossWeights, *, distillation_only: bool = True) -> dict[str, float]:
-    """Terms with a weight above 0; `task` is the one term that is no distillation."""
-    left_out = ("task",) if distillation_only else ()
-    return {name: value for name, value in weights.model_dump().items() if value > 0 and name not in left_out}
+    """Weights above 0; `distillation_only`: of terms that compare with a teacher."""
+    return {term.weight: weights[term.weight] for term in weights.terms if term.taught or not distillation_only}
 
 
 def something_is_learnt(recipe: Recipe) -> Iterator[Problem]:

@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
 
-LayerMapName = Literal["parlai", "uniform", "first_last", "first"]
-LayerMap = LayerMapName | list[int]
 Placement = Literal["zero3", "node", "replica", "offload"]
 
 
@@ -66,63 +65,6 @@ class StudentSection(Section):
         "between equal widths, as ParlAI's narrow agents.",
     )
     activation_checkpointing: bool = Field(False, description="Recompute layers in the backward pass.")
-
-
-class LossWeights(Section):
-    """Coefficient of every loss term. At 0 a term is neither captured nor computed."""
-
-    task: NonNegative = Field(1.0, description="Cross-entropy with the gold reply.")
-    encoder: NonNegative = Field(0.0, description="Mean squared error of the encoder's output.")
-    embedding: NonNegative = Field(0.0, description="MSE of token embeddings, encoder and decoder summed.")
-    hidden: NonNegative = Field(0.0, description="MSE of mapped layers' outputs, encoder and decoder summed.")
-    self_attention: NonNegative = Field(0.0, description="MSE of self-attention scores before softmax, both stacks.")
-    cross_attention: NonNegative = Field(0.0, description="MSE of encoder-decoder attention scores before softmax.")
-    prediction: NonNegative = Field(0.0, description="KL divergence from the teacher's next-token distribution.")
-
-
-KernelChoice = Literal["auto", "fused", "reference"]
-
-
-class KernelsSection(Section):
-    """Which implementation computes the losses; all give the same numbers.
-
-    fused: never builds the big matrices (Triton on GPUs, blocks in PyTorch on CPUs); reference: whole matrices;
-    auto: fused wherever it pays.
-    """
-
-    attention: KernelChoice = Field("auto", description="Self- and cross-attention terms.")
-    hidden: KernelChoice = Field("auto", description="Encoder, embedding and hidden terms with their projections.")
-    prediction: KernelChoice = Field("auto", description="Task and prediction terms with the output embeddings.")
-
-
-BALANCED_BY_GRADIENT = ("gradient_alignment", "gradient_norm")  # values of losses.balance that measure gradients
-
-
-class LossesSection(Section):
-    """What is minimised."""
-
-    definition: Literal["parlai", "invariant"] = Field(
-        "invariant",
-        description="invariant: sums over valid elements / global counts, independent of padding, split and ranks; "
-        "parlai: ParlAI's numbers (means per micro-batch and rank, padded keys counted).",
-    )
-    weights: LossWeights = Field(default_factory=lambda: LossWeights())
-    balance: Literal["none", "initial_scale", "gradient_norm", "gradient_alignment"] = Field(
-        "none",
-        description="Others than none: weights are importances; each is multiplied by a factor that makes its term "
-        "begin as large as the task term, pull as hard, or as far as it agrees with prediction (docs/balancing.md).",
-    )
-    balance_start_steps: PositiveInt = Field(20, description="initial_scale: factors come from the first N steps.")
-    balance_every_steps: PositiveInt = Field(200, description="By gradient: factors are updated every N steps.")
-    balance_smoothing: Fraction = Field(0.7, description="By gradient: share of the old in each new average.")
-    balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
-    temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
-    clamp: Positive | None = Field(
-        65504.0, description="Largest squared error of one element (embedding, hidden, attention); null: no clamp."
-    )
-    encoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each encoder layer.")
-    decoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each decoder layer.")
-    kernels: KernelsSection = Field(default_factory=lambda: KernelsSection(), description="Who computes the losses.")
 
 
 class TaskSource(Section):

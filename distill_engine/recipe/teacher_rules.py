@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from distill_engine.losses.config import LayerMap
 from distill_engine.recipe.problem import Problem, shown
-from distill_engine.recipe.schema import LayerMap, Recipe
+from distill_engine.recipe.schema import Recipe
+from distill_engine.values import Stack
 
 FAMILIES = ("blenderbot", "bart")
 
 # Vocabularies are padded so that their size suits the hardware; a larger gap is another vocabulary.
 MAX_UNUSED_ROWS = 256
+
+_NO_LAYERS: Mapping[Stack, tuple[int, ...]] = dict.fromkeys(Stack, ())  # which features, not how many
 
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -78,18 +82,20 @@ def family_is_the_teachers(recipe: Recipe, teacher: TeacherShape) -> Iterator[Pr
 
 def heads_agree(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
     """Attention terms compare head by head."""
-    stacks = {"self_attention": ("encoder", "decoder"), "cross_attention": ("decoder",)}
-    for term, asked in stacks.items():
-        weight = getattr(recipe.losses.weights, term)
-        heads = recipe.student.heads
-        wrong = [stack for stack in asked if heads is not None and heads != teacher.heads(stack)]
-        if weight > 0 and wrong:
-            has = teacher.heads(wrong[0])
+    heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
+    for term in recipe.losses.weights.terms:
+        if term.operand == "scores":
+            kinds = term.needs(_NO_LAYERS).attention
+            stacks.setdefault(term.weight, []).extend(kind.query_stack for kind in kinds)
+    for name, asked in stacks.items():
+        wrong = [stack.value for stack in asked if heads is not None and heads != teacher.heads(stack.value)]
+        if wrong:
+            has, weight = teacher.heads(wrong[0]), recipe.losses.weights[name]
             yield Problem(
-                f"losses.weights.{term}",
+                f"losses.weights.{name}",
                 f"is {weight:g}, but the teacher has {has} heads and the student {heads} (student.heads)",
                 "Attention matrices can only be compared head by head",
-                f"Set student.heads: {has}, or losses.weights.{term}: 0",
+                f"Set student.heads: {has}, or losses.weights.{name}: 0",
             )
 
 
@@ -145,10 +151,11 @@ def explicit_maps_point_into_the_teacher(recipe: Recipe, teacher: TeacherShape) 
 
 def _maps_in_use(recipe: Recipe, stack: str) -> dict[str, LayerMap]:
     """Path -> map, for the maps of this stack that decide something."""
-    weights, maps = recipe.losses.weights, {}
+    maps = {}
     if recipe.student.init == "teacher_layers":
         maps[f"student.{stack}_init_map"] = getattr(recipe.student, f"{stack}_init_map")
-    if weights.hidden or weights.self_attention or (stack == "decoder" and weights.cross_attention):
+    asked = recipe.losses.weights.request(_NO_LAYERS)
+    if Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
         maps[f"losses.{stack}_layer_map"] = getattr(recipe.losses, f"{stack}_layer_map")
     return maps
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from distill_engine.reports import page, plots
 from distill_engine.reports.history import RunHistory, RunHistoryError
-from distill_engine.telemetry.metrics import TERMS, describe, sections
+from distill_engine.telemetry.metrics import describe, sections, terms
 from distill_engine.telemetry.progress_view import about, number, quantity
 from distill_engine.telemetry.sinks import Record
 
@@ -91,7 +91,7 @@ def _line_plot(history: RunHistory, name: str) -> str:
 
 def _terms(history: RunHistory, names: Sequence[str]) -> list[str]:
     """Each raw term alone (their scales differ by orders of magnitude), and all weighted ones as shares."""
-    weighted = [f"train/term/{term}/weighted" for term in TERMS if f"train/term/{term}/weighted" in names]
+    weighted = [f"train/term/{term}/weighted" for term in terms() if f"train/term/{term}/weighted" in names]
     drawn = []
     if weighted:
         series = {name.split("/")[2].replace("_", " "): history.series(name) for name in weighted}
@@ -101,7 +101,7 @@ def _terms(history: RunHistory, names: Sequence[str]) -> list[str]:
             drawn.append(page.plot(plots.shares("share of the loss", series), text, wide=True))
         svg = plots.lines("weighted terms", series, "loss", log=True, wide=True)
         drawn.append(page.plot(svg, "Each term times its weight.", wide=True))
-    for term, meaning in TERMS.items():
+    for term, meaning in terms().items():
         name = f"train/term/{term}/raw"
         if name in names:
             series = {kind: history.series(f"{kind}/term/{term}/raw") for kind in ("train", "valid")}
@@ -137,7 +137,7 @@ def _balance(history: RunHistory, names: Sequence[str]) -> list[str]:
 def _layers(history: RunHistory, names: Sequence[str]) -> list[str]:
     """A heat map per term: which layer pair is far from its teacher, and when it came closer."""
     drawn = []
-    for term in TERMS:
+    for term in terms():
         own = sorted((n for n in names if n.split("/")[2] == term), key=lambda name: int(name.rsplit("/", 1)[1]))
         if not own:
             continue

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_engine.reports.history import RunHistory
-from distill_engine.telemetry.metrics import TERMS, describe
+from distill_engine.telemetry.metrics import describe, terms
 from distill_engine.telemetry.progress_view import ProgressState, picture, quantity
 from distill_engine.telemetry.sinks import Record
 
@@ -32,8 +32,8 @@ def watch_view(history: RunHistory, spinner: Spinner, height: int) -> Renderable
     """The whole picture for a terminal of `height` lines; what does not fit is left out from the bottom up."""
     state = progress_state(history)
     parts: list[RenderableType] = [picture(state, history.seconds, spinner, height)]
-    terms = [term for term in TERMS if f"train/term/{term}/raw" in state.train]
-    room = height - _PICTURE_LINES - len(terms) - _FRAME_LINES
+    shown = [term for term in terms() if f"train/term/{term}/raw" in state.train]
+    room = height - _PICTURE_LINES - len(shown) - _FRAME_LINES
     names = trend_names(history)[: max(0, room)]
     if names:
         parts.append(_trends(history, names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Averages:
         self._device = torch.device(device)
         self._declared = tuple(names)
         self._cells: dict[str, tuple[Tensor, Tensor]] = {}
+        self._packs: dict[tuple[str, ...], Tensor] = {}  # [N + K]: sums, counts
+        self._known: dict[tuple[str, ...], list[float]] = {}  # counts that the host knows
         self._reset()
 
     def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
@@ -35,6 +37,16 @@ class Averages:
         held[0].add_(total.detach())
         held[1].add_(count.detach() if isinstance(count, Tensor) else count)
 
+    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] = ()) -> None:
+        """Adds many at once, by one operation on the device: values [N + K], first every total, then the counts of the
+        first K names; those of the others, which the host knows, are `counts`."""
+        held = self._packs.get(names)
+        if held is None:
+            held = self._packs[names] = torch.zeros(len(values), dtype=torch.float64, device=self._device)
+            self._known[names] = [0.0] * len(counts)
+        held.add_(values.detach())
+        self._known[names] = [known + more for known, more in zip(self._known[names], counts, strict=True)]
+
     def reduce(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Global total / count per name, names sorted; starts over afterwards.
 
@@ -42,6 +54,7 @@ class Averages:
         tensors. A name whose global count is 0 is left out. This is the only place that waits for the device.
         Raises RanksDisagreeError when the ranks hold equally many but different names.
         """
+        self._unpack()
         names = sorted(self._cells)
         signature = float(zlib.crc32("\n".join(names).encode()))
         check = torch.tensor([1.0, signature], dtype=torch.float64, device=self._device)
@@ -61,7 +74,15 @@ class Averages:
             if count != 0
         }
 
+    def _unpack(self) -> None:
+        """What was added together goes to the cells of its names."""
+        for names, held in self._packs.items():
+            totals, counts = held[: len(names)], [*held[len(names) :], *self._known[names]]
+            for name, total, count in zip(names, totals, counts, strict=True):
+                self.add(name, total, count)
+
     def _reset(self) -> None:
+        self._packs, self._known = {}, {}
         self._cells = {name: self._zeros() for name in self._declared}
 
     def _zeros(self) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distill_engine.telemetry.metrics import LAYERED_TERMS, TERMS, Metric, describe, sections
+from distill_engine.registry import load
+from distill_engine.telemetry.metrics import Metric, describe, layered_terms, sections, terms
 
 Style = Literal["line", "pct-area"]
 
@@ -136,9 +137,9 @@ def _panel(metric: Metric) -> PanelPlan:
 def _term_panels(metric: Metric) -> list[PanelPlan]:
     """Raw: a panel per term (their scales differ). Weighted: all together, as values and as shares of the total.
     By layer: a panel per term that has layers."""
-    names = [metric.name.replace("{term}", term) for term in TERMS]
+    names = [metric.name.replace("{term}", term) for term in terms()]
     if "{layer}" in metric.name:
-        own = [metric.name.replace("{term}", term) for term in LAYERED_TERMS]
+        own = [metric.name.replace("{term}", term) for term in layered_terms()]
         return [PanelPlan(_title(name), pattern=_expression(name), log=True) for name in own]
     if metric.name.endswith("/{term}"):  # of one unit for all terms: together
         style: Style = "pct-area" if metric.unit == "share" else "line"
@@ -154,11 +155,11 @@ def _term_panels(metric: Metric) -> list[PanelPlan]:
 
 def _attention() -> SectionPlan:
     """Encoder, decoder and cross attention beside each other, and layer by layer."""
-    terms = [term for term in TERMS if term.endswith("_attention")]
-    raw = tuple(f"train/term/{term}/raw" for term in terms)
-    weighted = tuple(f"train/term/{term}/weighted" for term in terms)
+    compared = [term for term in terms() if load("terms", term).operand == "scores"]
+    raw = tuple(f"train/term/{term}/raw" for term in compared)
+    weighted = tuple(f"train/term/{term}/weighted" for term in compared)
     layers = [
-        PanelPlan(f"{term} by layer", pattern=_expression(f"train/term/{term}/layer/{{layer}}")) for term in terms
+        PanelPlan(f"{term} by layer", pattern=_expression(f"train/term/{term}/layer/{{layer}}")) for term in compared
     ]
     panels = (PanelPlan("attention, raw", raw, log=True), PanelPlan("attention, weighted", weighted, log=True), *layers)
     return SectionPlan("Attention", panels, is_open=False)
@@ -177,7 +178,7 @@ def _twins(name: str) -> list[str]:
 def _is_second(name: str) -> bool:
     """Whether a metric is drawn with its training twin."""
     kind, _, rest = name.partition("/")
-    plain = rest.replace("{term}", next(iter(TERMS)))
+    plain = rest.replace("{term}", next(iter(terms())))
     return kind == "valid" and "{task}" not in rest and _registered(f"train/{plain}")
 
 

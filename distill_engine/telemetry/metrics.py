@@ -2,7 +2,7 @@
 
 Names are paths (`valid/ppl`). Patterns hold placeholders that stand for part of a run's own words:
 
-    {term}    a loss term, one of TERMS             {layer}   0-based position among the term's mapped layers
+    {term}    a registered loss term                {layer}   0-based position among the term's mapped layers
     {task}    a task's label in the recipe          {metric}  what follows `valid/` in a validation metric
 
 `python -m distill_engine.telemetry.metrics` prints `docs/metrics.md`.
@@ -19,24 +19,10 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
+from distill_engine.registry import load, names, rows
+
 Direction = Literal["lower", "higher", "neither"]
 
-TERMS: Mapping[str, str] = MappingProxyType(
-    {
-        "task": "cross-entropy with the gold reply",
-        "encoder": "squared error of the encoder's output",
-        "encoder_embedding": "squared error of the encoder's token embeddings",
-        "decoder_embedding": "squared error of the decoder's token embeddings",
-        "encoder_hidden": "squared error of the mapped encoder layers' outputs",
-        "decoder_hidden": "squared error of the mapped decoder layers' outputs",
-        "encoder_self_attention": "squared error of encoder self-attention scores before softmax",
-        "decoder_self_attention": "squared error of decoder self-attention scores before softmax",
-        "cross_attention": "squared error of encoder-decoder attention scores before softmax",
-        "prediction": "KL divergence from the teacher's next-token distribution",
-    }
-)
-# terms that are compared layer by layer, so that `train/term/{term}/layer/{layer}` exists
-LAYERED_TERMS = tuple(term for term in TERMS if term.endswith(("_hidden", "_attention")))
 TIME_PARTS: Mapping[str, str] = MappingProxyType(
     {
         "teacher": "the teacher's forward pass",
@@ -48,6 +34,16 @@ TIME_PARTS: Mapping[str, str] = MappingProxyType(
         "other": "everything else",
     }
 )
+
+
+def terms() -> dict[str, str]:
+    """Every registered loss term and what it measures, in the registry's order."""
+    return dict(rows("terms"))
+
+
+def layered_terms() -> tuple[str, ...]:
+    """Those that are compared layer by layer, so that `train/term/{term}/layer/{layer}` exists."""
+    return tuple(name for name in names("terms") if load("terms", name).layered)
 
 
 class UnknownMetricError(KeyError):
@@ -177,17 +173,20 @@ REGISTRY: tuple[Metric, ...] = (
     ),
 )
 
-_PLACEHOLDERS = {"term": "|".join(TERMS), "task": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
+_PLACEHOLDERS = {"task": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
+@lru_cache(maxsize=4)
+def _expressions(known_terms: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], Metric], ...]:
+    placeholders = {"term": "|".join(known_terms), **_PLACEHOLDERS}
+    return tuple((_expression(metric.name, placeholders), metric) for metric in REGISTRY)
+
+
+def _expression(pattern: str, placeholders: Mapping[str, str]) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", pattern)
     literal = [re.escape(part) for part in parts[::2]]
-    groups = [f"(?P<{name}>{_PLACEHOLDERS[name]})" for name in parts[1::2]]
+    groups = [f"(?P<{name}>{placeholders[name]})" for name in parts[1::2]]
     return re.compile("".join(a + b for a, b in zip(literal, [*groups, ""], strict=True)))
-
-
-_EXPRESSIONS = tuple((_expression(metric.name), metric) for metric in REGISTRY)
 
 
 @lru_cache(maxsize=4096)
@@ -197,7 +196,7 @@ def describe(name: str) -> Metric:
     `best/X` takes unit and direction from `valid/X`.
     Raises UnknownMetricError (a KeyError) when nothing in the registry matches.
     """
-    for expression, metric in _EXPRESSIONS:
+    for expression, metric in _expressions(names("terms")):
         found = expression.fullmatch(name)
         if found is None:
             continue
@@ -259,8 +258,8 @@ def render_markdown() -> str:
     lines = [_HEADER]
     for section, metrics in sections().items():
         lines += [f"## {section}", "", *_table(metrics), ""]
-    terms = [f"| `{name}` | {meaning} |" for name, meaning in TERMS.items()]
-    lines += ["## Values of `{term}`", "", "| term | what it measures |", "|---|---|", *terms, ""]
+    listed = [f"| `{name}` | {meaning} |" for name, meaning in terms().items()]
+    lines += ["## Values of `{term}`", "", "| term | what it measures |", "|---|---|", *listed, ""]
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.telemetry.metrics import TERMS, describe
+from distill_engine.telemetry.metrics import describe, terms
 
 _FRAME_LINES = 10
 _RATES = {"lr": "train/lr", "tokens/s": "train/tokens_per_second"}
@@ -89,7 +89,7 @@ def train_line(state: ProgressState, seconds: float) -> str:
     values = state.train
     parts = [f"{duration(seconds)}  {_steps(state)}"]
     parts += _named(values, {"loss": "train/total"})
-    parts += _named(values, {term: f"train/term/{term}/raw" for term in TERMS})
+    parts += _named(values, {term: f"train/term/{term}/raw" for term in terms()})
     parts += _named(values, {"ppl": "train/ppl", **_RATES})
     if state.eta_seconds is not None:
         parts.append(f"left {about(state.eta_seconds)}")
@@ -121,9 +121,9 @@ def picture(state: ProgressState, elapsed_seconds: float, spinner: Spinner, heig
         rows.append(ProgressBar(total=state.total_steps, completed=state.step, complete_style="cyan"))
     if state.train or state.valid:
         rows += ["", _numbers(state)]
-    terms = [term for term in TERMS if f"train/term/{term}/raw" in state.train]
-    if terms and height >= _FRAME_LINES + len(terms):
-        rows += ["", _terms(state.train, terms)]
+    shown = [term for term in terms() if f"train/term/{term}/raw" in state.train]
+    if shown and height >= _FRAME_LINES + len(shown):
+        rows += ["", _terms(state.train, shown)]
     title = Text(f" {state.title} ", style="bold")
     return Panel(Group(*rows), title=title, title_align="left", border_style="dim", padding=(0, 1))
 

@@ -1,7 +1,7 @@
 """Factors that make the weights of a recipe mean the same for every teacher and dataset: pure state machines.
 
 The recipe's weights are then relative importances. With weight w_t, factor f_t and size s_t of term t, and the anchor
-a (the task term, or the first of ANCHORS that is active; its factor stays 1, so the learning rate keeps its meaning):
+a (`anchor_of`: the task term, where it is active; its factor stays 1, so the learning rate keeps its meaning):
 
     f_t = s_a / s_t,  within [SMALLEST_FACTOR, limit],  so that  w_t f_t s_t : w_a s_a  =  w_t : w_a
 
@@ -12,8 +12,8 @@ a (the task term, or the first of ANCHORS that is active; its factor stays 1, so
                   learnt, as VQGAN's adaptive weight is (Esser et al., CVPR 2021, eq. 7).
 
 GradientAlignment goes on from GradientNorm's factors g_t: what the other terms pull together stays, as far as the limit
-lets it, and is shared out by the agreement c_t, the cosine between a term's gradient and the reference's (prediction,
-or the first of REFERENCES that is active), the mean over the weight matrices that the reference reaches
+lets it, and is shared out by the agreement c_t, the cosine between a term's gradient and the reference's
+(`reference_of`: prediction, where it is active), the mean over the weight matrices that the reference reaches
 (TermGradients.agreements):
 
     f_t = g_t c_t  sum_u w_u / sum_u w_u c_u      u: all terms but the anchor;  c_t at least LEAST_AGREEMENT
@@ -34,13 +34,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from distill_engine.registry import load
+
 NOTHING: Mapping[str, float] = MappingProxyType({})
 CurrentFactors = Callable[[], Mapping[str, float] | None]  # those of the moment; None: the recipe's weights as they are
 
 SMALLEST_FACTOR = 1e-6
 LEAST_AGREEMENT = 0.01  # a term that is at odds with the reference still is seen, and may come to agree
-ANCHORS = ("task", "prediction")
-REFERENCES = ("prediction", "task")  # the teacher's distribution says more than one label does
 
 
 class Balance(Protocol):
@@ -48,7 +48,7 @@ class Balance(Protocol):
 
     @property
     def factors(self) -> dict[str, float]:
-        """Factor of every active term, in TERMS order."""
+        """Factor of every active term, in the registry's order."""
 
     def due(self, attempt: int) -> bool:
         """Whether the sizes at this attempt of a step are wanted. Depends on nothing but the attempt."""
@@ -69,13 +69,15 @@ def no_factors() -> None:
 
 
 def anchor_of(terms: Sequence[str]) -> str:
-    """The term whose factor stays 1: the task, else prediction, else the first."""
-    return next((term for term in ANCHORS if term in terms), terms[0])
+    """The term whose factor stays 1: the first over the vocabulary (the task, else prediction), else the first."""
+    return next((term for term in terms if load("terms", term).operand == "logits"), terms[0])
 
 
 def reference_of(terms: Sequence[str]) -> str:
-    """The term that others should agree with: prediction, else the task, else the first."""
-    return next((term for term in REFERENCES if term in terms), terms[0])
+    """The term that others should agree with: the first over the vocabulary that compares with the teacher, whose
+    distribution says more than one label does (prediction), else the anchor."""
+    found = ((term, load("terms", term)) for term in terms)
+    return next((name for name, term in found if term.operand == "logits" and term.taught), anchor_of(terms))
 
 
 class InitialScale:

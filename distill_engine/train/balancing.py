@@ -77,7 +77,7 @@ class Balancer:
 
     @property
     def factors(self) -> dict[str, float]:
-        """Of every active term, in TERMS order."""
+        """Of every active term, in the registry's order."""
         return self._factors
 
     def before_backward(self, attempt: int, batch: Batch, taught: Features | None, divisor: Tensor) -> None:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Hits, Objective
 from distill_engine.train.balance import CurrentFactors, no_factors
-from distill_engine.train.nonfinite import NonFinite, Sifted
+from distill_engine.train.nonfinite import NonFinite
 from distill_engine.values import Batch, TermValue
 
-_TOKENS = "tokens_per_step"
+_PREDICTED = ("train/token_accuracy", "train/teacher_agreement")
+_PER_STEP, _PER_POSITION = ("labels_per_step", "contexts_per_step"), ("labels_per_position", "contexts_per_position")
+
+
+class _Slots(NamedTuple):
+    """Where the numbers of terms and their layers lie when packed: [slots] the term's place, and their names."""
+
+    terms: Tensor
+    names: tuple[str, ...]
 
 
 class RunningAverages(Protocol):
     """Sums and counts by name (telemetry.averages)."""
 
-    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
-        """Add a sum and what it is to be divided by."""
+    def add_all(self, names: tuple[str, ...], values: Tensor, counts: Sequence[float] = ()) -> None:
+        """Add sums, and what they are to be divided by."""
         ...
 
     def reduce(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -42,6 +50,7 @@ class Meter:
         self._averages = averages
         self._world_size = world_size
         self._steps = 0
+        self._slots: _Slots | None = None
         self.nonfinite = NonFinite()
 
     @property
@@ -57,26 +66,34 @@ class Meter:
         micro_batches: int,
     ) -> None:
         """One micro-batch. Never waits for the device."""
-        add = self._averages.add
+        sums, finite = self.nonfinite.sift(terms)  # what is not finite is left out, with its count
+        slots = self._slots_of(terms)
+        of_slots = torch.stack([value.count for value in terms.values()]).index_select(0, slots.terms)
+        if self._objective.definition == "parlai":  # a mean of means: every micro-batch weighs the same
+            sums, of_slots = sums / of_slots.clamp(min=1.0), finite
+        else:
+            of_slots = finite * of_slots
+        predicted = [hits.correct] if hits.agreeing is None else [hits.correct, hits.agreeing]
+        tokens = self._objective.tokens(batch)
+        totals = [part[None] for part in (*predicted, *tokens, *tokens)]
+        labels = [hits.labels[None]] * len(predicted)
+        positions = float(batch.labels.numel() + batch.input_ids.numel())
         of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
-        for term, sifted in self.nonfinite.sift(terms).items():
-            self._add_term(term, sifted, terms[term].count)
-        tokens = hits.labels + batch.context_mask.sum()
-        add(_TOKENS, tokens, of_step)
-        positions = batch.labels.numel() + batch.input_ids.numel()
-        add("train/padding_share", positions - tokens, float(positions))
-        add("train/token_accuracy", hits.correct, hits.labels)
-        if hits.agreeing is not None:
-            add("train/teacher_agreement", hits.agreeing, hits.labels)
+        names = (*slots.names, *_PREDICTED[: len(predicted)], *_PER_STEP, *_PER_POSITION)
+        packed = torch.cat([sums, *totals, of_slots, *labels])
+        self._averages.add_all(names, packed, (of_step, of_step, positions, positions))
 
-    def _add_term(self, term: str, sifted: Sifted, count: Tensor) -> None:
-        """What is not finite is left out of its own average, with its count."""
-        per_batch = self._objective.definition == "parlai"  # a mean of means: every micro-batch weighs the same
-        sums = sifted.sums / count.clamp(min=1.0) if per_batch else sifted.sums
-        counts = sifted.finite if per_batch else sifted.finite * count
-        self._averages.add(f"train/term/{term}/raw", sums[0], counts[0])
-        for layer in range(len(sums) - 1):
-            self._averages.add(f"train/term/{term}/layer/{layer}", sums[1 + layer], counts[1 + layer])
+    def _slots_of(self, terms: Mapping[str, TermValue]) -> _Slots:
+        """They are the same for all micro-batches of a run."""
+        if self._slots is None:
+            names, places = [], []
+            for place, (term, value) in enumerate(terms.items()):
+                depth = value.per_layer.numel()
+                names += [f"train/term/{term}/raw", *(f"train/term/{term}/layer/{layer}" for layer in range(depth))]
+                places += [place] * (1 + depth)
+            device = next(iter(terms.values())).sum.device
+            self._slots = _Slots(torch.tensor(places, device=device), tuple(names))
+        return self._slots
 
     def count_step(self) -> None:
         """All micro-batches of a step were added."""
@@ -94,7 +111,11 @@ class Meter:
             values[f"train/nonfinite/{term}"] = float(count)
         values["train/nonfinite"] = float(affected)
         steps, self._steps = self._steps, 0
-        values["train/tokens_per_second"] = values.pop(_TOKENS, 0.0) * steps / wall_seconds
+        per_step = sum(values.pop(name, 0.0) for name in _PER_STEP)
+        values["train/tokens_per_second"] = per_step * steps / wall_seconds
+        shares = [values.pop(name) for name in _PER_POSITION if name in values]
+        if shares:
+            values["train/padding_share"] = 1.0 - sum(shares)
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
         weighted = {
             f"train/term/{term}/weighted": weight * values[f"train/term/{term}/raw"]

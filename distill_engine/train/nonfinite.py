@@ -17,9 +17,9 @@ LONGEST_PAUSE = 512  # attempts between two lines
 
 
 class Sifted(NamedTuple):
-    """The numbers of one term of one micro-batch: the sum, then those of its layers.
+    """The numbers of all terms of one micro-batch, one after the other: each term's sum, then those of its layers.
 
-    sums [1 + M] with 0 in place of what is not finite, finite [1 + M] bool
+    sums [slots] with 0 in place of what is not finite, finite [slots] bool
     """
 
     sums: Tensor
@@ -41,26 +41,21 @@ class NonFinite:
 
     def __init__(self) -> None:
         self._depths: dict[str, int] = {}
-        self._counts: Tensor | None = None  # [2, slots]: NaN, inf; the last slot counts micro-batches
+        self._counts: Tensor | None = None  # [2 slots + 1]: NaN, inf, and micro-batches that were affected
         self._read: Tensor | None = None  # those of the interval that was read last
 
-    def sift(self, terms: Mapping[str, TermValue]) -> dict[str, Sifted]:
+    def sift(self, terms: Mapping[str, TermValue]) -> Sifted:
         """Count what is not finite in one micro-batch and take it out. Never waits for the device."""
-        values = [torch.cat([value.sum.detach()[None], value.per_layer]) for value in terms.values()]
-        packed = torch.cat(values)
-        nan, inf = packed.isnan(), packed.isinf()
-        finite = ~(nan | inf)
-        marks = torch.stack([nan, inf])
-        affected = torch.stack([~finite.all(), finite.new_zeros(())])
-        marks = torch.cat([marks, affected[:, None]], dim=1)
+        packed = torch.cat([part for value in terms.values() for part in (value.sum.detach()[None], value.per_layer)])
+        nan, inf = packed != packed, packed.abs() == math.inf
+        bad = nan | inf
+        marks = torch.cat([nan, inf, bad.any()[None]])
         if self._counts is None:
             self._depths = {term: value.per_layer.numel() for term, value in terms.items()}
             self._counts = marks.double()
         else:
             self._counts += marks
-        sizes = [value.numel() for value in values]
-        sums = torch.where(finite, packed, 0.0).split(sizes)
-        return dict(zip(terms, map(Sifted, sums, finite.split(sizes)), strict=True))
+        return Sifted(packed.masked_fill(bad, 0.0), ~bad)
 
     def read(self, sum_across_ranks: Callable[[Tensor], Tensor]) -> tuple[dict[str, int], int]:
         """Micro-batches of all ranks in which each term was not finite (terms with none left out), and in which any
@@ -68,7 +63,8 @@ class NonFinite:
         counts, self._read, self._counts = self._counts, self._counts, None
         if counts is None:
             return {}, 0
-        *slots, affected = sum_across_ranks(counts).sum(dim=0).tolist()
+        *marks, affected = sum_across_ranks(counts).tolist()
+        slots = [nan + inf for nan, inf in zip(*_halves(marks), strict=True)]
         bad = {term: int(slots[start]) for term, start in self._starts()}
         return {term: count for term, count in bad.items() if count}, int(affected)
 
@@ -77,7 +73,7 @@ class NonFinite:
         counts = self._read if self._counts is None else self._counts
         if counts is None:
             return {}
-        nan, inf = counts.long().tolist()
+        nan, inf = _halves(counts.long().tolist()[:-1])
         found = {}
         for term, start in self._starts():
             depth = self._depths[term]
@@ -91,6 +87,12 @@ class NonFinite:
         for term, depth in self._depths.items():
             yield term, start
             start += 1 + depth
+
+
+def _halves(marks: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Those of NaN and of inf."""
+    middle = len(marks) // 2
+    return marks[:middle], marks[middle:]
 
 
 class Ranks(Protocol):

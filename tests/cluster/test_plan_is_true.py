@@ -130,12 +130,12 @@ def test_a_whole_step_needs_no_more_than_planned(on_one, on_two, case):
 
 
 def test_constants_are_those_of_the_losses():
-    from distill_engine.losses import dispatch, prediction_blocks
+    from distill_engine.losses.kernels import dispatch, prediction_blocks
     from distill_engine.train import term_gradients
 
     assert planned.SMALL_LOGITS_BYTES == dispatch.SMALL_LOGITS_BYTES
     assert planned.LARGEST_HEAD == dispatch.LARGEST_HEAD
     assert loss_memory.LOGIT_BLOCK_BYTES == prediction_blocks.BLOCK_BYTES
     assert memory_model.NORM_BUCKET == term_gradients._BUCKET_ELEMENTS
-    triton = pytest.importorskip("distill_engine.losses.masked_mse_triton")
+    triton = pytest.importorskip("distill_engine.losses.kernels.masked_mse_triton")
     assert loss_memory.SLOPE_ELEMENTS == triton.CHUNK_ELEMENTS

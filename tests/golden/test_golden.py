@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
-from distill_engine.losses.dispatch import REFERENCE, Kernels
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.kernels.dispatch import REFERENCE, Kernels
+from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
@@ -63,10 +64,10 @@ class Case:
         """Whether the scores of both models can be compared."""
         return self.expected["teacher_shape"]["heads"] == self.expected["student_shape"]["heads"]
 
-    def weights(self, coefficients: dict) -> Weights:
+    def weights(self, coefficients: dict) -> LossWeights:
         """ParlAI's wide agents know no embedding and attention terms."""
         narrow = self.expected["narrow"]
-        return Weights(
+        return LossWeights(
             task=coefficients["task"], encoder=coefficients["encoder"], hidden=coefficients["hidden"],
             prediction=coefficients["pred"],
             embedding=coefficients["embedding"] if narrow else 0,
@@ -74,7 +75,7 @@ class Case:
             cross_attention=coefficients["enc_dec_attn"] if narrow else 0,
         )  # fmt: skip
 
-    def objective(self, weights: Weights, kernels: Kernels = REFERENCE) -> Objective:
+    def objective(self, weights: LossWeights, kernels: Kernels = REFERENCE) -> Objective:
         teacher, student = self.expected["teacher_shape"], self.expected["student_shape"]
         maps = {
             Stack.ENCODER: parlai_map(teacher["enc"], student["enc"]),
@@ -150,7 +151,8 @@ def close(actual: float, expected: float, relative: float, what: str) -> None:
 def everything(case: Case, kernels: Kernels) -> Objective:
     """All terms that the two models have in common, weighted 1."""
     shared_heads = float(case.shared_heads)
-    return case.objective(Weights(1, 1, 1, 1, shared_heads, shared_heads, 1), kernels)
+    ones = LossWeights(**dict.fromkeys(LossWeights.fields(), 1))
+    return case.objective(ones.but(self_attention=shared_heads, cross_attention=shared_heads), kernels)
 
 
 def check_terms(case: Case, number: int, terms: dict[str, TermValue]) -> None:
@@ -273,7 +275,7 @@ def test_intermediates(folder: Path) -> None:
     case = load_case(folder)
     stored = load_file(file)
     batch = case.batches[0]
-    everything = case.objective(Weights(1, 1, 1, 1, 1, 1, 1))
+    everything = case.objective(LossWeights(**dict.fromkeys(LossWeights.fields(), 1)))
     with torch.no_grad():
         shown = {
             "student": case.student(everything.student_request()).adapter(batch, everything.student_request()),

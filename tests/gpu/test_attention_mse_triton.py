@@ -9,8 +9,8 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if triton.knobs.runtime.interpret:
     pytest.skip("Triton is in interpreter mode; set DS_ACCELERATOR=cuda to run this on a GPU", allow_module_level=True)
 
-from distill_engine.losses.attention_mse import attention_mse_sum, pair_mask  # noqa: E402
-from distill_engine.losses.attention_mse_triton import attention_mse_sums  # noqa: E402
+from distill_engine.losses.kernels.attention_mse import attention_mse_sum, pair_mask  # noqa: E402
+from distill_engine.losses.kernels.attention_mse_triton import attention_mse_sums  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 SHAPES = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distill_engine.losses.masked_mse import masked_mse_sum
+from distill_engine.losses.kernels.masked_mse import masked_mse_sum
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = [
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: these run the compiled kernels"),
 ]
 
-from distill_engine.losses.masked_mse_triton import projected_mse_sum  # noqa: E402 - after the check for triton
+from distill_engine.losses.kernels.masked_mse_triton import projected_mse_sum  # noqa: E402 - after the check for triton
 
 SHAPES = [(16, 128, 1280, 2560), (16, 128, 2560, 2560), (4, 1024, 1024, 1024), (3, 129, 80, 200), (16, 128, 2560, None)]
 

@@ -6,9 +6,9 @@ import head_cases as cases
 import pytest
 import torch
 
-from distill_engine.losses.prediction import task_and_prediction_sums
+from distill_engine.losses.kernels.prediction import task_and_prediction_sums
 
-prediction_triton = pytest.importorskip("distill_engine.losses.prediction_triton", reason="Triton is not installed")
+prediction_triton = pytest.importorskip("distill_engine.losses.kernels.prediction_triton", reason="no Triton here")
 run = cases.through(prediction_triton.TritonPointwise())
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -22,7 +22,8 @@ from engine_worker_bench import (
 
 from distill_engine.data.order.collate import filler_batch
 from distill_engine.engine.student import StudentEngineError
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.student.build import StudentSizes
 from distill_engine.values import Batch, Stack
 
@@ -101,7 +102,7 @@ def parlai(bench: Bench) -> dict:
 def single(bench: Bench) -> dict:
     """The gradient that the engine applies and the plain one of the joined batch, for several students."""
     narrow, wide = tiny.STUDENT_SIZES, StudentSizes(encoder_layers=1, decoder_layers=3, dropout=0.0)
-    goal, few = tiny.objective(), tiny.objective(weights=Weights(task=1.0, prediction=2.0))
+    goal, few = tiny.objective(), tiny.objective(weights=LossWeights(task=1.0, prediction=2.0))
     return {
         "narrow": _gradient(bench, goal, narrow),
         "wide": _gradient(bench, tiny.objective(wide), wide, copied=True),

@@ -4,7 +4,7 @@ import tiny_models as tiny
 from engine_worker_bench import Bench
 
 from distill_engine.data.order.loader import ValidationLoader
-from distill_engine.losses import prediction_blocks
+from distill_engine.losses.kernels import prediction_blocks
 from distill_engine.student.build import StudentSizes
 from distill_engine.train.validate import Validator
 

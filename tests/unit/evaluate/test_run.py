@@ -28,7 +28,7 @@ from distill_engine.evaluate.generation_metrics import reply_metrics
 from distill_engine.evaluate.measure import ModelError, load_model, prediction_kernel
 from distill_engine.evaluate.run import ReplySettings, Work, run_evaluation
 from distill_engine.evaluate.set import EvaluationSet
-from distill_engine.losses import dispatch, prediction_blocks
+from distill_engine.losses.kernels import dispatch, prediction_blocks
 from distill_engine.models.bart_family import BartFamilyAdapter
 
 ROOT = Path(__file__).parents[3]

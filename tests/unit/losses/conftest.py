@@ -10,7 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.values import AttentionKind, Features, Stack
 
 
@@ -137,7 +138,7 @@ def plain() -> SimpleNamespace:
 
 # ---- a student of 2 + 3 layers, taught by layers of a teacher of 2 + 4 -------------------------------------------
 
-EVERYTHING = Weights(1, 2, 4, 64, 4, 64, 64)
+EVERYTHING = LossWeights(task=1, encoder=2, embedding=4, hidden=64, self_attention=4, cross_attention=64, prediction=64)
 SUPERVISION = {Stack.ENCODER: (1, 0), Stack.DECODER: (0, 2, 3)}
 STUDENT, TEACHER = {Stack.ENCODER: 2, Stack.DECODER: 3}, {Stack.ENCODER: 2, Stack.DECODER: 4}
 

@@ -1,16 +1,18 @@
 """The objective: which terms are asked for, what they are divided by, and what the total depends on."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_engine.losses.objective import TERMS, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.registry import names
 from distill_engine.values import AttentionKind, Features, QueryKey, Stack
 
+TERMS = names("terms")
 FAMILIES = ["blenderbot", "bart"]
 DEFINITIONS = ["parlai", "invariant"]
 
@@ -105,13 +107,13 @@ def test_names_and_order_of_weighted_terms(two):
         "prediction": 64,
     }  # fmt: skip
     assert tuple(two.objective().term_weights) == TERMS
-    assert not Weights().needs_teacher
-    assert all(replace(Weights(task=0), **{f.name: 1.0}).needs_teacher for f in fields(Weights) if f.name != "task")
+    assert not LossWeights().needs_teacher
+    assert all(LossWeights(**{"task": 0, name: 1}).needs_teacher for name in LossWeights.fields() if name != "task")
 
 
 def test_all_weights_zero_is_refused(two):
     with pytest.raises(ValueError, match=r"losses\.weights are all 0.*losses\.weights\.task"):
-        two.objective(weights=Weights(task=0))
+        two.objective(weights=LossWeights(task=0))
 
 
 OWN_FEATURES = {
@@ -129,7 +131,7 @@ OF_TEACHER = {(0, 1): (0, 1), (0, 1, 2): (0, 2, 3)}  # mapped layers only, in or
 @pytest.mark.parametrize("name", OWN_FEATURES)
 def test_one_weight_asks_for_its_features_only_and_moves_nothing_else(two, case, name):
     batch, student, teacher = case
-    target = two.objective(weights=replace(Weights(task=0), **{name: 2.0}))
+    target = two.objective(weights=LossWeights(**{"task": 0, name: 2.0}))
     asked = {"encoder_output": False, "embeddings": frozenset(), "hidden": {}, "attention": {}} | OWN_FEATURES[name]
     request = target.student_request()
     assert request.logits and {key: getattr(request, key) for key in asked} == asked
@@ -153,7 +155,7 @@ def test_one_weight_asks_for_its_features_only_and_moves_nothing_else(two, case,
 
 def test_without_distillation_weights_no_teacher_is_needed(two, case):
     batch, student, _ = case
-    target = two.objective(weights=Weights(task=1))
+    target = two.objective(weights=LossWeights(task=1))
     assert list(target.terms(student, None, batch)) == ["task"]
 
 
@@ -179,7 +181,7 @@ def test_attention_of_other_head_counts_is_refused_only_when_weighted(tiny, two)
     _, teacher = two.features(batch, heads=3)
     with pytest.raises(ValueError, match="the student has 2 heads, the teacher 3"):
         two.objective().terms(student, teacher, batch)
-    without = two.objective(weights=replace(two.WEIGHTS, self_attention=0, cross_attention=0))
+    without = two.objective(weights=two.WEIGHTS.but(self_attention=0, cross_attention=0))
     assert torch.isfinite(two.total(without, [(batch, student, teacher)]))
 
 
@@ -229,7 +231,7 @@ def test_a_batch_without_labels_adds_nothing_and_no_nan(tiny, two, definition, n
     batch = tiny.batch(name)
     batch = replace(batch, labels=torch.full_like(batch.labels, -100))
     student, teacher = two.features(batch)
-    decoder_only = replace(two.WEIGHTS, encoder=0, embedding=0, hidden=0, self_attention=0)
+    decoder_only = two.WEIGHTS.but(encoder=0, embedding=0, hidden=0, self_attention=0)
     total = two.total(two.objective(definition, decoder_only), [(batch, student, teacher)])
     total.backward()
     assert total.item() == 0

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill_engine.losses.objective import TERMS
 from distill_engine.models.adapter import adapt
+from distill_engine.registry import names
 from distill_engine.values import Stack
 
+TERMS = names("terms")
 DEFINITIONS = ["parlai", "invariant"]
 
 

@@ -6,7 +6,8 @@ import weakref
 import pytest
 import torch
 
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.models import capture
 from distill_engine.models.adapter import adapt
 from distill_engine.models.capture import CaptureError, Recorder
@@ -213,7 +214,8 @@ def losses_and_gradients(tiny, family, dropout: float, checkpointing: dict | Non
     if checkpointing is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
     student, teacher = StudentModule(adapt(model), None).train(), adapt(tiny.model(family, seed=1))
-    objective = Objective(Weights(1, 1, 1, 1, 1, 1, 1), {Stack.ENCODER: (0, 1), Stack.DECODER: (0, 1, 2)})
+    everything = LossWeights(**dict.fromkeys(LossWeights.fields(), 1))
+    objective = Objective(everything, {Stack.ENCODER: (0, 1), Stack.DECODER: (0, 1, 2)})
     batch = tiny.batch(family)
     torch.manual_seed(5)  # dropout
     with torch.no_grad():

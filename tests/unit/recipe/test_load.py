@@ -97,8 +97,8 @@ def test_all_problems_are_reported_at_once_with_lines(tmp_path):
     assert lines[0].endswith("recipe.yaml: 6 problems")
     assert [problem.path for problem in error.problems] == [
         "seed",
-        "losses.weights.task",
         "losses.weights.hiden",
+        "losses.weights.task",
         "losses.definition",
         "data.tasks.0.wieght",
         "optimizer.learning_rate",

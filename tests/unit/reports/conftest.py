@@ -11,7 +11,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.reports.history import read_run
 from distill_engine.reports.run_report import run_report
 from distill_engine.telemetry.jsonl import JsonlSink
-from distill_engine.telemetry.metrics import TERMS, TIME_PARTS
+from distill_engine.telemetry.metrics import TIME_PARTS, terms
 from distill_engine.telemetry.sinks import Record
 
 ROOT = Path(__file__).parents[3]
@@ -25,16 +25,16 @@ def train_values(step: int, noise: random.Random) -> dict[str, float]:
     values |= {"train/skipped_steps": 0.0, "train/epoch": step / 100, "train/examples": 64.0 * step}
     values |= {"train/tokens_per_second": 5000 + 300 * noise.random(), "train/padding_share": 0.3}
     values |= {"time/seconds_per_step": 0.2, "memory/host_gib": 1.5, "memory/peak_gib": 3.0}
-    for index, term in enumerate(TERMS):
+    for index, term in enumerate(terms()):
         raw = 10 ** (index % 4) * math.exp(-step / 150) * (1 + 0.1 * noise.random())
         values[f"train/term/{term}/raw"] = raw
         values[f"train/term/{term}/weighted"] = WEIGHTS.get(term, 0.1) * raw
         if term not in WITHOUT_LAYERS:
             values |= {f"train/term/{term}/layer/{n}": raw * (n + 1) / 2 for n in range(LAYERS)}
-    values["train/total"] = sum(values[f"train/term/{term}/weighted"] for term in TERMS)
+    values["train/total"] = sum(values[f"train/term/{term}/weighted"] for term in terms())
     values |= {"train/ppl": math.exp(values["train/term/task/raw"]), "train/token_accuracy": 1 - math.exp(-step / 90)}
     values["train/teacher_agreement"] = 0.9 * values["train/token_accuracy"]
-    for index, term in enumerate(TERMS if step % 20 == 0 else ()):
+    for index, term in enumerate(terms() if step % 20 == 0 else ()):
         values |= {f"train/gradient_norm/{term}": 1.0 + index + 1 / step, f"train/gradient_share/{term}": index / 45}
     parts = {part: 1 + noise.random() for part in TIME_PARTS}
     return values | {f"time/share/{part}": value / sum(parts.values()) for part, value in parts.items()}
@@ -49,7 +49,7 @@ def values_of_validation(step: int) -> dict[str, float]:
     for name in ("ppl", "loss", "token_accuracy", "token_exact_match", "teacher_agreement"):
         values[f"valid/{name}"] = sum(values[f"valid/{task}/{name}"] for task in ppl) / 2
     values |= {"valid/ppl_micro": values["valid/ppl"], "valid/total": 3.0, "valid/seconds": 2.5}
-    return values | {f"valid/term/{term}/raw": 1.0 for term in TERMS}
+    return values | {f"valid/term/{term}/raw": 1.0 for term in terms()}
 
 
 def write_run(folder: Path, steps: int = 400) -> Path:

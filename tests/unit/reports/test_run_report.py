@@ -11,7 +11,7 @@ from distill_engine.reports import plots
 from distill_engine.reports.history import RunHistoryError, read_run
 from distill_engine.reports.run_report import run_report
 from distill_engine.telemetry.jsonl import JsonlSink
-from distill_engine.telemetry.metrics import TERMS
+from distill_engine.telemetry.metrics import terms
 from distill_engine.telemetry.sinks import Record
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -62,7 +62,7 @@ def test_every_recorded_metric_is_plotted_and_in_the_table(run_folder, text):
     for name in history.names():
         assert f"<td>{name}</td>" in text
         assert plotted(name, history) <= titles, name
-    for term in TERMS:
+    for term in terms():
         assert f"{term.replace('_', ' ')} (raw)" in titles
 
 

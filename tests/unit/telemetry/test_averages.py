@@ -158,3 +158,16 @@ def test_two_real_ranks_agree_after_one_all_reduce():
     ]
     answers = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
     assert answers[0] == answers[1] == [{"train/total": 1.5, "valid/a/loss": 2.5, "valid/b/loss": 5.0}, [8]]
+
+
+def test_many_at_once_are_as_one_by_one():
+    """Also beside numbers that are added singly, and with counts that the host knows."""
+    together, singly = Averages(), Averages()
+    for total, count in ((3.0, 2.0), (5.0, 4.0)):
+        together.add_all(("a", "b", "c"), torch.tensor([total, 2 * total, total, count, 3 * count]), (1 / 3,))
+        together.add("d", torch.tensor(total), count)
+        singly.add("a", torch.tensor(total), torch.tensor(count))
+        singly.add("b", torch.tensor(2 * total), torch.tensor(3 * count))
+        singly.add("c", torch.tensor(total), 1 / 3)
+        singly.add("d", torch.tensor(total), count)
+    assert together.reduce(one_rank) == singly.reduce(one_rank) and together.reduce(one_rank) == {}

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from distill_engine.telemetry.dashboards import plan
-from distill_engine.telemetry.metrics import LAYERED_TERMS, REGISTRY, TERMS, describe, sections
+from distill_engine.telemetry.metrics import REGISTRY, describe, layered_terms, sections, terms
 
 ROOT = Path(__file__).parents[3]
 FILLED = {"{task}": ("chat", "convai2:normalized"), "{layer}": ("0", "11"), "{metric}": ("ppl", "chat/loss")}
@@ -28,8 +28,8 @@ def concrete(name: str) -> list[str]:
     """Names a run may log for a registered metric."""
     names = [name]
     if "{term}" in name:
-        terms = LAYERED_TERMS if "{layer}" in name else TERMS
-        names = [name.replace("{term}", term) for term in terms]
+        chosen = layered_terms() if "{layer}" in name else terms()
+        names = [name.replace("{term}", term) for term in chosen]
     for placeholder, words in FILLED.items():
         names = [one.replace(placeholder, word) for one in names for word in (words if placeholder in one else ("",))]
     return names

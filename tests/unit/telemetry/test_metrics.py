@@ -6,12 +6,12 @@ import pytest
 
 from distill_engine.telemetry.metrics import (
     REGISTRY,
-    TERMS,
     TIME_PARTS,
     UnknownMetricError,
     describe,
     render_markdown,
     sections,
+    terms,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
         "train/total",
         "train/ppl",
         "train/skipped_steps",
-        *(f"train/term/{term}/{kind}" for term in TERMS for kind in ("raw", "weighted", "layer/11")),
+        *(f"train/term/{term}/{kind}" for term in terms() for kind in ("raw", "weighted", "layer/11")),
         *(f"time/share/{part}" for part in TIME_PARTS),
         "valid/ppl_micro",
         "valid/term/prediction/raw",

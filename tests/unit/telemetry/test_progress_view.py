@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.spinner import Spinner
 
-from distill_engine.telemetry.metrics import TERMS
+from distill_engine.telemetry.metrics import terms
 from distill_engine.telemetry.progress_view import (
     ProgressState,
     about,
@@ -51,7 +51,7 @@ def lines_of(state, width, height=24):
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("phase", ["starting", "training", "validating", "saving", "finished", "failed"])
 def test_picture_fits_and_nothing_is_cut(width, phase):
-    lines = lines_of(state_of(TERMS, phase=phase), width)
+    lines = lines_of(state_of(terms(), phase=phase), width)
     assert {cell_len(line) for line in lines} == {width}
     assert len(lines) <= 24
     assert "…" not in "".join(lines)
@@ -85,7 +85,7 @@ def test_before_the_first_record_only_the_headline_and_the_bar():
 
 
 def test_a_low_terminal_goes_without_the_table_of_terms():
-    lines = lines_of(state_of(TERMS), 80, height=16)
+    lines = lines_of(state_of(terms()), 80, height=16)
     assert len(lines) <= 16 and "share of the loss" not in "\n".join(lines)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.decisions import Policies
 from distill_engine.train.learning_rate import LearningRate, Warmup
@@ -199,7 +200,7 @@ class Run:
         self.ranks, self.sinks, self.batches = ToyRanks(), ToySinks(self), ToyBatches(tiny)
         self.student, self.teacher = ToyStudent(self, set(skipped)), ToyTeacher() if teacher else None
         self.module = ToyModule(self.student)
-        weights = Weights(task=1.0, prediction=2.0 if teacher else 0.0)
+        weights = LossWeights(task=1.0, prediction=2.0 if teacher else 0.0)
         self.objective = Objective(weights, dict.fromkeys(Stack, ()))
         real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks)
         self.policies = Policies(

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.meter import Meter, memory_gib
 from distill_engine.values import Stack
 
 SUPERVISION = {Stack.ENCODER: (0,), Stack.DECODER: (0, 1)}
-WEIGHTS = Weights(task=1, hidden=3, prediction=2)
+WEIGHTS = LossWeights(task=1, hidden=3, prediction=2)
 LAYERS = {Stack.ENCODER: 1, Stack.DECODER: 2}
 
 
@@ -109,7 +110,7 @@ def test_ranks_are_added_up(tiny):
 
 
 def test_without_a_teacher_there_is_no_agreement_and_huge_losses_give_infinite_ppl(tiny):
-    objective = Objective(Weights(task=1), SUPERVISION)
+    objective = Objective(LossWeights(task=1), SUPERVISION)
     batch, student, _ = next(micro_batches(tiny))
     with torch.no_grad():
         student.logits.zero_().scatter_(-1, batch.labels.clamp(min=0)[..., None], -1e4)
@@ -124,7 +125,7 @@ def test_nothing_keeps_the_graph_alive(tiny):
     objective = Objective(WEIGHTS, SUPERVISION)
     averages = Averages()
     filled(Meter(objective, averages, 1), objective, list(micro_batches(tiny)))
-    assert not [name for name, cells in averages._cells.items() if any(cell.requires_grad for cell in cells)]
+    assert averages._packs and not any(held.requires_grad for held in averages._packs.values())
 
 
 def test_memory_on_a_cpu_is_the_processs_own():

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 
-from distill_engine.losses.dispatch import Kernels
+from distill_engine.losses.kernels.dispatch import Kernels
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.term_gradients import TermGradients
 

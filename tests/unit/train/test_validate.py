@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_engine.losses import prediction_blocks
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.kernels import prediction_blocks
+from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.train.validate import Validator
 from distill_engine.values import Stack
 
 LAYERS = {Stack.ENCODER: 1, Stack.DECODER: 2}
-OBJECTIVE = Objective(Weights(task=1, hidden=3, prediction=2), {Stack.ENCODER: (0,), Stack.DECODER: (0, 1)})
+OBJECTIVE = Objective(LossWeights(task=1, hidden=3, prediction=2), {Stack.ENCODER: (0,), Stack.DECODER: (0, 1)})
 
 
 class OneRank:
@@ -101,7 +102,7 @@ def test_ranks_are_added_up_before_anything_is_divided(tiny, batches):
 
 
 def test_without_a_teacher(tiny, batches):
-    values, _, teacher = run(tiny, batches, teacher=False, objective=Objective(Weights(task=1), {}))
+    values, _, teacher = run(tiny, batches, teacher=False, objective=Objective(LossWeights(task=1), {}))
     assert teacher == 0 and not [name for name in values if "agreement" in name or "hidden" in name]
     assert values["total"] == values["term/task/raw"]
 
@@ -126,7 +127,7 @@ def test_the_average_over_tasks_is_a_choice(tiny, batches):
 
 # ---- without whole logits --------------------------------------------------------------------------------------------
 
-ALL = Weights(1, 2, 4, 64, 4, 64, 64)
+ALL = LossWeights(task=1, encoder=2, embedding=4, hidden=64, self_attention=4, cross_attention=64, prediction=64)
 
 
 class Real:
@@ -173,7 +174,7 @@ def test_blocks_of_logits_give_the_numbers_of_whole_logits(
         pytest.skip("Triton is not interpreted here (DS_ACCELERATOR is not cpu, or Triton is not installed)")
     monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 1)  # 64 ids at a time
     supervision = {Stack.ENCODER: (0, 1), Stack.DECODER: (0, 2)}
-    objective = Objective(ALL if taught else Weights(task=1), supervision, temperature=temperature)
+    objective = Objective(ALL if taught else LossWeights(task=1), supervision, temperature=temperature)
     found = []
     for goal in (objective, objective.with_prediction(implementation)):
         student, teacher = Real(tiny, family, 0, 2), Real(tiny, family, 5, 3)
@@ -190,9 +191,9 @@ def test_blocks_of_logits_give_the_numbers_of_whole_logits(
 def test_exact_matches_are_found_in_blocks(tiny, batches, monkeypatch):
     """Labels that the student predicts: all of one example, all but one of the other."""
     monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 1)
-    student, goal = Real(tiny, "bart", 0, 2), Objective(Weights(task=1), {}).with_prediction("chunked")
+    student, goal = Real(tiny, "bart", 0, 2), Objective(LossWeights(task=1), {}).with_prediction("chunked")
     with torch.no_grad():
-        best = student.adapter(batches[0], Objective(Weights(task=1), {}).student_request()).logits.argmax(dim=-1)
+        best = student.adapter(batches[0], Objective(LossWeights(task=1), {}).student_request()).logits.argmax(dim=-1)
     labels = torch.where(batches[0].label_mask, best, -100)
     labels[1, 2] = (labels[1, 2] + 1) % 150
     values = Validator([replace(batches[0], labels=labels)], goal, ["one", "two"], OneRank()).run(student, None)
@@ -206,7 +207,7 @@ def test_no_tensor_of_all_logits_is_made(tiny, monkeypatch):
     batch = tiny.batch("bart", contexts=(2, 2), labels=(30, 30))
     largest = {}
     for implementation in ("reference", "chunked"):
-        goal = Objective(Weights(task=1, prediction=1), {}).with_prediction(implementation)
+        goal = Objective(LossWeights(task=1, prediction=1), {}).with_prediction(implementation)
         models = Real(tiny, "bart", 0, 1), Real(tiny, "bart", 1, 1)
         with Largest() as made:
             Validator([batch], goal, ["one"], OneRank()).run(*models)

@@ -6,14 +6,15 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from distill_engine.losses.dispatch import Kernels
-from distill_engine.losses.objective import Objective, Weights
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.kernels.dispatch import Kernels
+from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import feature_tensors
 from distill_engine.train.window import features_of_each, joined, lessons_of
 from distill_engine.values import AttentionKind, FeatureRequest, Features, Stack
 
-ALL_TERMS = Weights(
+ALL_TERMS = LossWeights(
     task=1.0, encoder=0.5, embedding=2.0, hidden=1.5, self_attention=0.3, cross_attention=0.2, prediction=3.0
 )
 FUSED = Kernels("chunked", "chunked", "chunked")

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from distill_engine.interop.parlai.options.errors import ParlaiError
 from distill_engine.interop.parlai.options.flag import KINDS
 from distill_engine.interop.parlai.options.flags import BY_OPTION, BY_SPELLING, FLAGS, default_options
+from distill_engine.recipe.explain import fields_of
 from distill_engine.recipe.schema import Recipe
 
 
@@ -23,9 +24,9 @@ def exists(key: str) -> bool:
     for part in key.split("."):
         if part == "N":
             continue
-        if model is None or part not in model.model_fields:
+        if model is None or part not in fields_of(model):
             return False
-        model = section_in(model.model_fields[part].annotation)
+        model = section_in(fields_of(model)[part].annotation)
     return True
 
 

@@ -68,7 +68,7 @@ def test_an_opt_file_alone_is_a_command():
     assert (found.name, found.student.decoder_layers, found.stop.max_steps) == ("tiny_blender", 3, 20)
     assert [task.weight for task in found.data.tasks] == [1, 3, 3, 3] and found.data.delimiter == "  "
     assert (found.optimizer.name, found.optimizer.amsgrad, found.schedule.warmup_steps) == ("adam", True, 3)
-    assert found.teacher.path is None and found.losses.weights.task == 1
+    assert found.teacher.path is None and found.losses.weights["task"] == 1
 
 
 AGENT = "-m projects.anti_scaling.distillation:"
@@ -82,7 +82,7 @@ def test_the_four_agents():
         "auto",
         False,
     )
-    assert wide.losses.weights.self_attention == 0
+    assert wide.losses.weights["self_attention"] == 0
     fresh = recipe(AGENT + "DistillTransformerAgent --copy-teacher-weights false" + TEACHER)
     assert fresh.student.init == "random"
     bart = recipe(AGENT + "DistillNarrowBartAgent --self-attn-loss-coeff 3 -esz 512" + TEACHER)
@@ -92,7 +92,7 @@ def test_the_four_agents():
         16,
         1024,
     )
-    assert bart.losses.weights.self_attention == 3 and bart.batch.pad_to_multiple_of == 8
+    assert bart.losses.weights["self_attention"] == 3 and bart.batch.pad_to_multiple_of == 8
 
 
 def test_a_teacher_of_ones_own_is_converted_first():

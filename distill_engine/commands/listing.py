@@ -1,0 +1,73 @@
+"""`distill list SEAM`: what can be chosen by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.registry import BUILT_IN, RegistryError, load_plugins, rows
+
+_ERR = Console(stderr=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command, and `--plugin` for every command."""
+    app.command("list")(list_seam)
+    app.callback()(plug_in)
+
+
+def plug_in(
+    plugins: Annotated[
+        list[str],
+        typer.Option(
+            "--plugin", metavar="MODULE", help="Module or .py file that brings loss terms and so on; repeatable."
+        ),
+    ] = [],  # noqa: B006  typer copies it
+) -> None:
+    """Shrink big encoder-decoder language models into fast students."""
+    try:
+        load_plugins(plugins)
+    except RegistryError as error:
+        _refuse(error)
+
+
+def list_seam(
+    seam: Annotated[str, typer.Argument(metavar="SEAM", help=f"One of: {', '.join(BUILT_IN)}.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table that the docs have.")] = False,
+) -> None:
+    """What can be chosen by name: built in, from installed packages, from --plugin."""
+    try:
+        found = rows(seam)
+    except RegistryError as error:
+        _refuse(error)
+    if markdown:
+        lines = ["| name | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in found)]
+        typer.echo("\n".join(lines))
+        return
+    table = Table("name", "meaning")
+    for name, meaning in found:
+        table.add_row(name, meaning)
+    Console().print(table)
+
+
+def plugins_first(arguments: list[str]) -> list[str]:
+    """The command line with every `--plugin MODULE` before the command, where the option is known."""
+    first, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        if word == "--plugin":
+            first += [word, *[value for value in (next(words, None),) if value is not None]]
+        elif word.startswith("--plugin="):
+            first.append(word)
+        else:
+            rest.append(word)
+    return [*first, *rest]
+
+
+def _refuse(error: Exception) -> NoReturn:
+    _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(BAD_INPUT)

@@ -1,0 +1,141 @@
+"""The recipe's section on losses. No torch: recipes and the launcher read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, RootModel, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from distill_engine.losses.terms.protocol import Term
+from distill_engine.recipe.problem import did_you_mean
+from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
+from distill_engine.registry import load, names
+from distill_engine.values import FeatureRequest, Stack
+
+LayerMapName = Literal["parlai", "uniform", "first_last", "first"]
+LayerMap = LayerMapName | list[int]
+
+
+def all_terms() -> list[Term]:
+    """Every registered term, in the registry's order."""
+    return [load("terms", name) for name in names("terms")]
+
+
+def _weight_name(name: str) -> str:
+    if name not in LossWeights.fields():
+        raise PydanticCustomError("extra_forbidden", "there is no term with this weight")
+    return name
+
+
+class LossWeights(RootModel[dict[str, float]]):
+    """Coefficient of every loss term, by the names that registered terms read. At 0 a term is neither captured nor
+    computed. Some names weigh two terms, one of the encoder and one of the decoder, as ParlAI's do."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    root: dict[Annotated[str, AfterValidator(_weight_name)], NonNegative] = Field(
+        default_factory=dict, validate_default=True
+    )
+
+    @field_validator("root", mode="after")
+    @classmethod
+    def _complete(cls, given: dict[str, float]) -> dict[str, float]:
+        return {name: given.get(name, field.default) for name, field in cls.fields().items()}
+
+    @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """The names, what is their default and what they weigh."""
+        found: dict[str, FieldInfo] = {}
+        for term in all_terms():
+            held = found.get(term.weight)
+            meaning = term.meaning if held is None else f"{held.description}; {term.meaning}"
+            found[term.weight] = FieldInfo(annotation=float, default=term.default, description=meaning)
+        return found
+
+    def __getitem__(self, name: str) -> float:
+        """The weight of this name."""
+        return self.root[name]
+
+    def but(self, **changed: float) -> LossWeights:
+        """The same with some weights changed."""
+        return LossWeights(self.root | changed)
+
+    @property
+    def terms(self) -> list[Term]:
+        """Those with a weight, in the registry's order."""
+        return [term for term in all_terms() if self.root[term.weight] != 0]
+
+    @property
+    def per_term(self) -> dict[str, float]:
+        """Weight of every single term, in the registry's order, zeros left out."""
+        return {term.name: self.root[term.weight] for term in self.terms}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with a teacher."""
+        return any(term.taught for term in self.terms)
+
+    def request(self, layers: Mapping[Stack, Sequence[int]]) -> FeatureRequest:
+        """All that these terms look at in a model in which these layers are compared; logits where one insists."""
+        compared = {stack: tuple(numbers) for stack, numbers in layers.items()}
+        return FeatureRequest.together(term.needs(compared) for term in self.terms)
+
+
+KernelChoice = Literal["auto", "fused", "reference"]
+
+
+class KernelsSection(Section):
+    """Which implementation computes the losses; all give the same numbers.
+
+    fused: never builds the big matrices (Triton on GPUs, blocks in PyTorch on CPUs); reference: whole matrices;
+    auto: fused wherever it pays.
+    """
+
+    attention: KernelChoice = Field("auto", description="Self- and cross-attention terms.")
+    hidden: KernelChoice = Field("auto", description="Encoder, embedding and hidden terms with their projections.")
+    prediction: KernelChoice = Field("auto", description="Task and prediction terms with the output embeddings.")
+
+
+BALANCED_BY_GRADIENT = ("gradient_alignment", "gradient_norm")  # values of losses.balance that measure gradients
+
+
+def _divergence_name(name: str) -> str:
+    known = names("divergences")
+    if name not in known:
+        close = did_you_mean(name, known)
+        said = f"it should be one of: {', '.join(known)}" + (f". {close}" if close else "")
+        raise PydanticCustomError("unknown_name", "{said}", {"said": said})
+    return name
+
+
+class LossesSection(Section):
+    """What is minimised."""
+
+    definition: Literal["parlai", "invariant"] = Field(
+        "invariant",
+        description="invariant: sums over valid elements / global counts, independent of padding, split and ranks; "
+        "parlai: ParlAI's numbers (means per micro-batch and rank, padded keys counted).",
+    )
+    weights: LossWeights = Field(default_factory=lambda: LossWeights())
+    balance: Literal["none", "initial_scale", "gradient_norm", "gradient_alignment"] = Field(
+        "none",
+        description="Others than none: weights are importances; each is multiplied by a factor that makes its term "
+        "begin as large as the task term, pull as hard, or as far as it agrees with prediction (docs/balancing.md).",
+    )
+    balance_start_steps: PositiveInt = Field(20, description="initial_scale: factors come from the first N steps.")
+    balance_every_steps: PositiveInt = Field(200, description="By gradient: factors are updated every N steps.")
+    balance_smoothing: Fraction = Field(0.7, description="By gradient: share of the old in each new average.")
+    balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
+    divergence: Annotated[str, AfterValidator(_divergence_name)] = Field(
+        "forward_kl", description="From the teacher's next-token distribution; `distill list divergences` has them."
+    )
+    temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
+    clamp: Positive | None = Field(
+        65504.0, description="Largest squared error of one element (embedding, hidden, attention); null: no clamp."
+    )
+    encoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each encoder layer.")
+    decoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each decoder layer.")
+    kernels: KernelsSection = Field(default_factory=lambda: KernelsSection(), description="Who computes the losses.")

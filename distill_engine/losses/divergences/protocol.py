@@ -1,0 +1,27 @@
+"""What a divergence between two next-token distributions is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Divergence(Protocol):
+    """A sum over the vocabulary of a function of log p_student and log p_teacher.
+
+    Called by losses/kernels with whole distributions, or with one block of the vocabulary at a time: once in the
+    forward pass for its value and once in the backward pass for its slope. It is this small because the kernels do the
+    rest: softmax, temperature, mask, and the way from log-probabilities back to logits. That is also why it is
+    pointwise: an entry of the result depends on the same entry of the arguments alone.
+
+    meaning  half a sentence for tables
+    """
+
+    meaning: str
+
+    def value_and_slope(self, log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Of log-probabilities, float32 and of one shape, natural logarithm: every entry's part of the divergence, and
+        the derivative of that part by log_student. Entries that are never predicted have about -1e20 in both."""
+        ...

@@ -1,0 +1,341 @@
+"""Projection and masked squared error together in Triton kernels; formulas and signature as in masked_mse_chunked.
+
+    forward    one launch over tiles of [tokens, D]: p = s W^T + b in registers, then its difference, square, sum.
+               Only one float32 per tile reaches memory.
+    backward   per chunk of tokens: the same tiles again, which now store f G, [tokens of the chunk, D], in the
+               student's dtype; then dstudent = (f G) W and dW += (f G)^T student. db comes from the tiles directly.
+
+G is formed a second time, a fourth product beside the three. The alternative, gradients of the forward pass kept until
+the backward pass, would have to keep them in float32 (a loss scale still to come would not bring back what fp16 has
+lost): 4 (tokens Ds + D Ds) bytes for every compared layer, alive as long as the difference would have been. With 2048
+tokens, D = 2560 and Ds = 1280 these are 24 MB per layer, and writing and reading them, 47 MB, takes an H100 most of
+the time of the product that they save (13 GFLOP). Eager PyTorch moves 490 MB there, these kernels 100 MB, of which
+the slopes (32 MB) stay in the second-level cache.
+
+Extra memory: the slopes of one chunk of tokens and, where there is more than one chunk and W is not float32, one
+float32 copy of W's shape, because sums over chunks may not be rounded in between. Where that copy would be larger than
+the slopes that chunks save, all tokens are one chunk: at most 2 bytes per token and output in half precision, a seventh
+of what eager PyTorch holds. All of it is gone after the call.
+
+p stays in the float32 accumulators: unlike nn.Linear, it is not rounded to the model's dtype before the difference.
+Every tile is one program's own and partial sums are added in a fixed order: the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from distill_engine.losses.kernels.masked_mse_chunked import check_projection
+from distill_engine.losses.kernels.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
+
+# Elements of f G that exist at a time where tokens come in chunks: 4 MB in fp16. In tiles of 128 x 128 these are 128
+# programs, one for nearly every multiprocessor of an H100 (132), and W is read once per chunk.
+CHUNK_ELEMENTS = 2**21
+
+
+class Tiles(NamedTuple):
+    """Block sizes and launch options of the kernels with products."""
+
+    rows: int  # of the result
+    columns: int
+    depth: int  # of one product's step
+    num_warps: int
+    num_stages: int
+
+
+HALF_TILES = Tiles(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
+# which tokens count decides what the product of dW loads: that chain takes two of the stages
+HALF_GRADIENT_TILES = HALF_TILES._replace(num_stages=5)
+# IEEE float32 products run on no tensor core and take registers for both operands
+FLOAT_TILES = Tiles(rows=64, columns=64, depth=16, num_warps=8, num_stages=2)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+PLAIN_ROWS, PLAIN_COLUMNS, PLAIN_WARPS = 16, 256, 4
+
+
+def projected_mse_sum(
+    student: Tensor, weight: Tensor | None, bias: Tensor | None, teacher: Tensor, mask: Tensor, clamp: float | None
+) -> Tensor:
+    """Sum over unmasked tokens of the mean squared difference between the projected student and the teacher.
+
+    student   [B, L, Ds] float32, float16 or bfloat16
+    weight    [D, Ds] in the student's dtype, or None where Ds == D
+    bias      [D] or None
+    teacher   [B, L, D], any float dtype; gets no gradient
+    mask      [B, L] bool, True where a token counts; elsewhere student and teacher may hold inf or nan
+    clamp     largest squared difference of one element, or None; a clamped element has derivative 0
+    returns   [] float32; gradients reach student, weight and bias, those that ask for them
+
+    Raises ValueError where shapes do not fit, student and weight differ in dtype, or no kernel runs on the device.
+    """
+    return projected_mse_sums([(student, weight, bias)], [teacher], mask, clamp).squeeze(0)
+
+
+def projected_mse_sums(
+    students: Sequence[tuple[Tensor, Tensor | None, Tensor | None]],
+    teachers: Sequence[Tensor],
+    mask: Tensor,
+    clamp: float | None,
+) -> Tensor:
+    """[pairs] float32: the same for pairs of one shape and one mask (layers of a stack); what is small is done once.
+
+    students  states, weight and bias of each pair
+    Raises ValueError as well where pairs differ in shape, or some have a weight or bias and others have none.
+    """
+    flat: list[Tensor | None] = []
+    for (student, weight, bias), teacher in zip(students, teachers, strict=True):
+        check_projection(student, weight, bias, teacher, mask)
+        _check_kernel(student, weight)
+        flat += [student, weight, bias, teacher]
+    shapes = {tuple(None if part is None else part.shape for part in flat[i : i + 4]) for i in range(0, len(flat), 4)}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"masked squared error: pairs of one call have one shape, these have {sorted(map(str, shapes))}. "
+            "Compare layers of one width at a time."
+        )
+    total: Tensor = _ProjectedErrors.apply(clamp, mask, *flat)
+    return total
+
+
+def _check_kernel(student: Tensor, weight: Tensor | None) -> None:
+    if not (student.is_cuda or triton.knobs.runtime.interpret):
+        raise ValueError(
+            f"masked squared error: the student's hidden states are on {student.device}; the kernels run on CUDA "
+            "devices. Use the chunked path, or set TRITON_INTERPRET=1 before triton is imported."
+        )
+    dtypes = {x.dtype for x in (student, weight) if x is not None}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        raise ValueError(
+            f"masked squared error: the student's hidden states are {student.dtype}, the projection "
+            f"{None if weight is None else weight.dtype}. The kernel multiplies two float16, bfloat16 or float32 "
+            "matrices of one dtype; train the projections in the student's precision."
+        )
+
+
+class _ProjectedErrors(torch.autograd.Function):
+    """Keeps references to its inputs only, and the mask as the kernels read it."""
+
+    @staticmethod
+    def forward(ctx: Any, clamp: float | None, mask: Tensor, *tensors: Tensor | None) -> Tensor:
+        keep = mask.flatten().to(torch.int32)  # the smallest that asynchronous copies can fetch
+        ctx.save_for_backward(keep, *tensors)
+        ctx.clamp = clamp
+        with torch.cuda.device_of(mask):
+            pairs = _pairs(keep, tensors)
+            grid = _grid(pairs[0])
+            partial = torch.empty((len(pairs), *grid), dtype=torch.float32, device=mask.device)
+            for inputs, own in zip(pairs, partial, strict=True):
+                _launch_sums(grid, inputs, clamp, own)
+        return partial.flatten(1).sum(dim=1) / pairs[0].teacher.shape[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        keep, *tensors = ctx.saved_tensors
+        with torch.cuda.device_of(keep):
+            pairs = _pairs(keep, tensors)
+            factors = upstream.float() * (2.0 / pairs[0].teacher.shape[-1])
+            wanted = [ctx.needs_input_grad[first : first + 3] for first in range(2, len(ctx.needs_input_grad), 4)]
+            parts = _bias_parts(pairs, wanted)
+            found: list[Tensor | None] = []
+            for number, inputs in enumerate(pairs):
+                factor, student = factors[number], tensors[4 * number]
+                own = None if parts is None else parts[number]
+                of_student, of_weight = _gradients(inputs, ctx.clamp, factor, wanted[number], own)
+                found += [None if of_student is None else of_student.view(student.shape), of_weight, None, None]
+            if parts is not None:
+                of_bias = parts.sum(dim=1).to(tensors[2].dtype)
+                found[2::4] = [one if asked[2] else None for one, asked in zip(of_bias, wanted, strict=True)]
+        return None, None, *found
+
+
+def _pairs(keep: Tensor, tensors: Sequence[Tensor | None]) -> list[_Inputs]:
+    """From student, weight, bias, teacher of each pair, one after the other."""
+    return [_flat(tensors[first : first + 4], keep) for first in range(0, len(tensors), 4)]
+
+
+def _bias_parts(pairs: Sequence[_Inputs], wanted: Sequence[Sequence[bool]]) -> Tensor | None:
+    """[pairs, row tiles, D] float32, column sums of f G to come; None where no bias asks for a gradient."""
+    first = pairs[0]
+    if first.weight is None or first.bias is None or not any(asked[2] for asked in wanted):
+        return None
+    (tokens, width), rows = first.teacher.shape, _tiles(first.student.dtype).rows
+    return first.weight.new_empty((len(pairs), triton.cdiv(tokens, rows), width), dtype=torch.float32)
+
+
+class _Inputs(NamedTuple):
+    """Flat and contiguous: student [N, Ds], weight [D, Ds], bias [D], teacher [N, D], keep [N] int32."""
+
+    student: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    teacher: Tensor
+    keep: Tensor
+
+    def rows(self, first: int, last: int) -> _Inputs:
+        """The same for some tokens."""
+        part = slice(first, last)
+        return self._replace(student=self.student[part], teacher=self.teacher[part], keep=self.keep[part])
+
+
+def _flat(tensors: Sequence[Tensor | None], keep: Tensor) -> _Inputs:
+    """Copies only what is not contiguous."""
+    student, weight, bias, teacher = tensors
+    assert student is not None and teacher is not None
+    return _Inputs(
+        student.flatten(0, -2).contiguous(),
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        teacher.flatten(0, -2).contiguous(),
+        keep,
+    )
+
+
+def _tiles(dtype: torch.dtype, half: Tiles = HALF_TILES) -> Tiles:
+    return FLOAT_TILES if dtype == torch.float32 else half
+
+
+def _grid(inputs: _Inputs) -> tuple[int, int]:
+    """Tiles of tokens and columns of one pair."""
+    tokens, width = inputs.teacher.shape
+    if inputs.weight is None:
+        return triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS)
+    tiles = _tiles(inputs.student.dtype)
+    return triton.cdiv(tokens, tiles.rows), triton.cdiv(width, tiles.columns)
+
+
+def _launch_sums(grid: tuple[int, int], inputs: _Inputs, clamp: float | None, partial: Tensor) -> None:
+    """Fill `partial` with each tile's sum of clamped squares."""
+    launch = _launch_plain if inputs.weight is None else _launch_projected
+    launch(grid, inputs, clamp, partial=partial)
+
+
+def _plain_gradient(inputs: _Inputs, clamp: float | None, factor: Tensor) -> Tensor:
+    """[N, D]: f G in the student's dtype."""
+    tokens, width = inputs.teacher.shape
+    grid = (triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS))
+    slope = torch.empty_like(inputs.student)
+    _launch_plain(grid, inputs, clamp, slope=slope, factor=factor)
+    return slope
+
+
+def _gradients(
+    inputs: _Inputs, clamp: float | None, factor: Tensor, wanted: Sequence[bool], parts: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of student [N, Ds] and weight, each None unless wanted, one chunk of tokens at a time; fills `parts`,
+    the bias's by rows of tiles."""
+    student, weight, _, teacher, _ = inputs
+    if weight is None:
+        return _plain_gradient(inputs, clamp, factor), None
+    (tokens, width), tiles = teacher.shape, _tiles(student.dtype)
+    sums = 4 * weight.numel() // weight.itemsize if wanted[1] and weight.dtype != torch.float32 else 0
+    step = chunk_tokens(tokens, width, tiles.rows, sums)
+    slope = student.new_empty(min(step, tokens), width)
+    of_student = torch.empty_like(student) if wanted[0] else None
+    of_weight = _WeightGradient(weight, chunks=triton.cdiv(tokens, step)) if wanted[1] else None
+    for first in range(0, tokens, step):
+        part = inputs.rows(first, first + step)
+        count = part.teacher.shape[0]
+        grid = (triton.cdiv(count, tiles.rows), triton.cdiv(width, tiles.columns))
+        own = None if parts is None else parts[first // tiles.rows :]
+        _launch_projected(grid, part, clamp, slope=slope, factor=factor, bias_parts=own)
+        if of_student is not None:
+            torch.mm(slope[:count], weight, out=of_student[first : first + count])
+        if of_weight is not None:
+            of_weight.add(slope, part)
+    return of_student, None if of_weight is None else of_weight.result
+
+
+class _WeightGradient:
+    """Sums over chunks in float32; the last chunk's launch rounds, so one chunk needs no float32 copy at all."""
+
+    def __init__(self, weight: Tensor, chunks: int) -> None:
+        self.result = torch.empty_like(weight) if chunks else torch.zeros_like(weight)
+        whole = weight.dtype == torch.float32 or chunks <= 1
+        self._sums = self.result if whole else torch.empty_like(weight, dtype=torch.float32)
+        self._done, self._chunks = 0, chunks
+
+    def add(self, slope: Tensor, part: _Inputs) -> None:
+        """Add slope^T student of the next chunk; after the last one `result` is ready."""
+        before = self._sums if self._done else None
+        self._done += 1
+        _add_weight_gradient(slope, part, before, self.result if self._done == self._chunks else self._sums)
+
+
+def chunk_tokens(tokens: int, width: int, multiple: int, sums: int) -> int:
+    """Tokens whose slope exists at a time: chunks of equal size but the last, each a multiple of the tile's rows.
+
+    sums  what adding up chunks takes, counted in elements of the slope: one chunk where that would take less
+    """
+    least = max(triton.cdiv(tokens, multiple), 1) * multiple
+    if tokens * width <= CHUNK_ELEMENTS + sums:
+        return least
+    most = max(CHUNK_ELEMENTS // (width * multiple), 1) * multiple
+    chunks = triton.cdiv(tokens, most)
+    return max(triton.cdiv(triton.cdiv(tokens, chunks), multiple), 1) * multiple
+
+
+# ---- launches ----------------------------------------------------------------------------------------------------
+
+
+def _launch_projected(
+    grid: tuple[int, int],
+    inputs: _Inputs,
+    clamp: float | None,
+    *,
+    partial: Tensor | None = None,
+    slope: Tensor | None = None,
+    factor: Tensor | None = None,
+    bias_parts: Tensor | None = None,
+) -> None:
+    """Fill `partial` (sum per tile), or `slope` (f G) and `bias_parts` (column sums of f G per row of tiles)."""
+    if 0 in grid:
+        return
+    tiles = _tiles(inputs.student.dtype)
+    projected_error[grid](
+        inputs.student, inputs.weight, inputs.bias, inputs.teacher, inputs.keep, factor, partial, slope, bias_parts,
+        inputs.teacher.shape[0], inputs.teacher.shape[1], inputs.student.shape[1], 0.0 if clamp is None else clamp,
+        CLAMP=clamp is not None, WIDEN=_widen(inputs.student),
+        ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+
+
+def _launch_plain(
+    grid: tuple[int, int],
+    inputs: _Inputs,
+    clamp: float | None,
+    *,
+    partial: Tensor | None = None,
+    slope: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> None:
+    """Fill `partial` (sum per tile) or `slope` (f G)."""
+    if 0 in grid:
+        return
+    plain_error[grid](
+        inputs.student, inputs.teacher, inputs.keep, factor, partial, slope,
+        inputs.teacher.shape[0], inputs.teacher.shape[1], 0.0 if clamp is None else clamp,
+        CLAMP=clamp is not None, ROWS=PLAIN_ROWS, COLUMNS=PLAIN_COLUMNS, num_warps=PLAIN_WARPS,
+    )  # fmt: skip
+
+
+def _add_weight_gradient(slope: Tensor, inputs: _Inputs, before: Tensor | None, after: Tensor) -> None:
+    """after [D, Ds] = before (float32; None: 0) + slope^T student of one chunk."""
+    tiles, (width, depth) = _tiles(slope.dtype, HALF_GRADIENT_TILES), after.shape
+    grid = (triton.cdiv(width, tiles.rows), triton.cdiv(depth, tiles.columns))
+    weight_gradient[grid](
+        slope, inputs.student, inputs.keep, before, after, inputs.student.shape[0], width, depth,
+        WIDEN=_widen(slope), ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+
+
+def _widen(operand: Tensor) -> bool:
+    """Whether products are of float32 copies: only an interpreter runs kernels on a CPU."""
+    return operand.dtype == torch.bfloat16 and operand.device.type == "cpu"

@@ -1,0 +1,31 @@
+"""What is known in one place only: names of loss terms stand in losses/terms, their registry and ParlAI's flags."""
+
+import ast
+from pathlib import Path
+
+from distill_engine.registry import BUILT_IN
+
+ROOT = Path(__file__).resolve().parents[2]
+# `task`, `encoder` and `prediction` are words of other things as well
+TERMS = {name for name in BUILT_IN["terms"] if "_" in name}
+ALLOWED = ("distill_engine/losses/terms/", "distill_engine/registry.py", "distill_engine/interop/")
+
+
+def named(source: str) -> list[str]:
+    """Names of terms among the strings of a module, with their lines; docstrings may mention them."""
+    strings = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return [f"{node.lineno}: {node.value}" for node in strings if isinstance(node.value, str) and node.value in TERMS]
+
+
+def sources() -> list[str]:
+    files = [path for folder in ("distill_engine", "launcher") for path in (ROOT / folder).rglob("*.py")]
+    return sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+def test_terms_are_named_in_their_own_files_only():
+    found = {path: named((ROOT / path).read_text(encoding="utf-8")) for path in sources()}
+    assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED)}
+
+
+def test_names_are_seen():
+    assert named('x = {"encoder_hidden": 1}') == ["1: encoder_hidden"]

@@ -1,0 +1,13 @@
+"""The tables of what can be chosen by name are those that `distill list SEAM --markdown` prints."""
+
+import pytest
+from typer.testing import CliRunner
+
+from distill_engine.cli import app
+
+
+@pytest.mark.parametrize("seam", ["terms", "divergences"])
+def test_the_table_in_the_docs_is_the_registrys(root, seam):
+    printed = CliRunner().invoke(app, ["list", seam, "--markdown"])
+    assert printed.exit_code == 0
+    assert printed.stdout in (root / "docs" / "losses.md").read_text(encoding="utf-8")

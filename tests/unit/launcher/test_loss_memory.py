@@ -1,0 +1,79 @@
+"""What the plan says of a plugin's loss term, and of another divergence than forward KL."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from distill_engine.losses.divergences.reverse_kl import REVERSE_KL
+from distill_engine.losses.kernels.prediction import divergence_sum, task_sum
+from launcher.hardware import GPUS
+from launcher.job import Job
+from launcher.loss_memory import losses
+from launcher.plan_command import read_job
+
+ONLY = ("encoder", "embedding", "hidden", "self_attention", "cross_attention")
+
+
+def job(root, *overrides: str) -> Job:
+    files = root / "ds_configs" / "zero2_fp32.json", root / "ds_configs" / "teacher_zero3.json"
+    return read_job(root / "recipes" / "bb3b_tinybert.yaml", list(overrides), 1, 1, *files, GPUS["h100"])
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_another_divergence_needs_more(root, kernels):
+    chosen = f"losses.kernels.prediction={kernels}"
+    forward, reverse = (job(root, chosen, f"losses.divergence={name}_kl") for name in ("forward", "reverse"))
+    assert losses(forward) < losses(reverse) < 3 * losses(forward)
+    alone = [job(root, chosen, f"losses.divergence={name}_kl", "losses.weights.prediction=0") for name in
+             ("forward", "reverse")]  # fmt: skip
+    assert losses(alone[0]) == losses(alone[1]), "nobody asks for it"
+
+
+def test_whole_logits_take_what_is_planned(root):
+    """All that is allocated from the logits on, at the largest moment, beside the plan's figure."""
+    vocabulary = 8008
+    small = job(root, "losses.divergence=reverse_kl", "losses.kernels.prediction=reference", "batch.per_rank=1",
+                *(f"losses.weights.{name}=0" for name in ONLY))  # fmt: skip
+    student, teacher = (torch.randn(1, small.labels, vocabulary) for _ in range(2))
+    student.requires_grad_()
+    labels = torch.randint(vocabulary, (1, small.labels))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        sums = task_sum(student, labels), divergence_sum(REVERSE_KL, student, teacher, labels, 1.0)
+    now = most = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    assert all(torch.isfinite(one) for one in sums)
+    planned = losses(small) - small.labels * small.student.vocab * small.word  # without the logits themselves
+    assert small.student.vocab == vocabulary and most == pytest.approx(planned, rel=0.15)
+
+
+def test_a_plugins_term_is_priced_without_torch(root):
+    """As the launcher runs: in a process that never loads torch."""
+    code = f"""
+import json, sys
+from pathlib import Path
+from distill_engine.registry import load_plugins
+load_plugins([{str(root / "tests" / "extension" / "toy_term.py")!r}])
+from launcher.hardware import GPUS
+from launcher.loss_memory import captured, compared_tokens
+from launcher.plan_command import read_job
+root, found = Path({str(root)!r}), []
+for weight in (0, 1):
+    files = root / "ds_configs" / "zero2.json", root / "ds_configs" / "teacher_zero3.json"
+    job = read_job(root / "recipes" / "bb3b_tinybert.yaml", [f"losses.weights.cosine={{weight}}"], 1, 8, *files,
+                   GPUS["h100"])
+    found.append([job.weights, len(compared_tokens(job)), captured(job), job.contexts * job.teacher.width * job.word])
+print(json.dumps([found, "torch" in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (without, with_it), torch_was_loaded = json.loads(done.stdout)
+    assert with_it[0] - without[0] == 2560 * 2560 + 2560, "a projection of its own"
+    assert with_it[1] - without[1] == 1 and with_it[2] - without[2] == without[3]
+    assert not torch_was_loaded

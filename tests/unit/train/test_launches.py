@@ -1,0 +1,29 @@
+"""How many small operations losses and meter start per micro-batch, with the BlenderBot 3B recipe's terms."""
+
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("Triton is not interpreted (DS_ACCELERATOR)", allow_module_level=True)
+
+import loss_launches
+
+FORWARD, WITH_BACKWARD = 120, 140  # each launch costs a GPU about as much as a small kernel runs
+
+
+def test_launches_per_micro_batch():
+    counted = loss_launches.summary(loss_launches.count())
+    print(counted)
+    forward = sum(number for part, number in counted["by_part"].items() if part != "backward")
+    assert forward <= FORWARD and counted["loss_launches_per_micro_batch"] <= WITH_BACKWARD
+    assert counted["by_part"]["meter"] <= 25 and counted["by_part"]["divisors"] <= 15
+    assert counted["kernels"] >= 3 + 13, "the fused kernels were counted apart"
+
+
+def test_accumulating_counts_nothing_twice():
+    """What `divisors` has counted is not counted again by terms and meter."""
+    parts = loss_launches.count()
+    assert parts["divisors"].small["ne"] == 2, "one mask of each stack"
+    assert parts["meter"].small["ne"] == 1, "only which numbers are NaN"
