@@ -52,6 +52,7 @@ def after(
 
 def preflight_node(run_dir: RunDirOption) -> None:
     """Look at this node and print what was found, as one line of JSON."""
+    preflight.heed_warning(run_dir)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     say(preflight.look(run_dir, node, os.environ).to_json())
 
@@ -59,9 +60,13 @@ def preflight_node(run_dir: RunDirOption) -> None:
 def preflight_report(
     nodes: Annotated[int, typer.Option(help="How many nodes must answer.")],
     gpus_per_node: Annotated[int, typer.Option(help="How many GPUs each must show; 0: none needed.")] = 0,
+    needed_bytes: Annotated[int | None, typer.Option(help="What the run's checkpoints take in its folder.")] = None,
 ) -> None:
     """Compare the nodes' lines (standard input); all problems at once, each with its node."""
-    found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node, preflight.asked_nodes(os.environ))
+    asked = preflight.asked_nodes(os.environ)
+    found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node, asked, needed_bytes)
+    for line in preflight.late(found):
+        say(f"preflight: {line}")
     for problem in problems:
         ERR.print(f"preflight: {problem}", markup=False)
     if problems:

@@ -95,7 +95,7 @@ train() {
   if [[ ${PREFLIGHT:-1} != 0 ]]; then
     # --wait: a node that hangs is ended, and so named by the report, 90 s after the first one has answered
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
-      "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
+      bash -c 'trap "" USR1; exec "$@"' preflight "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
       "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" || exit
   fi
   printf 'ranks: %s on each of %s nodes; their logs: %s\n' "$per_node" "$SLURM_JOB_NUM_NODES" "$run_dir/logs"

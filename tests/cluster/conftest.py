@@ -1,6 +1,7 @@
 """A real two-node Slurm on loopback, started and stopped here by process id, on ports and folders of its own.
 
-Its nodes are n1 and n2 with two CPUs and two GPUs (in name only) each; their names mean nothing to the name service, so MASTER_ADDR is given.
+Its nodes are n1 and n2 with two CPUs and two GPUs (in name only) each; their names mean nothing to the name service,
+so MASTER_ADDR is given.
 """
 
 import ctypes
@@ -143,10 +144,13 @@ class Slurm:
         folder.mkdir(parents=True)
         program = Path(__file__).with_name("stand_in.py")
         wrapper = folder / "python"
+        late = asked.pop("late", "")  # a node whose preflight begins only when the file `come` is there
+        waits = f"until [[ $SLURMD_NODENAME != '{late}' || $* != *preflight-node* || -e '{folder}/come' ]]; "
+        waits += "do sleep 0.1; done"
         chosen = (
             f"for word; do [[ $word == */distill_engine/run.py ]] && exec '{sys.executable}' '{program}' \"$@\"; done"
         )
-        wrapper.write_text(f"#!/bin/bash\n{chosen}\nexec '{sys.executable}' \"$@\"\n")
+        wrapper.write_text(f"#!/bin/bash\n{waits}\n{chosen}\nexec '{sys.executable}' \"$@\"\n")
         wrapper.chmod(0o755)
         return {"PYTHON": str(wrapper), "STAND_IN": json.dumps({"folder": str(folder), "rank": 0} | asked)}
 

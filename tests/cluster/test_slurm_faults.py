@@ -133,3 +133,17 @@ def test_an_interpreter_that_is_not_there_is_refused_by_name(slurm, tools, tmp_p
     facts = slurm.ended(job)
     assert (facts["ExitCode"], facts["Restarts"]) == (f"{BAD_INPUT}:0", "0"), slurm.said(job)
     assert f"PYTHON is '{tmp_path}/venv/bin/python'" in slurm.said(job)
+
+
+def test_a_slow_node_is_waited_for_and_named_as_late_and_a_warning_meanwhile_ends_nothing(slurm, tools, tmp_path):
+    folder, seen = tmp_path / "run", tmp_path / "seen"
+    job = slurm.sbatch(folder, **slurm.stand_in(seen, codes=[DONE], rank="all", late="n2"), PREFLIGHT="1")
+    tools.wait_until(lambda: "waiting for n2: not here after" in slurm.said(job), "a word about n2")
+    slurm.command("scancel", "--signal=USR1", job)
+    tools.wait_until(lambda: list(folder.glob(".preflight/.told@*")), "the signal", tell=lambda: slurm.said(job))
+    (seen / "come").touch()
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), slurm.said(job)
+    said = slurm.said(job)
+    assert "preflight: n2 came" in said and "preflight: 2 nodes passed" in said and "exclude" not in said, said
+    assert tools.attempts(folder) == [DONE]

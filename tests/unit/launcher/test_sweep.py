@@ -35,7 +35,7 @@ def test_failed_finished_waiting_and_not_started_are_told_apart(tmp_path):
     states = {row[1]: row[5] for row in cells}
     assert states == {
         "0": "finished", "1": f"failed: code {BAD_INPUT}", "2": "failed: code 1", "3": "goes on", "4": "goes on",
-        "5": "begun", "10": "finished", **{name: "not started" for name in ("6", "7", "8", "9", "11")},
+        "5": "begun", "10": "finished", **dict.fromkeys(("6", "7", "8", "9", "11"), "not started"),
     }  # fmt: skip
     assert {row[1]: row[6] for row in cells} == {str(number): f"seed={number}" for number in range(12)}
 
