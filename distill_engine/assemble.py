@@ -48,7 +48,7 @@ from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, Wandb
 from distill_engine.train.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.train.files import write_failure
 from distill_engine.train.loop import TrainingError
-from distill_engine.train.manifest import CheckpointError
+from distill_engine.train.manifest import CheckpointError, RefusedCheckpoint
 from distill_engine.train.progress import EndReason
 from distill_engine.train.run_folder import RunFolderError, RunLock, check_run_folder
 from distill_engine.train.watchdog import Watchdog
@@ -65,6 +65,7 @@ _BAD_INPUT_ERRORS = (
     RunFolderError,
     ResizeError,
     KernelError,
+    RefusedCheckpoint,
 )
 _AGREED_ERRORS = (CheckpointError, TrainingError)
 _LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)

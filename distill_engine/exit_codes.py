@@ -9,6 +9,7 @@ from pathlib import Path
 
 DONE = 0
 FAILED = 1
+USAGE = 2  # the command line is wrong
 RETRY = 74  # a disk, a lock or memory failed in a way that may pass: the same command again may well go on
 STOPPED_AND_SAVED = 75  # asked to stop and checkpointed, or stood still: the same command again goes on
 BAD_INPUT = 78  # recipe, configuration or data: starting again cannot help
