@@ -17,6 +17,7 @@ _JOB_ID = re.compile(r"\d+(?:_\d+)?")
 _LIMIT_SECONDS = 60
 _REFUSALS = 3  # of a controller that answers; more would keep nodes idle
 _FATE = "State:20,RestartCnt:12"
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 _ENDING = {
     "COMPLETING", "CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "BOOT_FAIL", "REVOKED",
@@ -68,7 +69,7 @@ def fate(job: str, restarts: int) -> Fate | None:
         raise
     except (SlurmError, ValueError):
         return None
-    if started_again or state == "PENDING":
+    if started_again or state in _WAITING:
         return "requeued"
     return "ending" if state in _ENDING else "running"
 
