@@ -29,7 +29,7 @@ from distill_engine.engine.ds_config import (
 )
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
-from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.losses.dispatch import KernelError
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
@@ -81,7 +81,7 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
         if code is None:
             raise
         if isinstance(error, BadRanksError):
-            _end_at_once(code, speaks)
+            _end_at_once(code, leaves_verdict=speaks)
         return code
     finally:
         distributed.stop()
@@ -94,13 +94,13 @@ def _longest_wait(hang_seconds: float | None) -> timedelta:
 
 def _end_hung() -> None:
     """Its main thread may never come back."""
-    _end_at_once(STOPPED_AND_SAVED, leaves_verdict=True)
+    _end_at_once(STOPPED_AND_SAVED, HUNG, leaves_verdict=True)
 
 
-def _end_at_once(code: int, leaves_verdict: bool) -> None:
+def _end_at_once(code: int, reason: str = "", *, leaves_verdict: bool) -> None:
     """End this process without closing anything, which might wait for who never answers."""
     if leaves_verdict:
-        leave_verdict(code)
+        leave_verdict(code, reason)
     os._exit(code)
 
 

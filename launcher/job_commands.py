@@ -32,7 +32,7 @@ def after(
     verdict: Annotated[Path | None, typer.Option(help="File in which rank 0 left its own exit code.")] = None,
 ) -> None:
     """The ranks have ended: requeue this job, or stop; ends with the code that tells the truth."""
-    said = None if verdict is None else read_verdict(verdict)
+    said = None if verdict is None else read_verdict(verdict)[0]
     if said is None:  # no rank got as far as a verdict: a launcher that says all is well is not believed
         said = code or FAILED
     job = slurm.own_job_id(os.environ)
