@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -72,7 +73,7 @@ def submit(
         remember_job(folder, job)
     except (slurm.SlurmError, OSError) as error:
         refuse(f"submit: {error}")
-    say(f"job {job}; look at it with: python -m launcher status {folder}")
+    say(f"job {job}; look at it with: python -m launcher status {shlex.quote(str(folder))}")
 
 
 def status(

@@ -7,10 +7,26 @@ refuse() {
 
 [[ -n ${SLURM_JOB_ID:-} ]] || refuse "this is a Slurm job script. Submit it: sbatch slurm/NAME.sh"
 set -u
+
+# PYTHON as a path: the one that was asked for and no other; else the repository's, else the system's, which is said.
+choose_python() {
+  local asked=${PYTHON:-} missing
+  if [[ -n $asked ]]; then
+    PYTHON=$(type -P -- "$asked") && [[ -f $PYTHON ]] || refuse "PYTHON is '$asked': there is no such program on $(hostname)"
+  elif [[ -x $home/.venv/bin/python ]]; then
+    PYTHON=$home/.venv/bin/python
+  else
+    PYTHON=$(type -P python3) || refuse "there is no $home/.venv/bin/python and no python3: set PYTHON to the interpreter that has the engine"
+    printf 'slurm: there is no %s, so this is run by %s\n' "$home/.venv/bin/python" "$PYTHON"
+  fi
+  missing=$("$PYTHON" -c 'from importlib.util import find_spec as find
+print(*(name for name in ("torch", "deepspeed", "transformers", "typer") if not find(name)))') || missing=
+  [[ -z $missing ]] || refuse "PYTHON is '$PYTHON', which lacks ${missing// /, }: set it to the interpreter that has the engine"
+}
+
 umask "${DISTILL_UMASK:-077}" # runs are private by default
-PYTHON=${PYTHON:-$home/.venv/bin/python}
-[[ -x $PYTHON ]] || PYTHON=$(command -v python3) || refuse "no python: set PYTHON to the interpreter that has the engine"
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+choose_python
 export PYTHONFAULTHANDLER=1
 export SLURM_EXPORT_ENV=ALL # sbatch --export=NONE is about the shell of who submits; steps get what stands here
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
@@ -26,15 +42,45 @@ located() {
   if [[ -e $1 || $1 == /* ]]; then printf '%s' "$1"; else printf '%s' "$home/$1"; fi
 }
 
+# GPUs of each node that this job wants: what was asked for, where Slurm tells, since --exclusive gives all there are.
+gpus_per_node() {
+  local part gpus=0
+  if [[ -n ${SLURM_GPUS_PER_NODE:-} ]]; then # 8, a100:8 or a100:4,h100:4
+    for part in ${SLURM_GPUS_PER_NODE//,/ }; do
+      part=${part##*:}
+      [[ $part =~ ^[0-9]+$ ]] || part=1
+      ((gpus += part))
+    done
+  elif [[ ${SLURM_GPUS:-} =~ ^([^:,]+:)?([0-9]+)$ ]]; then
+    gpus=${BASH_REMATCH[2]}
+    ((gpus % SLURM_JOB_NUM_NODES == 0)) || refuse "--gpus=$gpus on $SLURM_JOB_NUM_NODES nodes is no equal number for each. Use --gpus-per-node"
+    ((gpus /= SLURM_JOB_NUM_NODES))
+  else
+    gpus=${SLURM_GPUS_ON_NODE:-0}
+  fi
+  printf '%s' "$gpus"
+}
+
 # One rank per GPU; where there are none, as many as sbatch was asked for.
 ranks_per_node() {
-  local gpus=${SLURM_GPUS_ON_NODE:-0} tasks=${SLURM_NTASKS_PER_NODE:-1}
-  if [[ -n ${RANKS_PER_NODE:-} ]]; then printf '%s' "$RANKS_PER_NODE"; elif ((gpus > 0)); then printf '%s' "$gpus"; else printf '%s' "$tasks"; fi
+  local gpus=$1 tasks=${SLURM_NTASKS_PER_NODE:-} ranks cpus=$((${SLURM_CPUS_ON_NODE:-0} / ${SLURM_CPUS_PER_TASK:-1}))
+  if [[ -n ${RANKS_PER_NODE:-} ]]; then
+    [[ $RANKS_PER_NODE =~ ^[1-9][0-9]*$ ]] || refuse "RANKS_PER_NODE is '$RANKS_PER_NODE': it must be a number from 1 up"
+    ranks=$RANKS_PER_NODE
+  else
+    ranks=$((gpus > 0 ? gpus : ${tasks:-1}))
+  fi
+  # srun would only say that the configuration is not available, at every start
+  if [[ -z ${SLURM_OVERCOMMIT:-} ]] && ((cpus > 0 && cpus < ranks)); then
+    refuse "each node is to have $ranks ranks ($gpus GPUs), but this job has room for $cpus of ${SLURM_CPUS_PER_TASK:-1} CPUs there (--ntasks-per-node=${tasks:-1}). Ask for --ntasks-per-node=$ranks, fewer --cpus-per-task, or fewer ranks: RANKS_PER_NODE=$cpus"
+  fi
+  printf '%s' "$ranks"
 }
 
 # train [OPTION of run.py ...]: RECIPE with DS_CONFIG in RUN_DIR on all nodes; requeues, or ends with the code that says why.
 train() {
-  local recipe ds_config run_dir logs per_node verdict bad_nodes code=0 step="" told="" passed_on="" ending="" signalled=""
+  local recipe ds_config run_dir logs gpus per_node verdict bad_nodes
+  local code=0 step="" told="" passed_on="" ending="" signalled=""
   [[ ${RESIZE:-0} == 0 ]] || set -- --resize "$@"
   recipe=$(located "$RECIPE") ds_config=$(located "$DS_CONFIG")
   [[ -f $recipe ]] || refuse "RECIPE is '$RECIPE': there is no such file"
@@ -42,7 +88,8 @@ train() {
   run_dir=${RUN_DIR:-runs/$(basename -- "$recipe" .yaml)}
   [[ $run_dir != *[%\\$'\n']* ]] || refuse "RUN_DIR is '$run_dir': Slurm gives % and \\ a meaning of their own in log names, and a log cannot name a line break. Choose another name"
   mkdir -p -- "$run_dir/logs" || refuse "RUN_DIR is '$run_dir': it cannot be made"
-  per_node=$(ranks_per_node)
+  gpus=$(gpus_per_node) || exit
+  per_node=$(ranks_per_node "$gpus") || exit
   logs=$run_dir/logs
   [[ $logs == /* ]] || logs=$PWD/$logs
   verdict=$logs/verdict-$SLURM_JOB_ID bad_nodes=$logs/bad-nodes-$SLURM_JOB_ID
@@ -59,7 +106,7 @@ train() {
     # --wait: a node that hangs is ended, and so named by the report, 90 s after the first one has answered
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
       "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
-      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "${SLURM_GPUS_ON_NODE:-0}" --bad-nodes="$bad_nodes"
+      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes"
     code=$?
   fi
   if [[ -n $told ]]; then
@@ -83,17 +130,20 @@ train() {
 
 # sweep [OPTION of run.py ...]: the line of GRID that belongs to this array element.
 sweep() {
-  local grid sweep_dir line overrides=() setting
+  local grid sweep_dir lines line overrides=() setting
   grid=$(located "${GRID:-slurm/sweep.txt}")
   [[ -f $grid ]] || refuse "GRID is '$grid': there is no such file"
   [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || refuse "a sweep is an array: sbatch --array=0-7 slurm/sweep.sh"
-  line=$(grep -Ev '^[[:space:]]*(#|$)' -- "$grid" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+  lines=$(sed -E 's/\r$//; s/(^|[[:space:]])#.*$//; s/[[:space:]]+$//; /^$/d' -- "$grid") # comments also end a line
+  line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<<"$lines")
   [[ -n $line ]] || { printf 'the grid has no line %s: nothing to do\n' "$SLURM_ARRAY_TASK_ID"; exit 0; }
   read -ra settings <<<"$line"
   for setting in "${settings[@]}"; do overrides+=("--set=$setting"); done
   sweep_dir=${RUN_DIR:-runs/sweep-$SLURM_ARRAY_JOB_ID}
   RUN_DIR=$sweep_dir/$SLURM_ARRAY_TASK_ID
   mkdir -p -- "$RUN_DIR" && printf '%s\n' "$line" >"$RUN_DIR/settings.txt"
+  # what the table names as not started; all elements write the same
+  printf '%s\n' "$lines" >"$sweep_dir/.grid-$SLURM_ARRAY_TASK_ID" && mv -f -- "$sweep_dir/.grid-$SLURM_ARRAY_TASK_ID" "$sweep_dir/grid.txt"
   trap '"$PYTHON" -m launcher table -- "$sweep_dir"' EXIT
   train "${overrides[@]}" --set "logging.wandb.group=sweep-$SLURM_ARRAY_JOB_ID" "$@"
 }

@@ -1,6 +1,7 @@
 """A real two-node Slurm on loopback, started and stopped here by process id, on ports and folders of its own.
 
-Its nodes are n1 and n2 with two CPUs each; their names mean nothing to the name service, so MASTER_ADDR is given.
+Its nodes are n1 and n2 with two CPUs and two GPUs (in name only) each; their names mean nothing to the name service,
+so MASTER_ADDR is given.
 """
 
 import ctypes
@@ -93,6 +94,9 @@ class Slurm:
         wait_until(place.exists, "munged", 20, lambda: self.logs("munged"))
         ports = free_ports(3)
         (self.folder / "slurm.conf").write_text(self._configuration(ports, place))
+        devices = ("/dev/null", "/dev/zero")  # a GPU must have a file
+        lines = [f"NodeName=n[1-2] Name=gpu File={device}\n" for device in devices]
+        (self.folder / "gres.conf").write_text("".join(lines))
         self._daemon("slurmctld", "-D")
         for node in ("n1", "n2"):
             self._daemon(f"slurmd -N {node}", "-D")
@@ -257,9 +261,10 @@ SlurmctldTimeout=60
 SlurmdTimeout=60
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+GresTypes=gpu
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,defer
-NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 State=UNKNOWN
-NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 State=UNKNOWN
+NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
+NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 

@@ -18,6 +18,8 @@ def test_two_ranks_give_the_same_losses_under_every_launcher(tools, quiet_run, t
     done = tools.launched(launcher, tmp_path / "run")
     assert done.returncode == DONE, done.stdout + done.stderr
     assert tools.measured(tmp_path / "run") == tools.measured(quiet_run)
+    assert "step 30/30" in done.stdout
+    assert "\x1b[2K" not in done.stdout and "╭" not in done.stdout, "a log, although mpirun gives its ranks a terminal"
 
 
 def test_one_rank_without_a_launcher_gives_the_same_losses_but_for_rounding(tools, quiet_run, tmp_path):

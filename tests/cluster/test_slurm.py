@@ -131,7 +131,8 @@ def test_a_bad_recipe_is_never_requeued(slurm, tools, tmp_path):
 
 def test_a_sweep_tries_each_line_and_ends_with_one_table(slurm, tools, tmp_path):
     grid, folder = tmp_path / "grid.txt", tmp_path / "sweep"
-    grid.write_text("# two runs\nlosses.weights.hidden=1\n\nlosses.weights.hidden=2 losses.weights.prediction=8\n")
+    lines = ("# two runs", "losses.weights.hidden=1  # weak", "", "losses.weights.hidden=2 losses.weights.prediction=8")
+    grid.write_text("\n".join(lines) + "\n")
     quick = tuple(one.replace("max_steps=30", "max_steps=3") for one in tools.QUICK)
     job = slurm.sbatch(folder, "--nodes=1", "--array=0-2", "sweep.sh", settings=quick, GRID=str(grid))
     for element in ("0", "1", "2"):
@@ -140,6 +141,7 @@ def test_a_sweep_tries_each_line_and_ends_with_one_table(slurm, tools, tmp_path)
     assert len(rows) == 2
     scores = [float(row.split("|")[2]) for row in rows]
     assert scores == sorted(scores), "best first"
+    assert all("| finished |" in row and "weak" not in row for row in rows)
     for element, hidden in (("0", 1.0), ("1", 2.0)):
         recipe = (folder / element / "recipe.yaml").read_text()
         assert f"hidden: {hidden}" in recipe and f"group: sweep-{job}" in recipe

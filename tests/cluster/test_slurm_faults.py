@@ -113,3 +113,28 @@ def test_a_name_that_slurm_would_read_otherwise_is_refused(slurm, tmp_path):
         job = slurm.sbatch(tmp_path / name, "--nodes=1", **slurm.stand_in(tmp_path / f"seen-{len(name)}", codes=[DONE]))
         facts = slurm.ended(job)
         assert facts["ExitCode"] == f"{BAD_INPUT}:0" and "Choose another name" in slurm.said(job), slurm.said(job)
+
+
+def test_a_node_for_oneself_still_gives_as_many_ranks_as_gpus_were_asked_for(slurm, tools, tmp_path):
+    seen = tmp_path / "seen"
+    job = slurm.sbatch(
+        tmp_path / "run", "--exclusive", "--gpus-per-node=1", **slurm.stand_in(seen, codes=[DONE], rank="all")
+    )
+    assert slurm.ended(job)["JobState"] == "COMPLETED", slurm.said(job)
+    given = [json.loads(file.read_text())["environ"] for file in seen.glob("start-0-rank-*.json")]
+    assert sorted(one["SLURMD_NODENAME"] for one in given) == ["n1", "n2"], "the script's own node shows two GPUs"
+
+
+def test_more_ranks_than_the_job_has_room_for_are_refused_with_the_flag_that_helps(slurm, tools, tmp_path):
+    job = slurm.sbatch(tmp_path / "run", "--gpus-per-node=2", **slurm.stand_in(tmp_path / "seen", codes=[DONE]))
+    facts = slurm.ended(job)
+    assert (facts["ExitCode"], facts["Restarts"]) == (f"{BAD_INPUT}:0", "0"), slurm.said(job)
+    assert "each node is to have 2 ranks (2 GPUs)" in slurm.said(job)
+    assert "--ntasks-per-node=2" in slurm.said(job) and "RANKS_PER_NODE=1" in slurm.said(job)
+
+
+def test_an_interpreter_that_is_not_there_is_refused_by_name(slurm, tools, tmp_path):
+    job = slurm.sbatch(tmp_path / "run", PYTHON=str(tmp_path / "venv" / "bin" / "python"))
+    facts = slurm.ended(job)
+    assert (facts["ExitCode"], facts["Restarts"]) == (f"{BAD_INPUT}:0", "0"), slurm.said(job)
+    assert f"PYTHON is '{tmp_path}/venv/bin/python'" in slurm.said(job)

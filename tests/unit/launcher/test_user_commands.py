@@ -1,6 +1,7 @@
 """submit, status and cancel, with Slurm's commands replaced by programs that write down what they get."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_hostile_names_stay_names(fake_slurm, tmp_path, monkeypatch):
     assert said.exit_code == BAD_INPUT, "a name that a file or a job cannot have is refused"
     said = launcher("submit", f"./{recipe.name}", "--run-dir", HOSTILE, "--partition", HOSTILE)
     assert said.exit_code == 0, said.output
+    assert shlex.split(said.output.split("look at it with: ")[1]) == ["python", "-m", "launcher", "status", HOSTILE]
     assert f"--partition={HOSTILE}" in fake_slurm.calls[0] and fake_slurm.environment["RECIPE"] == str(recipe)
     assert (tmp_path / HOSTILE).stat().st_mode & 0o777 == 0o700, "private before the job has begun"
     assert fake_slurm.environment["RUN_DIR"] == str(tmp_path / HOSTILE)
