@@ -29,7 +29,7 @@ from distill_engine.engine.ds_config import (
 )
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
-from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.losses.dispatch import KernelError
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
@@ -48,7 +48,7 @@ from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, Wandb
 from distill_engine.train.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.train.files import write_failure
 from distill_engine.train.loop import TrainingError
-from distill_engine.train.manifest import CheckpointError
+from distill_engine.train.manifest import CheckpointError, RefusedCheckpoint
 from distill_engine.train.progress import EndReason
 from distill_engine.train.run_folder import RunFolderError, RunLock, check_run_folder
 from distill_engine.train.watchdog import Watchdog
@@ -65,6 +65,7 @@ _BAD_INPUT_ERRORS = (
     RunFolderError,
     ResizeError,
     KernelError,
+    RefusedCheckpoint,
 )
 _AGREED_ERRORS = (CheckpointError, TrainingError)
 _LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)
@@ -81,7 +82,7 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
         if code is None:
             raise
         if isinstance(error, BadRanksError):
-            _end_at_once(code, speaks)
+            _end_at_once(code, leaves_verdict=speaks)
         return code
     finally:
         distributed.stop()
@@ -94,13 +95,13 @@ def _longest_wait(hang_seconds: float | None) -> timedelta:
 
 def _end_hung() -> None:
     """Its main thread may never come back."""
-    _end_at_once(STOPPED_AND_SAVED, leaves_verdict=True)
+    _end_at_once(STOPPED_AND_SAVED, HUNG, leaves_verdict=True)
 
 
-def _end_at_once(code: int, leaves_verdict: bool) -> None:
+def _end_at_once(code: int, reason: str = "", *, leaves_verdict: bool) -> None:
     """End this process without closing anything, which might wait for who never answers."""
     if leaves_verdict:
-        leave_verdict(code)
+        leave_verdict(code, reason)
     os._exit(code)
 
 

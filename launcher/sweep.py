@@ -6,8 +6,9 @@ from pathlib import Path
 
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
+from launcher.attempts import read_attempts
 from launcher.history import read_run
-from launcher.requeue import decide, read_attempts
+from launcher.requeue import ENDED_FROM_OUTSIDE, decide
 
 _GRID = "grid.txt"  # a line for each run, left there by the job script
 
@@ -53,6 +54,8 @@ def _state(run: Path) -> str:
     if not attempts:
         return "begun"
     last = attempts[-1]
+    if last.reason == ENDED_FROM_OUTSIDE:  # cancelled, or requeued, and then it says so with its next start
+        return last.reason
     decision = decide([one for one in attempts if one.job == last.job])
     return {"done": "finished", "requeue": "goes on", "stop": f"failed: code {decision.code}"}[decision.action]
 

@@ -28,6 +28,7 @@ umask "${DISTILL_UMASK:-077}" # runs are private by default
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 choose_python
 export PYTHONFAULTHANDLER=1
+export SLURM_EXPORT_ENV=ALL # sbatch --export=NONE is about the shell of who submits; steps get what stands here
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
 # srun does not take this over from sbatch by itself since Slurm 22.05
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -78,7 +79,8 @@ ranks_per_node() {
 
 # train [OPTION of run.py ...]: RECIPE with DS_CONFIG in RUN_DIR on all nodes; requeues, or ends with the code that says why.
 train() {
-  local recipe ds_config run_dir gpus per_node verdict code
+  local recipe ds_config run_dir logs gpus per_node verdict bad_nodes
+  local code=0 step="" told="" passed_on="" ending="" signalled=""
   [[ ${RESIZE:-0} == 0 ]] || set -- --resize "$@"
   recipe=$(located "$RECIPE") ds_config=$(located "$DS_CONFIG")
   [[ -f $recipe ]] || refuse "RECIPE is '$RECIPE': there is no such file"
@@ -88,23 +90,42 @@ train() {
   mkdir -p -- "$run_dir/logs" || refuse "RUN_DIR is '$run_dir': it cannot be made"
   gpus=$(gpus_per_node) || exit
   per_node=$(ranks_per_node "$gpus") || exit
-  verdict=$PWD/$run_dir/logs/verdict-$SLURM_JOB_ID
-  [[ $run_dir != /* ]] || verdict=$run_dir/logs/verdict-$SLURM_JOB_ID
-  rm -f -- "$verdict"
+  logs=$run_dir/logs
+  [[ $logs == /* ]] || logs=$PWD/$logs
+  verdict=$logs/verdict-$SLURM_JOB_ID bad_nodes=$logs/bad-nodes-$SLURM_JOB_ID
+  rm -f -- "$verdict" "$bad_nodes"
+
+  "$PYTHON" -m launcher.attempts begin "$run_dir" || exit
+  # --signal=B:USR1@N tells this shell alone; SIGTERM comes when Slurm ends the job, and its kill soon after. In both
+  # cases the ranks save (a second USR1 would end them), and this shell lives until they have
+  tell_ranks() { [[ -z $step || -n $passed_on ]] || { passed_on=1 && kill -USR1 "$step"; }; }
+  trap 'told=1 signalled=1; tell_ranks' USR1
+  trap 'told=1 signalled=1 ending=1; tell_ranks; "$PYTHON" -m launcher.attempts ending "$run_dir"' TERM
 
   if [[ ${PREFLIGHT:-1} != 0 ]]; then
     # --wait: a node that hangs is ended, and so named by the report, 90 s after the first one has answered
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
       bash -c 'trap "" USR1; exec "$@"' preflight "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
-      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" || exit
+      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes"
+    code=$?
   fi
-  printf 'ranks: %s on each of %s nodes; their logs: %s\n' "$per_node" "$SLURM_JOB_NUM_NODES" "$run_dir/logs"
-  # the first rank that ends badly ends the step; --wait does the same when one ends well and others stay
-  DISTILL_VERDICT=$verdict srun --ntasks="$((per_node * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$per_node" \
-    --kill-on-bad-exit=1 --wait=120 --unbuffered --open-mode=append --output="$run_dir/logs/%x-%j-%N.log" \
-    "$PYTHON" -u "$home/distill_engine/run.py" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@"
-  code=$?
-  exec "$PYTHON" -m launcher after --run-dir="$run_dir" --code="$code" --verdict="$verdict"
+  if [[ -n $told ]]; then
+    code=75
+    rm -f -- "$bad_nodes" # nodes that were not given the time to answer
+  elif ((code == 0)); then
+    printf 'ranks: %s on each of %s nodes; their logs: %s\n' "$per_node" "$SLURM_JOB_NUM_NODES" "$run_dir/logs"
+    # the first rank that ends badly ends the step; --wait does the same when one ends well and others stay
+    DISTILL_VERDICT=$verdict srun --ntasks="$((per_node * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$per_node" \
+      --kill-on-bad-exit=1 --wait=120 --unbuffered --open-mode=append --output="$run_dir/logs/%x-%j-%N.log" \
+      "$PYTHON" -u "$home/distill_engine/run.py" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@" &
+    step=$!
+    [[ -z $told ]] || tell_ranks # it came before there was a step to tell
+    while signalled=""; wait "$step"; code=$?; [[ -n $signalled ]]; do :; done # a signal ends `wait`, not the step
+    [[ -z $told || -n $ending || -s $verdict ]] || code=75
+  fi
+  trap '' USR1 TERM # it is decided now; a requeue tells this job to end
+  "$PYTHON" -m launcher after --run-dir="$run_dir" --code="$code" --verdict="$verdict" --bad-nodes="$bad_nodes" ${ending:+--ending}
+  exit
 }
 
 # sweep [OPTION of run.py ...]: the line of GRID that belongs to this array element.
@@ -123,8 +144,6 @@ sweep() {
   mkdir -p -- "$RUN_DIR" && printf '%s\n' "$line" >"$RUN_DIR/settings.txt"
   # what the table names as not started; all elements write the same
   printf '%s\n' "$lines" >"$sweep_dir/.grid-$SLURM_ARRAY_TASK_ID" && mv -f -- "$sweep_dir/.grid-$SLURM_ARRAY_TASK_ID" "$sweep_dir/grid.txt"
-  (train "${overrides[@]}" --set "logging.wandb.group=sweep-$SLURM_ARRAY_JOB_ID" "$@")
-  local code=$?
-  "$PYTHON" -m launcher table -- "$sweep_dir"
-  exit "$code"
+  trap '"$PYTHON" -m launcher table -- "$sweep_dir"' EXIT
+  train "${overrides[@]}" --set "logging.wandb.group=sweep-$SLURM_ARRAY_JOB_ID" "$@"
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 
 from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from launcher.attempts import read_attempts
+from launcher.requeue import ENDED_FROM_OUTSIDE
 
 KILLED = 128 + signal.SIGKILL
 KEY = "0123456789abcdef" * 2 + "feed5678"  # has the shape of a W&B key
@@ -84,7 +86,7 @@ def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancel
     slurm.command("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     assert tools.attempts(folder) == [STOPPED_AND_SAVED], slurm.said(job)
     reached = tools.last_step(folder)
-    assert json.loads((folder / "logs" / "attempts.jsonl").read_text())["step"] == reached > 0
+    assert read_attempts(folder)[-1].step == reached > 0
 
     def resumed() -> bool:
         slurm.hurry(job)
@@ -99,7 +101,9 @@ def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancel
     slurm.command("scancel", job)
     assert slurm.ended(job)["JobState"] == "CANCELLED"
     tools.wait_until(lambda: not any(rank.is_running() for rank in ranks.values()), "the end of the ranks", 40)
-    assert tools.attempts(folder) == [STOPPED_AND_SAVED, BAD_INPUT], "a cancelled job is not started again"
+    last = read_attempts(folder)[-1]
+    assert tools.attempts(folder)[:2] == [STOPPED_AND_SAVED, BAD_INPUT] and len(tools.attempts(folder)) == 3
+    assert (last.job, last.reason) == (job, ENDED_FROM_OUTSIDE), "a cancelled job is not started again"
 
 
 def test_a_time_limit_shorter_than_a_start_ends_the_restarts_and_says_so(slurm, tools, tmp_path):

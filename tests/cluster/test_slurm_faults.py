@@ -7,6 +7,8 @@ import signal
 import psutil
 
 from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from launcher.attempts import read_attempts
+from launcher.requeue import ENDED_FROM_OUTSIDE, LOST
 
 TRAP = "x $(touch pwned) `touch pwned` 'q\" ;&|*?~ -"
 
@@ -37,7 +39,9 @@ def test_preempted_then_its_node_dies_it_ends_like_an_undisturbed_run(slurm, too
     slurm.command("scontrol", "update", "nodename=n2", "state=resume")
     facts = slurm.ended(job)
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), said()
-    assert int(facts["Restarts"]) >= 2 and tools.attempts(folder)[-1] == DONE
+    ends = read_attempts(folder)
+    assert len(ends) == int(facts["Restarts"]) + 1 >= 3 and ends[-1].code == DONE, "every start has left a line"
+    assert {one.reason for one in ends[:-1]} <= {ENDED_FROM_OUTSIDE, LOST}, ends
     assert tools.measured(folder) == tools.measured(quiet_run)
 
 
@@ -69,7 +73,8 @@ def test_a_controller_that_is_away_when_a_job_wants_to_go_on_is_asked_again(slur
     slurm.stop_daemon("slurmctld")
     try:
         (seen / "go").touch()
-        tools.wait_until(lambda: tools.attempts(folder) == [STOPPED_AND_SAVED], "the decision", 60)
+        tools.wait_until(lambda: "the controller does not answer" in slurm.said(job), "a try in vain", 120)
+        assert tools.attempts(folder) == [STOPPED_AND_SAVED]
     finally:
         slurm.start_daemon("slurmctld")
     facts = slurm.ended(job)

@@ -3,6 +3,8 @@
 import json
 
 from distill_engine.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from launcher.attempts import Start, record_end
+from launcher.requeue import ENDED_FROM_OUTSIDE
 from launcher.sweep import write_table
 
 
@@ -38,6 +40,13 @@ def test_failed_finished_waiting_and_not_started_are_told_apart(tmp_path):
         "5": "begun", "10": "finished", **dict.fromkeys(("6", "7", "8", "9", "11"), "not started"),
     }  # fmt: skip
     assert {row[1]: row[6] for row in cells} == {str(number): f"seed={number}" for number in range(12)}
+
+
+def test_a_cancelled_run_is_not_said_to_go_on(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "settings.txt").write_text("seed=1\n")
+    record_end(tmp_path / "0", Start("7_0", 0), None, ENDED_FROM_OUTSIDE)
+    assert "| ended from outside |" in write_table(tmp_path)
 
 
 def test_a_run_that_was_submitted_anew_is_what_the_new_job_made_of_it(tmp_path):
