@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -57,7 +58,8 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
             continue
         try:
             code = None if line["code"] is None else int(line["code"])
-            attempt = Attempt(str(line["job"]), code, int(line["step"]), str(line.get("reason", "")))
+            measured = float(line.get("seconds", 0.0)), float(line.get("pace", 0.0))
+            attempt = Attempt(str(line["job"]), code, int(line["step"]), str(line.get("reason", "")), *measured)
             found[attempt.job, line.get("start", f"line {number}")] = attempt
         except (ValueError, KeyError, TypeError):
             continue
@@ -78,10 +80,23 @@ def record_start(run_dir: Path, start: Start, nodes: str) -> list[Attempt]:
     return _of_job(run_dir, start.job)
 
 
-def record_end(run_dir: Path, start: Start, code: int | None, reason: str = "") -> list[Attempt]:
-    """Write down how a start ended; all ends of the same job, this one last. Raises OSError when that fails."""
-    _append(run_dir, start, code=code, step=newest_step(run_dir), reason=reason)
+def record_end(run_dir: Path, start: Start, code: int | None, reason: str = "", pace: float = 0.0) -> list[Attempt]:
+    """Write down how a start ended; all ends of the same job, this one last. Raises OSError when that fails.
+
+    pace  seconds of a step, 0 where unknown
+    """
+    measured = {"seconds": _lasted(run_dir, start), "pace": pace}
+    _append(run_dir, start, code=code, step=newest_step(run_dir), reason=reason, **measured)
     return _of_job(run_dir, start.job)
+
+
+def _lasted(run_dir: Path, start: Start) -> float:
+    """Seconds since a start's beginning was written down, 0 where it was not."""
+    for line in _lines(run_dir):
+        if (line.get("job"), line.get("start")) == (start.job, start.number) and "code" not in line:
+            with suppress(KeyError, TypeError, ValueError):
+                return max(0.0, (datetime.now(timezone.utc) - datetime.fromisoformat(line["at"])).total_seconds())
+    return 0.0
 
 
 def _of_job(run_dir: Path, job: str) -> list[Attempt]:

@@ -17,6 +17,7 @@ from distill_engine.exit_codes import FAILED, STOPPED_AND_SAVED, read_verdict
 from launcher import preflight, slurm, sweep
 from launcher.app import ERR, refuse, say
 from launcher.attempts import Start, own_start, record_end
+from launcher.history import read_run
 from launcher.requeue import ENDED_FROM_OUTSIDE, NO_VERDICT, PREFLIGHT, decide
 
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Run folder of this job.")]
@@ -47,7 +48,7 @@ def after(
         if reason == NO_VERDICT:  # it was told, by whoever only signals
             said = STOPPED_AND_SAVED
     try:
-        decision = decide(record_end(run_dir, start, said, reason), _log(run_dir))
+        decision = decide(record_end(run_dir, start, said, reason, _pace(run_dir)), _log(run_dir))
     except OSError as error:
         refuse(f"requeue: the attempt cannot be recorded in {run_dir} ({error.strerror}): not starting again.")
     say(f"{decision.action}: {decision.reason}")
@@ -83,6 +84,14 @@ def _leave_to_slurm(run_dir: Path, start: Start, code: int) -> None:
     what = "requeued" if now == "requeued" else "cancelled, or at its time limit"
     say(f"ended from outside: the job is {what}; the ranks ended with code {code}")
     raise typer.Exit(code)
+
+
+def _pace(run_dir: Path) -> float:
+    """Seconds of a step, 0 while there are none."""
+    try:
+        return read_run(run_dir).seconds_per_step or 0.0
+    except OSError:
+        return 0.0
 
 
 def _log(run_dir: Path) -> str:

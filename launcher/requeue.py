@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, HUNG, NOT_BEGUN, RETRY, STOPPED_AND_SAVED, USAGE
+from launcher.worth import too_little
 
 MAX_CRASHES = 3  # starts that ended badly at one step, whatever came between them
 MAX_STARTS = 4  # starts that ended at one step, however they ended
@@ -33,12 +34,15 @@ class Attempt:
     code    exit code of the ranks, None where they left none
     step    step of the newest complete checkpoint afterwards, -1 if there is none
     reason  a word beside the code: what the verdict says, or one of those above
+    seconds that it lasted, pace: seconds of one of its steps; 0 where unknown
     """
 
     job: str
     code: int | None
     step: int
     reason: str = ""
+    seconds: float = field(default=0.0, compare=False)
+    pace: float = field(default=0.0, compare=False)
 
     @property
     def stopped(self) -> bool:
@@ -73,6 +77,8 @@ def decide(attempts: Sequence[Attempt], log: str = "RUN_DIR/logs/*.log") -> Deci
     crashes = [one for one in standing if not one.stopped]
     if len(crashes) >= MAX_CRASHES or len(standing) >= MAX_STARTS:
         return Decision("stop", code, _why_no_more(standing, log))
+    if reason := too_little([one for one in attempts if one.reason != ENDED_FROM_OUTSIDE]):
+        return Decision("stop", code, reason)
     if last.stopped:
         if last.reason in (NO_VERDICT, NOT_BEGUN):
             return Decision("requeue", code, f"told to stop; nothing was saved beyond step {max(0, last.step)}")

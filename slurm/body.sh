@@ -37,6 +37,14 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NC
 moment() { date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format="$1" 2>/dev/null)" +%s 2>/dev/null; }
 export SLURM_JOB_START_TIME=${SLURM_JOB_START_TIME:-$(moment %S)} SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$(moment %e)}
 
+# Seconds until half of the time limit is left: a start that is told earlier ends before it has gained what it cost.
+too_early() {
+  local end
+  end=$(moment %e) # it may have been changed
+  end=${end:-${SLURM_JOB_END_TIME:-}}
+  if [[ -z $end || -z $SLURM_JOB_START_TIME ]]; then printf 0; else printf '%s' "$(((end + SLURM_JOB_START_TIME) / 2 - $(date +%s)))"; fi
+}
+
 # A path as given if that exists here, else below the repository.
 located() {
   if [[ -e $1 || $1 == /* ]]; then printf '%s' "$1"; else printf '%s' "$home/$1"; fi
@@ -80,7 +88,7 @@ ranks_per_node() {
 # train [OPTION of run.py ...]: RECIPE with DS_CONFIG in RUN_DIR on all nodes; requeues, or ends with the code that says why.
 train() {
   local recipe ds_config run_dir logs gpus per_node verdict bad_nodes
-  local code=0 step="" told="" passed_on="" ending="" signalled=""
+  local code=0 step="" told="" passed_on="" ending="" signalled="" later=""
   [[ ${RESIZE:-0} == 0 ]] || set -- --resize "$@"
   recipe=$(located "$RECIPE") ds_config=$(located "$DS_CONFIG")
   [[ -f $recipe ]] || refuse "RECIPE is '$RECIPE': there is no such file"
@@ -98,8 +106,20 @@ train() {
   "$PYTHON" -m launcher.attempts begin "$run_dir" || exit
   # --signal=B:USR1@N tells this shell alone; SIGTERM comes when Slurm ends the job, and its kill soon after. In both
   # cases the ranks save (a second USR1 would end them), and this shell lives until they have
+  heed_warning() { # a second one counts at once
+    local wait
+    wait=$(too_early)
+    if ((wait > 0)) && [[ -z $later ]]; then
+      printf 'slurm: the warning of the time limit came when more than half of the limit was left: the ranks are told in %s s. Ask for more time (--time) or a later warning (--signal=B:USR1@N)\n' "$wait"
+      (sleep "$wait"; kill -USR1 "$$") &
+      later=$!
+    else
+      told=1
+      tell_ranks
+    fi
+  }
   tell_ranks() { [[ -z $step || -n $passed_on ]] || { passed_on=1 && kill -USR1 "$step"; }; }
-  trap 'told=1 signalled=1; tell_ranks' USR1
+  trap 'signalled=1; heed_warning' USR1
   trap 'told=1 signalled=1 ending=1; tell_ranks; "$PYTHON" -m launcher.attempts ending "$run_dir"' TERM
 
   if [[ ${PREFLIGHT:-1} != 0 ]]; then
@@ -108,6 +128,7 @@ train() {
       bash -c 'trap "" USR1; exec "$@"' preflight "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
       "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes"
     code=$?
+    [[ ! -e $run_dir/.preflight/.told@$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} ]] || heed_warning # --signal=USR1@N
   fi
   if [[ -n $told ]]; then
     code=75
@@ -123,6 +144,7 @@ train() {
     while signalled=""; wait "$step"; code=$?; [[ -n $signalled ]]; do :; done # a signal ends `wait`, not the step
     [[ -z $told || -n $ending || -s $verdict ]] || code=75
   fi
+  [[ -z $later ]] || kill "$later" 2>/dev/null
   trap '' USR1 TERM # it is decided now; a requeue tells this job to end
   "$PYTHON" -m launcher after --run-dir="$run_dir" --code="$code" --verdict="$verdict" --bad-nodes="$bad_nodes" ${ending:+--ending}
   exit

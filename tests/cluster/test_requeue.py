@@ -1,5 +1,6 @@
 """How starts end, and whether there is another one: who signals whom, bad nodes, what a job is not given."""
 
+import json
 import shutil
 import subprocess
 
@@ -9,12 +10,14 @@ from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED
 from launcher.attempts import read_attempts
 from launcher.requeue import ENDED_FROM_OUTSIDE, NO_VERDICT, PREFLIGHT, Attempt
 
+LONG_AGO = {"SLURM_JOB_START_TIME": "1"}  # so that no warning of the time limit is too early
+
 
 @pytest.fixture
 def waiting(slurm, tools, tmp_path):
     """A job whose ranks wait to be told what to do: (job, run folder, folder of the stand-in)."""
     folder, seen = tmp_path / "run", tmp_path / "seen"
-    job = slurm.sbatch(folder, **slurm.stand_in(seen, codes=[DONE], rank="all", wait=True))
+    job = slurm.sbatch(folder, **slurm.stand_in(seen, codes=[DONE], rank="all", wait=True), **LONG_AGO)
     tools.wait_until(lambda: len(list(seen.glob("start-0-*"))) == 2, "the start", tell=lambda: slurm.said(job))
     return job, folder, seen
 
@@ -59,7 +62,7 @@ def test_a_signal_for_the_batch_shell_reaches_the_ranks_which_save_and_are_start
 
 def test_a_signal_for_the_batch_shell_during_the_preflight_is_no_failure(slurm, tools, tmp_path):
     folder, seen = tmp_path / "run", tmp_path / "seen"
-    env = slurm.stand_in(seen, codes=[DONE], rank="all") | {"PREFLIGHT": "1"}
+    env = slurm.stand_in(seen, codes=[DONE], rank="all") | {"PREFLIGHT": "1"} | LONG_AGO
     (seen / "slow").touch()
     job = slurm.sbatch(folder, "--nodes=1", **env)
     tools.wait_until(lambda: (seen / "preflight-0").exists(), "the preflight", tell=lambda: slurm.said(job))
@@ -69,6 +72,22 @@ def test_a_signal_for_the_batch_shell_during_the_preflight_is_no_failure(slurm, 
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
     assert read_attempts(folder) == [Attempt(job, STOPPED_AND_SAVED, -1, NO_VERDICT), Attempt(job, DONE, -1)]
     assert not list(seen.glob("start-0-*")) and "requeue: told to stop; nothing was saved" in slurm.said(job)
+
+
+def test_a_warning_longer_than_the_limit_is_passed_on_at_half_of_it(slurm, tools, tmp_path):
+    folder, seen = tmp_path / "run", tmp_path / "seen"
+    env = slurm.stand_in(seen, codes=[DONE], rank="all", wait=True) | {"PREFLIGHT": "1"}
+    job = slurm.sbatch(folder, "--nodes=1", "--time=2", "--signal=B:USR1@600", **env)
+    tools.wait_until(lambda: "more than half of the limit was left" in slurm.said(job), "Slurm's warning", 90)
+    tools.wait_until(lambda: list(seen.glob("saved-0-*")), "the ranks' end", 100, lambda: slurm.said(job))
+    (saved,) = seen.glob("saved-0-*")
+    begun = json.loads((seen / "start-0-rank-0.json").read_text())["environ"]
+    limit = int(begun["SLURM_JOB_END_TIME"]) - int(begun["SLURM_JOB_START_TIME"])
+    assert limit == 120 and saved.stat().st_mtime - int(begun["SLURM_JOB_START_TIME"]) >= 59
+    (seen / "go").touch()
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), slurm.said(job)
+    assert tools.attempts(folder) == [STOPPED_AND_SAVED, DONE]
 
 
 def test_a_bad_node_is_excluded_and_the_job_goes_on_elsewhere(slurm, tools, tmp_path):
@@ -92,7 +111,7 @@ def test_a_failed_preflight_is_bounded_and_no_job_is_left_without_nodes(slurm, t
     job = slurm.sbatch(folder, **env)
     facts = slurm.ended(job)
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "1:0", "2"), slurm.said(job)
-    assert facts["ExcNodeList"] == "(null)" and "would have 0 nodes left, the job needs 2" in slurm.said(job)
+    assert facts["ExcNodeList"] == "(null)" and "none of the 2 nodes answered" in slurm.said(job)
     assert tools.attempts(folder) == [FAILED] * 3
     assert "it ended 3 times in a row (exit code 1 (the preflight failed))" in slurm.said(job)
 

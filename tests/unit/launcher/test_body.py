@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[3]
 
 def run_script(fake_slurm, folder: Path, *words: str, script: str = "distill_bb3b.sh", **environment: object):
     """The script in a job of one node with two tasks; how it ended."""
-    for command in ("srun", "scontrol", "squeue"):
-        fake_slurm.answer(command, ("", 0))
+    for command, said in {"srun": "", "scontrol": "", "squeue": "PENDING 1\n"}.items():  # a requeue succeeds
+        fake_slurm.answer(command, (said, 0))
     job = {"SLURM_JOB_ID": 7, "SLURM_JOB_NUM_NODES": 1, "SLURM_NTASKS_PER_NODE": 2, "PREFLIGHT": 0}
     own = {"DISTILL_HOME": ROOT, "RUN_DIR": folder / "run", "PYTHON": sys.executable}
     strangers = ("SLURM_", "RESIZE", "RANKS_PER_NODE")
