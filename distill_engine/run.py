@@ -26,7 +26,7 @@ import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
-from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict  # noqa: E402
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, USAGE, leave_verdict  # noqa: E402
 from distill_engine.cluster.facts import ClusterError, read_cluster  # noqa: E402
 from distill_engine.cluster.lifeline import watch_launcher  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
@@ -72,7 +72,12 @@ def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
     parser.add_argument("--resize", action="store_true",
                         help="go on although the checkpoint was written by another number of ranks")  # fmt: skip
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as ended:  # a launcher would tell of the signal with which it ended the other ranks
+        if ended.code == USAGE:
+            leave_verdict(USAGE)
+        raise
     return TrainOptions(
         given.ds_config,
         given.teacher_ds_config,

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.requeue import newest_step
+from launcher.attempts import newest_step
+from launcher.submission import JOB_FILE
 
+LOCK_FILE = ".lock"  # of distill_engine.setup.run_folder, which a login node without torch cannot import
 _TAIL_BYTES = 4_000_000  # the newest records; a run of weeks writes more than anybody wants to read
 
 
@@ -49,6 +51,29 @@ def read_run(folder: Path, metric: str = "ppl", direction: str = "min") -> RunSt
         best = min(finite, key=lambda one: (one[0] if direction == "min" else -one[0], one[1]))
     step, seconds = max(trained, default=(-1, 0.0))
     return RunState(step, seconds, metric, best, newest_step(folder), _pace(trained))
+
+
+def job_of(folder: Path) -> str:
+    """Id of the run's newest Slurm job: what `submit` left there, or who last held the folder; empty without either.
+
+    Whichever was written later counts: a submitted job may still wait, a later one may have come without `submit`.
+    """
+    submitted, lock = folder / "logs" / JOB_FILE, folder / LOCK_FILE
+    found = []
+    for file, read in ((submitted, str.strip), (lock, _holders_job)):
+        try:
+            found.append((file.stat().st_mtime, read(file.read_text(encoding="utf-8", errors="replace"))))
+        except OSError:
+            continue
+    return max(((when, job) for when, job in found if job), default=(0.0, ""))[1]
+
+
+def _holders_job(text: str) -> str:
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return ""
+    return str(holder.get("job", "")) if isinstance(holder, dict) else ""
 
 
 def _pace(trained: list[tuple[int, float]]) -> float | None:

@@ -11,23 +11,28 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from distill_engine.cluster.facts import ClusterError, read_cluster
 from distill_engine.cluster.hostlist import expand_hostlist
-from launcher.reachability import unreached_nodes
+from launcher.reachability import MEETING_SECONDS, unreached_nodes
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 MAX_SKEW_SECONDS = 60.0
-LEAST_FREE_BYTES = 10 * 2**30
+LATE_SECONDS = 30.0  # beyond the first node: worth a line
+LEAST_FREE_BYTES = 10 * 2**30  # where nobody has computed what the run's checkpoints take
 _GPU_QUERY = "--query-gpu=name,driver_version,memory.total,ecc.errors.uncorrected.volatile.total"
 _SECONDS = 60
+_FOLDER = ".preflight"  # in the run folder
 _NAMED = 4  # nodes in one sentence
 
 
@@ -38,6 +43,7 @@ class NodeFacts:
     gpus        one line for each GPU: name, driver, memory, uncorrected memory errors
     skew        seconds by which this node's clock is ahead of the one that stamps files in the run folder
     free_bytes  in the run folder; -1 if it cannot be written, see `problem`
+    began       when it looked, by the clock that stamps files in the run folder; 0 if unknown
     unreached   node that this one cannot connect to -> why
     """
 
@@ -49,6 +55,7 @@ class NodeFacts:
     problem: str = ""
     seen: tuple[str, ...] = field(default=())
     unreached: dict[str, str] = field(default_factory=dict)
+    began: float = 0.0
 
     def to_json(self) -> str:
         """One line."""
@@ -60,17 +67,39 @@ def look(run_dir: Path, node: str, environment: Mapping[str, str]) -> NodeFacts:
 
     `environment` is that of a step with one task on each node; all of them look at the same time.
     """
-    skew, free, problem = 0.0, -1, ""
+    skew, began, free, problem = 0.0, 0.0, -1, ""
     seen: tuple[str, ...] = ()
     try:
-        skew, free, seen = _try_folder(run_dir, node)
+        skew, began, free, seen = _try_folder(run_dir, node)
     except OSError as error:
         problem = f"cannot use the run folder {run_dir}: {error.strerror or error}"
     try:
-        unreached = unreached_nodes(read_cluster(environment), node, (asked_nodes(environment) or [node])[0])
+        unreached = unreached_nodes(read_cluster(environment), node, asked_nodes(environment) or [node], tell=_tell)
     except ClusterError as error:
         unreached = {node: str(error)}
-    return NodeFacts(node, _gpus(), _versions(), skew, free, problem, seen, unreached)
+    return NodeFacts(node, _gpus(), _versions(), skew, free, problem, seen, unreached, began)
+
+
+def _tell(missing: Sequence[str], waited: float) -> None:
+    """While nodes are waited for; standard output is the report's."""
+    named = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
+    sys.stderr.write(f"preflight: waiting for {named}: not here after {waited:.0f} s, up to {MEETING_SECONDS:.0f} s\n")
+    sys.stderr.flush()
+
+
+def heed_warning(run_dir: Path) -> None:
+    """The time limit's SIGUSR1 does not end the look at the nodes: it is written down for the job script."""
+
+    def note(_number: int, _frame: object) -> None:
+        with suppress(OSError):
+            (run_dir / _FOLDER).mkdir(parents=True, exist_ok=True)
+            (run_dir / _FOLDER / f".told{_of_this_start()}").touch()
+
+    signal.signal(signal.SIGUSR1, note)
+
+
+def _of_this_start() -> str:
+    return f"@{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def asked_nodes(environment: Mapping[str, str]) -> list[str]:
@@ -83,15 +112,21 @@ def asked_nodes(environment: Mapping[str, str]) -> list[str]:
 
 
 def compare(
-    lines: Iterable[str], nodes: int, gpus_per_node: int, asked: Sequence[str] = ()
+    lines: Iterable[str], nodes: int, gpus_per_node: int, asked: Sequence[str] = (), needed_bytes: int | None = None
 ) -> tuple[list[NodeFacts], list[str]]:
     """The nodes' facts, and every problem as a sentence that names the node and says what to do.
 
-    `asked` are the nodes' names, where they are known: those that said nothing are named.
+    asked         the nodes' names, where they are known: those that said nothing are named
+    needed_bytes  what this run's checkpoints take; None: not computed
     """
     found, problems = _parse(lines)
     answered = {one.node for one in found}
-    if silent := [node for node in asked if node not in answered]:
+    if not found and not problems and nodes > 1:  # hardly the fault of all of them
+        problems.append(
+            f"none of the {nodes} nodes answered: the look at them was ended from outside, or PYTHON does not start "
+            "there. Read the lines above, in this file."
+        )
+    elif silent := [node for node in asked if node not in answered]:
         named = ",".join(silent)
         problems.append(f"{', '.join(silent)} said nothing. Exclude (sbatch --exclude={named}) or repair it.")
     elif len(found) < nodes:
@@ -100,19 +135,47 @@ def compare(
             f"{nodes} nodes were asked, {len(found)} answered ({named}). Exclude the silent one (--exclude)."
         )
     for one in found:
-        problems += _own_problems(one, gpus_per_node)
+        problems += _own_problems(one, gpus_per_node, needed_bytes)
     problems += _odd_ones_out(found)
-    problems += _unreached(found)
+    missed = {one.node: seconds for one, seconds in _lateness(found) if seconds >= MEETING_SECONDS}
+    problems += [_too_late(node, seconds) for node, seconds in missed.items()]
+    problems += _unreached(found, missed)
     return found, problems
 
 
-def _try_folder(run_dir: Path, node: str) -> tuple[float, int, tuple[str, ...]]:
-    """Write, force to disk, rename and read back; how far the clock is off, free bytes, files of other nodes seen."""
-    folder = run_dir / ".preflight"
+def late(found: Sequence[NodeFacts]) -> list[str]:
+    """A line about each node that came much later than the first one but was waited for: nothing is wrong yet."""
+    return [
+        f"{one.node} came {seconds:.0f} s after the first node; it was waited for and the start goes on. Look at it if "
+        "it happens again"
+        for one, seconds in _lateness(found)
+        if LATE_SECONDS <= seconds < MEETING_SECONDS
+    ]
+
+
+def _lateness(found: Sequence[NodeFacts]) -> list[tuple[NodeFacts, float]]:
+    """Each node with the seconds that it came after the first one."""
+    known = [one for one in found if one.began]
+    first = min((one.began for one in known), default=0.0)
+    return [(one, one.began - first) for one in known]
+
+
+def _too_late(node: str, seconds: float) -> str:
+    return (
+        f"{node} came {seconds:.0f} s after the first node, too late to be tried with the others, which waited "
+        f"{MEETING_SECONDS:.0f} s. Nothing else is known to be wrong with it. Exclude it (sbatch --exclude={node}) or "
+        "have it looked at."
+    )
+
+
+def _try_folder(run_dir: Path, node: str) -> tuple[float, float, int, tuple[str, ...]]:
+    """Write, force to disk, rename and read back; how far the clock is off, the file server's time, free bytes, files
+    of other nodes seen."""
+    folder = run_dir / _FOLDER
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
     # files of an earlier start must not make two folders look like one
-    start = f"@{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    start = _of_this_start()
     for old in folder.iterdir():
         if not old.name.endswith(start):
             old.unlink(missing_ok=True)
@@ -129,7 +192,7 @@ def _try_folder(run_dir: Path, node: str) -> tuple[float, int, tuple[str, ...]]:
         raise OSError(None, "a file that was just written reads differently")
     skew = before - stamped if stamped < before else min(0.0, after - stamped)
     seen = tuple(sorted(path.name.removesuffix(start) for path in folder.iterdir()))
-    return round(skew, 1), shutil.disk_usage(folder).free, seen
+    return round(skew, 1), stamped, shutil.disk_usage(folder).free, seen
 
 
 def _gpus() -> tuple[str, ...]:
@@ -165,7 +228,7 @@ def _parse(lines: Iterable[str]) -> tuple[list[NodeFacts], list[str]]:
     return found, problems
 
 
-def _own_problems(one: NodeFacts, gpus_per_node: int) -> list[str]:
+def _own_problems(one: NodeFacts, gpus_per_node: int, needed_bytes: int | None = None) -> list[str]:
     problems = []
     if len(one.gpus) < gpus_per_node:
         problems.append(f"{one.node} shows {len(one.gpus)} GPUs, the job asks for {gpus_per_node}. {_exclude(one)}")
@@ -174,12 +237,21 @@ def _own_problems(one: NodeFacts, gpus_per_node: int) -> list[str]:
     if one.problem:
         problems.append(f"{one.node} {one.problem}. It must be shared and writable on every node (RUN_DIR).")
         return problems
-    if one.free_bytes < LEAST_FREE_BYTES:
-        free = f"{one.free_bytes / 2**30:.1f} GiB"
-        problems.append(f"{one.node} sees {free} free for the run folder; checkpoints need more. Free space (RUN_DIR).")
+    if one.free_bytes < (LEAST_FREE_BYTES if needed_bytes is None else needed_bytes):
+        problems.append(_no_space(one, needed_bytes))
     if abs(one.skew) > MAX_SKEW_SECONDS:
         problems.append(f"{one.node}'s clock is {one.skew:+.0f} s off the file server's. Repair its time service.")
     return problems
+
+
+def _no_space(one: NodeFacts, needed_bytes: int | None) -> str:
+    free = f"{one.node} sees {one.free_bytes / 2**30:.1f} GiB free for the run folder"
+    if needed_bytes is not None:
+        why = f"the checkpoints that this run keeps, and the one it is writing, take {needed_bytes / 2**30:.1f} GiB"
+    else:
+        least = LEAST_FREE_BYTES / 2**30
+        why = f"{least:.0f} GiB is asked for where nobody has computed what the run's checkpoints take"
+    return f"{free}, and {why}. Free space, or choose another RUN_DIR; PREFLIGHT=0 starts all the same."
 
 
 def _odd_ones_out(found: list[NodeFacts]) -> list[str]:
@@ -204,12 +276,16 @@ def _odd_ones_out(found: list[NodeFacts]) -> list[str]:
     return problems
 
 
-def _unreached(found: list[NodeFacts]) -> list[str]:
-    """Each node that others cannot connect to, with them; and which nodes to suspect: those in most of the pairs."""
+def _unreached(found: list[NodeFacts], missed: Collection[str]) -> list[str]:
+    """Each node that others cannot connect to, with them; and which nodes to suspect: those in most of the pairs.
+
+    Who missed the meeting reached nobody, and nobody it, which says nothing about the network.
+    """
     callers: dict[str, list[NodeFacts]] = {}
     for one in found:
         for node in one.unreached:
-            callers.setdefault(node, []).append(one)
+            if not {one.node, node} & set(missed):
+                callers.setdefault(node, []).append(one)
     problems = []
     for node, failed in callers.items():
         named = ", ".join(one.node for one in failed[:_NAMED])

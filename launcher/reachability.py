@@ -16,14 +16,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
 from distill_engine.cluster.facts import ClusterFacts
 
-MEETING_SECONDS = 60.0  # until the last node has started its Python
+MEETING_SECONDS = 300.0  # until the last node has started its Python: a slow node, or a busy file system, is no fault
+SAID_AFTER_SECONDS = 30.0  # who is waited for is told, then each time that twice as long has passed
 CALL_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
 _CALLERS = 32
@@ -35,14 +36,19 @@ Connect = Callable[[tuple[str, int], float], socket.socket]
 def unreached_nodes(
     facts: ClusterFacts,
     node: str,
-    head: str,
+    asked: Sequence[str],
     seconds: float = MEETING_SECONDS,
     connect: Connect = socket.create_connection,
+    tell: Callable[[Sequence[str], float], None] | None = None,
 ) -> dict[str, str]:
     """Names of the nodes that this one cannot connect to, each with the reason; collective, one process on each node.
 
-    `node` and `head` are the names of this node and of the one with rank 0. A node that nobody hears of is missing from
-    the answer: it could not call the head node, and says so itself. Takes at most about twice `seconds`.
+    node   name of this node
+    asked  those of all, the one with rank 0 first
+    tell   on that one, hears now and then which nodes have not called yet, and for how many seconds
+
+    A node that nobody hears of is missing from the answer: it could not call the head node, and says so itself. Takes
+    at most about twice `seconds`.
     """
     if facts.world_size == 1:
         return {}
@@ -51,11 +57,30 @@ def unreached_nodes(
         threading.Thread(target=_answer_calls, args=(listener, facts.job), name="called", daemon=True).start()
         me = {"job": facts.job, "node": node, "port": listener.getsockname()[1]}
         if facts.rank == 0:
-            return _host(facts, me, deadline, connect)
-        return _visit(facts, me, head, deadline, connect)
+            return _host(facts, me, _Waiting(asked, deadline, tell), connect)
+        return _visit(facts, me, asked[0], seconds, connect)
 
 
-def _host(facts: ClusterFacts, me: dict[str, Any], deadline: float, connect: Connect) -> dict[str, str]:
+class _Waiting:
+    """The head node's patience: until when it waits, and when it says for whom."""
+
+    def __init__(
+        self, asked: Sequence[str], deadline: float, tell: Callable[[Sequence[str], float], None] | None
+    ) -> None:
+        self._asked, self._deadline, self._tell = asked, deadline, tell
+        self._begun = time.monotonic()
+        self._next = SAID_AFTER_SECONDS
+
+    def left(self, here: Collection[str]) -> float:
+        """Seconds to wait now, 0 when the time is up; tells who is missing when it is time for that."""
+        now = time.monotonic()
+        if self._tell is not None and now - self._begun >= self._next:
+            self._next *= 2
+            self._tell([name for name in self._asked if name not in here], now - self._begun)
+        return max(0.0, min(self._deadline, self._begun + self._next) - now) if now < self._deadline else 0.0
+
+
+def _host(facts: ClusterFacts, me: dict[str, Any], waiting: _Waiting, connect: Connect) -> dict[str, str]:
     server = _first_free(facts)
     if server is None:
         tried = ", ".join(map(str, facts.ports))
@@ -63,7 +88,7 @@ def _host(facts: ClusterFacts, me: dict[str, Any], deadline: float, connect: Con
     nodes: dict[str, tuple[str, int]] = {}
     with server, ExitStack() as visitors:
         lines: list[socket.socket] = []
-        while len(nodes) < facts.world_size - 1 and (left := deadline - time.monotonic()) > 0:
+        while len(nodes) < facts.world_size - 1 and (left := waiting.left({me["node"], *nodes})) > 0:
             server.settimeout(left)
             with suppress(OSError, ValueError, KeyError, TypeError):
                 line, address = server.accept()
@@ -85,8 +110,8 @@ def _host(facts: ClusterFacts, me: dict[str, Any], deadline: float, connect: Con
     return unreached
 
 
-def _visit(facts: ClusterFacts, me: dict[str, Any], head: str, deadline: float, connect: Connect) -> dict[str, str]:
-    problem = "the time was up"
+def _visit(facts: ClusterFacts, me: dict[str, Any], head: str, seconds: float, connect: Connect) -> dict[str, str]:
+    problem, deadline = "the time was up", time.monotonic() + seconds
     while True:
         for port in facts.ports:
             try:
@@ -94,7 +119,7 @@ def _visit(facts: ClusterFacts, me: dict[str, Any], head: str, deadline: float, 
                     _write(line, me)
                     if _read(line, CALL_SECONDS).get("job") != facts.job:
                         raise ValueError("another program")
-                    nodes = _read(line, deadline + CALL_SECONDS - time.monotonic())["nodes"]
+                    nodes = _read(line, seconds + CALL_SECONDS)["nodes"]  # the head node may have begun just now
                     others = {name: tuple(place) for name, place in nodes.items() if name != me["node"]}
                     unreached = _call_all(others, facts.job, connect)
                     _write(line, {"done": True})

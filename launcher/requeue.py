@@ -1,34 +1,53 @@
-"""After a job's ranks have ended: start the job again, or stop, and say why. Pure decisions; the facts are on disk."""
+"""After a job's ranks have ended: start the job again, or stop, and say why. Pure decisions (facts: attempts.py)."""
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, HUNG, NOT_BEGUN, RETRY, STOPPED_AND_SAVED, USAGE
+from launcher.worth import too_little
 
-MAX_CRASHES = 3  # in a row, without a newer checkpoint between them
-HISTORY = "attempts.jsonl"
-_CHECKPOINT = re.compile(r"step-(\d{8,})(?:\.\d+)?")
+MAX_CRASHES = 3  # starts that ended badly at one step, whatever came between them
+MAX_STARTS = 4  # starts that ended at one step, however they ended
+
+# Reasons beside those that ranks leave with their verdict.
+PREFLIGHT = "preflight"
+NO_VERDICT = "no verdict"  # no rank got that far
+LOST = "lost"  # nobody wrote its end down
+ENDED_FROM_OUTSIDE = "ended from outside"  # scancel, preemption, requeue, the time limit
+
 _SIGNAL_BASE = 128
-_USAGE = 2  # of Python and its argument parser: the command line is wrong
+_WORDS = {
+    HUNG: "hung: a rank stood still, RUN_DIR/hang says where",
+    PREFLIGHT: "the preflight failed",
+    LOST: "its end is on no record: a node died, or the job script was killed",
+}
 
 
 @dataclass(frozen=True)
 class Attempt:
     """How one start of a run ended.
 
-    job   Slurm's job id; a requeued job keeps it
-    code  exit code of the ranks
-    step  step of the newest complete checkpoint afterwards, -1 if there is none
+    job     Slurm's job id; a requeued job keeps it
+    code    exit code of the ranks, None where they left none
+    step    step of the newest complete checkpoint afterwards, -1 if there is none
+    reason  a word beside the code: what the verdict says, or one of those above
+    seconds that it lasted, pace: seconds of one of its steps; 0 where unknown
     """
 
     job: str
-    code: int
+    code: int | None
     step: int
+    reason: str = ""
+    seconds: float = field(default=0.0, compare=False)
+    pace: float = field(default=0.0, compare=False)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it did as it was told."""
+        return self.code == STOPPED_AND_SAVED and self.reason != HUNG
 
 
 @dataclass(frozen=True)
@@ -40,85 +59,69 @@ class Decision:
     reason: str
 
 
-def decide(attempts: list[Attempt]) -> Decision:
-    """Look at the last attempt, and at the ones before it for progress. `attempts` is not empty, oldest first."""
+def decide(attempts: Sequence[Attempt], log: str = "RUN_DIR/logs/*.log") -> Decision:
+    """Look at the last attempt, and at the ones before it for progress. `attempts` is not empty, oldest first.
+
+    log  where the ranks' last words are
+    """
     last = attempts[-1]
+    code = FAILED if last.code is None else last.code
     if last.code == DONE:
         return Decision("done", DONE, "the run has finished")
-    # a job's later starts have the command line of its first: Python then found its file no more, which may pass
-    if last.code == BAD_INPUT or (last.code == _USAGE and len(attempts) == 1):
-        what = "the command line" if last.code == _USAGE else "recipe, configuration or data"
-        reason = f"{what} cannot be used: starting again cannot help. Read the message above"
-        return Decision("stop", last.code, reason)
-    if last.code == STOPPED_AND_SAVED:
-        if _repeats(attempts, STOPPED_AND_SAVED) > MAX_CRASHES:
-            reason = (
-                f"it was stopped {MAX_CRASHES + 1} times in a row without a step between: the time limit is shorter "
-                "than one start. Ask for more time (sbatch --time), or a later signal (sbatch --signal); or, if "
-                "RUN_DIR/hang has new files, a rank that stands still: see them"
-            )
-            return Decision("stop", STOPPED_AND_SAVED, reason)
-        return Decision("requeue", STOPPED_AND_SAVED, f"stopped and saved at step {max(0, last.step)}")
-    crashes = _crashes_without_progress(attempts)
-    if crashes >= MAX_CRASHES:
-        where = f"step {last.step}" if last.step >= 0 else "its start"
-        reason = f"it ended {crashes} times in a row ({describe(last.code)}) without getting beyond {where}"
-        return Decision("stop", last.code, reason)
-    count = f"try {crashes + 1} of {MAX_CRASHES} without progress"
-    return Decision("requeue", last.code, f"the ranks ended with {describe(last.code)}; now {count}")
+    # without the program's own word Python may not have found its file, which may pass
+    if last.code == BAD_INPUT or (last.code == USAGE and last.reason != NO_VERDICT):
+        what = "the command line" if last.code == USAGE else "recipe, configuration or data"
+        reason = f"{what} cannot be used: starting again cannot help. {log} ends with what is wrong"
+        return Decision("stop", code, reason)
+    standing = _without_progress(attempts)
+    crashes = [one for one in standing if not one.stopped]
+    if len(crashes) >= MAX_CRASHES or len(standing) >= MAX_STARTS:
+        return Decision("stop", code, _why_no_more(standing, log))
+    if reason := too_little([one for one in attempts if one.reason != ENDED_FROM_OUTSIDE]):
+        return Decision("stop", code, reason)
+    if last.stopped:
+        if last.reason in (NO_VERDICT, NOT_BEGUN):
+            return Decision("requeue", code, f"told to stop; nothing was saved beyond step {max(0, last.step)}")
+        return Decision("requeue", code, f"stopped and saved at step {max(0, last.step)}")
+    count = f"try {len(crashes) + 1} of {MAX_CRASHES} without progress"
+    return Decision("requeue", code, f"it ended with {describe(last)}; now {count}")
 
 
-def describe(code: int) -> str:
-    """An exit code in words: `exit code 1`, `signal 9`."""
-    return f"signal {code - _SIGNAL_BASE}" if code > _SIGNAL_BASE else f"exit code {code}"
+def describe(attempt: Attempt) -> str:
+    """How an attempt ended, in words: `exit code 1`, `signal 9`, `exit code 75 (hung: ...)`."""
+    if attempt.stopped:
+        return "told to stop" if attempt.reason in (NO_VERDICT, NOT_BEGUN) else "stopped and saved"
+    words = _WORDS.get(attempt.reason, attempt.reason if attempt.reason != NO_VERDICT else "")
+    if attempt.code is None:
+        return words or "no exit code"
+    if attempt.code == RETRY and not words:
+        words = "reading or writing failed in a way that may pass"
+    signal = attempt.code > _SIGNAL_BASE
+    named = f"signal {attempt.code - _SIGNAL_BASE}" if signal else f"exit code {attempt.code}"
+    return f"{named} ({words})" if words else named
 
 
-def newest_step(run_dir: Path) -> int:
-    """Step of the newest complete checkpoint; -1 if there is none."""
-    folder = run_dir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    steps = [int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))]
-    return max(steps, default=-1)
-
-
-def read_attempts(run_dir: Path) -> list[Attempt]:
-    """The attempts so far, oldest first; lines that cannot be read are passed over."""
-    file = run_dir / "logs" / HISTORY
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    attempts = []
-    for line in lines:
-        try:
-            content = json.loads(line)
-            attempts.append(Attempt(str(content["job"]), int(content["code"]), int(content["step"])))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return attempts
-
-
-def record_attempt(run_dir: Path, attempt: Attempt) -> list[Attempt]:
-    """Append an attempt; all attempts of the same job, this one last. Raises OSError when it cannot be written."""
-    file = run_dir / "logs" / HISTORY
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.parent.mkdir(exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(asdict(attempt)) + "\n")
-    # what an earlier submission suffered says nothing about this one
-    return [one for one in read_attempts(run_dir) if one.job == attempt.job]
-
-
-def _crashes_without_progress(attempts: list[Attempt]) -> int:
-    count = 0
+def _without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The last ones that ended at one step. Those that Slurm ended from outside show nothing and count for nothing."""
+    standing: list[Attempt] = []
     for attempt in reversed(attempts):
-        if attempt.code in (DONE, STOPPED_AND_SAVED) or attempt.step != attempts[-1].step:
+        if attempt.step != attempts[-1].step:
             break
-        count += 1
-    return count
+        if attempt.reason != ENDED_FROM_OUTSIDE:
+            standing.insert(0, attempt)
+    return standing
 
 
-def _repeats(attempts: list[Attempt], code: int) -> int:
-    count = 0
-    for attempt in reversed(attempts):
-        if attempt.code != code or attempt.step != attempts[-1].step:
-            break
-        count += 1
-    return count
+def _why_no_more(standing: Sequence[Attempt], log: str) -> str:
+    """One reason for all of `standing`, or each of them where they differ."""
+    if all(one.stopped for one in standing):
+        return (
+            f"it was stopped {len(standing)} times in a row without a step between: the time limit is shorter than one "
+            "start. Ask for more time (sbatch --time), or a later signal (sbatch --signal)"
+        )
+    where = f"step {standing[-1].step}" if standing[-1].step >= 0 else "its start"
+    ends = list(dict.fromkeys(describe(one) for one in standing))
+    times = f"it ended {len(standing)} times in a row ({', '.join(ends)}) without getting beyond {where}"
+    if standing[-1].reason == PREFLIGHT:
+        return f"{times}. The preflight's lines above say what is wrong with which node"
+    return f"{times}. {log} ends with what happened"

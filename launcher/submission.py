@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,10 @@ class Submission:
     def full_environment(self) -> dict[str, str]:
         """The caller's environment with the additions, without the marks of a start that the caller is in."""
         marks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return {name: value for name, value in os.environ.items() if name not in marks} | dict(self.environment)
+        given = {name: value for name, value in os.environ.items() if name not in marks} | dict(self.environment)
+        if exported := given.get("SBATCH_EXPORT"):
+            given["SBATCH_EXPORT"] = _exporting(exported, self.environment)
+        return given
 
     def shown(self) -> str:
         """The same as a line that can be pasted into a shell, names quoted."""
@@ -60,18 +63,34 @@ def plan_submission(
         environment["RESIZE"] = "1"
     if ds_config is not None:
         environment["DS_CONFIG"] = str(ds_config.resolve())
-    return Submission((f"--job-name={name}", *given, *extra_flags, str(SCRIPT), *options), environment)
+    extra = [
+        f"--export={_exporting(flag.removeprefix('--export='), environment)}" if flag.startswith("--export=") else flag
+        for flag in extra_flags
+    ]
+    return Submission((f"--job-name={name}", *given, *extra, str(SCRIPT), *options), environment)
+
+
+def _exporting(exported: str, names: Iterable[str]) -> str:
+    """What sbatch is told to export, and these too: without them the job would distil something else, elsewhere."""
+    if exported.split(",")[0] == "ALL":
+        return exported
+    return ",".join([*names] if exported in ("NONE", "NIL") else [exported, *names])
 
 
 def remember_job(run_dir: Path, job: str) -> None:
     """Leave the job's id in the run folder, for status and cancel."""
     file = run_dir / "logs" / JOB_FILE
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # private, as the job would make it
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(f"{job}\n", encoding="ascii")
+    before = os.umask(_job_umask())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{job}\n", encoding="ascii")
+    finally:
+        os.umask(before)
 
 
-def remembered_job(run_dir: Path) -> str:
-    """The id that was left there, empty if there is none."""
-    file = run_dir / "logs" / JOB_FILE
-    return file.read_text(encoding="ascii", errors="replace").strip() if file.is_file() else ""
+def _job_umask() -> int:
+    """What the job script sets before it makes the run folder: DISTILL_UMASK, by default nobody else may look."""
+    try:
+        return int(os.environ.get("DISTILL_UMASK", ""), 8)
+    except ValueError:  # also where it is written as the shell's u=rwx: private until the job has begun
+        return 0o077

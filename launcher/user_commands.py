@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,8 @@ from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
 from launcher import slurm
 from launcher.app import refuse, say
-from launcher.history import RunState, read_run
-from launcher.submission import SCRIPT, plan_submission, remember_job, remembered_job
+from launcher.history import RunState, job_of, read_run
+from launcher.submission import SCRIPT, plan_submission, remember_job
 
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
@@ -72,12 +73,12 @@ def submit(
         remember_job(folder, job)
     except (slurm.SlurmError, OSError) as error:
         refuse(f"submit: {error}")
-    say(f"job {job}; look at it with: python -m launcher status {folder}")
+    say(f"job {job}; look at it with: python -m launcher status {shlex.quote(str(folder))}")
 
 
 def status(
     run_dir: RunArgument,
-    job: Annotated[str, typer.Option(help="Slurm job id; default: the one that `submit` left there.")] = "",
+    job: Annotated[str, typer.Option(help="Slurm job id; default: the one that `submit` or the run left there.")] = "",
 ) -> None:
     """Queue state, step, best value, last checkpoint and time left of a run."""
     recipe = run_dir / "recipe.yaml"
@@ -87,16 +88,16 @@ def status(
         state = read_run(run_dir, *metric)
     except OSError as error:
         refuse(f"{run_dir}: {error.strerror}. Give a run folder, or wait until the job has started.")
-    for name, value in [("job", _queue(job or remembered_job(run_dir))), *_progress(state, checked)]:
+    for name, value in [("job", _queue(job or job_of(run_dir))), *_progress(state, checked)]:
         say(f"{name:<16} {value}")
 
 
 def cancel(
     run_dir: RunArgument,
-    job: Annotated[str, typer.Option(help="Slurm job id; default: the one that `submit` left there.")] = "",
+    job: Annotated[str, typer.Option(help="Slurm job id; default: the one that `submit` or the run left there.")] = "",
 ) -> None:
     """End a run's job; what it has saved stays, and the same submission goes on from there."""
-    known = job or remembered_job(run_dir)
+    known = job or job_of(run_dir)
     if not known:
         refuse(f"{run_dir} names no job. Give it: --job ID (squeue --me lists yours).")
     try:
@@ -115,7 +116,7 @@ def _read(recipe: Path, overrides: list[str]) -> Recipe:
 
 def _queue(job: str) -> str:
     if not job:
-        return "not submitted from here"
+        return "none is known here (--job ID)"
     try:
         state = slurm.job_state(job)
     except slurm.SlurmError as error:

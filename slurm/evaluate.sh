@@ -15,6 +15,10 @@ for home in "${DISTILL_HOME:-}" "${SLURM_SUBMIT_DIR:-}" \
   "$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/slurm/[^/]*$|\1|p' | head -n 1)"; do
   [[ -f $home/slurm/body.sh ]] && break
 done
+[[ -f $home/slurm/body.sh ]] || {
+  printf 'slurm: the repository is not found: neither the folder sbatch was called in nor that of this script has slurm/body.sh. Say where it is: DISTILL_HOME=FOLDER sbatch ...\n' >&2
+  exit 78
+}
 source "$home/slurm/body.sh" || exit 78
 (($#)) || refuse "no run folder is given. Say which: sbatch slurm/evaluate.sh runs/NAME"
 srun --ntasks=1 --nodes=1 "$PYTHON" -u -m distill_engine.cli evaluate "$@"

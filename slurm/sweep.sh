@@ -10,7 +10,7 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=1-00:00:00
-#SBATCH --signal=USR1@600
+#SBATCH --signal=B:USR1@600
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.out
@@ -22,5 +22,9 @@ for home in "${DISTILL_HOME:-}" "${SLURM_SUBMIT_DIR:-}" \
   "$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/slurm/[^/]*$|\1|p' | head -n 1)"; do
   [[ -f $home/slurm/body.sh ]] && break
 done
+[[ -f $home/slurm/body.sh ]] || {
+  printf 'slurm: the repository is not found: neither the folder sbatch was called in nor that of this script has slurm/body.sh. Say where it is: DISTILL_HOME=FOLDER sbatch ...\n' >&2
+  exit 78
+}
 source "$home/slurm/body.sh" || exit 78
 sweep "$@"

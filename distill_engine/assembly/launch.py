@@ -19,8 +19,8 @@ from distill_engine.assembly.builder import Builder
 from distill_engine.assembly.resizing import ResizeError, batch_split, split_of
 from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.checkpoint.files import write_failure
-from distill_engine.checkpoint.manifest import CheckpointError
-from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.checkpoint.manifest import CheckpointError, RefusedCheckpoint
+from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine import distributed
@@ -65,6 +65,7 @@ _BAD_INPUT_ERRORS = (
     RunFolderError,
     ResizeError,
     KernelError,
+    RefusedCheckpoint,
 )
 _AGREED_ERRORS = (CheckpointError, TrainingError)
 _LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)
@@ -81,7 +82,7 @@ def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
         if code is None:
             raise
         if isinstance(error, BadRanksError):
-            _end_at_once(code, speaks)
+            _end_at_once(code, leaves_verdict=speaks)
         return code
     finally:
         distributed.stop()
@@ -94,13 +95,13 @@ def _longest_wait(hang_seconds: float | None) -> timedelta:
 
 def _end_hung() -> None:
     """Its main thread may never come back."""
-    _end_at_once(STOPPED_AND_SAVED, leaves_verdict=True)
+    _end_at_once(STOPPED_AND_SAVED, HUNG, leaves_verdict=True)
 
 
-def _end_at_once(code: int, leaves_verdict: bool) -> None:
+def _end_at_once(code: int, reason: str = "", *, leaves_verdict: bool) -> None:
     """End this process without closing anything, which might wait for who never answers."""
     if leaves_verdict:
-        leave_verdict(code)
+        leave_verdict(code, reason)
     os._exit(code)
 
 

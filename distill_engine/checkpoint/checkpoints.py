@@ -20,7 +20,14 @@ from distill_engine.checkpoint.background import Writing
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.files import remove_tree, write_failure
 from distill_engine.checkpoint.folder import TEMPORARY, CheckpointFolder, CheckpointInfo
-from distill_engine.checkpoint.manifest import CheckpointError, FileFacts, Manifest, digest_written, list_files
+from distill_engine.checkpoint.manifest import (
+    CheckpointError,
+    FileFacts,
+    Manifest,
+    RefusedCheckpoint,
+    digest_written,
+    list_files,
+)
 from distill_engine.checkpoint.part_calls import PartFailed, each_part, take_parts
 from distill_engine.checkpoint.parts import Part
 from distill_engine.checkpoint.retention import Retention
@@ -32,6 +39,10 @@ _WRITER = re.compile(r"rank_(\d+)")
 _LOG = logging.getLogger(__name__)
 
 __all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints", "other_size"]
+
+
+class Refusal(str):
+    """The reason of a RefusedCheckpoint, on its way to the other ranks."""
 
 
 class Checkpoints:
@@ -148,7 +159,7 @@ class Checkpoints:
         try:
             return on_first_rank(self._ranks, self._disk.newest_that_verifies, self._load_reason)
         except RankFailures as failures:
-            raise CheckpointError(failures.reasons[0]) from failures
+            raise _same_error(failures) from failures
 
     def resume(self, parts: Mapping[str, Part]) -> int | None:
         """Load the newest complete checkpoint into `parts` on all ranks; its step, or None for a fresh start.
@@ -222,18 +233,18 @@ class Checkpoints:
         rows = [(key, _shown(info.identity, key), _shown(self.identity, key)) for key in info.identity | self.identity]
         changes = [f"\n  {key}: {old} -> {new}" for key, old, new in sorted(rows) if old != new]
         if changes:
-            raise CheckpointError(
+            raise RefusedCheckpoint(
                 f"Checkpoint {info.folder} belongs to another run (checkpoint -> now):{''.join(changes)}\n"
                 "A run can only be continued unchanged. Set these back, or choose another run folder (--run-dir)."
             )
         if info.world_size != self._ranks.world_size and not self._resize:
-            raise CheckpointError(other_size(info.folder, info.world_size, self._ranks.world_size))
+            raise RefusedCheckpoint(other_size(info.folder, info.world_size, self._ranks.world_size))
 
     def _refuse_other_parts(self, info: CheckpointInfo, parts: Mapping[str, Part]) -> None:
         missing = [f"lacks {name}" for name in parts if name not in info.parts]
         extra = [f"has {name} besides" for name in info.parts if name not in parts]
         if missing or extra:
-            raise CheckpointError(
+            raise RefusedCheckpoint(
                 f"Checkpoint {info.folder} {' and '.join(missing + extra)}: this program saves "
                 f"{', '.join(parts)}. It was written by another version: go on with that version, or choose another "
                 "run folder (--run-dir)."
@@ -246,7 +257,7 @@ class Checkpoints:
         try:
             on_first_rank(self._ranks, lambda: scan_pickles(info.folder, allowed), self._load_reason)
         except RankFailures as failures:
-            raise CheckpointError(failures.reasons[0]) from failures
+            raise _same_error(failures) from failures
 
     def _save_reason(self, error: Exception) -> str:
         if isinstance(error, PartFailed):
@@ -256,6 +267,8 @@ class Checkpoints:
     def _load_reason(self, error: Exception) -> str:
         if isinstance(error, PartFailed):
             return f"part {error.name}: {self._load_reason(error.error)}"
+        if isinstance(error, RefusedCheckpoint):
+            return Refusal(str(error))
         return str(error) if isinstance(error, CheckpointError) else plain_reason(error)
 
     def _everywhere(self, action: Callable[[], T]) -> list[T]:
@@ -263,6 +276,12 @@ class Checkpoints:
 
     def _on_first(self, action: Callable[[], T]) -> T:
         return on_first_rank(self._ranks, action, self._save_reason)
+
+
+def _same_error(failures: RankFailures) -> CheckpointError:
+    """What the rank that failed raised, on every rank."""
+    reason = next(iter(failures.reasons.values()))
+    return RefusedCheckpoint(reason) if isinstance(reason, Refusal) else CheckpointError(reason)
 
 
 def other_size(where: Path, was: int, now: int) -> str:

@@ -24,6 +24,10 @@ class CheckpointError(ValueError):
     """Resuming or saving cannot go on, and a person has to decide. The text says what is wrong and what to do."""
 
 
+class RefusedCheckpoint(CheckpointError):
+    """A checkpoint that this run must not take up, whole as it is: another one's, or not safe to load."""
+
+
 class BadCheckpoint(Exception):
     """A checkpoint folder that must not be loaded, with the reason; the one before it may be good."""
 

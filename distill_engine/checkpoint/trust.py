@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from distill_engine.checkpoint.manifest import CheckpointError
+from distill_engine.checkpoint.manifest import RefusedCheckpoint
 
 ZIP_START = b"PK\x03\x04"
 REASON_CHARACTERS = 200
@@ -30,7 +30,7 @@ def _tree(folder: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """CheckpointError if a checkpoint, anything in it, or the folder it lies in is not this user's alone to write.
+    """RefusedCheckpoint if a checkpoint, anything in it, or the folder it lies in is not this user's alone to write.
 
     That is: belongs to another user (root may read only its own), or can be written by everybody.
     """
@@ -38,12 +38,12 @@ def refuse_foreign(folder: Path) -> None:
     for path in _tree(folder):
         facts = path.lstat()
         if facts.st_uid != me:
-            raise CheckpointError(
+            raise RefusedCheckpoint(
                 f"{path} belongs to user {facts.st_uid}, this run to user {me}. Loading a checkpoint runs what is in "
                 "it, so it must be your own. If you trust it, copy the folder; otherwise remove it."
             )
         if facts.st_mode & stat.S_IWOTH and not stat.S_ISLNK(facts.st_mode):
-            raise CheckpointError(
+            raise RefusedCheckpoint(
                 f"{path} can be written by every user (mode {stat.S_IMODE(facts.st_mode):o}). Loading a checkpoint "
                 f"runs what is in it, so only you may write it. If you trust it: chmod -R o-w {folder.parent}"
             )
@@ -53,7 +53,7 @@ def scan_pickles(folder: Path, allowed: Collection[Callable[..., object]]) -> in
     """Read every `*.pt` below `folder` without running anything in it; returns how many there are.
 
     allowed: classes and functions that the pickles may name beside torch's own safe ones.
-    CheckpointError names the first file that asks for more or is no readable torch file.
+    RefusedCheckpoint names the first file that asks for more or is no readable torch file.
     """
     paths = sorted(folder.rglob("*.pt"))
     with torch.serialization.safe_globals(list(allowed)):
@@ -69,7 +69,7 @@ def _scan(path: Path) -> None:
         # Mapped, not read: the restricted unpickler sees the structure, the numbers stay on disk.
         torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # the unpickler raises whatever a crafted file makes it raise
-        raise CheckpointError(
+        raise RefusedCheckpoint(
             f"{path} was not loaded: it is not a file that this program writes ({_refusal(error)}). If you did not "
             "expect this, somebody else may have written it: remove the checkpoint's folder."
         ) from error

@@ -1,37 +1,91 @@
 """What the exit code of a run tells the launcher, and how it reaches one that loses codes."""
 
+from __future__ import annotations
+
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 DONE = 0
 FAILED = 1
+USAGE = 2  # the command line is wrong
+RETRY = 74  # a disk, a lock or memory failed in a way that may pass: the same command again may well go on
 STOPPED_AND_SAVED = 75  # asked to stop and checkpointed, or stood still: the same command again goes on
 BAD_INPUT = 78  # recipe, configuration or data: starting again cannot help
 
+# Why a run ended with STOPPED_AND_SAVED, where it was not told to stop while it trained.
+HUNG = "hung"  # the watchdog ended it
+NOT_BEGUN = "stopped before training"
+
 VERDICT_VARIABLE = "DISTILL_VERDICT"
 
+# What the system says of a path that was named wrongly. Whatever else goes wrong with a file may pass.
+_PROVEN = frozenset(
+    {
+        errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV,
+        errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EPERM, errno.EXDEV,
+    }
+)  # fmt: skip
 
-def leave_verdict(code: int) -> None:
-    """Write a code into the file that DISTILL_VERDICT names, in one step; nothing when it names none.
 
-    Launchers that end all ranks as soon as one has ended report their own signal instead of the code.
+def may_pass(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, is one that another start may not meet: EIO, ESTALE, no memory.
+
+    An exception with an attribute `may_pass` has decided this itself.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        decided = getattr(link, "may_pass", None)
+        if decided is not None:
+            return bool(decided)
+        if isinstance(link, MemoryError):
+            return True
+        if isinstance(link, OSError):
+            return link.errno is not None and link.errno not in _PROVEN
+        link = link.__cause__
+    return False
+
+
+def leave_verdict(code: int, reason: str = "", *, unless_there: bool = False) -> None:
+    """Write a code, and one line of why, into the file that DISTILL_VERDICT names; nothing when it names none.
+
+    Launchers that end all ranks as soon as one has ended report their own signal instead of the code. It is written in
+    one step. `unless_there` keeps what another rank has left: the first error is the cause of those that follow.
     A disk that takes no file leaves the launcher with what it saw itself.
     """
     name = os.environ.get(VERDICT_VARIABLE)
     if not name:
         return
     fresh = Path(f"{name}.{os.getpid()}")
+    with suppress(OSError):
+        fresh.write_text(f"{code} {' '.join(reason.split())}".rstrip() + "\n", encoding="utf-8")
+        if not unless_there:
+            fresh.replace(name)
+            return
+        try:
+            os.link(fresh, name)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not Path(name).exists():
+                fresh.replace(name)
+    with suppress(OSError):
+        fresh.unlink(missing_ok=True)
+
+
+def forget_verdict() -> None:
+    """Remove what an earlier start has left."""
+    if name := os.environ.get(VERDICT_VARIABLE):
+        with suppress(OSError):
+            Path(name).unlink(missing_ok=True)
+
+
+def read_verdict(path: Path) -> tuple[int | None, str]:
+    """The code that was left there and why; None when there is no file, or it does not begin with a number."""
     try:
-        fresh.write_text(f"{code}\n", encoding="ascii")
-        fresh.replace(name)
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return
-
-
-def read_verdict(path: Path) -> int | None:
-    """The code that was left there; None when there is none, or no number."""
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isdecimal() else None
+        return None, ""
+    code, _, reason = text.partition(" ")
+    return (int(code), " ".join(reason.split())) if code.isdecimal() and code.isascii() else (None, "")

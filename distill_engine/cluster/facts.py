@@ -104,15 +104,21 @@ def read_cluster(environment: Mapping[str, str]) -> ClusterFacts:
 
 def hosts_of_ranks(environment: Mapping[str, str], world_size: int) -> tuple[str, ...]:
     """The node that each rank of this step of srun runs on, also of ranks that never come; () where nobody tells."""
-    if not environment.get("SLURM_DISTRIBUTION", "block").startswith("block"):
-        return ()
+    order = environment.get("SLURM_DISTRIBUTION", "block").split(":")[0].split(",")[0]
     try:
         hosts, per_node = _slurm_layout(environment)
+        plane = _first_number(environment, ("SLURM_DIST_PLANESIZE",), 0) if order == "plane" else 0
     except ClusterError:
         return ()
-    if len(hosts) != len(per_node) or sum(per_node) != world_size:
+    # how many ranks in a row a node is dealt; srun says cyclic by itself where there is a node for each rank
+    in_a_row = {"block": world_size, "cyclic": 1, "plane": plane}.get(order, 0)
+    if not in_a_row or len(hosts) != len(per_node) or sum(per_node) != world_size:
         return ()
-    return tuple(host for host, count in zip(hosts, per_node, strict=True) for _ in range(count))
+    dealt: list[str] = []
+    for done in range(0, max(per_node), in_a_row):
+        for host, count in zip(hosts, per_node, strict=True):
+            dealt += [host] * min(in_a_row, max(0, count - done))
+    return tuple(dealt)
 
 
 def _from_environment_protocol(environment: Mapping[str, str]) -> ClusterFacts:

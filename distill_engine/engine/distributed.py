@@ -199,9 +199,16 @@ def _meet_and_initialise(facts: ClusterFacts, backend: str, timeout: timedelta) 
 
 
 def _require_all(facts: ClusterFacts, store: Any, subject: str, join: timedelta) -> None:
-    absent = call_roll(store, subject, facts.rank, facts.world_size, join.total_seconds())
+    hosts = hosts_of_ranks(os.environ, facts.world_size)
+
+    def tell(missing: list[int], waited: float) -> None:
+        limit = f"{JOIN_VARIABLE} is {join.total_seconds():.0f} s"
+        sys.stderr.write(f"waiting for {describe(missing, hosts)}: not here after {waited:.0f} s ({limit})\n")
+        sys.stderr.flush()
+
+    speaker = tell if facts.rank == 0 else None
+    absent = call_roll(store, subject, facts.rank, facts.world_size, join.total_seconds(), speaker)
     if absent:
-        hosts = hosts_of_ranks(os.environ, facts.world_size)
         raise AbsentError(
             f"{len(absent)} of {facts.world_size} ranks did not come within {join.total_seconds():.0f} s: "
             f"{describe(absent, hosts)}. {exclude(absent, hosts)} {JOIN_VARIABLE} is how long the others wait."

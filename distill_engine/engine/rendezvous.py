@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,6 +20,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore
 
 from distill_engine.cluster.facts import LOOPBACK, ClusterError, ClusterFacts
+from distill_engine.engine.roll_call import Patience
 
 _SECONDS = 3.0  # for a stranger's port to answer
 _PAUSE_SECONDS = 0.2
@@ -103,7 +105,7 @@ def _answer(server: socket.socket, facts: ClusterFacts, store_port: int) -> None
 
 
 def _find(facts: ClusterFacts, timeout: timedelta, join: timedelta) -> TCPStore:
-    deadline = time.monotonic() + join.total_seconds()
+    deadline, patience = time.monotonic() + join.total_seconds(), Patience()
     problem = ""
     while True:
         for port in facts.ports:
@@ -117,6 +119,12 @@ def _find(facts: ClusterFacts, timeout: timedelta, join: timedelta) -> TCPStore:
                 f"Tried: ports {', '.join(map(str, facts.ports))}; the last answer: {problem}. Rank 0 may have failed, "
                 "or its address is of a network that this node does not reach: set MASTER_ADDR to one that it does."
             )
+        if facts.local_rank == 0 and (waited := patience.waited()):  # one line from each node
+            limit = f"it is waited for up to {join.total_seconds():.0f} s"
+            sys.stderr.write(
+                f"waiting for rank 0 at {facts.master_addr}: not found after {waited:.0f} s ({problem}); {limit}\n"
+            )
+            sys.stderr.flush()
         time.sleep(_PAUSE_SECONDS)
 
 

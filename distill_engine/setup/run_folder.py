@@ -130,7 +130,7 @@ class RunLock:
 
     def _acquire_here(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)  # who else may use it: the umask
         try:
             self._lock(handle)
             os.ftruncate(handle, 0)

@@ -1,4 +1,7 @@
-"""Keeps libraries from talking over the run: known noise is dropped, everything else is heard once."""
+"""Keeps libraries from talking over the run: known noise is dropped, everything else is heard once.
+
+And keeps what moves on a screen out of logs: mpirun gives its ranks a terminal even where nobody looks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Mapping
 
 # Read when the libraries are imported; a user's own setting wins.
 _ENVIRONMENT = {
@@ -37,6 +41,9 @@ _KNOWN_PRINTS = re.compile(
     r"|Time to load \S+ op:"
 )
 
+_RANK_MARKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+_BATCH_MARKS = {"ENVIRONMENT": "BATCH", "PBS_ENVIRONMENT": "PBS_BATCH"}
+
 
 class _NoiseFilter(logging.Filter):
     """Survives libraries that set their logger's level while being imported, as DeepSpeed does."""
@@ -51,6 +58,16 @@ class _NoiseFilter(logging.Filter):
         return record.levelno >= self._lowest and not _KNOWN_LOG_MESSAGES.search(record.getMessage())
 
 
+def is_watched(environment: Mapping[str, str]) -> bool:
+    """Whether a person may look at this process's terminal: it is no rank of a launcher and no part of a batch job."""
+    a_task = environment.get("SLURM_STEP_ID", "").isdecimal() and "SLURM_PROCID" in environment
+    of_a_shell = "SLURM_PTY_PORT" in environment or environment.get("SLURM_STEP_ID") == "4294967290"
+    launched = any(name in environment for name in _RANK_MARKS) or (a_task and not of_a_shell)
+    in_batch = any(environment.get(name) == value for name, value in _BATCH_MARKS.items())
+    lsf = "LSB_JOBID" in environment and "LSB_INTERACTIVE" not in environment
+    return not (launched or in_batch or lsf)
+
+
 def quiet_libraries(rank: int) -> None:
     """Rank 0 hears warnings that are not known noise; other ranks hear errors only.
 
@@ -59,6 +76,8 @@ def quiet_libraries(rank: int) -> None:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not is_watched(os.environ):
+        os.environ["TERM"] = "dumb"  # every display looks there: no panel, no bar, no colour
     lowest = logging.WARNING if rank == 0 else logging.ERROR
     for name in _LOGGERS:
         logger = logging.getLogger(name)

@@ -1,6 +1,7 @@
 """A real two-node Slurm on loopback, started and stopped here by process id, on ports and folders of its own.
 
-Its nodes are n1 and n2 with two CPUs each; their names mean nothing to the name service, so MASTER_ADDR is given.
+Its nodes are n1 and n2 with two CPUs and two GPUs (in name only) each; their names mean nothing to the name service,
+so MASTER_ADDR is given.
 """
 
 import ctypes
@@ -23,6 +24,7 @@ import pytest
 
 from distill_engine.telemetry.jsonl import read_history
 from distill_engine.telemetry.sinks import Record
+from launcher.attempts import read_attempts
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
@@ -92,6 +94,9 @@ class Slurm:
         wait_until(place.exists, "munged", 20, lambda: self.logs("munged"))
         ports = free_ports(3)
         (self.folder / "slurm.conf").write_text(self._configuration(ports, place))
+        devices = ("/dev/null", "/dev/zero")  # a GPU must have a file
+        lines = [f"NodeName=n[1-2] Name=gpu File={device}\n" for device in devices]
+        (self.folder / "gres.conf").write_text("".join(lines))
         self._daemon("slurmctld", "-D")
         for node in ("n1", "n2"):
             self._daemon(f"slurmd -N {node}", "-D")
@@ -115,7 +120,15 @@ class Slurm:
         done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=60, cwd=self.folder)
         return done.stdout + done.stderr
 
-    def sbatch(self, run_dir: Path, *flags: str, recipe: Path | None = None, settings: tuple[str, ...] = QUICK, **env):
+    def sbatch(
+        self,
+        run_dir: Path,
+        *flags: str,
+        recipe: Path | None = None,
+        settings: tuple[str, ...] = QUICK,
+        options: tuple[str, ...] = (),
+        **env,
+    ):
         """The script as a user submits it, on these nodes without GPUs; the job's id."""
         script = [one for one in flags if one.endswith(".sh")]
         flags = tuple(one for one in flags if not one.endswith(".sh"))
@@ -129,6 +142,7 @@ class Slurm:
         ]
         for setting in settings:
             words += ["--set", setting]
+        words += options
         more = {"RECIPE": str(recipe or "recipes/demo.yaml"), "DS_CONFIG": "ds_configs/zero2_fp32.json"}
         more |= {"RUN_DIR": str(run_dir)} | env
         done = subprocess.run(words, env=self.env | more, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -136,14 +150,26 @@ class Slurm:
         return done.stdout.strip()
 
     def stand_in(self, folder: Path, **asked) -> dict[str, str]:
-        """Environment of a job whose ranks are those of stand_in.py; it writes into `folder`."""
+        """Environment of a job whose ranks are those of stand_in.py; it writes into `folder`.
+
+        In its preflight a node says nothing at start N where `silent-N` is there, and waits for `go` if `slow` is.
+        """
         folder.mkdir(parents=True)
         program = Path(__file__).with_name("stand_in.py")
         wrapper = folder / "python"
-        chosen = (
-            f"for word; do [[ $word == */distill_engine/run.py ]] && exec '{sys.executable}' '{program}' \"$@\"; done"
-        )
-        wrapper.write_text(f"#!/bin/bash\n{chosen}\nexec '{sys.executable}' \"$@\"\n")
+        late = asked.pop("late", "")  # a node whose preflight begins only when the file `come` is there
+        wrapper.write_text(f"""#!/bin/bash
+for word; do
+  [[ $word == */distill_engine/run.py ]] && exec '{sys.executable}' '{program}' "$@"
+  if [[ $word == preflight-node ]]; then
+    touch '{folder}'/preflight-"${{SLURM_RESTART_COUNT:-0}}"
+    until [[ $SLURMD_NODENAME != '{late}' || -e '{folder}'/come ]]; do sleep 0.1; done
+    while [[ -e '{folder}'/slow && ! -e '{folder}'/go ]]; do sleep 0.1; done
+    [[ ! -e '{folder}'/silent-"${{SLURM_RESTART_COUNT:-0}}" ]] || exit 0
+  fi
+done
+exec '{sys.executable}' "$@"
+""")
         wrapper.chmod(0o755)
         return {"PYTHON": str(wrapper), "STAND_IN": json.dumps({"folder": str(folder), "rank": 0} | asked)}
 
@@ -237,9 +263,10 @@ SlurmctldTimeout=60
 SlurmdTimeout=60
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+GresTypes=gpu
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,defer
-NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 State=UNKNOWN
-NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 State=UNKNOWN
+NodeName=n1 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
+NodeName=n2 NodeHostName={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -342,10 +369,9 @@ def last_step(run_dir: Path) -> int:
     return max((one.step for one in records(run_dir)), default=-1)
 
 
-def attempts(run_dir: Path) -> list[int]:
+def attempts(run_dir: Path) -> list[int | None]:
     """Exit codes of the starts so far."""
-    file = run_dir / "logs" / "attempts.jsonl"
-    return [json.loads(line)["code"] for line in file.read_text().splitlines()] if file.is_file() else []
+    return [one.code for one in read_attempts(run_dir)]
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,29 @@
 """Stands for the ranks where a test is about the job script, Slurm and the requeue; without torch a start is quick.
 
 The job script starts it instead of run.py (`stand_in` in conftest.py). It writes down what it was given, then does what
-STAND_IN says: {"codes": [code of each start in turn, the last one repeats], "rank": which rank ends with it, or "all",
-"wait": not before the file `go` is there, "verdict": leave one}.
+STAND_IN says, or saves when SIGUSR1 tells it to stop: {"codes": [code of each start in turn, the last one repeats],
+"rank": which rank ends with it, or "all", "wait": not before the file `go` is there, "verdict": leave one}.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
+
+def save_and_end(*_: object) -> None:
+    (folder / f"saved-{start}-rank-{rank}").touch()
+    if rank == 0:
+        Path(os.environ["DISTILL_VERDICT"]).write_text("75\n")
+    sys.exit(75)
+
+
 asked = json.loads(os.environ["STAND_IN"])
 folder, rank = Path(asked["folder"]), int(os.environ["SLURM_PROCID"])
 start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+signal.signal(signal.SIGUSR1, save_and_end)
 (folder / f"start-{start}-rank-{rank}.json").write_text(
     json.dumps({"argv": sys.argv, "pid": os.getpid(), "environ": dict(os.environ)})
 )

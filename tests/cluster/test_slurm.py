@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 
 from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from launcher.attempts import read_attempts
+from launcher.requeue import ENDED_FROM_OUTSIDE
 
 KILLED = 128 + signal.SIGKILL
 KEY = "0123456789abcdef" * 2 + "feed5678"  # has the shape of a W&B key
@@ -84,7 +86,7 @@ def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancel
     slurm.command("scontrol", "update", f"jobid={job}", "TimeLimit=10")
     assert tools.attempts(folder) == [STOPPED_AND_SAVED], slurm.said(job)
     reached = tools.last_step(folder)
-    assert json.loads((folder / "logs" / "attempts.jsonl").read_text())["step"] == reached > 0
+    assert read_attempts(folder)[-1].step == reached > 0
 
     def resumed() -> bool:
         slurm.hurry(job)
@@ -99,7 +101,9 @@ def test_signalled_before_the_time_limit_it_saves_and_goes_on_until_it_is_cancel
     slurm.command("scancel", job)
     assert slurm.ended(job)["JobState"] == "CANCELLED"
     tools.wait_until(lambda: not any(rank.is_running() for rank in ranks.values()), "the end of the ranks", 40)
-    assert tools.attempts(folder) == [STOPPED_AND_SAVED, BAD_INPUT], "a cancelled job is not started again"
+    last = read_attempts(folder)[-1]
+    assert tools.attempts(folder)[:2] == [STOPPED_AND_SAVED, BAD_INPUT] and len(tools.attempts(folder)) == 3
+    assert (last.job, last.reason) == (job, ENDED_FROM_OUTSIDE), "a cancelled job is not started again"
 
 
 def test_a_time_limit_shorter_than_a_start_ends_the_restarts_and_says_so(slurm, tools, tmp_path):
@@ -127,7 +131,8 @@ def test_a_bad_recipe_is_never_requeued(slurm, tools, tmp_path):
 
 def test_a_sweep_tries_each_line_and_ends_with_one_table(slurm, tools, tmp_path):
     grid, folder = tmp_path / "grid.txt", tmp_path / "sweep"
-    grid.write_text("# two runs\nlosses.weights.hidden=1\n\nlosses.weights.hidden=2 losses.weights.prediction=8\n")
+    lines = ("# two runs", "losses.weights.hidden=1  # weak", "", "losses.weights.hidden=2 losses.weights.prediction=8")
+    grid.write_text("\n".join(lines) + "\n")
     quick = tuple(one.replace("max_steps=30", "max_steps=3") for one in tools.QUICK)
     job = slurm.sbatch(folder, "--nodes=1", "--array=0-2", "sweep.sh", settings=quick, GRID=str(grid))
     for element in ("0", "1", "2"):
@@ -136,6 +141,7 @@ def test_a_sweep_tries_each_line_and_ends_with_one_table(slurm, tools, tmp_path)
     assert len(rows) == 2
     scores = [float(row.split("|")[2]) for row in rows]
     assert scores == sorted(scores), "best first"
+    assert all("| finished |" in row and "weak" not in row for row in rows)
     for element, hidden in (("0", 1.0), ("1", 2.0)):
         recipe = (folder / element / "recipe.yaml").read_text()
         assert f"hidden: {hidden}" in recipe and f"group: sweep-{job}" in recipe

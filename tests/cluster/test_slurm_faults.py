@@ -7,6 +7,8 @@ import signal
 import psutil
 
 from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, STOPPED_AND_SAVED
+from launcher.attempts import read_attempts
+from launcher.requeue import ENDED_FROM_OUTSIDE, LOST
 
 TRAP = "x $(touch pwned) `touch pwned` 'q\" ;&|*?~ -"
 
@@ -37,7 +39,9 @@ def test_preempted_then_its_node_dies_it_ends_like_an_undisturbed_run(slurm, too
     slurm.command("scontrol", "update", "nodename=n2", "state=resume")
     facts = slurm.ended(job)
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), said()
-    assert int(facts["Restarts"]) >= 2 and tools.attempts(folder)[-1] == DONE
+    ends = read_attempts(folder)
+    assert len(ends) == int(facts["Restarts"]) + 1 >= 3 and ends[-1].code == DONE, "every start has left a line"
+    assert {one.reason for one in ends[:-1]} <= {ENDED_FROM_OUTSIDE, LOST}, ends
     assert tools.measured(folder) == tools.measured(quiet_run)
 
 
@@ -69,7 +73,8 @@ def test_a_controller_that_is_away_when_a_job_wants_to_go_on_is_asked_again(slur
     slurm.stop_daemon("slurmctld")
     try:
         (seen / "go").touch()
-        tools.wait_until(lambda: tools.attempts(folder) == [STOPPED_AND_SAVED], "the decision", 60)
+        tools.wait_until(lambda: "the controller does not answer" in slurm.said(job), "a try in vain", 120)
+        assert tools.attempts(folder) == [STOPPED_AND_SAVED]
     finally:
         slurm.start_daemon("slurmctld")
     facts = slurm.ended(job)
@@ -108,3 +113,42 @@ def test_a_name_that_slurm_would_read_otherwise_is_refused(slurm, tmp_path):
         job = slurm.sbatch(tmp_path / name, "--nodes=1", **slurm.stand_in(tmp_path / f"seen-{len(name)}", codes=[DONE]))
         facts = slurm.ended(job)
         assert facts["ExitCode"] == f"{BAD_INPUT}:0" and "Choose another name" in slurm.said(job), slurm.said(job)
+
+
+def test_a_node_for_oneself_still_gives_as_many_ranks_as_gpus_were_asked_for(slurm, tools, tmp_path):
+    seen = tmp_path / "seen"
+    job = slurm.sbatch(
+        tmp_path / "run", "--exclusive", "--gpus-per-node=1", **slurm.stand_in(seen, codes=[DONE], rank="all")
+    )
+    assert slurm.ended(job)["JobState"] == "COMPLETED", slurm.said(job)
+    given = [json.loads(file.read_text())["environ"] for file in seen.glob("start-0-rank-*.json")]
+    assert sorted(one["SLURMD_NODENAME"] for one in given) == ["n1", "n2"], "the script's own node shows two GPUs"
+
+
+def test_more_ranks_than_the_job_has_room_for_are_refused_with_the_flag_that_helps(slurm, tools, tmp_path):
+    job = slurm.sbatch(tmp_path / "run", "--gpus-per-node=2", **slurm.stand_in(tmp_path / "seen", codes=[DONE]))
+    facts = slurm.ended(job)
+    assert (facts["ExitCode"], facts["Restarts"]) == (f"{BAD_INPUT}:0", "0"), slurm.said(job)
+    assert "each node is to have 2 ranks (2 GPUs)" in slurm.said(job)
+    assert "--ntasks-per-node=2" in slurm.said(job) and "RANKS_PER_NODE=1" in slurm.said(job)
+
+
+def test_an_interpreter_that_is_not_there_is_refused_by_name(slurm, tools, tmp_path):
+    job = slurm.sbatch(tmp_path / "run", PYTHON=str(tmp_path / "venv" / "bin" / "python"))
+    facts = slurm.ended(job)
+    assert (facts["ExitCode"], facts["Restarts"]) == (f"{BAD_INPUT}:0", "0"), slurm.said(job)
+    assert f"PYTHON is '{tmp_path}/venv/bin/python'" in slurm.said(job)
+
+
+def test_a_slow_node_is_waited_for_and_named_as_late_and_a_warning_meanwhile_ends_nothing(slurm, tools, tmp_path):
+    folder, seen = tmp_path / "run", tmp_path / "seen"
+    job = slurm.sbatch(folder, **slurm.stand_in(seen, codes=[DONE], rank="all", late="n2"), PREFLIGHT="1")
+    tools.wait_until(lambda: "waiting for n2: not here after" in slurm.said(job), "a word about n2")
+    slurm.command("scancel", "--signal=USR1", job)
+    tools.wait_until(lambda: list(folder.glob(".preflight/.told@*")), "the signal", tell=lambda: slurm.said(job))
+    (seen / "come").touch()
+    facts = slurm.ended(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), slurm.said(job)
+    said = slurm.said(job)
+    assert "preflight: n2 came" in said and "preflight: 2 nodes passed" in said and "exclude" not in said, said
+    assert tools.attempts(folder) == [DONE]

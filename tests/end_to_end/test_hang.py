@@ -2,7 +2,7 @@
 
 import time
 
-from distill_engine.cluster.exit_codes import FAILED, STOPPED_AND_SAVED, read_verdict
+from distill_engine.cluster.exit_codes import FAILED, HUNG, STOPPED_AND_SAVED, read_verdict
 from distill_engine.telemetry.jsonl import read_history
 
 
@@ -23,7 +23,7 @@ def test_a_rank_that_hangs_ends_the_job_with_the_stacks_of_all(program, base_rec
         assert f"rank {rank} of 2" in ended.err and "stop.hang_seconds: 3" in ended.err
     assert "in _hang" in stacks[1] and "in fault_point" in stacks[1]
     assert "in all_reduce" in stacks[0] and "in divisors" in stacks[0]
-    assert read_verdict(verdict) == STOPPED_AND_SAVED
+    assert read_verdict(verdict) == (STOPPED_AND_SAVED, HUNG)
 
 
 def test_a_run_that_diverges_names_the_terms(program, base_recipe, write_recipe, fp32, tmp_path):

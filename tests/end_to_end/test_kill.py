@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill_engine.cluster.exit_codes import FAILED, STOPPED_AND_SAVED
+from distill_engine.cluster.exit_codes import BAD_INPUT, STOPPED_AND_SAVED
 from distill_engine.telemetry.jsonl import read_history
 
 WORKER = Path(__file__).with_name("kill_worker.py")
@@ -249,14 +249,19 @@ def other_teacher(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"activation_function": "relu"}))
 
 
+def open_to_all(folder: Path) -> None:
+    (folder / "run" / "checkpoints").chmod(0o777)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "said"),
     [
-        (other_word, [], "  data: "),
-        (other_teacher, [], "  teacher: "),
-        (lambda folder: None, ["--ds_config", BF16], '  precision: "fp32" -> "bf16"'),
+        (other_word, [], "belongs to another run (checkpoint -> now):\n  data: "),
+        (other_teacher, [], "belongs to another run (checkpoint -> now):\n  teacher: "),
+        (lambda folder: None, ["--ds_config", BF16], '\n  precision: "fp32" -> "bf16"'),
+        (open_to_all, [], "can be written by every user"),
     ],
-    ids=["data", "teacher", "precision"],
+    ids=["data", "teacher", "precision", "foreign"],
 )
 def test_a_checkpoint_of_other_data_teacher_or_precision_is_refused(
     worker, make_arguments, make_teacher, data, tmp_path, change, options, said
@@ -267,6 +272,6 @@ def test_a_checkpoint_of_other_data_teacher_or_precision_is_refused(
     assert worker.attempt(arguments, tmp_path / "run")["codes"] == [0], worker.said()
     before = final_state(tmp_path / "run")
     change(tmp_path)
-    assert worker.attempt([*arguments, *options], tmp_path / "run")["codes"] == [FAILED]
-    assert "belongs to another run" in worker.said() and said in worker.said()
+    assert worker.attempt([*arguments, *options], tmp_path / "run")["codes"] == [BAD_INPUT]
+    assert said in worker.said()
     assert final_state(tmp_path / "run") == before

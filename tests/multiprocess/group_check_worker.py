@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 import torch
 
-from distill_engine.engine import distributed, group_check
+from distill_engine.engine import distributed, group_check, roll_call
 
 SRUN = {
     "SLURM_STEP_ID": "0",
@@ -25,7 +25,9 @@ SRUN = {
     "SLURM_STEP_NODELIST": "gpu[01-02]",
     "SLURM_STEP_TASKS_PER_NODE": "1,2",
     "MASTER_ADDR": "127.0.0.1",
+    "SLURM_DISTRIBUTION": "cyclic",  # one by one, which for these nodes is the order of PLACES
 }
+roll_call.SAID_AFTER_SECONDS = 3.0
 PLACES = (("gpu01", 0, 0), ("gpu02", 1, 0), ("gpu02", 1, 1))
 STANDS_STILL = {"never comes": 1, "stands still": 1, "rank 0 stands still": 0}
 

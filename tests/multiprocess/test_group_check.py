@@ -70,6 +70,12 @@ def test_a_silent_rank_is_named_with_its_node_and_the_others_end(groups, fault):
     assert groups.seconds[fault] < CHECK_SECONDS + JOIN_SECONDS + 40
 
 
+def test_while_a_rank_is_waited_for_rank_0_says_which_on_which_node(groups):
+    said = groups.said["never comes-0"]
+    assert "waiting for rank 1 (gpu02): not here after" in said and f"{JOIN_SECONDS} s" in said, said
+    assert "waiting" not in groups.said["never comes-2"], "one line, not one from every rank"
+
+
 @pytest.mark.parametrize(
     ("seconds", "slow"),
     [

@@ -32,4 +32,4 @@ def test_an_early_signal_ends_with_the_code_that_asks_for_another_start(tmp_path
     assert started.stdout is not None and started.stdout.readline() == "started\n"
     started.send_signal(signal.SIGUSR1)
     assert started.wait(timeout=30) == STOPPED_AND_SAVED
-    assert read_verdict(tmp_path / "verdict") == STOPPED_AND_SAVED
+    assert read_verdict(tmp_path / "verdict")[0] == STOPPED_AND_SAVED

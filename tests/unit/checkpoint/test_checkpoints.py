@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from distill_engine.checkpoint.checkpoints import CheckpointError, Checkpoints
+from distill_engine.checkpoint.manifest import RefusedCheckpoint
 from distill_engine.checkpoint.parts import JsonPart
 from distill_engine.train.policies import KeepBest
 
@@ -333,3 +334,25 @@ def test_known_classes_are_loaded(tmp_path):
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_last is 0"):
         Run(tmp_path, keep_last=0)
+
+
+def others_writable(folder: Path) -> None:
+    (folder / "checkpoints" / "step-00000005" / "manifest.json").chmod(0o666)
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "refused"),
+    [
+        (others_writable, {}, True),
+        (None, {"identity": {"recipe": "b"}}, True),
+        (None, {"world_size": 4}, True),
+        (lambda folder: (folder / "checkpoints" / "step-00000005" / "manifest.json").write_text("{}"), {}, False),
+    ],
+)
+def test_what_no_further_start_would_change_is_told_apart(tmp_path, change, arguments, refused):
+    Run(tmp_path).save(5, "x")
+    if change is not None:
+        change(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        Run(tmp_path, **arguments).resume()
+    assert isinstance(caught.value, RefusedCheckpoint) == refused

@@ -166,5 +166,22 @@ def test_the_nodes_of_ranks_that_never_come_are_known_where_slurm_tells():
     step = {"SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
     assert hosts_of_ranks(step, 5) == ("gpu07", "gpu07", "gpu08", "gpu08", "gpu09")
     assert hosts_of_ranks(step, 6) == hosts_of_ranks({}, 1) == (), "not of this step"
-    assert hosts_of_ranks(step | {"SLURM_DISTRIBUTION": "cyclic"}, 5) == (), "another order"
+    cyclic = ("gpu07", "gpu08", "gpu09", "gpu07", "gpu08")
+    assert hosts_of_ranks(step | {"SLURM_DISTRIBUTION": "cyclic"}, 5) == cyclic
+    assert hosts_of_ranks(step | {"SLURM_DISTRIBUTION": "cyclic:block,NoPack"}, 5) == cyclic
+    one_each = {
+        "SLURM_STEP_NODELIST": "gpu[07-09]",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+        "SLURM_DISTRIBUTION": "cyclic",
+    }
+    assert hosts_of_ranks(one_each, 3) == ("gpu07", "gpu08", "gpu09"), "srun's own choice for one rank a node"
+    planes = {"SLURM_DISTRIBUTION": "plane", "SLURM_DIST_PLANESIZE": "2"}
+    uneven = step | {"SLURM_STEP_TASKS_PER_NODE": "3,2,1"} | planes
+    assert hosts_of_ranks(uneven, 6) == ("gpu07", "gpu07", "gpu08", "gpu08", "gpu09", "gpu07")
+    for unknown in (
+        {"SLURM_DISTRIBUTION": "arbitrary"},
+        {"SLURM_DISTRIBUTION": "plane"},
+        planes | {"SLURM_DIST_PLANESIZE": "x"},
+    ):
+        assert hosts_of_ranks(step | unknown, 5) == (), "an order that nobody tells"
     assert hosts_of_ranks(step | {"SLURM_STEP_NODELIST": "gpu[7-"}, 5) == ()

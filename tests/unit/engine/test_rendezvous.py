@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from distill_engine.cluster.facts import LOOPBACK, ClusterError, ClusterFacts, port_candidates
-from distill_engine.engine import rendezvous
+from distill_engine.engine import rendezvous, roll_call
 from distill_engine.engine.rendezvous import meet
 
 SHORT = timedelta(seconds=20)
@@ -72,3 +72,14 @@ def test_a_rank_that_finds_nobody_says_where_it_looked():
     missing = replace(facts(1, "meet-5"), master_addr="no-such-host.invalid")
     with pytest.raises(ClusterError, match=r"did not find rank 0 at no-such-host\.invalid.*MASTER_ADDR"):
         meet(missing, timedelta(seconds=0))
+
+
+def test_while_rank_0_is_waited_for_one_rank_of_each_node_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(roll_call, "SAID_AFTER_SECONDS", 0.001)
+    for rank in (2, 3):
+        one = replace(facts(rank, "meet-6", world=4), local_rank=rank - 2, local_size=2, node=1, nodes=2)
+        with pytest.raises(ClusterError):
+            meet(one, SHORT, timedelta(seconds=0.3))
+    (first, *_) = said = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"waiting for rank 0 at {LOOPBACK}: not found after") and "refused" in first
+    assert all("up to 0 s" in line for line in said) and len(said) < 12, "ever more seldom"

@@ -50,7 +50,9 @@ def fake_slurm(tmp_path, monkeypatch) -> FakeSlurm:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return FakeSlurm(folder)
+    slurm = FakeSlurm(folder)
+    slurm.answer("squeue", ("PENDING 1\n", 0))  # whatever is asked about a job: it waits for its second start
+    return slurm
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.preflight import NodeFacts, compare, look
+from launcher.preflight import NodeFacts, compare, late, look
 
 GPU = "NVIDIA H100, 550.54, 81559 MiB, 0"
 GOOD = NodeFacts("n1", (GPU,) * 8, {"python": "3.11.2", "torch": "2.6.0"}, 0.2, 10**12, "", ("n1", "n2", "n3"))
@@ -31,7 +31,10 @@ def test_good_nodes_pass():
         ({"gpus": (GPU.replace("550", "535"),) * 8}, "driver is 550.54 on most nodes, but n2 has 535.54"),
         ({"versions": {"python": "3.11.2", "torch": "2.7.0"}}, "torch is 2.6.0 on most nodes, but n2 has 2.7.0"),
         ({"skew": -90.0}, "n2's clock is -90 s off"),
-        ({"free_bytes": 2**30}, "n2 sees 1.0 GiB free"),
+        (
+            {"free_bytes": 2**30},
+            "n2 sees 1.0 GiB free for the run folder, and 10 GiB is asked for where nobody has computed",
+        ),
         ({"problem": "cannot use the run folder /x: Read-only file system"}, "n2 cannot use the run folder /x"),
     ],
 )
@@ -54,6 +57,49 @@ def test_folders_that_are_not_one_folder():
 def test_nodes_that_say_nothing_are_named_where_their_names_are_known():
     found = compare([node("n1").to_json()], 3, 8, ["n1", "n2", "n3"])[1]
     assert found[0].startswith("n2, n3 said nothing. Exclude (sbatch --exclude=n2,n3)")
+
+
+def test_where_nobody_answers_the_nodes_are_not_to_blame():
+    (problem,) = compare([], 2, 0, ["n1", "n2"])[1]
+    assert "none of the 2 nodes answered" in problem and "exclude" not in problem.lower()
+
+
+def test_the_space_asked_for_is_what_the_runs_checkpoints_take():
+    lines = [node("n1", free_bytes=20 * 2**30, seen=("n1",)).to_json()]
+    assert compare(lines, 1, 8)[1] == [] == compare(lines, 1, 8, needed_bytes=20 * 2**30)[1]
+    (problem,) = compare(lines, 1, 8, needed_bytes=65 * 2**30)[1]
+    assert "n1 sees 20.0 GiB free" in problem and "take 65.0 GiB" in problem and "RUN_DIR" in problem
+    assert compare([node("n1", free_bytes=2**20, seen=("n1",)).to_json()], 1, 8, needed_bytes=2**20)[1] == []
+
+
+REFUSED = {"n1": "n1 port 15001: Connection refused"}
+
+
+def test_a_late_node_that_was_waited_for_is_told_and_nothing_is_wrong():
+    found, said = compare([node("n1", began=1e9).to_json(), node("n2", began=1e9 + 75).to_json()], 2, 8)
+    assert said == [] and late(found) == [late(found)[0]] and late(found)[0].startswith("n2 came 75 s after")
+    assert late([node("n1", began=1e9), node("n2", began=1e9 + 5), node("n3")]) == []
+
+
+@pytest.mark.parametrize("head_is_late", [False, True])
+def test_a_node_that_came_when_the_others_had_gone_is_late_and_the_network_is_not_blamed(head_is_late):
+    missed = dict.fromkeys(("n1",), "no answer") if head_is_late else {}
+    nodes = [
+        node("n1", began=1e9 + (400 if head_is_late else 0)),
+        node("n2", began=1e9 + (0 if head_is_late else 400), unreached=missed or REFUSED),
+        node("n3", began=1e9, unreached=missed),
+    ]
+    found, said = compare([one.to_json() for one in nodes], 3, 8)
+    who = "n1" if head_is_late else "n2"
+    assert len(said) == 1 and said[0].startswith(f"{who} came 400 s after") and f"--exclude={who})" in said[0], said
+    assert late(found) == []
+
+
+def test_a_late_node_does_not_hide_a_pair_that_do_not_reach_each_other():
+    nodes = [node("n1", began=1e9), node("n2", began=1e9 + 400, unreached=REFUSED)]
+    nodes.append(node("n3", began=1e9, unreached={"n1": "timed out"}))
+    said = problems(*nodes)
+    assert len(said) == 2 and "n3 cannot connect to n1" in said[1] and "n2" not in said[1]
 
 
 def test_pairs_that_do_not_reach_each_other_are_named_and_the_node_in_most_of_them_suspected():
@@ -83,7 +129,7 @@ def test_a_real_node(tmp_path, monkeypatch):
     (tmp_path / ".preflight" / "n9@4.0").touch()
     first, second = look(tmp_path, "n1", {}), look(tmp_path, "n2", {})
     assert first.problem == "" and first.free_bytes > 0 and abs(first.skew) < 5
-    assert first.versions["torch"] != "absent"
+    assert first.versions["torch"] != "absent" and 0 < second.began - first.began < 60
     assert second.seen == ("n1", "n2"), "files of an earlier start do not count"
     assert NodeFacts(**{**json.loads(second.to_json()), "gpus": second.gpus, "seen": second.seen}) == second
 

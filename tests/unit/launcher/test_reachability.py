@@ -12,6 +12,8 @@ from distill_engine.cluster.facts import LOOPBACK, ClusterFacts, port_candidates
 from launcher import reachability
 from launcher.reachability import unreached_nodes
 
+NODES = ("n0", "n1", "n2")
+
 
 def facts(rank: int, job: str, nodes: int = 3, port: int = 0) -> ClusterFacts:
     return ClusterFacts(rank, nodes, 0, 1, rank, nodes, LOOPBACK, port, "srun", job)
@@ -30,7 +32,7 @@ def all_try(job: str, ranks=(0, 1, 2), blocked=None, seconds: float = 10.0, port
 
     def one(rank: int) -> None:
         connect = partial(connect_from, rank, blocked or {})
-        found[f"n{rank}"] = unreached_nodes(facts(rank, job, port=port), f"n{rank}", "n0", seconds, connect)
+        found[f"n{rank}"] = unreached_nodes(facts(rank, job, port=port), f"n{rank}", NODES, seconds, connect)
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in ranks]
     for thread in threads:
@@ -48,7 +50,7 @@ def test_nodes_that_reach_each_other_say_nothing_and_are_quick():
 
 
 def test_alone_there_is_nobody_to_reach():
-    assert unreached_nodes(facts(0, "", nodes=1), "n0", "n0") == {}
+    assert unreached_nodes(facts(0, "", nodes=1), "n0", NODES[:1]) == {}
 
 
 def test_the_pair_between_which_a_firewall_stands_is_named():
@@ -75,6 +77,26 @@ def test_a_node_that_never_comes_holds_up_the_others_only_for_the_limit():
     assert time.monotonic() - started < 10.0
 
 
+def test_while_the_head_node_waits_it_tells_for_whom(monkeypatch):
+    monkeypatch.setattr(reachability, "SAID_AFTER_SECONDS", 0.1)
+    told: list[list[str]] = []
+    come = threading.Event()
+
+    def tell(missing, _waited) -> None:
+        told.append(list(missing))
+        come.set()
+
+    def late() -> None:
+        come.wait(30)
+        unreached_nodes(facts(1, "reach-8", nodes=2), "n1", NODES[:2], 10.0)
+
+    other = threading.Thread(target=late)
+    other.start()
+    assert unreached_nodes(facts(0, "reach-8", nodes=2), "n0", NODES[:2], 30.0, tell=tell) == {}
+    other.join()
+    assert told[0] == ["n1"]
+
+
 def test_other_programs_on_the_ports_are_passed_over(monkeypatch):
     monkeypatch.setattr(reachability, "CALL_SECONDS", 0.3)
     with socket.create_server(("", port_candidates("reach-6")[0])):
@@ -84,7 +106,7 @@ def test_other_programs_on_the_ports_are_passed_over(monkeypatch):
 def test_a_port_that_the_user_chose_and_another_program_holds_is_told():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        found = unreached_nodes(replace(facts(0, "reach-7"), master_port=port), "n0", "n0", 0.5)
+        found = unreached_nodes(replace(facts(0, "reach-7"), master_port=port), "n0", NODES, 0.5)
     assert list(found) == ["n0"] and str(port) in found["n0"] and "MASTER_PORT" in found["n0"]
 
 

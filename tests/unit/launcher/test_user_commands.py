@@ -1,5 +1,7 @@
 """submit, status and cancel, with Slurm's commands replaced by programs that write down what they get."""
 
+import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from typer.testing import CliRunner
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
 from launcher.__main__ import app
+from launcher.history import LOCK_FILE
 
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "recipes" / "demo.yaml")
@@ -59,6 +62,7 @@ def test_hostile_names_stay_names(fake_slurm, tmp_path, monkeypatch):
     assert said.exit_code == BAD_INPUT, "a name that a file or a job cannot have is refused"
     said = launcher("submit", f"./{recipe.name}", "--run-dir", HOSTILE, "--partition", HOSTILE)
     assert said.exit_code == 0, said.output
+    assert shlex.split(said.output.split("look at it with: ")[1]) == ["python", "-m", "launcher", "status", HOSTILE]
     assert f"--partition={HOSTILE}" in fake_slurm.calls[0] and fake_slurm.environment["RECIPE"] == str(recipe)
     assert (tmp_path / HOSTILE).stat().st_mode & 0o777 == 0o700, "private before the job has begun"
     assert fake_slurm.environment["RUN_DIR"] == str(tmp_path / HOSTILE)
@@ -96,4 +100,50 @@ def test_refusals(fake_slurm, words, said):
 
 def test_a_run_that_nobody_submitted_still_has_a_status(tmp_path, history):
     told = launcher("status", history(tmp_path / "run"))
-    assert told.exit_code == 0 and "not submitted from here" in told.output and "2 s" in told.output
+    assert told.exit_code == 0 and "none is known here" in told.output and "2 s" in told.output
+
+
+def test_status_and_cancel_know_a_job_that_sbatch_started(fake_slurm, tmp_path, history):
+    run_dir = history(tmp_path / "run")
+    (run_dir / "logs").mkdir()
+    (run_dir / "logs" / "job").write_text("70\n")
+    os.utime(run_dir / "logs" / "job", (1, 1))
+    (run_dir / ".lock").write_text('{"pid": 5, "host": "gpu01", "job": "77"}')
+    fake_slurm.answer("squeue", ("RUNNING|None|1:00\n", 0))
+    fake_slurm.answer("scancel", ("", 0))
+    assert "77: RUNNING" in launcher("status", run_dir).output
+    assert launcher("cancel", run_dir).exit_code == 0 and fake_slurm.calls[-1] == ["scancel", "77"]
+    os.utime(run_dir / ".lock", (0, 0))
+    assert "70: RUNNING" in launcher("status", run_dir).output, "one that was submitted since"
+    (run_dir / "logs" / "job").unlink()
+    (run_dir / ".lock").write_text('{"pid": 5, "host": "gpu01"}')
+    assert "none is known here" in launcher("status", run_dir).output
+
+
+def test_the_lock_is_the_runs():
+    from distill_engine.setup import run_folder
+
+    assert LOCK_FILE == run_folder.LOCK_FILE
+
+
+@pytest.mark.parametrize(("asked", "given"), [("ALL", "ALL"), ("NONE", ""), ("NIL", ""), ("HOME,LANG", "HOME,LANG,")])
+def test_the_job_is_given_its_recipe_whatever_else_is_exported(fake_slurm, tmp_path, monkeypatch, asked, given):
+    names = "" if asked == "ALL" else "DISTILL_HOME,RECIPE,RUN_DIR"
+    fake_slurm.answer("sbatch", ("77\n", 0))
+    assert launcher("submit", DEMO, "--run-dir", tmp_path / "a", "--sbatch", f"--export={asked}").exit_code == 0
+    assert f"--export={given}{names}" in fake_slurm.calls[-1]
+    monkeypatch.setenv("SBATCH_EXPORT", asked)
+    assert launcher("submit", DEMO, "--run-dir", tmp_path / "b").exit_code == 0
+    assert fake_slurm.environment["SBATCH_EXPORT"] == f"{given}{names}"
+
+
+@pytest.mark.parametrize(
+    ("umask", "folder", "file"), [(None, 0o700, 0o600), ("007", 0o770, 0o660), ("u=rwx", 0o700, 0o600)]
+)
+def test_what_submit_leaves_is_for_whom_the_jobs_files_are(fake_slurm, tmp_path, monkeypatch, umask, folder, file):
+    if umask is not None:
+        monkeypatch.setenv("DISTILL_UMASK", umask)
+    fake_slurm.answer("sbatch", ("77\n", 0))
+    assert launcher("submit", DEMO, "--run-dir", tmp_path / "run").exit_code == 0
+    modes = [(tmp_path / "run" / name).stat().st_mode & 0o777 for name in (".", "logs", "logs/job")]
+    assert modes == [folder, folder, file]

@@ -135,3 +135,12 @@ def test_a_new_folder_is_its_owners_alone_and_an_old_one_keeps_its_rights(tmp_pa
     (tmp_path / "shared").chmod(0o755)
     check_run_folder(tmp_path / "shared", OneRank())
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_lock_is_for_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o007)
+    try:
+        with RunLock(tmp_path, OneRank()) as lock:
+            assert lock.path.stat().st_mode & 0o777 == 0o660
+    finally:
+        os.umask(before)

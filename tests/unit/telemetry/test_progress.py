@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[3]
 
 _PROGRAM = """
 import sys
+from distill_engine.telemetry.quiet import quiet_libraries
+quiet_libraries(0)
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import Record, SinkGroup
 
@@ -41,7 +43,8 @@ sys.stderr.write("reached the end\\n")
 
 def environment(**changes):
     hidden = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
-    clean = {name: value for name, value in os.environ.items() if name not in hidden}
+    launchers = ("SLURM_", "OMPI_", "PMI", "RANK", "ENVIRONMENT", "PBS_", "LSB_")
+    clean = {name: value for name, value in os.environ.items() if name not in hidden and not name.startswith(launchers)}
     return {**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "LANG": "C.UTF-8", **changes}
 
 
@@ -108,7 +111,31 @@ def test_terminal_shows_one_picture_with_lines_above_it(columns):
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l")  # the cursor is given back
 
 
-@pytest.mark.parametrize("changes", [{}, {"TERM": "dumb"}])
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+NOBODY_LOOKS = {
+    "dumb": {"TERM": "dumb"},
+    "mpirun": {"OMPI_COMM_WORLD_RANK": "0"},
+    "mpiexec": {"PMI_RANK": "0"},
+    "deepspeed": {"RANK": "0"},
+    "srun": STEP,
+    "sbatch": {"ENVIRONMENT": "BATCH"},
+    "qsub": {"PBS_ENVIRONMENT": "PBS_BATCH"},
+    "bsub": {"LSB_JOBID": "7"},
+}
+A_SHELL = {
+    "salloc": {"SLURM_JOB_ID": "7"},
+    "srun --pty": STEP | {"SLURM_PTY_PORT": "4"},
+    "qsub -I": {"PBS_ENVIRONMENT": "PBS_INTERACTIVE"},
+}
+
+
+@pytest.mark.parametrize("shell", A_SHELL)
+def test_a_shell_inside_a_job_is_a_persons_terminal(shell):
+    output, code = in_terminal(80, 24, **A_SHELL[shell])
+    assert code == 0 and "\n".join(screen(output)).count("╭") == 1
+
+
+@pytest.mark.parametrize("changes", [{}, *NOBODY_LOOKS.values()], ids=["a pipe", *NOBODY_LOOKS])
 def test_without_a_terminal_one_plain_line_per_record(changes):
     if changes:
         output, code = in_terminal(80, 24, **changes)

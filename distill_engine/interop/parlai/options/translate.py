@@ -6,6 +6,7 @@ own default stays.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def _converted(kind: TrainingKind, say: Callable[[str, str], None]) -> str | Non
         return released.hub
     folder = str(Path(model).parent / "hf")
     flag = "--teacher-model" if kind.distils else "--init-model"
-    say(f"{flag} {model}", f"is converted once: distill import-parlai {model} {folder}")
+    say(f"{flag} {model}", f"is converted once: {shlex.join(['distill', 'import-parlai', model, folder])}")
     return folder
 
 
