@@ -48,14 +48,14 @@ class Watchdog:
         shortest, longest = GRACE_SECONDS
         self._grace = min(max(GRACE_SHARE * (limit_seconds or 0.0), shortest), longest)
         self._beats, self._seen, self._idle = 0, 0, 0.0
-        self._doing = "starting"
+        self.doing = "starting"
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._last_resort: TextIO | None = None
 
     def beat(self, doing: str) -> None:
         """Progress: this is what begins now. Called many times a step, so it only sets two fields."""
-        self._doing = doing
+        self.doing = doing
         self._beats += 1
 
     def __enter__(self) -> Watchdog:
@@ -120,7 +120,7 @@ class Watchdog:
     def _report(self) -> None:
         head = (
             f"[watchdog] {datetime.now().astimezone().isoformat(timespec='seconds')} {self._who} made no progress for "
-            f"{self._idle:.0f} s (stop.hang_seconds: {self._limit:g}) while it was {self._doing}. It ends, to be "
+            f"{self._idle:.0f} s (stop.hang_seconds: {self._limit:g}) while it was {self.doing}. It ends, to be "
             f"started again; {self._file} has the stacks of its threads.\n"
         )
         for write in (self._to_stderr, self._to_file):
