@@ -104,14 +104,16 @@ def _train(
         sinks.message(note)
     sinks.phase("building")
     hang = recipe.stop.hang_seconds
-    with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung) as watchdog:
+    with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung, ranks) as watchdog:
         scene.doing = lambda: watchdog.doing
-        builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize)
+        watchdog.loading = True
+        builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize, beat=watchdog.beat)
         trainer = builder.trainer(student_ds, teacher_ds)
         held.callback(trainer.checkpoints.abandon)  # of a rank that is alone; any other is gone with its threads
         trainer.stop_request = stop
         stop.begin()
         trainer.beat = watchdog.beat
+        watchdog.loading = False
         reason = trainer.run()
     scene.doing = lambda: "closing the run's records"
     best = trainer.policies.keep_best.best

@@ -3,7 +3,6 @@
 blocked_group    the process group's end never returns, as NCCL's does when a rank is gone
 defect           rank 1 meets a KeyError in step 3
 blocked_load     rank 1 never comes back from loading the teacher; a start may then take 4 s
-skipped          rank 1 leaves out a collective of step 3
 awaited_stop     step 3 of every rank waits until the launcher's end was noticed
 """
 
@@ -51,12 +50,6 @@ if "blocked_load" in hostile:
     watchdog.LOADING_SECONDS = 4.0
     if rank == "1":
         teacher_weights._read = for_ever
-
-if "skipped" in hostile and rank == "1":
-    from distill_engine.engine.distributed import Ranks
-
-    plain_sum, passes = Ranks.sum, iter(range(10**6))
-    Ranks.sum = lambda ranks, tensor: tensor if next(passes) == 3 else plain_sum(ranks, tensor)
 
 if "awaited_stop" in hostile:
     from distill_engine.train.loop import Trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distill_engine.exit_codes import DONE, FAILED, RETRY, STOPPED_AND_SAVED, read_verdict
+from distill_engine.exit_codes import DONE, FAILED, HUNG, RETRY, STOPPED_AND_SAVED, read_verdict
 
 HOSTILE = Path(__file__).with_name("hostile_rank.py")
 
@@ -54,6 +54,14 @@ def test_the_error_of_one_rank_is_said_first_and_ends_the_job(start, tmp_path, h
 def test_a_group_that_does_not_end_does_not_keep_a_finished_run(start, tmp_path):
     ended = start("blocked_group").ended().well()
     assert ended.code == DONE and read_verdict(tmp_path / "verdict") == (DONE, "")
+
+
+def test_a_rank_that_never_comes_back_from_loading_is_found(start, tmp_path):
+    ended = start("blocked_load", "stop.hang_seconds=3", "student.init=random").ended()
+    assert ended.code == STOPPED_AND_SAVED, ended.said
+    assert read_verdict(tmp_path / "verdict") == (STOPPED_AND_SAVED, HUNG)
+    assert re.search(r"rank 1 \(\S+\) is behind: .* it was loading and sharding the teacher", ended.err), ended.err
+    assert "in for_ever" in (tmp_path / "run" / "hang" / "rank_1.txt").read_text()
 
 
 def test_ctrl_c_under_deepspeed_saves_however_long_the_step_takes(start, tmp_path):
