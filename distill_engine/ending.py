@@ -72,6 +72,11 @@ def exit_code_of(error: Exception) -> int:
 
 def fail(error: Exception, scene: Scene, facts: ClusterFacts) -> int:
     """End this rank after an error. Does not return, but for a rank that is alone: then it is the exit code."""
+    with _signals_are(signal.SIG_IGN):  # launchers end every rank when one has ended: words and records come first
+        return _fail(error, scene, facts)
+
+
+def _fail(error: Exception, scene: Scene, facts: ClusterFacts) -> int:
     code = exit_code_of(error)
     who = f"rank {facts.rank} of {facts.world_size} on {own_node()}"
     agreed = isinstance(error, _AGREED_ERRORS) or _from_agreement(error)
@@ -82,8 +87,7 @@ def fail(error: Exception, scene: Scene, facts: ClusterFacts) -> int:
     leave_verdict(code, f"{who}: {type(error).__name__} while it was {scene.doing()}", unless_there=True)
     if isinstance(error, BadRanksError):
         os._exit(code)  # nothing is open yet, and the group's own threads may be in the way of everything else
-    with _signals_are(signal.SIG_IGN):  # launchers end every rank when the first has ended: records come first
-        _within(CLOSING_SECONDS, scene.close)
+    _within(CLOSING_SECONDS, scene.close)
     if facts.world_size == 1:
         return code
     if agreed and facts.rank != 0:

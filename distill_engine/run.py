@@ -109,7 +109,7 @@ def run_training(options: TrainOptions) -> int:
     watch_launcher(facts.launcher, stop.ask)
     code = _run(options, facts, stop)
     for number, handler in before.items():
-        signal.signal(number, handler)
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
     if speaks:
         leave_verdict(code, unless_there=True)
     elif code not in (DONE, STOPPED_AND_SAVED):  # launchers end all ranks when one ends badly: rank 0 tells why
