@@ -42,7 +42,7 @@ def record_flights() -> None:
     Releases of torch that record by themselves keep as many.
     """
     if not any(name in os.environ for name in _BUFFER_SIZES):
-        os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] = _KEPT
+        os.environ[_BUFFER_SIZES[0 if hasattr(c10d, "_dump_fr_trace") else 1]] = _KEPT
 
 
 def flight_record() -> bytes | None:
@@ -77,6 +77,7 @@ def _reached(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         group = groups.setdefault(str(named[0]), {"number": 0, "ended": 0, "name": ""})
         if number >= group["number"]:
             group |= {"number": number, "name": str(entry.get("profiling_name", ""))}
-        if entry.get("retired") or entry.get("state") == "completed":
+        over = entry.get("retired") or entry.get("state") == "completed"
+        if over or str(entry.get("profiling_name", "")).startswith("gloo"):  # which tells of some ends too late
             group["ended"] = max(group["ended"], number)
     return groups
