@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,11 @@ class Builder:
         sinks: SinkGroup,
         split: BatchSplit,
         resize: bool = False,
+        beat: Callable[[str], None] = lambda _doing: None,
     ) -> None:
-        """`split`: how the ranks share a step; `resize`: a checkpoint of another number of ranks may be taken up."""
+        """`split`: how the ranks share a step; `resize`: a checkpoint of another number of ranks may be taken up;
+        `beat`: told what begins."""
+        self._beat = beat
         self._split = split
         self._resize = resize
         self._ready = ready
@@ -80,11 +84,14 @@ class Builder:
         recipe, ranks = self._recipe, self._ranks
         objective = self._objective()
         # the student first: nothing of the teacher's sharding can leak into it
+        self._beat("building the student")
         module = student_module(self._ready, objective, self._sinks.message)
+        self._beat("sharding the student")
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
+        self._beat("asking the teacher for sample replies and making the rest")
         probe = self._probe_batch()
         gradients, balancer = self._beside_the_step(objective, student)
         factors = (lambda: balancer.factors) if balancer is not None else no_factors
@@ -191,7 +198,9 @@ class Builder:
         dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
         head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
         folder = self._ready.teacher_folder
+        self._beat("loading and sharding the teacher")
         teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, shows_head=head)
+        self._beat("trying the teacher on one batch")
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,76 +16,59 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_engine.assembly.builder import Builder
-from distill_engine.assembly.resizing import ResizeError, batch_split, split_of
+from distill_engine.assembly.ending import Scene, ends_anyway, fail
+from distill_engine.assembly.resizing import batch_split, split_of
 from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.checkpoint.files import write_failure
-from distill_engine.checkpoint.manifest import CheckpointError, RefusedCheckpoint
-from distill_engine.cluster.exit_codes import BAD_INPUT, DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.cluster.exit_codes import DONE, HUNG, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.cluster.facts import ClusterFacts
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine import distributed
-from distill_engine.engine.distributed import BadRanksError, LaunchError, Ranks, RanksApartError
+from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import (
-    DsConfigError,
     load_ds_config,
     precision_of,
     student_config,
     teacher_config,
 )
-from distill_engine.engine.student import StudentEngineError
-from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
-from distill_engine.evaluate.teacher_replies import TeacherRepliesError
-from distill_engine.losses.kernels.dispatch import KernelError
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared, prepare
 from distill_engine.setup.run_folder import RunFolderError, RunLock, check_run_folder
-from distill_engine.student.weights import WeightsError
 from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.time_limit import TimeLimit
 from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
-from distill_engine.train.loop import TrainingError
 from distill_engine.train.progress import EndReason
+from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from distill_engine.run import TrainOptions
 
-_BAD_INPUT_ERRORS = (
-    RecipeError,
-    DsConfigError,
-    DataError,
-    WeightsError,
-    TeacherFilesError,
-    RunFolderError,
-    ResizeError,
-    KernelError,
-    RefusedCheckpoint,
-)
-_AGREED_ERRORS = (CheckpointError, TrainingError)
-_LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)
 _LOG = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, options: TrainOptions, speaks: bool) -> int:
-    """Run a recipe on this rank; returns the process's exit code. Defects of the program itself are raised."""
-    try:
-        ranks = distributed.start(_longest_wait(recipe.stop.hang_seconds))
-        return _train(recipe, options, ranks)
-    except Exception as error:
-        code = _tell(error, speaks)
-        if code is None:
-            raise
-        if isinstance(error, BadRanksError):
-            _end_at_once(code, leaves_verdict=speaks)
-        return code
-    finally:
+def train(recipe: Recipe, options: TrainOptions, facts: ClusterFacts, stop: StopRequest) -> int:
+    """Run a recipe on this rank; returns the process's exit code. After an error only a rank that is alone returns.
+
+    `stop` hears the signals; from the first step on it waits for the end of a step.
+    """
+    scene = Scene()
+    with ExitStack() as held:  # also while the records of a failed run are closed
+        try:
+            ranks = distributed.start(_longest_wait(recipe.stop.hang_seconds))
+            code = _train(recipe, options, ranks, stop, scene, held)
+        except Exception as error:
+            code = fail(error, scene, facts)
+    with ends_anyway(code):
         distributed.stop()
+    return code
 
 
 def _longest_wait(hang_seconds: float | None) -> timedelta:
@@ -94,71 +77,55 @@ def _longest_wait(hang_seconds: float | None) -> timedelta:
 
 
 def _end_hung() -> None:
-    """Its main thread may never come back."""
-    _end_at_once(STOPPED_AND_SAVED, HUNG, leaves_verdict=True)
+    """Its main thread may never come back, and what would be closed may wait for who never answers."""
+    leave_verdict(STOPPED_AND_SAVED, HUNG, unless_there=True)
+    os._exit(STOPPED_AND_SAVED)
 
 
-def _end_at_once(code: int, reason: str = "", *, leaves_verdict: bool) -> None:
-    """End this process without closing anything, which might wait for who never answers."""
-    if leaves_verdict:
-        leave_verdict(code, reason)
-    os._exit(code)
-
-
-def _tell(error: Exception, speaks: bool) -> int | None:
-    """Say an error that has a remedy in one message and return the exit code; None for any other error."""
-    if isinstance(error, _BAD_INPUT_ERRORS):
-        code = BAD_INPUT
-    elif isinstance(error, (*_AGREED_ERRORS, *_LONELY_ERRORS)):
-        code = FAILED
-    else:
-        return None
-    if speaks or (code == FAILED and isinstance(error, _LONELY_ERRORS)):  # perhaps known on this rank alone
-        rank = os.environ.get("RANK", "0")
-        sys.stderr.write(("" if rank == "0" else f"[rank {rank}] ") + f"{type(error).__name__}: {error}\n")
-        sys.stderr.flush()
-    return code
-
-
-def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
+def _train(
+    recipe: Recipe, options: TrainOptions, ranks: Ranks, stop: StopRequest, scene: Scene, held: ExitStack
+) -> int:
     folder = options.run_dir or Path("runs") / recipe.name
     _ds_configs(recipe, options, ranks, split_of(recipe, ranks.world_size))  # bad ones are refused before all else
+    scene.doing = lambda: "reading teacher configuration, tokenizer and data"
     ready = _prepare_everywhere(recipe, options.recipe, ranks)
+    scene.doing = lambda: "looking at the run folder"
     check_run_folder(folder, ranks)
-    with RunLock(folder, ranks):
-        split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
-        student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
-        configs = {"ds_config": student_ds}
-        if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
-            configs["teacher_ds_config"] = teacher_ds
-        notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)
-        sinks = _sinks(folder, recipe, student_ds, ranks)
-        try:
-            for note in notes:
-                sinks.message(note)
-            sinks.phase("building")
-            builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize)
-            trainer = builder.trainer(student_ds, teacher_ds)
-            trainer.stop_request.listen()
-            hang = recipe.stop.hang_seconds
-            with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung) as watchdog:
-                trainer.beat = watchdog.beat
-                reason = trainer.run()
-        except Exception as error:
-            # said before the sinks are closed: W&B may take a while, and a launcher ends this rank as soon as
-            # another one has exited
-            code = _tell(error, ranks.rank == 0)
-            sinks.close("failed")
-            if code is None:
-                raise
-            return code
-        best = trainer.policies.keep_best.best
-        ending = "" if best is None else f", best {recipe.validation.metric} {best:.4g} in {folder / 'best'}"
-        sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
-        stopped = reason is EndReason.STOP_REQUESTED
-        sinks.close("stopped" if stopped else "finished")
-        ranks.barrier()  # launchers end the other ranks when one exits with a code: rank 0 may still be uploading
-    return STOPPED_AND_SAVED if stopped else DONE
+    held.enter_context(RunLock(folder, ranks))
+    split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
+    student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
+    configs = {"ds_config": student_ds}
+    if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
+        configs["teacher_ds_config"] = teacher_ds
+    notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)
+    sinks = _sinks(folder, recipe, student_ds, ranks)
+    scene.close = lambda: sinks.close("failed")
+    for note in notes:
+        sinks.message(note)
+    sinks.phase("building")
+    hang = recipe.stop.hang_seconds
+    with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung, ranks) as watchdog:
+        scene.doing = lambda: watchdog.doing
+        watchdog.loading = True
+        builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize, beat=watchdog.beat)
+        trainer = builder.trainer(student_ds, teacher_ds)
+        held.callback(trainer.checkpoints.abandon)  # of a rank that is alone; any other is gone with its threads
+        trainer.stop_request = stop
+        stop.begin()
+        trainer.beat = watchdog.beat
+        watchdog.loading = False
+        reason = trainer.run()
+    scene.doing = lambda: "closing the run's records"
+    best = trainer.policies.keep_best.best
+    ending = "" if best is None else f", best {recipe.validation.metric} {best:.4g} in {folder / 'best'}"
+    sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
+    stopped = reason is EndReason.STOP_REQUESTED
+    sinks.close("stopped" if stopped else "finished")
+    code = STOPPED_AND_SAVED if stopped else DONE
+    if ranks.rank == 0:
+        leave_verdict(code)
+    ranks.barrier()  # launchers end the other ranks when one exits with a code: rank 0 may still be uploading
+    return code
 
 
 def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
@@ -187,8 +154,8 @@ def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
         everywhere(ranks, lambda: turn("first of each node", ranks.local_rank == 0), str)
         everywhere(ranks, lambda: turn("others of each node", ranks.local_rank != 0), str)
     except RankFailures as failures:
-        if defects:  # not the user's doing: a traceback, please
-            raise defects[0] from failures
+        if any(ranks.gather(bool(defects))):  # not the user's doing: a traceback, please
+            raise (defects[0] if defects else RuntimeError(str(failures))) from failures
         if 0 in failures.reasons:
             raise DataError(failures.reasons[0]) from failures
         raise DataError(str(failures)) from failures

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from distill_engine.cluster.exit_codes import may_pass
+
 T = TypeVar("T")
 RANKS_NAMED = 4
 
@@ -32,11 +34,15 @@ class Ranks(Protocol):
 
 
 class RankFailures(Exception):
-    """An action failed on some ranks. Raised on every rank, with the reason of each that failed."""
+    """An action failed on some ranks. Raised on every rank, with the reason of each that failed.
 
-    def __init__(self, reasons: Mapping[int, str]) -> None:
+    may_pass  whether every one of the failures is of a kind that another start may not meet
+    """
+
+    def __init__(self, reasons: Mapping[int, str], may_pass: bool = False) -> None:
         super().__init__(reasons)
         self.reasons = dict(reasons)
+        self.may_pass = may_pass
 
     def __str__(self) -> str:
         named = [f"rank {rank}: {reason}" for rank, reason in list(self.reasons.items())[:RANKS_NAMED]]
@@ -58,15 +64,16 @@ def everywhere(
     Collective: every rank calls it. If `action` raised on any rank, RankFailures is raised on all of them. An action
     that itself talks to other ranks must reach the same collective calls on every rank, also when it fails.
     """
-    value, reason = None, None
+    value, failure = None, None
     try:
         value = action()
     except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
-        reason = explain(error)
-    outcomes = ranks.gather((value, reason))
-    reasons = {rank: failed for rank, (_, failed) in enumerate(outcomes) if failed is not None}
-    if reasons:
-        raise RankFailures(reasons)
+        failure = (explain(error), may_pass(error))
+    outcomes = ranks.gather((value, failure))
+    failures = {rank: failed for rank, (_, failed) in enumerate(outcomes) if failed is not None}
+    if failures:
+        reasons = {rank: reason for rank, (reason, _) in failures.items()}
+        raise RankFailures(reasons, all(passing for _, passing in failures.values()))
     return [outcome for outcome, _ in outcomes]
 
 

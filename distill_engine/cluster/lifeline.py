@@ -22,10 +22,13 @@ GRACE_SECONDS = 60.0  # for the step in hand and a checkpoint
 GENERATIONS = {"deepspeed": 2, "python": 0, "environment": 0}
 
 
-def watch_launcher(launcher: str, grace_seconds: float = GRACE_SECONDS) -> threading.Thread | None:
+def watch_launcher(
+    launcher: str, ask_to_stop: Callable[[], None], grace_seconds: float = GRACE_SECONDS
+) -> threading.Thread | None:
     """Start watching; None for a process without a launcher, which may outlive its shell (nohup).
 
-    When the launcher is gone this process gets SIGTERM, which asks it to stop and save, and SIGKILL after the grace.
+    When the launcher is gone `ask_to_stop` is called, in the watching thread, and this process gets SIGKILL after the
+    grace. No signal asks: the launcher may have sent one of each kind already, and a second one can mean "at once".
     """
     ancestors = _ancestors(GENERATIONS.get(launcher, 1))
     if not ancestors:
@@ -34,7 +37,7 @@ def watch_launcher(launcher: str, grace_seconds: float = GRACE_SECONDS) -> threa
     def watch() -> None:
         while _still_above(ancestors):
             time.sleep(POLL_SECONDS)
-        _end_this_process(grace_seconds)
+        _end_this_process(ask_to_stop, grace_seconds)
 
     thread = threading.Thread(target=watch, name="launcher-watch", daemon=True)
     thread.start()
@@ -70,10 +73,10 @@ def _still_above(ancestors: list[tuple[int, int]]) -> bool:
     return all(parent_of(pid) == above for pid, above in ancestors[1:])
 
 
-def _end_this_process(grace_seconds: float, kill: Callable[[int, int], None] = os.kill) -> None:
+def _end_this_process(ask_to_stop: Callable[[], None], grace_seconds: float) -> None:
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone with the launcher
         sys.stderr.write(f"[process {os.getpid()}] its launcher is gone: saving and ending\n")
         sys.stderr.flush()
-    kill(os.getpid(), signal.SIGTERM)
+    ask_to_stop()
     time.sleep(grace_seconds)
-    kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

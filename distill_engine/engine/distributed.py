@@ -17,7 +17,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from distill_engine.cluster.facts import ClusterError, ClusterFacts, hosts_of_ranks, read_cluster
-from distill_engine.engine.group_check import CHECK_SECONDS, WrongSumError, check_group
+from distill_engine.engine.collectives import CollectiveCount, flight_record, groups_reached, record_flights
+from distill_engine.engine.group_check import CHECK_SECONDS, WrongSumError, check_group, own_node
 from distill_engine.engine.rendezvous import agree_over_mpi, meet
 from distill_engine.engine.roll_call import AbsentError, call_roll, describe, exclude
 
@@ -52,6 +53,17 @@ class Ranks:
         self.node = facts.node
         self.timeout = timeout
         self.device = torch.device(get_accelerator().device_name(facts.local_rank))
+        self._collective = CollectiveCount()
+
+    def reached(self, *, groups: bool) -> dict[str, Any]:
+        """For the report of a hang: this node, and how far our collectives and, if asked, torch's groups have come."""
+        own = self._collective
+        tracks = {"own": {"number": own.number, "ended": own.number - own.inside, "name": own.name}}
+        return {"node": own_node(), "tracks": tracks | (groups_reached() if groups else {})}
+
+    def flights(self) -> bytes | None:
+        """See `flight_record`."""
+        return flight_record()
 
     def supports(self, dtype: torch.dtype) -> bool:
         """Whether this accelerator can train in a floating type."""
@@ -61,7 +73,8 @@ class Ranks:
         """Elementwise sum over ranks, as a new tensor."""
         total = tensor.clone()
         if self.world_size > 1:
-            dist.all_reduce(total, op=dist.ReduceOp.SUM)
+            with self._collective("sum"):
+                dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total
 
     def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
@@ -87,7 +100,8 @@ class Ranks:
         if self.world_size == 1:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with self._collective("broadcast"):
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def gather(self, value: Value) -> list[Value]:
@@ -95,13 +109,15 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with self._collective("gather"):
+            dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:
-            dist.barrier()
+            with self._collective("barrier"):
+                dist.barrier()
 
     @contextmanager
     def unhurried(self, name: str) -> Iterator[None]:
@@ -114,7 +130,8 @@ class Ranks:
             yield
         finally:
             if self.world_size > 1:
-                self._wait_for_all(_of_this_start(f"unhurried/{name}"))
+                with self._collective(name):
+                    self._wait_for_all(_of_this_start(f"unhurried/{name}"))
 
     def _wait_for_all(self, counter: str) -> None:
         # the group's own store: nothing else is known to be reachable from every rank, and torch has no public name
@@ -136,6 +153,7 @@ def start(timeout: timedelta = _TIMEOUT, check_seconds: float = CHECK_SECONDS) -
     try:
         facts = read_cluster(os.environ)
         os.environ.update(facts.as_environment())  # DeepSpeed and others look there
+        record_flights()
         _choose_device(facts)
         if not dist.is_initialized():
             _join(facts, timeout)

@@ -65,7 +65,7 @@ def load_ds_config(path: Path) -> DsConfigFile:
         reason = f"line {error.lineno}, column {error.colno}: this is not valid JSON: {error.msg}."
         raise DsConfigError(str(path), [reason]) from None
     except OSError as error:
-        raise DsConfigError(str(path), [f"the file cannot be read: {error.strerror}."]) from None
+        raise DsConfigError(str(path), [f"the file cannot be read: {error.strerror}."]) from error
     except ValueError as error:  # bad UTF-8, a key given twice
         raise DsConfigError(str(path), [f"{error}."]) from None
     if not isinstance(values, dict):

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import Placement
 from distill_engine.engine.node_group import node_group
@@ -30,7 +31,14 @@ class TeacherError(RuntimeError):
 
 
 class TeacherFilesError(TeacherError):
-    """The teacher's files are damaged or incomplete: loading them again cannot help."""
+    """The teacher's files are damaged or incomplete; or, with `may_pass`, a disk or memory failed while they were read.
+
+    Raised on all ranks.
+    """
+
+    def __init__(self, text: str, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 def load_teacher(
@@ -70,16 +78,19 @@ def _read_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
 
 def _read(folder: Path, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
     """from_pretrained; what is wrong on any rank is said on all of them."""
-    model, problem = None, ""
+    model, problem, passing = None, "", False
     try:
         model, info = AutoModelForSeq2SeqLM.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
         problem = "; ".join(_misfits(folder, model, info))
     except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
-        problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        problem, passing = " ".join(str(error).split()).rstrip(".") or type(error).__name__, may_pass(error)
     # under ZeRO-3 only rank 0 reads the values, so a tensor of the wrong shape is an error there and nowhere else
-    problems = [one for one in ranks.gather(problem) if one]
+    found = [(text, passes) for text, passes in ranks.gather((problem, passing)) if text]
+    problems = [text for text, _ in found]
+    if problems and all(passes for _, passes in found):
+        raise TeacherFilesError(f"teacher.path {folder}: its weights could not be read: {problems[0]}.", may_pass=True)
     if model is None or problems:
         raise TeacherFilesError(
             f"teacher.path {folder}: its weights cannot be read or do not fit its config.json: {problems[0]}. Missing "

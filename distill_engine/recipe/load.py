@@ -73,6 +73,7 @@ def _read(path: Path) -> str:
         problem = Problem("", "there is no such file", fix=did_you_mean(path.name, recipes))
     except OSError as error:
         problem = Problem("", f"cannot be read: {error.strerror}", "A recipe is a readable YAML file")
+        raise RecipeError(path, [problem]) from error
     raise RecipeError(path, [problem])
 
 

@@ -21,7 +21,7 @@ from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.models.adapter import family_of
 from distill_engine.models.bart_family import FAMILIES, Family
-from distill_engine.recipe.problem import Problem, raise_if_any
+from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.setup.task_data import load_split, load_tasks
@@ -153,16 +153,16 @@ def _no_teacher(path: str, what: str) -> Problem:
 
 
 def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
-    file = folder / "config.json"
+    file, cause = folder / "config.json", None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         reason = "" if isinstance(config, dict) else "it holds no JSON object"
     except (OSError, ValueError) as error:
-        config, reason = {}, str(error)
+        config, reason, cause = {}, str(error), error
     if reason:
         rule = "A teacher's folder is one that save_pretrained has written"
         problem = Problem("teacher.path", f"is {str(folder)!r}: config.json cannot be read ({reason})", rule)
-        raise_if_any(source, [problem])
+        raise RecipeError(source, [problem]) from cause
     return config
 
 

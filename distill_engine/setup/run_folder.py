@@ -21,11 +21,20 @@ LOCK_FILE = ".lock"
 PRIVATE = 0o700  # samples of the data, and what a run says, are nobody else's
 POLL_SECONDS = 0.05
 LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+TAKEN = (errno.EACCES, errno.EAGAIN)
+# A file server gives a dead node's lock back when that node's lease has ended.
+OWN_JOB_SECONDS = 300.0
 _LOG = logging.getLogger(__name__)
 
 
 class RunFolderError(ValueError):
     """The run folder cannot be used; the text says by whom it is held or what it lacks, and what to do."""
+
+
+class OwnLockError(RunFolderError):
+    """The lock of a former start of this job is still held, which ends some time."""
+
+    may_pass = True
 
 
 def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
@@ -95,18 +104,21 @@ class RunLock:
         ranks: Ranks,
         *,
         wait_seconds: float = 5.0,
+        own_job_seconds: float = OWN_JOB_SECONDS,
         warn: Callable[[str], None] = _LOG.warning,
     ) -> None:
         self.path = folder / LOCK_FILE
         self._ranks = ranks
         self._wait_seconds = wait_seconds
+        self._own_job_seconds = own_job_seconds
         self._warn = warn
         self._handle: int | None = None
 
     def acquire(self) -> None:
         """Take the lock on rank 0. Collective; RunFolderError on all ranks, naming the holder, if it is taken.
 
-        A run that was just killed may need a moment to die, so it is tried for `wait_seconds`.
+        A run that was just killed may need a moment to die, so it is tried for `wait_seconds`; a former start of this
+        Slurm job, whose node may be dead, for `own_job_seconds`.
         """
         try:
             on_first_rank(self._ranks, self._acquire_here, str)
@@ -130,33 +142,47 @@ class RunLock:
 
     def _acquire_here(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        begun, told = time.monotonic(), False
+        while not self._try():
+            holder = self._holder_there()
+            own = _is_this_job(holder)
+            waited = time.monotonic() - begun
+            if waited >= (self._own_job_seconds if own else self._wait_seconds):
+                raise (OwnLockError if own else RunFolderError)(self._taken(holder))
+            if own and not told:
+                told = True
+                self._warn(f"{self.path} is still locked by the former start of this job ({holder}): waiting for it")
+            time.sleep(POLL_SECONDS)
+
+    def _try(self) -> bool:
+        """Whether the lock is ours now. Opened anew each time: a file server may have forgotten the file (ESTALE)."""
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)  # who else may use it: the umask
         try:
-            self._lock(handle)
+            # A record lock, not flock: forked data workers would inherit an flock and hold it beyond our death.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in LOCKS_UNSUPPORTED:
+                os.close(handle)
+                if error.errno in TAKEN:
+                    return False
+                raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(self.path)) from error
+            self._warn(f"{self.path} cannot be locked here ({error}): a second run in it would go unnoticed.")
+        try:
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(_holder()).encode())
         except BaseException:
             os.close(handle)
             raise
         self._handle = handle
+        return True
 
-    def _lock(self, handle: int) -> None:
-        deadline = time.monotonic() + self._wait_seconds
-        while True:
-            try:
-                # A record lock, not flock: forked data workers would inherit an flock and hold it beyond our death.
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno in LOCKS_UNSUPPORTED:
-                    self._warn(f"{self.path} cannot be locked here ({error}): a second run in it would go unnoticed.")
-                    return
-                if time.monotonic() >= deadline:
-                    raise RunFolderError(self._taken(handle)) from error
-            time.sleep(POLL_SECONDS)
+    def _holder_there(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace").strip() or "an unknown process"
+        except OSError:
+            return "an unknown process"
 
-    def _taken(self, handle: int) -> str:
-        holder = os.pread(handle, 4096, 0).decode(errors="replace").strip() or "an unknown process"
+    def _taken(self, holder: str) -> str:
         return (
             f"The run folder {self.path.parent} is in use by another run ({holder}). Two runs in one folder would "
             "overwrite each other's checkpoints. Wait for it or end it, or choose another folder (--run-dir)."
@@ -168,3 +194,12 @@ def _holder() -> dict[str, str | int]:
     if job := os.environ.get("SLURM_JOB_ID"):
         holder["job"] = job
     return holder
+
+
+def _is_this_job(holder: str) -> bool:
+    """Whether a lock's text is of the Slurm job that this process belongs to: a job has one start at a time."""
+    job = os.environ.get("SLURM_JOB_ID")
+    try:
+        return bool(job) and json.loads(holder).get("job") == job
+    except (ValueError, AttributeError):
+        return False

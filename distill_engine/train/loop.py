@@ -76,14 +76,8 @@ class Trainer:
         """Train until a limit, a policy or a signal says stop; resumes where the newest good checkpoint ends.
 
         Raises TrainingError if every step is skipped, CheckpointError if a checkpoint can be neither read nor
-        written.
+        written. After any error a checkpoint may still be on its way: `checkpoints.abandon`, once the error is said.
         """
-        try:
-            return self._run()
-        finally:
-            self.checkpoints.abandon()  # after an error; otherwise nothing is on its way any more
-
-    def _run(self) -> EndReason:
         self._resume()
         self.sinks.phase("training")
         self.student.train()

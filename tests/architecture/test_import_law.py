@@ -49,7 +49,7 @@ LAWS: dict[str, Law] = {
     "cluster": law(forbidden=HEAVY),
     "engine": law("values cluster", frozenset({"wandb"})),
     "telemetry": law("values registry"),
-    "checkpoint": law("metrics"),
+    "checkpoint": law("metrics cluster"),
     "train": law(
         "values registry metrics checkpoint losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}
     ),

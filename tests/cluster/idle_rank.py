@@ -27,6 +27,6 @@ def save_and_end(*_: object) -> None:
 
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, save_and_end)
-watch_launcher(facts.launcher)
+watch_launcher(facts.launcher, save_and_end)
 (folder / str(os.getpid())).touch()
 time.sleep(600)

@@ -114,7 +114,9 @@ class Program:
         self._folder = folder
         self._runs = 0
 
-    def start(self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None) -> Started:
+    def start(
+        self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None, script: Path = RUN
+    ) -> Started:
         """One rank is started with plain python, several by the deepspeed launcher."""
         self._runs += 1
         folder = self._folder / str(self._runs)
@@ -123,7 +125,7 @@ class Program:
         if ranks > 1:
             deepspeed = Path(sys.executable).with_name("deepspeed")
             launcher = [deepspeed, "--num_accelerators", ranks, "--master_port", free_port()]
-        command = [str(word) for word in (*launcher, RUN, *arguments)]
+        command = [str(word) for word in (*launcher, script, *arguments)]
         return Started(command, folder, environment() | (env or {}))
 
     @staticmethod

@@ -36,6 +36,11 @@ from distill_engine.train.watchdog import Watchdog
 
 # What the program says when something begins -> the phase it is in then.
 PHASES = {
+    "building": "starting",
+    "sharding": "starting",
+    "loading": "starting",
+    "trying": "starting",
+    "asking": "starting",
     "reading part": "resuming",
     "in phase": "training",
     "agreeing": "training",

@@ -1,6 +1,10 @@
 """A run that hangs on one rank, or that diverges, ends by itself and says where and why."""
 
+import json
+import re
 import time
+
+import torch
 
 from distill_engine.cluster.exit_codes import FAILED, HUNG, STOPPED_AND_SAVED, read_verdict
 from distill_engine.telemetry.jsonl import read_history
@@ -23,6 +27,17 @@ def test_a_rank_that_hangs_ends_the_job_with_the_stacks_of_all(program, base_rec
         assert f"rank {rank} of 2" in ended.err and "stop.hang_seconds: 3" in ended.err
     assert "in _hang" in stacks[1] and "in fault_point" in stacks[1]
     assert "in all_reduce" in stacks[0] and "in divisors" in stacks[0]
+    told = [line for line in ended.err.splitlines() if line.startswith("[watchdog] hung: ")]
+    assert len(told) == 1, ended.err
+    assert re.search(r"rank 1 \(\S+\) is behind: it has begun our collective \d+, others \d+ \(sum\)", told[0]), told
+    assert told[0].endswith("it was in phase 'data' of optimizer step 3") and told[0] in stacks[1]
+    positions = [json.loads((folder / "hang" / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+    begun = [position["tracks"]["own"]["number"] for position in positions]
+    assert begun[0] == begun[1] + 1
+    if hasattr(torch._C._distributed_c10d, "_dump_fr_trace"):  # this release of torch records gloo's collectives too
+        assert positions[0]["tracks"]["0"]["number"] > positions[1]["tracks"]["0"]["number"] > 0
+        flights = [(folder / "hang" / f"flight_rank_{rank}").read_bytes() for rank in (0, 1)]
+        assert all(b"all_reduce" in content for content in flights)
     assert read_verdict(verdict) == (STOPPED_AND_SAVED, HUNG)
 
 

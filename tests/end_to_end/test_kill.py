@@ -211,8 +211,11 @@ def quiet(worker, make_arguments, tmp_path_factory) -> tuple[list, Path]:
 
 @pytest.mark.parametrize(
     ("signals", "code"),
-    [(["SIGTERM", "SIGUSR1", "SIGINT"], STOPPED_AND_SAVED), (["SIGTERM", "SIGTERM"], -signal.SIGTERM)],
-    ids=["three at once stop it after the save", "a second one of a kind ends it at once"],
+    [
+        (["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT", "SIGTERM", "SIGTERM"], STOPPED_AND_SAVED),
+        (["SIGINT", "SIGINT"], -signal.SIGINT),
+    ],
+    ids=["several at once stop it after the save", "a second Ctrl-C ends it at once"],
 )
 def test_signals_while_it_saves(worker, quiet, tmp_path, signals, code):
     arguments, undisturbed = quiet

@@ -1,4 +1,4 @@
-"""A signal that announces the time limit before training has begun is no crash."""
+"""A signal before training has begun is no crash, and a launcher that dies then is a stop as well."""
 
 import os
 import signal
@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from distill_engine.cluster.exit_codes import STOPPED_AND_SAVED, read_verdict
+import pytest
+
+from distill_engine.cluster.exit_codes import NOT_BEGUN, STOPPED_AND_SAVED, leave_verdict, read_verdict
+from distill_engine.train.stop_request import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
 WAITING = """
@@ -20,16 +23,32 @@ sys.exit(run.main([]))
 """
 
 
-def test_an_early_signal_ends_with_the_code_that_asks_for_another_start(tmp_path):
+@pytest.fixture
+def started(tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    started = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", WAITING],
         cwd=ROOT,
         env=env | {"DISTILL_VERDICT": str(tmp_path / "verdict")},
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert started.stdout is not None and started.stdout.readline() == "started\n"
-    started.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda n: n.name)
+def test_an_early_signal_ends_with_the_code_that_asks_for_another_start(tmp_path, started, number):
+    started.send_signal(number)
     assert started.wait(timeout=30) == STOPPED_AND_SAVED
-    assert read_verdict(tmp_path / "verdict")[0] == STOPPED_AND_SAVED
+    assert read_verdict(tmp_path / "verdict") == (STOPPED_AND_SAVED, NOT_BEGUN)
+
+
+def test_a_launcher_that_ends_the_others_after_an_error_makes_no_stop_of_it(tmp_path, started, monkeypatch):
+    monkeypatch.setenv("DISTILL_VERDICT", str(tmp_path / "verdict"))
+    leave_verdict(1, "rank 1 failed", unless_there=True)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=30) == STOPPED_AND_SAVED
+    assert read_verdict(tmp_path / "verdict") == (1, "rank 1 failed")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine.cluster.exit_codes import RETRY
+
 
 def test_the_run_folder_is_a_file(case, call, complaints):
     case.run_dir.write_text("not a folder")
@@ -40,13 +42,13 @@ def fill(folder: Path, leave_pages: int):
 def test_the_run_folder_is_full(case, call, small_disk, leave_pages, complaints):
     fill(small_disk, leave_pages)
     case.run_dir = small_disk / "run"
-    complaints(*call(), [str(case.run_dir), "cannot be used", "No space left"])
+    complaints(*call(), [str(case.run_dir), "cannot be used", "No space left", "may pass"], RETRY)
 
 
 def test_the_run_folder_is_read_only(case, call, small_disk, complaints):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     case.run_dir = small_disk
-    complaints(*call(), [str(case.run_dir), "Read-only file system", "--run-dir"])
+    complaints(*call(), [str(case.run_dir), "Read-only file system", "--run-dir"], RETRY)
 
 
 # ---- as users start it -------------------------------------------------------------------------------------------

@@ -13,15 +13,14 @@ from distill_engine.cluster.lifeline import parent_of
 
 ROOT = Path(__file__).parents[3]
 RANK = """
-import signal, sys, time, pathlib, os
+import sys, time, pathlib, os
 from distill_engine.cluster import lifeline
 lifeline.POLL_SECONDS = 0.05
 def asked(*_):
     pathlib.Path(sys.argv[2]).write_text("asked")
     if sys.argv[3] == "obeys":
         os._exit(0)
-signal.signal(signal.SIGTERM, asked)
-lifeline.watch_launcher(sys.argv[1], grace_seconds=0.3)
+lifeline.watch_launcher(sys.argv[1], asked, grace_seconds=0.3)
 print(os.getpid(), flush=True)
 while True:
     time.sleep(0.05)

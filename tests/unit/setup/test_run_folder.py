@@ -1,5 +1,7 @@
 """One run per folder, and a folder that works, before any work is done."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.setup.run_folder import RunFolderError, RunLock, check_run_folder
 
 ROOT = Path(__file__).parents[3]
@@ -57,6 +60,40 @@ def test_lock_ends_with_a_killed_holder_whose_death_is_waited_for(tmp_path, hold
     holder.send_signal(signal.SIGKILL)
     with RunLock(tmp_path, OneRank(), wait_seconds=10):
         assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
+
+
+def test_the_lock_of_this_jobs_former_start_is_waited_for(tmp_path, holder, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with pytest.raises(RunFolderError, match="in use by another run") as caught:
+        RunLock(tmp_path, OneRank(), wait_seconds=0, own_job_seconds=0.2).acquire()
+    assert may_pass(caught.value), "the job is started again"
+    said: list[str] = []
+
+    def dies(text: str) -> None:
+        said.append(text)
+        holder.send_signal(signal.SIGKILL)
+
+    with RunLock(tmp_path, OneRank(), wait_seconds=0, own_job_seconds=60, warn=dies):
+        assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
+    assert len(said) == 1 and "former start of this job" in said[0] and f'"pid": {holder.pid}' in said[0]
+
+
+def test_another_jobs_lock_is_not_waited_for(tmp_path, holder, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4712")
+    with pytest.raises(RunFolderError) as caught:
+        RunLock(tmp_path, OneRank(), wait_seconds=0, own_job_seconds=60).acquire()
+    assert not may_pass(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_lock_that_the_file_system_refuses_for_a_while_may_pass(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)  # a file server's words, which no local disk gives
+    with pytest.raises(RunFolderError, match=os.strerror(number)) as caught:
+        RunLock(tmp_path, OneRank()).acquire()
+    assert may_pass(caught.value)
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path, holder):

@@ -1,5 +1,6 @@
 """A process that makes no progress ends and says where it stands; one that is merely slow does not."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from distill_engine.train import behind
 from distill_engine.train import watchdog as module
 from distill_engine.train.policies import Every
 from distill_engine.train.watchdog import Watchdog
@@ -40,6 +42,41 @@ def test_slow_progress_is_progress(tmp_path):
     for _ in range(50):
         dog.beat("slow")
         assert not dog.tick(9.0) and not dog.tick(9.0)
+
+
+def test_loading_may_take_as_long_as_the_file_system_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOADING_SECONDS", 25.0)
+    dog = Watchdog(10.0, tmp_path, 0, 1, Ended())
+    dog.loading = True
+    assert [dog.tick(10.0) for _ in range(3)] == [False, False, True]
+    dog.beat("at work")
+    dog.loading = False
+    assert [dog.tick(10.0) for _ in range(2)] == [False, True]
+
+
+class Reached:
+    """Stands for the ranks of the engine."""
+
+    def reached(self, *, groups):
+        own = {"number": 4, "ended": 4, "name": "sum"}
+        if groups:
+            raise OSError("the device hangs")
+        return {"node": "n2", "tracks": {"own": own}}
+
+    def flights(self):
+        return b"the last collectives"
+
+
+def test_a_hang_leaves_how_far_the_rank_has_come_and_names_who_is_behind(tmp_path, ended, capfd):
+    ahead = {"node": "n1", "doing": "agreeing", "tracks": {"own": {"number": 5, "ended": 4, "name": "sum"}}}
+    behind.leave_position(tmp_path, 0, ahead)
+    with Watchdog(0.2, tmp_path, 1, 3, ended, Reached()) as dog:
+        dog.beat("in phase 'data' of optimizer step 7")
+        assert ended.event.wait(30)
+    assert json.loads((tmp_path / "rank_1.json").read_text())["tracks"]["own"]["number"] == 4
+    last = (tmp_path / "rank_1.txt").read_text().splitlines()[-1]
+    assert last.startswith("[watchdog] hung: rank 2 left no word") and "rank 1 (n2) is behind" in last
+    assert "[watchdog] hung" not in capfd.readouterr().err, "rank 0 can say it"
 
 
 def test_a_hang_writes_every_threads_stack_and_ends(tmp_path, ended, capfd):
