@@ -20,6 +20,7 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.split import BatchSplit
 from distill_engine.engine import distributed
 from distill_engine.engine.distributed import BadRanksError, LaunchError, Ranks, RanksApartError
+from distill_engine.engine.ds_changes import changes_since
 from distill_engine.engine.ds_config import (
     DsConfigError,
     load_ds_config,
@@ -36,7 +37,7 @@ from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
-from distill_engine.resizing import ResizeError, batch_split, split_of
+from distill_engine.resizing import ResizeError, batch_split, newest_step, split_of
 from distill_engine.student.weights import WeightsError
 from distill_engine.teacher_replies import TeacherRepliesError
 from distill_engine.telemetry.jsonl import JsonlSink
@@ -152,12 +153,14 @@ def _train(recipe: Recipe, options: TrainOptions, ranks: Ranks) -> int:
                 raise
             return code
         best = trainer.policies.keep_best.best
-        ending = "" if best is None else f", best {recipe.validation.metric} {best:.4g} in {folder / 'best'}"
+        ending, exported = ranks.broadcast(builder.publisher.ending(recipe.validation.metric, best))
         sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
         stopped = reason is EndReason.STOP_REQUESTED
-        sinks.close("stopped" if stopped else "finished")
+        sinks.close("stopped" if stopped else "finished" if exported else "failed")
         ranks.barrier()  # launchers end the other ranks when one exits with a code: rank 0 may still be uploading
-    return STOPPED_AND_SAVED if stopped else DONE
+    if stopped:
+        return STOPPED_AND_SAVED
+    return DONE if exported else FAILED
 
 
 def _prepare_everywhere(recipe: Recipe, source: Path, ranks: Ranks) -> Prepared:
@@ -250,7 +253,10 @@ def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> l
     _replace_text(file, resolved_yaml(recipe))
     if "teacher_ds_config" not in configs:  # one of an earlier start, with another placement
         (folder / "teacher_ds_config.json").unlink(missing_ok=True)
+    resumes = newest_step(folder / "checkpoints") is not None
     for name, config in configs.items():
+        lines = changes_since(folder / f"{name}.json", config, resumes=resumes)
+        changed += [f"changed since the last start: {line}" for line in lines]
         _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
     return changed
 

@@ -47,9 +47,10 @@ def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
         finally:
             _remove_if_there(mine)
     except RankFailures as failures:
+        room = f", with {readable_bytes(needed_bytes)} free" if needed_bytes else ""
         raise RunFolderError(
             f"The run folder {folder} cannot be used: {failures}. It must be one folder that all ranks share and can "
-            f"write, with {readable_bytes(needed_bytes)} free. Repair that, or choose another folder (--run-dir)."
+            f"write{room}. Repair that, or choose another folder (--run-dir)."
         ) from failures
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = 42
+FAULTS = (*range(1, 43), *range(61, 67))
 ROW = re.compile(r"^\| (F\d+) \|(.*)\|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 UNTESTABLE = "not shown:"  # and one sentence why
@@ -41,7 +41,7 @@ def objections(cells: list[str]) -> list[str]:
 
 
 def test_every_fault_has_its_row_in_order():
-    assert list(rows()) == [f"F{number}" for number in range(1, FAULTS + 1)]
+    assert list(rows()) == [f"F{number}" for number in FAULTS]
 
 
 def test_every_row_has_a_test_that_exists():

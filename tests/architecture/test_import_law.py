@@ -48,7 +48,7 @@ LAWS: dict[str, Law] = {
     "engine": law("values cluster", frozenset({"wandb"})),
     "telemetry": law("values"),
     "train": law("values losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}),
-    "export": law("values models"),
+    "export": law("values models train.files"),
     "evaluate": law("values models losses data"),
     "latency": law("values models generate"),
     "generate": law("values models"),
@@ -67,9 +67,11 @@ LAWS: dict[str, Law] = {
     "training_data": law("data prepare"),
     "resizing": law("data recipe train"),
     "student_module": law("values models student losses.objective prepare"),
-    "publishing": law("values engine export model_card prepare recipe telemetry.machine train.agreement"),
+    "publishing": law(
+        "values engine export model_card prepare recipe telemetry.machine train.agreement train.background"
+    ),
     "compare": law("values cluster data evaluate evaluation_set latency prepare recipe"),
-    "export_run": law("values data export train.checkpoint train.manifest"),
+    "export_run": law("values data export train.checkpoint train.files train.manifest"),
     "parlai_options": law("recipe", HEAVY),
     "parlai": law("parlai_options export_run student.weights recipe"),
     "assemble": Law(ANYTHING),

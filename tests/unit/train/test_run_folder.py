@@ -105,8 +105,9 @@ def test_too_little_space_is_an_error_with_both_sizes(tmp_path):
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "run").write_text("x")
     for folder in (tmp_path / "run", tmp_path / "run" / "deeper"):
-        with pytest.raises(RunFolderError, match=r"cannot be used: rank 0: (FileExists|NotADirectory)Error"):
+        with pytest.raises(RunFolderError, match=r"cannot be used: rank 0: (FileExists|NotADirectory)Error") as caught:
             check_run_folder(folder, OneRank())
+        assert "share and can write. Repair" in str(caught.value), "space is not asked for here"
 
 
 class SecondRankElsewhere:

@@ -1,0 +1,78 @@
+"""Best students are exported beside training: nobody waits for one, and what happens to it is told."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from distill_engine import publishing
+from distill_engine.publishing import BestPublisher
+
+
+class Tokenizer:
+    """Stands for the tokenizer."""
+
+    def save_pretrained(self, folder):
+        (folder / "tokenizer.json").write_text("{}")
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def go():
+    return threading.Event()
+
+
+@pytest.fixture
+def publisher(tiny, tmp_path, said, go, monkeypatch):
+    """One whose exports wait to be let go."""
+    plain = publishing.publish
+    monkeypatch.setattr(publishing, "publish", lambda *arguments: go.wait(30) and plain(*arguments))
+    monkeypatch.setattr(publishing, "without_folders", lambda recipe: recipe)
+    monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
+    student = SimpleNamespace(module=SimpleNamespace(model=tiny.model("bart")))
+    ready = SimpleNamespace(recipe=None, tokenizer=Tokenizer())
+    return BestPublisher(ready, student, tmp_path, SimpleNamespace(rank=0), said.append)
+
+
+def test_training_goes_on_meanwhile_and_the_export_is_of_the_weights_then(publisher, tmp_path, go, said):
+    publisher({}, 3)
+    assert not (tmp_path / "best").exists() and not publisher._task.done
+    go.set()
+    text, exported = publisher.ending("ppl", 4.25)
+    assert exported and text == f", best ppl 4.25; {tmp_path / 'best'} has the student of step 3" and said == []
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "student" / "config.json").is_file()
+
+
+def test_the_next_one_waits_for_it(publisher, tmp_path, go):
+    publisher({}, 3)
+    threading.Timer(0.1, go.set).start()
+    publisher({}, 5)
+    assert (tmp_path / "best").resolve().name in ("step-00000003", "step-00000005")
+    publisher.settle()
+    assert (tmp_path / "best").resolve().name == "step-00000005"
+
+
+def test_one_that_fails_is_told_and_the_end_tells_the_truth(publisher, tmp_path, go, said, monkeypatch):
+    go.set()
+    monkeypatch.setattr(publishing, "publish", lambda *_arguments: (_ for _ in ()).throw(OSError("no space")))
+    publisher({}, 3)
+    text, exported = publisher.ending("ppl", 4.25)
+    assert not exported and "no export has succeeded" in text and "--which last" in text
+    assert "(step 3) could not be exported: OSError: no space" in said[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
+    publisher({}, 4)
+    publisher.wait()
+    monkeypatch.setattr(publishing, "publish", lambda *_arguments: (_ for _ in ()).throw(OSError("no space")))
+    publisher({}, 6)
+    text, exported = publisher.ending("ppl", 4.0)
+    assert exported and "at step 6, whose export failed" in text and "the student of step 4" in text
+
+
+def test_without_a_best_value_there_is_nothing_to_say(publisher):
+    assert publisher.ending("ppl", None) == ("", True)
