@@ -91,7 +91,7 @@ def export(
         if layout == "parlai":
             step, _ = export_run_to_parlai(run, target, which)
         else:
-            step = export_run(run, target, which)
+            step = export_run(run, target, which, _ERR.print)
     except (ValueError, OSError, RuntimeError) as error:
         _refuse(error)
     _OUT.print(f"{which} student of {run} (step {step}) is in {target}")

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_engine.assembly.publishing import best_publisher
+from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.parts import JsonPart
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.data.order.collate import collate
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
@@ -28,6 +29,7 @@ from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
+from distill_engine.setup.space import Space, check_space
 from distill_engine.setup.training_data import train_loader, validation_loader
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.telemetry.averages import Averages
@@ -88,11 +90,12 @@ class Builder:
         module = student_module(self._ready, objective, self._sinks.message)
         self._beat("sharding the student")
         student = StudentEngine(module, student_ds, self._optimizer_settings())
+        self._check_space(student)
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
         self._beat("asking the teacher for sample replies and making the rest")
-        probe = self._probe_batch()
+        self.publisher = BestPublisher(self._ready, student, self._folder, ranks, self._sinks.message)
         gradients, balancer = self._beside_the_step(objective, student)
         factors = (lambda: balancer.factors) if balancer is not None else no_factors
         return Trainer(
@@ -120,11 +123,12 @@ class Builder:
                 resize=self._resize,
                 allowed_globals=CHECKPOINT_CLASSES,
                 warn=self._sinks.message,
+                first=self.publisher.settle,
             ),
             ranks=ranks,
             meter=Meter(objective, Averages(ranks.device), ranks.world_size, factors),
             sinks=self._sinks,
-            publish_best=best_publisher(self._ready, student, probe, self._folder, ranks, self._sinks.message),
+            publish_best=self.publisher,
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
             background_saves=recipe.checkpoint.background,
             samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
@@ -179,6 +183,13 @@ class Builder:
         heads = [int(config[f"{stack.value}_attention_heads"]) for stack in Stack]
         own = (student.width or int(config["d_model"])) // (student.heads or min(heads))
         return max(own, int(config["d_model"]) // min(heads))
+
+    def _check_space(self, student: StudentEngine) -> None:
+        """Before the teacher is loaded, which takes longest. Raises RunFolderError."""
+        part, validation = self._recipe.checkpoint, self._recipe.validation
+        keep = Retention(part.keep_last, part.keep_best, part.keep_every, validation.direction)
+        space = Space(student.checkpoint_bytes(), student.export_bytes(), keep, self._recipe.stop.max_steps)
+        check_space(self._folder, self._ranks, space, self._sinks.message)
 
     def _seed_everything(self) -> None:
         """Random streams of this rank (dropout); the student's weights and the data order have their own."""

@@ -17,15 +17,16 @@ import torch
 
 from distill_engine.assembly.builder import Builder
 from distill_engine.assembly.ending import Scene, ends_anyway, fail
-from distill_engine.assembly.resizing import batch_split, split_of
+from distill_engine.assembly.resizing import batch_split, newest_step, split_of
 from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.checkpoint.files import write_failure
-from distill_engine.cluster.exit_codes import DONE, HUNG, STOPPED_AND_SAVED, leave_verdict
+from distill_engine.cluster.exit_codes import DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.cluster.facts import ClusterFacts
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine import distributed
 from distill_engine.engine.distributed import Ranks
+from distill_engine.engine.ds_changes import changes_since
 from distill_engine.engine.ds_config import (
     load_ds_config,
     precision_of,
@@ -109,6 +110,7 @@ def _train(
         watchdog.loading = True
         builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize, beat=watchdog.beat)
         trainer = builder.trainer(student_ds, teacher_ds)
+        held.callback(builder.publisher.abandon)
         held.callback(trainer.checkpoints.abandon)  # of a rank that is alone; any other is gone with its threads
         trainer.stop_request = stop
         stop.begin()
@@ -117,11 +119,11 @@ def _train(
         reason = trainer.run()
     scene.doing = lambda: "closing the run's records"
     best = trainer.policies.keep_best.best
-    ending = "" if best is None else f", best {recipe.validation.metric} {best:.4g} in {folder / 'best'}"
+    ending, exported = ranks.broadcast(builder.publisher.ending(recipe.validation.metric, best))
     sinks.message(f"ended at step {trainer.progress.steps} ({reason.value}){ending}")
     stopped = reason is EndReason.STOP_REQUESTED
-    sinks.close("stopped" if stopped else "finished")
-    code = STOPPED_AND_SAVED if stopped else DONE
+    sinks.close("stopped" if stopped else "finished" if exported else "failed")
+    code = STOPPED_AND_SAVED if stopped else DONE if exported else FAILED
     if ranks.rank == 0:
         leave_verdict(code)
     ranks.barrier()  # launchers end the other ranks when one exits with a code: rank 0 may still be uploading
@@ -218,7 +220,10 @@ def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> l
     _replace_text(file, resolved_yaml(recipe))
     if "teacher_ds_config" not in configs:  # one of an earlier start, with another placement
         (folder / "teacher_ds_config.json").unlink(missing_ok=True)
+    resumes = newest_step(folder / "checkpoints") is not None
     for name, config in configs.items():
+        lines = changes_since(folder / f"{name}.json", config, resumes=resumes)
+        changed += [f"changed since the last start: {line}" for line in lines]
         _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
     return changed
 

@@ -46,8 +46,14 @@ def batch_split(recipe: Recipe, checkpoints: Path, ranks: Ranks, *, resize: bool
     return split, _lines(recipe, own, split, was)
 
 
+def newest_step(checkpoints: Path) -> int | None:
+    """Step of the newest checkpoint there that says what it is; None if there is none. For one rank."""
+    manifest = CheckpointFolder(checkpoints, keep=Retention(last=1)).newest_manifest()
+    return None if manifest is None else manifest.step
+
+
 def _newest(checkpoints: Path, ranks: Ranks) -> Manifest | None:
-    folder = CheckpointFolder(checkpoints, keep=Retention(last=1), warn=lambda _text: None)
+    folder = CheckpointFolder(checkpoints, keep=Retention(last=1))
     try:
         return on_first_rank(ranks, folder.newest_manifest, plain_reason)
     except RankFailures as failures:

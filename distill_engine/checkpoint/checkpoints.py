@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from distill_engine.checkpoint.agreement import RankFailures, Ranks, everywhere, on_first_rank, plain_reason
-from distill_engine.checkpoint.background import Writing
+from distill_engine.checkpoint.background import ABANDON_SECONDS, Task, Writing
 from distill_engine.checkpoint.faults import fault_point
-from distill_engine.checkpoint.files import remove_tree, write_failure
+from distill_engine.checkpoint.files import LATE_SECONDS, remove_tree, write_failure
 from distill_engine.checkpoint.folder import TEMPORARY, CheckpointFolder, CheckpointInfo
 from distill_engine.checkpoint.manifest import (
     CheckpointError,
@@ -27,15 +26,16 @@ from distill_engine.checkpoint.manifest import (
     RefusedCheckpoint,
     digest_written,
     list_files,
+    writer_of,
 )
 from distill_engine.checkpoint.part_calls import PartFailed, each_part, take_parts
 from distill_engine.checkpoint.parts import Part
 from distill_engine.checkpoint.retention import Retention
+from distill_engine.checkpoint.search import files_of, newest_that_verifies
 from distill_engine.checkpoint.trust import scan_pickles
 from distill_engine.metrics.direction import Direction
 
-T = TypeVar("T")
-_WRITER = re.compile(r"rank_(\d+)")
+TIDY_THREAD_NAME = "checkpoint-tidier"
 _LOG = logging.getLogger(__name__)
 
 __all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints", "other_size"]
@@ -56,6 +56,9 @@ class Checkpoints:
     allowed_globals   classes that the parts' own pickles (*.pt) may name; every such file is read by torch's restricted
                       unpickler before any part loads. None: not done, for parts that only ever load restricted
     warn              called on rank 0 with one line for people
+    patience          seconds in which what another node has written must come into sight
+    first             waited for by rank 0, in its writing thread, before a checkpoint may become complete: what the
+                      checkpoint's state takes for granted outside of it
 
     `save`, `begin`, `finish`, `latest_complete` and `resume` are collective, and called by the main thread. The caller
     holds the run folder's RunLock.
@@ -75,6 +78,8 @@ class Checkpoints:
         resize: bool = False,
         allowed_globals: Collection[Callable[..., object]] | None = None,
         warn: Callable[[str], None] = _LOG.warning,
+        patience: float = LATE_SECONDS,
+        first: Callable[[], None] = lambda: None,
     ) -> None:
         # Through JSON, so that it compares equal to what is read back (tuples become lists).
         self.identity: dict[str, Any] = json.loads(json.dumps(dict(identity)))
@@ -85,7 +90,10 @@ class Checkpoints:
         self._warn = warn
         self._failed_saves = 0
         self._writing: Writing | None = None
-        self._disk = CheckpointFolder(folder, keep=Retention(keep_last, keep_best, keep_every, direction), warn=warn)
+        self._tidying: Task[str | None] | None = None
+        self._first = first
+        keep = Retention(keep_last, keep_best, keep_every, direction)
+        self._disk = CheckpointFolder(folder, keep=keep, patience=patience)
 
     @property
     def folder(self) -> Path:
@@ -116,8 +124,8 @@ class Checkpoints:
         temporary = self.folder / f"{TEMPORARY}step-{step:08d}"
         writes: list[Callable[[], None]] = []
         try:
-            self._on_first(lambda: self._disk.prepare(temporary, parts))
-            self._everywhere(lambda: take_parts(temporary, parts, writes, snapshots))
+            on_first_rank(self._ranks, lambda: self._prepare(temporary, parts), self._save_reason)
+            everywhere(self._ranks, lambda: take_parts(temporary, parts, writes, snapshots), self._save_reason)
         except RankFailures as failures:
             self._give_up(step, temporary, failures)
             return False
@@ -128,8 +136,15 @@ class Checkpoints:
     def finish(self, *, wait: bool) -> bool | None:
         """Complete the checkpoint that is on its way: True if it is one now, False if it was given up.
 
-        None if there is none, or, without `wait`, if a rank is still writing. A failure counts as one of `save`.
+        None if there is none, or, without `wait`, if a rank is still writing. A failure counts as one of `save`. Old
+        checkpoints are deleted in a thread; with `wait` they are when this returns.
         """
+        outcome = self._finish(wait)
+        if wait:
+            self._tidied()
+        return outcome
+
+    def _finish(self, wait: bool) -> bool | None:
         writing = self._writing
         if writing is None or not (wait or all(self._ranks.gather(writing.done))):
             return None
@@ -141,7 +156,7 @@ class Checkpoints:
             return False
         self._failed_saves = 0
         if self._ranks.rank == 0:
-            self._disk.tidy(name)
+            self._tidying = Task(TIDY_THREAD_NAME, partial(self._disk.tidy, name))
         return True
 
     def abandon(self) -> None:
@@ -149,15 +164,19 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.abandon()
             self._writing = None
+        if self._tidying is not None:
+            self._tidying.wait(ABANDON_SECONDS)
+            self._tidying = None
 
     def latest_complete(self) -> CheckpointInfo | None:
         """The newest checkpoint that verifies, or None if there never was one. Collective; deletes nothing.
 
-        Rank 0 looks, all ranks get the answer. A checkpoint passed over is named in a warning with the reason.
-        CheckpointError if there are checkpoints but none verifies, or somebody else could have written them.
+        Each rank reads its own files. A checkpoint passed over is named in a warning with the reason. CheckpointError
+        if there are checkpoints but none verifies, or somebody else could have written them.
         """
         try:
-            return on_first_rank(self._ranks, self._disk.newest_that_verifies, self._load_reason)
+            self._tidied()
+            return newest_that_verifies(self._disk, self._ranks, self._load_reason, self._warn)
         except RankFailures as failures:
             raise _same_error(failures) from failures
 
@@ -184,11 +203,11 @@ class Checkpoints:
 
     def _commit(self, writing: Writing) -> str:
         """Every line waits for all ranks, and ends on all of them if it failed on one."""
-        digests = self._everywhere(writing.result)
+        digests = everywhere(self._ranks, writing.result, self._save_reason)
         facts = {name: fact for of_rank in digests for name, fact in of_rank.items()}
         value = writing.value if writing.value is not None and math.isfinite(writing.value) else None
         manifest = Manifest(writing.step, self._ranks.world_size, self.identity, writing.parts, facts, value)
-        return self._on_first(lambda: self._disk.commit(writing.temporary, manifest))
+        return on_first_rank(self._ranks, lambda: self._disk.commit(writing.temporary, manifest), self._save_reason)
 
     def _write_mine(
         self, temporary: Path, writes: Sequence[Callable[[], None]], go_on: Callable[[], None]
@@ -197,22 +216,30 @@ class Checkpoints:
             go_on()
             write()
         fault_point("after_parts")
-        mine = {name: path for name, path in list_files(temporary).items() if self._writer(name) == self._ranks.rank}
+        rank, ranks = self._ranks.rank, self._ranks.world_size
+        mine = list_files(temporary, lambda name: writer_of(name, ranks) == rank)
         facts = {}
         for name, path in mine.items():
             go_on()
             facts[name] = digest_written(path)
+        if rank == 0:
+            self._first()
         return facts
+
+    def _prepare(self, temporary: Path, parts: Mapping[str, Part]) -> None:
+        self._tidied()  # its space is needed
+        self._disk.prepare(temporary, parts)
+
+    def _tidied(self) -> None:
+        """Wait for the deletion of old checkpoints, if there is one, and tell what went wrong."""
+        tidying, self._tidying = self._tidying, None
+        if tidying is not None and (trouble := tidying.result()):
+            self._warn(trouble)
 
     def _give_up(self, step: int, temporary: Path, failures: RankFailures) -> None:
         if self._ranks.rank == 0:
             remove_tree(temporary)
         self._count_failure(step, failures)
-
-    def _writer(self, name: str) -> int:
-        """The rank that wrote a file, told by its name. A wrong guess costs speed, not safety."""
-        named = _WRITER.search(name)
-        return int(named[1]) % self._ranks.world_size if named else 0
 
     def _count_failure(self, step: int, failures: RankFailures) -> None:
         self._failed_saves += 1
@@ -254,8 +281,9 @@ class Checkpoints:
         allowed = self._allowed_globals
         if allowed is None:
             return
+        own = files_of(info.files, self._ranks.rank, self._ranks.world_size)
         try:
-            on_first_rank(self._ranks, lambda: scan_pickles(info.folder, allowed), self._load_reason)
+            everywhere(self._ranks, lambda: scan_pickles(info.folder, allowed, own), self._load_reason)
         except RankFailures as failures:
             raise _same_error(failures) from failures
 
@@ -270,12 +298,6 @@ class Checkpoints:
         if isinstance(error, RefusedCheckpoint):
             return Refusal(str(error))
         return str(error) if isinstance(error, CheckpointError) else plain_reason(error)
-
-    def _everywhere(self, action: Callable[[], T]) -> list[T]:
-        return everywhere(self._ranks, action, self._save_reason)
-
-    def _on_first(self, action: Callable[[], T]) -> T:
-        return on_first_rank(self._ranks, action, self._save_reason)
 
 
 def _same_error(failures: RankFailures) -> CheckpointError:

@@ -7,6 +7,9 @@ import hashlib
 import os
 import shutil
 import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from distill_engine.checkpoint.agreement import plain_reason
@@ -17,6 +20,9 @@ READ_BYTES = 1 << 20
 # that fills up as "unexpected pos" or "iostream error".
 NEARLY_FULL_BYTES = 1 << 20
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+# NFS may show another node's files and folders only when its attribute cache has run out: 60 s by default (acdirmax).
+LATE_SECONDS = 75.0
+_LOOK_SECONDS = (0.05, 1.0)  # first and longest pause between two looks
 
 
 def write_file(path: Path, content: bytes, *, fault: str = "in_part") -> None:
@@ -53,6 +59,44 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force a folder that was just written to the disk: its files, its folders and their names."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def late_files(sizes: Mapping[Path, int | None], seconds: float) -> list[Path]:
+    """Which files this node still does not see, or not in their size (bytes; None: any), after so many seconds.
+
+    They are looked for by name. Names in a listing, sizes and even their absence may come from a cache of this node,
+    so a look that finds too little opens the file and its folder, which makes network file systems ask again.
+    """
+    deadline = time.monotonic() + seconds
+    pause, longest = _LOOK_SECONDS
+    late = [path for path, size in sizes.items() if not _is_seen(path, size)]
+    while late and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+        for path in late:
+            with suppress(OSError, StopIteration):
+                next(path.parent.iterdir())
+                path.open("rb").close()
+        late = [path for path in late if not _is_seen(path, sizes[path])]
+    return late
+
+
+def _is_seen(path: Path, size: int | None) -> bool:
+    try:
+        return size in (None, path.lstat().st_size)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            return False
+        raise
 
 
 def sha256_of(path: Path, *, sync: bool = False) -> str:

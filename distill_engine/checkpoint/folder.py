@@ -16,14 +16,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from distill_engine.checkpoint.agreement import plain_reason
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.files import (
+    LATE_SECONDS,
     free_bytes,
     free_files,
     protect,
@@ -35,11 +35,10 @@ from distill_engine.checkpoint.files import (
 )
 from distill_engine.checkpoint.manifest import (
     BadCheckpoint,
-    CheckpointError,
     Manifest,
-    list_files,
     read_manifest,
-    verify_files,
+    refuse_others,
+    see_files,
     write_manifest,
 )
 from distill_engine.checkpoint.retention import Retention, Saved
@@ -62,19 +61,20 @@ class CheckpointInfo:
     identity: dict[str, Any]
     parts: tuple[str, ...]
     bytes: int
+    files: tuple[str, ...]
 
 
 class CheckpointFolder:
     """What rank 0 does with the checkpoints on disk. Knows nothing of other ranks.
 
-    keep  which complete checkpoints `tidy` leaves
-    warn  called with one line for people
+    keep     which complete checkpoints `tidy` leaves
+    patience seconds in which files of other nodes must come into sight
     """
 
-    def __init__(self, path: Path, *, keep: Retention, warn: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, keep: Retention, patience: float = LATE_SECONDS) -> None:
         self.path = path
+        self.patience = patience
         self._keep = keep
-        self._warn = warn
         self._rejected: set[str] = set()
         self._last: Manifest | None = None
 
@@ -103,9 +103,12 @@ class CheckpointFolder:
 
     def commit(self, temporary: Path, manifest: Manifest) -> str:
         """Turn a fully written temporary folder into a checkpoint; its name. OSError leaves it temporary."""
-        unseen = sorted(list_files(temporary).keys() ^ manifest.files.keys())
-        if unseen:
-            raise OSError(errno.ESTALE, f"not all ranks see {unseen[0]}: the folder is not shared")
+        try:
+            see_files(temporary, manifest, manifest.files, self.patience, fresh=True)
+            refuse_others(temporary, manifest)
+        except BadCheckpoint as bad:
+            where = f"as rank 0 sees it, and has seen it for {self.patience:g} s"
+            raise OSError(errno.ESTALE, f"{bad} ({where}): is the folder shared by all ranks?") from bad
         write_manifest(temporary, manifest)
         for parent, _, _ in os.walk(temporary):
             protect(Path(parent))
@@ -118,44 +121,60 @@ class CheckpointFolder:
         self._last = manifest
         return name
 
-    def tidy(self, new: str) -> None:
-        """Point `latest` at the new checkpoint and delete old ones. The new one is safe already, so only warn."""
+    def tidy(self, new: str) -> str | None:
+        """Point `latest` at the new checkpoint and delete old ones. The new one is safe already: a failure is no error,
+        but a line for people. May run in any thread, before the next `prepare`."""
         try:
             temporary = self.path / f"{TEMPORARY}{POINTER}"
             replace_file(self.path / POINTER, f"{new}\n".encode(), temporary, fault="before_pointer")
             self._prune(new)
-        except OSError as error:
+        except Exception as error:
             reason = write_failure(error, self.path)
-            self._warn(f"Checkpoint {new} is complete, but tidying up after it failed: {reason}")
-
-    def newest_that_verifies(self) -> CheckpointInfo | None:
-        """The newest good checkpoint, with a warning for each passed over; None if there is none at all.
-
-        CheckpointError if there are checkpoints but none is good, or somebody else could have written them.
-        """
-        reasons: list[str] = []
-        for name in self._names():
-            try:
-                info, manifest = self._verified(name)
-            except BadCheckpoint as bad:
-                self._rejected.add(name)
-                reasons.append(f"{name}: {bad}")
-                continue
-            for reason in reasons:
-                self._warn(f"Checkpoint {reason}. It is not used; going back to {name}.")
-            self._last = manifest
-            return info
-        if reasons:
-            listed = "".join(f"\n  {reason}" for reason in reasons)
-            raise CheckpointError(
-                f"None of the checkpoints in {self.path} can be used:{listed}\nStarting afresh would hide that loss. "
-                "Put a good copy back, or choose another run folder (--run-dir) to start from the beginning."
-            )
+            return f"Checkpoint {new} is complete, but tidying up after it failed: {reason}"
         return None
+
+    def claimed(self, name: str) -> Manifest:
+        """What a checkpoint says of itself, if names and sizes of its files agree; what is in them is not looked at.
+
+        BadCheckpoint with the reason if not; CheckpointError if somebody else could have written it.
+        """
+        folder = self.path / name
+        refuse_foreign(folder)
+        manifest = read_manifest(folder)
+        if manifest.step != _order(name)[0]:
+            raise BadCheckpoint(f"it is of step {manifest.step}: it was renamed")
+        refuse_others(folder, manifest)
+        see_files(folder, manifest, manifest.files, self.patience)
+        refuse_foreign(folder)  # what was late as well
+        return manifest
+
+    def accept(self, name: str, manifest: Manifest) -> CheckpointInfo:
+        """The run goes on from this one."""
+        self._last = manifest
+        return CheckpointInfo(
+            self.path / name,
+            manifest.step,
+            manifest.world_size,
+            manifest.identity,
+            manifest.parts,
+            _total_bytes(manifest),
+            tuple(manifest.files),
+        )
+
+    def reject(self, name: str) -> None:
+        """This one did not verify: it goes with the next `tidy`."""
+        self._rejected.add(name)
+
+    def names(self) -> list[str]:
+        """Folders that claim to be complete, newest first."""
+        if not self.path.is_dir():
+            return []
+        names = [path.name for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(names, key=_order, reverse=True)
 
     def newest_manifest(self) -> Manifest | None:
         """What the newest checkpoint with a readable manifest says of itself; its files are not looked at."""
-        for name in self._names():
+        for name in self.names():
             try:
                 return read_manifest(self.path / name)
             except BadCheckpoint:
@@ -171,23 +190,9 @@ class CheckpointFolder:
                 else:
                     path.unlink(missing_ok=True)
 
-    def _verified(self, name: str) -> tuple[CheckpointInfo, Manifest]:
-        folder = self.path / name
-        refuse_foreign(folder)
-        manifest = read_manifest(folder)
-        if manifest.step != _order(name)[0]:
-            raise BadCheckpoint(f"it is of step {manifest.step}: it was renamed")
-        try:
-            verify_files(folder, manifest)
-        except OSError as error:
-            raise BadCheckpoint(f"it cannot be read ({plain_reason(error)})") from error
-        total = _total_bytes(manifest)
-        info = CheckpointInfo(folder, manifest.step, manifest.world_size, manifest.identity, manifest.parts, total)
-        return info, manifest
-
     def _prune(self, new: str) -> None:
         """Keep the new one and what the rules name; what did not verify at the start goes, and counts for none."""
-        names = self._names()
+        names = self.names()
         good = [self._saved(name) for name in names if name not in self._rejected]
         kept = self._keep.kept(good) | {new}
         for name in names:
@@ -206,15 +211,8 @@ class CheckpointFolder:
         return Saved(*_order(name), name, value)
 
     def _free_name(self, step: int) -> str:
-        again = [_order(name)[1] for name in self._names() if _order(name)[0] == step]
+        again = [_order(name)[1] for name in self.names() if _order(name)[0] == step]
         return f"step-{step:08d}" + (f".{max(again) + 1}" if again else "")
-
-    def _names(self) -> list[str]:
-        """Folders that claim to be complete, newest first."""
-        if not self.path.is_dir():
-            return []
-        names = [path.name for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(names, key=_order, reverse=True)
 
 
 def _order(name: str) -> tuple[int, int]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_engine.checkpoint.files import protect, sha256_of, write_file
+from distill_engine.checkpoint.files import late_files, protect, sha256_of, write_file
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_WRITER = re.compile(r"rank_(\d+)")
 
 
 class CheckpointError(ValueError):
@@ -93,8 +95,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadCheckpoint(f"its {MANIFEST} lacks or has too many fields ({error})") from error
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """All files of a checkpoint but its manifest, by their path below it.
+def writer_of(name: str, world_size: int) -> int:
+    """The rank that a file is of, told by its name. A wrong guess costs speed, not safety."""
+    named = _WRITER.search(name)
+    return int(named[1]) % world_size if named else 0
+
+
+def list_files(folder: Path, wanted: Callable[[str], bool] = lambda _name: True) -> dict[str, Path]:
+    """The `wanted` files of a checkpoint, never its manifest, by their path below it.
 
     Hidden files are left out (network file systems make them, nothing loads them). BadCheckpoint if something is
     neither a folder nor a regular file: a link could lead to anything.
@@ -103,13 +111,17 @@ def list_files(folder: Path) -> dict[str, Path]:
     for parent, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(parent, name)
-            mode = path.lstat().st_mode
+            below = path.relative_to(folder).as_posix()
+            if name in names and not wanted(below):
+                continue
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a listing may be older than what it lists
+                continue
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise BadCheckpoint(f"{path.relative_to(folder)} is not a regular file")
-        for name in names:
-            if not name.startswith("."):
-                path = Path(parent, name)
-                found[path.relative_to(folder).as_posix()] = path
+                raise BadCheckpoint(f"{below} is not a regular file")
+            if stat.S_ISREG(mode) and not name.startswith("."):
+                found[below] = path
     found.pop(MANIFEST, None)
     return found
 
@@ -120,17 +132,29 @@ def digest_written(path: Path) -> FileFacts:
     return FileFacts(path.stat().st_size, sha256_of(path, sync=True))
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest; BadCheckpoint names the first that is missing, extra or different."""
-    present = list_files(folder)
-    for name in sorted(manifest.files.keys() - present.keys()):
-        raise BadCheckpoint(f"{name} is missing")
-    for name in sorted(present.keys() - manifest.files.keys()):
+def see_files(folder: Path, manifest: Manifest, names: Iterable[str], seconds: float, *, fresh: bool = False) -> None:
+    """Look so many seconds for files of a checkpoint until they are seen from here; BadCheckpoint if one is not, or
+    not in its size. `fresh`: just written, by other nodes too, so that their sizes may be late as well."""
+    sizes = {folder / name: manifest.files[name].bytes for name in sorted(names)}
+    late_files({path: size if fresh else None for path, size in sizes.items()}, seconds)
+    for path, written in sizes.items():
+        name = path.relative_to(folder).as_posix()
+        try:
+            size = path.lstat().st_size
+        except FileNotFoundError:
+            raise BadCheckpoint(f"{name} is missing") from None
+        if size != written:
+            raise BadCheckpoint(f"{name} has {size} bytes, {written} were written: it is truncated or changed")
+
+
+def refuse_others(folder: Path, manifest: Manifest) -> None:
+    """BadCheckpoint if a file is there that the manifest does not name, or something that is no file."""
+    for name in sorted(list_files(folder).keys() - manifest.files.keys()):
         raise BadCheckpoint(f"{name} is not in its {MANIFEST}")
-    for name, facts in manifest.files.items():
-        size = present[name].stat().st_size
-        if size != facts.bytes:
-            raise BadCheckpoint(f"{name} has {size} bytes, {facts.bytes} were written: it is truncated or changed")
-    for name, facts in manifest.files.items():
-        if sha256_of(present[name]) != facts.sha256:
+
+
+def verify_digests(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Read files of a checkpoint; BadCheckpoint names the first that is not what was written."""
+    for name in names:
+        if sha256_of(folder / name) != manifest.files[name].sha256:
             raise BadCheckpoint(f"{name} differs from its digest: it was changed or damaged")

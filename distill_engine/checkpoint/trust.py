@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -36,7 +36,10 @@ def refuse_foreign(folder: Path) -> None:
     """
     me = os.geteuid()
     for path in _tree(folder):
-        facts = path.lstat()
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:  # a listing may be older than what it lists; what comes into sight is looked at then
+            continue
         if facts.st_uid != me:
             raise RefusedCheckpoint(
                 f"{path} belongs to user {facts.st_uid}, this run to user {me}. Loading a checkpoint runs what is in "
@@ -49,13 +52,16 @@ def refuse_foreign(folder: Path) -> None:
             )
 
 
-def scan_pickles(folder: Path, allowed: Collection[Callable[..., object]]) -> int:
-    """Read every `*.pt` below `folder` without running anything in it; returns how many there are.
+def scan_pickles(
+    folder: Path, allowed: Collection[Callable[..., object]], names: Iterable[str] | None = None
+) -> int:
+    """Read every `*.pt` below `folder`, or those of `names`, without running anything in it; how many there were.
 
     allowed: classes and functions that the pickles may name beside torch's own safe ones.
     RefusedCheckpoint names the first file that asks for more or is no readable torch file.
     """
-    paths = sorted(folder.rglob("*.pt"))
+    files = folder.rglob("*") if names is None else (folder / name for name in names)
+    paths = sorted(path for path in files if path.suffix == ".pt")
     with torch.serialization.safe_globals(list(allowed)):
         for path in paths:
             _scan(path)

@@ -21,6 +21,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
+from distill_engine.engine.advice import advice
 from distill_engine.engine.host_copy import host_copy
 from distill_engine.engine.shards import SavedShards, divided_anew, layouts_of
 from distill_engine.values import Batch, FeatureRequest, Features
@@ -47,6 +48,11 @@ class OptimizerSettings:
     amsgrad: bool = False
     weight_decay: float = 0.0
     momentum: float = 0.0
+
+    @property
+    def moments(self) -> int:
+        """Numbers that it keeps for each weight."""
+        return int(self.momentum > 0) if self.name == "sgd" else 2 + int(self.amsgrad)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """The torch optimizer. DeepSpeed's own would be compiled on first use; torch's fused one is as fast."""
@@ -104,6 +110,7 @@ class StudentEngine:
                 f"the student runs under ZeRO stage {engine.zero_optimization_stage()}, the configuration asks {asked}."
             )
         self._engine = engine
+        self._moments = optimizer.moments
         self._accumulation_steps = engine.gradient_accumulation_steps()
         self._micro_step = 0
 
@@ -166,9 +173,13 @@ class StudentEngine:
                 raise
             raise StudentEngineError(
                 f"the gradients overflow fp16 even at a loss scale of {self.loss_scale:g}, the smallest that the "
-                "DeepSpeed config allows (fp16.min_loss_scale). The run has diverged or does not fit fp16: use a bf16 "
-                "config (ds_configs/zero2_bf16.json), lower optimizer.learning_rate, or look for bad data."
+                f"DeepSpeed config allows (fp16.min_loss_scale). {self.advice()}"
             ) from error
+
+    def advice(self) -> str:
+        """What to do about gradients that are not finite. Waits for the device."""
+        bad = [name for name, p in self.module.named_parameters() if not bool(torch.isfinite(p).all())]
+        return advice(str(self.dtype).removeprefix("torch."), [name.removeprefix("adapter.model.") for name in bad])
 
     @property
     def loss_scale(self) -> float:
@@ -179,6 +190,18 @@ class StudentEngine:
     def parameter_count(self) -> int:
         """Elements of the exported student (projections not counted, tied tensors once)."""
         return sum(p.numel() for p in self.module.model.parameters())
+
+    def checkpoint_bytes(self) -> int:
+        """Bytes of what `save` writes, all ranks' files together, but for a few KiB of each: the weights as they are,
+        and for each that is trained its 32-bit copy and the optimizer's moments."""
+        state = self.module.state_dict().values()
+        weights = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in state}
+        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        return sum(weights.values()) + 4 * trained * (1 + self._moments)
+
+    def export_bytes(self) -> int:
+        """Bytes of the exported student's weights."""
+        return sum(p.numel() * p.element_size() for p in self.module.model.parameters())
 
     # ---- checkpoint part ------------------------------------------------------------------------------------
 
@@ -206,6 +229,8 @@ class StudentEngine:
             raise StudentEngineError("checkpoints are taken between optimizer steps only.")
         with _deferred_errors(self._engine.checkpoint_engine, write) as errors:
             self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+            if dist.get_rank() == 0:  # not by DeepSpeed, which would raise before a barrier: zero_to_fp32.py looks here
+                _collected(errors, lambda: (folder / "latest").write_text(_TAG, encoding="ascii"))
         if errors:
             raise OSError(f"{folder}: {errors[0]}") from errors[0]
 
@@ -248,6 +273,14 @@ class StudentEngine:
                 )
 
 
+def _collected(errors: list[Exception], write: Callable[[], Any]) -> Any:
+    try:
+        return write()
+    except (OSError, RuntimeError) as error:
+        errors.append(error)
+        return None
+
+
 @contextmanager
 def _deferred_errors(checkpoint_engine: Any, write: Callable[..., Any]) -> Iterator[list[Exception]]:
     """Let DeepSpeed write by `write`, and collect its errors instead of raising them inside its collective save, where
@@ -255,14 +288,7 @@ def _deferred_errors(checkpoint_engine: Any, write: Callable[..., Any]) -> Itera
     errors: list[Exception] = []
     own = checkpoint_engine.save
 
-    def save(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return write(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            errors.append(error)
-            return None
-
-    checkpoint_engine.save = save
+    checkpoint_engine.save = lambda *args, **kwargs: _collected(errors, lambda: write(*args, **kwargs))
     try:
         yield errors
     finally:

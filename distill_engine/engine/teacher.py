@@ -96,10 +96,10 @@ class TeacherEngine:
         logits = self.features(batch, FeatureRequest()).logits
         assert logits is not None
         if not all(self._ranks.gather(bool(torch.isfinite(logits).all()))):
-            raise TeacherError(
-                f"the teacher's logits are not finite in {logits.dtype} on a probe batch. Its activations may "
-                "overflow: use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json)."
-            )
+            reason = "Its weights are damaged (NaN or inf in its files), or it has diverged: use another copy of it."
+            if logits.dtype == torch.float16:
+                reason = "Its activations may overflow: use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json)."
+            raise TeacherError(f"the teacher's logits are not finite in {logits.dtype} on a probe batch. {reason}")
         self._require_one_teacher(torch.softmax(logits[0].float(), dim=-1).mean(dim=0).cpu())
         return logits
 

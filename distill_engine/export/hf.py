@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
+from distill_engine.checkpoint.files import sync_folder, sync_tree
 from distill_engine.values import Batch
 
 _CARD = "README.md"
@@ -20,11 +22,43 @@ class ExportError(RuntimeError):
     """The written folder does not hold the same model."""
 
 
-def write_student(model: PreTrainedModel, tokenizer: Any, folder: Path, card: str, probe: Batch) -> None:
+def host_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with the same weights in host memory, sharing nothing: training may go on with the original."""
+    with torch.device("meta"):
+        twin = type(model)(copy.deepcopy(model.config))
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied weights are one tensor in both
+
+    def of(tensor: torch.Tensor) -> torch.Tensor:
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        return copies[key]
+
+    twin.load_state_dict({name: of(tensor) for name, tensor in model.state_dict().items()}, assign=True)
+    twin.tie_weights()
+    twin.generation_config = copy.deepcopy(model.generation_config)
+    return twin.eval()
+
+
+def write_student_files(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """All of a student but its weights: config, generation config and tokenizer, forced to the disk."""
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sync_tree(folder)
+
+
+def write_student(
+    model: PreTrainedModel, tokenizer: Any, folder: Path, card: str, probe: Batch, *, finite: bool = True
+) -> None:
     """Write weights (safetensors), config, generation config, tokenizer and model card into a new folder.
 
     The folder is then loaded again as a user would and its logits are compared with the live model's. The weights
-    are those that were validated: in mixed precision the 16-bit ones, not the optimizer's float32 copies.
+    are those that were validated: in mixed precision the 16-bit ones, not the optimizer's float32 copies. At the end
+    all of it is on the disk itself.
+
+    finite  NaN in the weights is refused as well
 
     Raises ExportError if they differ (the folder is removed), OSError if it cannot be written.
     """
@@ -36,7 +70,8 @@ def write_student(model: PreTrainedModel, tokenizer: Any, folder: Path, card: st
         (folder / _CARD).write_text(card, encoding="utf-8")
         for file in folder.iterdir():  # safetensors lets only the owner read what it writes
             file.chmod((folder / _CARD).stat().st_mode)
-        _verify(model, folder, probe)
+        _verify(model, folder, probe, finite)
+        sync_tree(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -58,20 +93,30 @@ def _reload(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @torch.no_grad()
-def _verify(model: PreTrainedModel, folder: Path, probe: Batch) -> None:
+def _verify(model: PreTrainedModel, folder: Path, probe: Batch, finite: bool) -> None:
     dtype = next(model.parameters()).dtype
     loaded, info = _reload(folder, dtype=dtype)
     lost = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["unexpected_keys"]))
     if lost:
         raise ExportError(f"{folder}: tensors missing or unknown after reloading: {', '.join(lost[:5])}.")
     written = loaded.state_dict()
-    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), written[name])]
+    compare = torch.equal if finite else _same_bits
+    changed = [name for name, tensor in model.state_dict().items() if not compare(tensor.cpu(), written[name])]
     if changed:  # one changed weight need not show in the logits of one probe
         raise ExportError(f"{folder}: tensors differ (or hold NaN) after reloading: {', '.join(changed[:5])}.")
     worst = _logit_difference(model, loaded, probe)
     allowed = 1e-4 if dtype == torch.float32 else 2e-2
-    if worst is not None and not worst <= allowed:
+    if worst is not None and not worst <= allowed and (finite or worst == worst):
         raise ExportError(f"{folder}: reloaded logits differ from the live model's by {worst:.3g} (relative).")
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.allclose(one, other, 0.0, 0.0, True)
+
+
+def not_finite(model: PreTrainedModel) -> list[str]:
+    """Names of the weights that hold NaN or inf."""
+    return [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
 
 
 def _logit_difference(model: PreTrainedModel, loaded: Any, probe: Batch) -> float | None:
@@ -118,7 +163,8 @@ def probe_of(model: PreTrainedModel) -> Batch:
 def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
     """Write a new version into `exports/<name>` and make `link` point at it, atomically; older versions go.
 
-    A reader sees the old complete folder or the new complete folder, never a mixture, also if the writer is killed.
+    A reader sees the old complete folder or the new complete folder, never a mixture, also if the writer is killed or
+    the power fails: `write` forces its files to the disk, each step here is forced there before the next.
     Returns the new version's folder.
     """
     versions = link.parent / "exports"
@@ -127,10 +173,12 @@ def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
     unfinished = versions / f".tmp-{name}"
     write(unfinished)
     unfinished.rename(target)
+    sync_folder(versions)
     fresh_link = link.parent / f".{link.name}.new"
     fresh_link.unlink(missing_ok=True)
     fresh_link.symlink_to(Path("exports") / target.name, target_is_directory=True)
     fresh_link.replace(link)
+    sync_folder(link.parent)  # before what it pointed at is deleted
     for old in versions.iterdir():
         if old != target:
             shutil.rmtree(old, ignore_errors=True)

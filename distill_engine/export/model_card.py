@@ -10,7 +10,7 @@ _SHOWN = ("ppl", "ppl_micro", "loss", "token_accuracy", "token_exact_match", "te
 
 _TEMPLATE = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: text2text-generation
 tags:
 - distillation
 - {family}

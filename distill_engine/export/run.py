@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.files import sync_folder, sync_tree
 from distill_engine.checkpoint.manifest import CheckpointError
 from distill_engine.data.tokens.tokenize import load_tokenizer
-from distill_engine.export.hf import probe_of, verify_folder, write_student
+from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
 
 _STUDENT_PREFIX = "adapter.model."
 
@@ -28,8 +30,12 @@ class _Alone:
         return [value]
 
 
-def export_run(run: Path, target: Path, which: Literal["best", "last"]) -> int:
+def export_run(
+    run: Path, target: Path, which: Literal["best", "last"], say: Callable[[str], None] = lambda _text: None
+) -> int:
     """Write the best validated student, or the newest checkpoint's, into a new folder; returns its step.
+
+    `say` is told what is odd about it. The newest checkpoint's needs no export to have succeeded before.
 
     Raises ValueError if the run has no such student or the target exists, ExportError if what was written does
     not load as the same model.
@@ -37,11 +43,26 @@ def export_run(run: Path, target: Path, which: Literal["best", "last"]) -> int:
     if target.exists():
         raise ValueError(f"{target} exists already. Give a new folder, or remove it first.")
     best = run / "best"
-    if not best.is_dir():
-        raise ValueError(
-            f"{run} has no exported student (no `best` folder): is it a run folder, and has the run validated yet?"
-        )
-    return _copy_best(best, target) if which == "best" else _rebuild_last(run, best, target)
+    if which == "best":
+        if not best.is_dir():
+            raise ValueError(
+                f"{run} has no exported student (no `best` folder): is it a run folder, and has the run validated yet? "
+                "--which last writes the newest checkpoint's."
+            )
+        step = _copy_best(best, target)
+    else:
+        step = _rebuild_last(run, _described(run, best), target, say)
+    sync_tree(target)
+    sync_folder(target.parent)
+    return step
+
+
+def _described(run: Path, best: Path) -> Path:
+    """Where the run says what its student is: written at its start, and again with each export."""
+    for folder in (run / "student", best):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(f"{run} has neither a `student` nor a `best` folder with a config.json: is it a run folder?")
 
 
 def _copy_best(best: Path, target: Path) -> int:
@@ -51,22 +72,25 @@ def _copy_best(best: Path, target: Path) -> int:
     return int(version.name.removeprefix("step-").partition(".")[0])
 
 
-def _rebuild_last(run: Path, best: Path, target: Path) -> int:
-    """Weights from the checkpoint; architecture, generation settings and tokenizer are those of the best export."""
+def _rebuild_last(run: Path, files: Path, target: Path, say: Callable[[str], None]) -> int:
+    """Weights from the checkpoint; architecture, generation settings and tokenizer are those in `files`."""
     newest = Checkpoints(run / "checkpoints", _Alone(), identity={}, keep_last=1).latest_complete()
     if newest is None:
         raise CheckpointError(f"{run / 'checkpoints'} holds no complete checkpoint.")
-    files = sorted((newest.folder / "student").rglob("mp_rank_00_model_states.pt"))
-    if not files:
+    shards = sorted((newest.folder / "student").rglob("mp_rank_00_model_states.pt"))
+    if not shards:
         raise CheckpointError(f"{newest.folder} holds no student weights (mp_rank_00_model_states.pt).")
-    stored = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)["module"]
+    stored = torch.load(shards[0], map_location="cpu", weights_only=True, mmap=True)["module"]
     own = [name for name in stored if name.startswith(_STUDENT_PREFIX)]  # the rest are projections
     state = {name.removeprefix(_STUDENT_PREFIX): stored[name] for name in own}
     dtype = next(iter(state.values())).dtype
-    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(best, trust_remote_code=False), dtype=dtype)
+    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(files, trust_remote_code=False), dtype=dtype)
     model.load_state_dict(state)
-    if (best / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(best)
+    if (files / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(files)
+    bad = not_finite(model)
+    if bad:
+        say(f"weights that are not finite, written as they are: {', '.join(bad)}")
     card = f"# {run.name}\n\nThe student at step {newest.step}, exported from a checkpoint; not validated there.\n"
-    write_student(model, load_tokenizer(str(best)), target, card, probe_of(model))
+    write_student(model, load_tokenizer(str(files)), target, card, probe_of(model), finite=False)
     return newest.step

@@ -15,7 +15,14 @@ from pathlib import Path
 from types import TracebackType
 
 from distill_engine.checkpoint.agreement import RankFailures, Ranks, everywhere, on_first_rank
-from distill_engine.checkpoint.files import free_bytes, readable_bytes, write_failure, write_file
+from distill_engine.checkpoint.files import (
+    LATE_SECONDS,
+    free_bytes,
+    late_files,
+    readable_bytes,
+    write_failure,
+    write_file,
+)
 
 LOCK_FILE = ".lock"
 PRIVATE = 0o700  # samples of the data, and what a run says, are nobody else's
@@ -37,11 +44,14 @@ class OwnLockError(RunFolderError):
     may_pass = True
 
 
-def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
+def check_run_folder(
+    folder: Path, ranks: Ranks, needed_bytes: int = 0, *, patience: float = LATE_SECONDS
+) -> None:
     """Make sure, before any work, that a run can live in `folder`. Collective; RunFolderError on all ranks if not.
 
     It is made if missing, for its owner only. Every rank writes a file there, sees the file of rank 0 (so it is one
-    shared folder), owns what it writes (resuming asks for that), and finds `needed_bytes` free.
+    shared folder), owns what it writes (resuming asks for that), and finds `needed_bytes` free. What rank 0 makes must
+    come into sight of the others within `patience` seconds: network file systems show it late.
     """
 
     def explain(error: Exception) -> str:
@@ -51,14 +61,15 @@ def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0) -> None:
         token = on_first_rank(ranks, lambda: _make(folder), explain)
         mine = folder / f".probe-{token}-{ranks.rank}"
         try:
-            everywhere(ranks, lambda: _probe(mine, token, needed_bytes), explain)
-            everywhere(ranks, lambda: _see_first_rank(folder, token), explain)
+            everywhere(ranks, lambda: _probe(mine, token, needed_bytes, patience), explain)
+            everywhere(ranks, lambda: _see_first_rank(folder, token, patience), explain)
         finally:
             _remove_if_there(mine)
     except RankFailures as failures:
+        room = f", with {readable_bytes(needed_bytes)} free" if needed_bytes else ""
         raise RunFolderError(
             f"The run folder {folder} cannot be used: {failures}. It must be one folder that all ranks share and can "
-            f"write, with {readable_bytes(needed_bytes)} free. Repair that, or choose another folder (--run-dir)."
+            f"write{room}. Repair that, or choose another folder (--run-dir)."
         ) from failures
 
 
@@ -67,7 +78,8 @@ def _make(folder: Path) -> str:
     return secrets.token_hex(8)
 
 
-def _probe(path: Path, token: str, needed_bytes: int) -> None:
+def _probe(path: Path, token: str, needed_bytes: int, patience: float) -> None:
+    late_files({path.parent: None}, patience)
     write_file(path, token.encode())
     owner = path.stat().st_uid
     if owner != os.geteuid():
@@ -77,8 +89,9 @@ def _probe(path: Path, token: str, needed_bytes: int) -> None:
         raise RunFolderError(f"{readable_bytes(left)} are free, checkpoints need {readable_bytes(needed_bytes)}")
 
 
-def _see_first_rank(folder: Path, token: str) -> None:
+def _see_first_rank(folder: Path, token: str, patience: float) -> None:
     path = folder / f".probe-{token}-0"
+    late_files({path: len(token)}, patience)
     if not path.is_file() or path.read_text(encoding="utf-8") != token:
         raise RunFolderError("the file that rank 0 wrote there is not seen here: the folder is not shared")
 

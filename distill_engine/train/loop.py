@@ -36,8 +36,8 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Trainer:
-    """One run. Fields are its parts; `publish_best(values, step)` is collective and called at each new best, `beat`
-    with a few words whenever something begins (a watchdog listens)."""
+    """One run. Fields are its parts; `publish_best(values, step)` is called on all ranks at each new best, `beat` with
+    a few words whenever something begins (a watchdog listens)."""
 
     student: Student
     teacher: Shows | None
@@ -145,8 +145,7 @@ class Trainer:
         if self.progress.skipped_in_a_row >= limit:
             raise TrainingError(
                 f"{limit} optimizer steps in a row were skipped (stop.max_skipped_steps): {self._report.named()}. "
-                f"Last applied step: {self.progress.steps}, loss scale {outcome.loss_scale:g}. "
-                "Lower optimizer.learning_rate, use a bf16 DeepSpeed config, or look for bad data."
+                f"Last applied step: {self.progress.steps}, loss scale {outcome.loss_scale:g}. {self.student.advice()}"
             )
         if applied:
             self._show_progress()
@@ -237,8 +236,7 @@ class Trainer:
                 f"{', '.join(sorted(values))}."
             )
         self._unsaved = True
-        value = values[policies.metric]
-        self._validated = (self.progress.steps, value)
+        self._validated = (self.progress.steps, value := values[policies.metric])
         policies.learning_rate.observe(values["loss"], self.progress.steps)
         policies.early_stopping.observe(value)
         improved = policies.keep_best.observe(value)

@@ -56,6 +56,10 @@ class Student(Shows, Part, Protocol):
         """Update; see engine.student.StepOutcome."""
         ...
 
+    def advice(self) -> str:
+        """What to do when every step is skipped."""
+        ...
+
 
 class Batches(Protocol):
     """The endless training data of this rank (data.loader)."""

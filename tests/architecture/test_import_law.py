@@ -53,7 +53,7 @@ LAWS: dict[str, Law] = {
     "train": law(
         "values registry metrics checkpoint losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}
     ),
-    "setup": law("values models data cluster recipe student.weights checkpoint.agreement checkpoint.files"),
+    "setup": law("values models data cluster recipe student.weights checkpoint"),
     "export": law("values data checkpoint"),
     "evaluate": law("values models losses data cluster recipe setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),

@@ -30,7 +30,9 @@ import torch
 
 from distill_engine import run
 from distill_engine.assembly import launch as assemble
+from distill_engine.assembly.publishing import THREAD_NAME as EXPORT_THREAD_NAME
 from distill_engine.checkpoint.background import THREAD_NAME
+from distill_engine.checkpoint.checkpoints import TIDY_THREAD_NAME
 from distill_engine.checkpoint.folder import CheckpointFolder
 from distill_engine.train.watchdog import Watchdog
 
@@ -51,6 +53,8 @@ PHASES = {
     "waiting": "saving",
     "writing part": "saving",
 }
+THREADS = {THREAD_NAME: "writing", EXPORT_THREAD_NAME: "exporting"}
+BESIDE = {EXPORT_THREAD_NAME: "exporting", TIDY_THREAD_NAME: "tidying"}
 FILE_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "shutil.rmtree"}
 NOTE_BYTES = 64
 plain_open, plain_save, plain_beat = io.open, torch.save, Watchdog.beat
@@ -94,6 +98,9 @@ class Victim:
         if doing.startswith("in phase 'data'"):
             self._steps += 1
             if self._steps > self._plan.get("steps", sys.maxsize):
+                for thread in threading.enumerate():  # what goes on beside training may still come to its own danger
+                    if thread.name in BESIDE and BESIDE[thread.name] == self._plan.get("phase"):
+                        thread.join()
                 self._die()
         self.happened("beat")
 
@@ -113,8 +120,8 @@ class Victim:
         return text.startswith(self._folder) or not text.startswith("/")
 
     def _phase(self) -> str:
-        """What this thread is doing; the one that writes checkpoints in the background says nothing itself."""
-        unsaid = "writing" if threading.current_thread().name == THREAD_NAME else "starting"
+        """What this thread is doing; those that write in the background say nothing themselves."""
+        unsaid = THREADS.get(threading.current_thread().name, "starting")
         return self._phases.get(threading.get_ident(), unsaid)
 
     def _note(self, phase: str) -> None:

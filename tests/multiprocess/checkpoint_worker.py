@@ -8,6 +8,7 @@ a checkpoint forgets shows in its final state.
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -99,10 +100,13 @@ def train(scenario: dict, ranks: GlooRanks, folder: Path, report: dict) -> None:
         identity=scenario.get("identity", {"recipe": "a"}),
         keep_last=scenario.get("keep_last", 2),
         warn=report["warnings"].append,
+        patience=scenario.get("patience", 30.0),
     )
     weights, stopping = Weights(ranks, scenario.get("size", 64)), EarlyStopping(5, "min")
     parts = {"student": weights, "stopping": JsonPart(stopping, ranks.rank), "random": RngPart(ranks.rank)}
+    report["opened"] = watch_opening()
     resumed_from = checkpoints.resume(parts)
+    report["opened"] = sorted(report["opened"])
     report["resumed_from"], report["saves"] = resumed_from, {}
     filler, save_every = folder / "filler", scenario.get("save_every", 2)
     for step in range((resumed_from or 0) + 1, scenario["steps"] + 1):
@@ -154,6 +158,32 @@ def fill_disk(filler: Path, leave_bytes: int) -> None:
         file.write(bytes(facts.f_bavail * facts.f_frsize - leave_bytes))
 
 
+def watch_opening() -> list[str]:
+    """Names of the shards that this process opens from now on, as often as it does."""
+    opened: list[str] = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open" and str(arguments[0]).endswith("_states.pt"):
+            opened.append(Path(str(arguments[0])).name)
+
+    sys.addaudithook(hook)
+    return opened
+
+
+def hide(name: str, looks: int) -> None:
+    """This process does not see a file of that name the first times it looks, as a node whose network file system
+    still holds what it knew before the file was written."""
+    left, plain = [looks], Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        if path.name == name and left[0] > 0:
+            left[0] -= 1
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return plain(path)
+
+    Path.lstat = lstat
+
+
 def kill_at_file_operation(count: int, folder: Path) -> None:
     """SIGKILL this process just before its `count`-th file operation below `folder`."""
     left = [count]
@@ -182,6 +212,8 @@ def rank_main(scenario: dict, rank: int, world_size: int, answer: Path) -> None:
                 world_size=world_size,
                 timeout=timedelta(seconds=DEAD_PEER_SECONDS),
             )
+        if scenario.get("late", {}).get("rank") == rank:
+            hide(scenario["late"]["name"], scenario["late"]["looks"])
         if "kill_at" in scenario:
             kill_at_file_operation(scenario["kill_at"], Path(scenario["folder"]))
         os.seteuid(scenario.get("user", os.getuid()))

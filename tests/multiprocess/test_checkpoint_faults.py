@@ -133,7 +133,7 @@ DAMAGE = {
 def test_damaged_newest_falls_back_and_says_so(server, undisturbed, stopped, damage):
     do, reason = DAMAGE[damage]
     do(newest(stopped))
-    answer = server.play(stopped)
+    answer = server.play(stopped, patience=0.1)
     assert [report["resumed_from"] for report in answer["reports"]] == [2, 2]
     (warning,) = answer["reports"][0]["warnings"]
     assert "step-00000004" in warning and reason in warning and "step-00000002" in warning
@@ -188,3 +188,38 @@ def test_times_of_files_decide_nothing(server, undisturbed, stopped):
     answer = server.play(stopped)
     assert [report["resumed_from"] for report in answer["reports"]] == [4, 4]
     assert [report["final"] for report in answer["reports"]] == undisturbed
+
+
+LATE = "zero_rank_1_states.pt"
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_file_that_comes_into_sight_late_is_waited_for(server, undisturbed, tmp_path, background):
+    """Rank 0 completes a checkpoint whose other node's file its own node does not show yet."""
+    answer = server.play(tmp_path, late={"rank": 0, "name": LATE, "looks": 4}, background=background)
+    assert answer["codes"] == [0, 0] and answer["reports"][0]["warnings"] == [], answer
+    assert set(answer["reports"][0]["saves"].values()) == {True}
+    assert [report["final"] for report in answer["reports"]] == undisturbed
+
+
+def test_a_file_that_never_comes_into_sight_costs_the_checkpoint_and_is_named(server, undisturbed, tmp_path):
+    answer = server.play(tmp_path, late={"rank": 0, "name": LATE, "looks": 2}, patience=0.0)
+    assert [report["final"] for report in answer["reports"]] == undisturbed
+    assert answer["reports"][0]["saves"] == {"2": False, "4": True, "6": True}
+    (warning,) = answer["reports"][0]["warnings"]
+    assert f"student/{LATE} is missing" in warning and "is the folder shared by all ranks?" in warning
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_restart_waits_for_a_late_file_too(server, undisturbed, stopped, rank):
+    answer = server.play(stopped, late={"rank": rank, "name": LATE, "looks": 4})
+    assert [report["resumed_from"] for report in answer["reports"]] == [4, 4]
+    assert answer["reports"][0]["warnings"] == []
+    assert [report["final"] for report in answer["reports"]] == undisturbed
+
+
+def test_each_rank_reads_its_own_files_and_no_others(server, stopped):
+    reports = server.play(stopped)["reports"]
+    assert [report["opened"] for report in reports] == [[f"zero_rank_{rank}_states.pt"] * 2 for rank in (0, 1)], (
+        "to compare it with its digest, and to load it"
+    )

@@ -1,113 +1,78 @@
-"""Publishing: whoever reads `best` finds one whole version, whatever happens to the writer."""
+"""Best students are exported beside training: nobody waits for one, and what happens to it is told."""
 
-import shutil
-from pathlib import Path
+import threading
+from types import SimpleNamespace
 
 import pytest
 
-from distill_engine.export.hf import publish
+from distill_engine.assembly import publishing
+from distill_engine.assembly.publishing import BestPublisher
 
 
-def writer(text: str):
-    """Stands for write_student: two files that belong together."""
+class Tokenizer:
+    """Stands for the tokenizer."""
 
-    def write_two(folder: Path) -> None:
-        folder.mkdir()
-        for name in ("a", "b"):
-            (folder / name).write_text(text)
-
-    return write_two
+    def save_pretrained(self, folder):
+        (folder / "tokenizer.json").write_text("{}")
 
 
-def readable(link: Path) -> str:
-    """What a reader finds behind the link; both files must agree."""
-    texts = {(link / name).read_text() for name in ("a", "b")}
-    assert len(texts) == 1
-    return texts.pop()
+@pytest.fixture
+def said():
+    return []
 
 
-def versions(link: Path) -> list[str]:
-    return sorted(path.name for path in (link.parent / "exports").iterdir())
+@pytest.fixture
+def go():
+    return threading.Event()
 
 
-def test_a_new_version_replaces_the_old_one(tmp_path):
-    best = tmp_path / "best"
-    assert publish(best, "step-1", writer("one")) == tmp_path / "exports" / "step-1"
-    assert readable(best) == "one" and best.is_symlink()
-    publish(best, "step-2", writer("two"))
-    assert readable(best) == "two" and versions(best) == ["step-2"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "exports"]
+@pytest.fixture
+def publisher(tiny, tmp_path, said, go, monkeypatch):
+    """One whose exports wait to be let go."""
+    plain = publishing.publish
+    monkeypatch.setattr(publishing, "publish", lambda *arguments: go.wait(30) and plain(*arguments))
+    monkeypatch.setattr(publishing, "without_folders", lambda recipe: recipe)
+    monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
+    student = SimpleNamespace(module=SimpleNamespace(model=tiny.model("bart")))
+    ready = SimpleNamespace(recipe=None, tokenizer=Tokenizer())
+    return BestPublisher(ready, student, tmp_path, SimpleNamespace(rank=0), said.append)
 
 
-def test_the_same_step_again(tmp_path):
-    """A run killed between publishing and its checkpoint publishes the same step when it is started again."""
-    best = tmp_path / "best"
-    for text in ("one", "again", "and again"):
-        target = publish(best, "step-1", writer(text))
-        assert readable(best) == text and best.resolve() == target
-    assert len(versions(best)) == 1
+def test_training_goes_on_meanwhile_and_the_export_is_of_the_weights_then(publisher, tmp_path, go, said):
+    publisher({}, 3)
+    assert not (tmp_path / "best").exists() and not publisher._task.done
+    go.set()
+    text, exported = publisher.ending("ppl", 4.25)
+    assert exported and text == f", best ppl 4.25; {tmp_path / 'best'} has the student of step 3" and said == []
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    assert (tmp_path / "student" / "config.json").is_file()
 
 
-def test_the_run_folder_may_be_moved(tmp_path):
-    publish(tmp_path / "run" / "best", "step-1", writer("one"))
-    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
-    assert readable(tmp_path / "elsewhere" / "best") == "one"
+def test_the_next_one_waits_for_it(publisher, tmp_path, go):
+    publisher({}, 3)
+    threading.Timer(0.1, go.set).start()
+    publisher({}, 5)
+    assert (tmp_path / "best").resolve().name in ("step-00000003", "step-00000005")
+    publisher.settle()
+    assert (tmp_path / "best").resolve().name == "step-00000005"
 
 
-class Killed(BaseException):
-    """Stands for the end of the process at one instant."""
+def test_one_that_fails_is_told_and_the_end_tells_the_truth(publisher, tmp_path, go, said, monkeypatch):
+    go.set()
+    monkeypatch.setattr(publishing, "publish", lambda *_arguments: (_ for _ in ()).throw(OSError("no space")))
+    publisher({}, 3)
+    text, exported = publisher.ending("ppl", 4.25)
+    assert not exported and "no export has succeeded" in text and "--which last" in text
+    assert "(step 3) could not be exported: OSError: no space" in said[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
+    publisher({}, 4)
+    publisher.wait()
+    monkeypatch.setattr(publishing, "publish", lambda *_arguments: (_ for _ in ()).throw(OSError("no space")))
+    publisher({}, 6)
+    text, exported = publisher.ending("ppl", 4.0)
+    assert exported and "at step 6, whose export failed" in text and "the student of step 4" in text
 
 
-@pytest.mark.parametrize("moment", ["in write", "rename", "symlink_to", "replace"])
-def test_killed_at_any_instant_a_reader_finds_a_whole_version_and_the_next_publish_works(
-    tmp_path, monkeypatch, moment
-):
-    best = tmp_path / "best"
-    publish(best, "step-1", writer("one"))
-
-    def killed(*_args, **_options):
-        raise Killed
-
-    def write_half(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "a").write_text("two")
-        killed()
-
-    with monkeypatch.context() as patch:
-        if moment != "in write":
-            patch.setattr(Path, moment, killed)
-        with pytest.raises(Killed):
-            publish(best, "step-2", write_half if moment == "in write" else writer("two"))
-    assert readable(best) == "one"
-    leftover = tmp_path / "exports" / ".tmp-step-2"
-    if leftover.exists():
-        shutil.rmtree(leftover)  # as write_student does before it writes
-    publish(best, "step-2", writer("two, again"))
-    assert readable(best) == "two, again" and len(versions(best)) == 1
-
-
-def test_killed_while_old_versions_are_deleted(tmp_path, monkeypatch):
-    best = tmp_path / "best"
-    publish(best, "step-1", writer("one"))
-
-    def killed(*_args, **_options):
-        raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(shutil, "rmtree", killed)
-        publish(best, "step-2", writer("two"))
-    assert readable(best) == "two"
-    publish(best, "step-3", writer("three"))
-    assert readable(best) == "three" and versions(best) == ["step-3"]
-
-
-def test_a_failing_writer_leaves_the_old_version(tmp_path):
-    best = tmp_path / "best"
-    publish(best, "step-1", writer("one"))
-
-    def fail(_folder: Path) -> None:
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        publish(best, "step-2", fail)
-    assert readable(best) == "one" and versions(best) == ["step-1"]
+def test_without_a_best_value_there_is_nothing_to_say(publisher):
+    assert publisher.ending("ppl", None) == ("", True)

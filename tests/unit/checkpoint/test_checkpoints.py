@@ -49,7 +49,7 @@ class Run:
     def __init__(self, folder: Path, world_size: int = 1, **options) -> None:
         self.warnings: list[str] = []
         self.part = Text()
-        options = {"identity": {"recipe": "a"}, "keep_last": 2, **options}
+        options = {"identity": {"recipe": "a"}, "keep_last": 2, "patience": 0.0, **options}
         self.checkpoints = Checkpoints(
             folder / "checkpoints", OneRank(world_size), warn=self.warnings.append, **options
         )

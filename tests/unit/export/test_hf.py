@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from distill_engine.export.hf import ExportError, probe_of, verify_folder, write_student
+from distill_engine.export.hf import ExportError, host_model, probe_of, verify_folder, write_student
 from distill_engine.models.adapter import adapt
 from distill_engine.models.capture import ATTENTION_NAME
 from distill_engine.values import FeatureRequest, Stack
@@ -188,6 +188,19 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(student, tokenizer, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_in_host_memory_is_the_same_model_and_shares_nothing(student, tokenizer, tmp_path):
+    expected = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    twin = host_model(student)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.zero_()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in twin.state_dict().items())
+    assert len(list(twin.parameters())) == len(list(student.parameters())), "what is tied stays tied"
+    assert not twin.training and student.training
+    folder = write(twin, tokenizer, tmp_path / "out")
+    assert GenerationConfig.from_pretrained(folder).num_beams == 3
 
 
 def test_an_unfinished_folder_is_replaced(student, tokenizer, tmp_path):

@@ -20,7 +20,7 @@ def card(**changes) -> str:
 def test_metadata_block_is_yaml_that_hubs_read():
     front = card().split("---\n")[1]
     assert yaml.safe_load(front) == {
-        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation", "blenderbot"],
+        "library_name": "transformers", "pipeline_tag": "text2text-generation", "tags": ["distillation", "blenderbot"],
     }  # fmt: skip
 
 

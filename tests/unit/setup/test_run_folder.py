@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -142,8 +143,9 @@ def test_too_little_space_is_an_error_with_both_sizes(tmp_path):
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "run").write_text("x")
     for folder in (tmp_path / "run", tmp_path / "run" / "deeper"):
-        with pytest.raises(RunFolderError, match=r"cannot be used: rank 0: (FileExists|NotADirectory)Error"):
+        with pytest.raises(RunFolderError, match=r"cannot be used: rank 0: (FileExists|NotADirectory)Error") as caught:
             check_run_folder(folder, OneRank())
+        assert "share and can write. Repair" in str(caught.value), "space is not asked for here"
 
 
 class SecondRankElsewhere:
@@ -162,7 +164,14 @@ class SecondRankElsewhere:
 
 def test_a_folder_that_is_not_shared_is_an_error_naming_the_rank(tmp_path):
     with pytest.raises(RunFolderError, match="rank 1: the file that rank 0 wrote there is not seen here"):
-        check_run_folder(tmp_path, SecondRankElsewhere())
+        check_run_folder(tmp_path, SecondRankElsewhere(), patience=0.0)
+
+
+def test_what_rank_0_has_written_may_come_into_sight_late(tmp_path):
+    file = tmp_path / ".probe-0123456789abcdef-0"
+    threading.Timer(0.2, lambda: file.write_text("0123456789abcdef")).start()
+    check_run_folder(tmp_path, SecondRankElsewhere(), patience=30.0)
+    assert list(tmp_path.iterdir()) == [file], "its own is removed"
 
 
 def test_a_new_folder_is_its_owners_alone_and_an_old_one_keeps_its_rights(tmp_path):

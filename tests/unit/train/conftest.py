@@ -103,6 +103,9 @@ class ToyStudent:
             self.run.trainer.stop_request.requested = True
         return SimpleNamespace(applied=applied, grad_norm=norm if applied else None, loss_scale=4.0)
 
+    def advice(self):
+        return "Lower the learning rate."
+
     def save(self, folder: Path):
         self.run.events.append("save")
         if self.run.failing_saves:

@@ -116,6 +116,37 @@ def test_the_value_it_was_validated_with_decides_whether_it_stays(tmp_path, part
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000005"]
 
 
+def test_old_ones_are_deleted_while_training_goes_on_and_before_the_next_save(checkpoints, part, monkeypatch):
+    tidy, go = checkpoints._disk.tidy, threading.Event()
+    monkeypatch.setattr(checkpoints._disk, "tidy", lambda name: go.wait(30) and tidy(name))
+    part.go.set()
+    for step in (1, 2, 3):
+        if step == 3:
+            go.clear()
+        else:
+            go.set()
+        assert checkpoints.begin(step, {"slow": part})
+        while checkpoints.finish(wait=False) is None:
+            continue
+    found = [f"step-{step:08d}" for step in (1, 2, 3)]
+    assert sorted(path.name for path in checkpoints.folder.glob("step-*")) == found, "nothing waits for the deletion"
+    go.set()
+    assert checkpoints.begin(4, {"slow": part})
+    assert sorted(path.name for path in checkpoints.folder.glob("step-*")) == found[1:], "its space is needed now"
+    assert checkpoints.finish(wait=True)
+    assert sorted(path.name for path in checkpoints.folder.glob("step-*")) == ["step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_is_not_complete_before_what_it_takes_for_granted(tmp_path, part):
+    exported = threading.Event()
+    checkpoints = Checkpoints(tmp_path, OneRank(), identity={}, keep_last=2, first=lambda: exported.wait(30) or None)
+    part.go.set()
+    assert checkpoints.begin(1, {"slow": part})
+    assert checkpoints.finish(wait=False) is None and checkpoints.latest_complete() is None
+    exported.set()
+    assert checkpoints.finish(wait=True) is True and checkpoints.latest_complete().step == 1
+
+
 def test_small_states_are_copied(checkpoints, part):
     kept = KeepBest("min")
     kept.observe(4.0)

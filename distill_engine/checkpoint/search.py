@@ -1,0 +1,87 @@
+"""The newest checkpoint that verifies, looked for by all ranks: each reads the files that it wrote, and will load.
+
+Together that is every file, once; what a rank has read is then in its own node's memory when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from distill_engine.checkpoint.agreement import Ranks, everywhere, on_first_rank, plain_reason
+from distill_engine.checkpoint.folder import CheckpointFolder, CheckpointInfo
+from distill_engine.checkpoint.manifest import (
+    BadCheckpoint,
+    CheckpointError,
+    Manifest,
+    see_files,
+    verify_digests,
+    writer_of,
+)
+
+
+def newest_that_verifies(
+    disk: CheckpointFolder, ranks: Ranks, explain: Callable[[Exception], str], warn: Callable[[str], None]
+) -> CheckpointInfo | None:
+    """The newest good checkpoint, with a warning on rank 0 for each passed over; None if there is none at all.
+
+    Collective. Rank 0 looks at names, sizes and owners, then every rank at what is in its own files. CheckpointError
+    if there are checkpoints but none is good, RankFailures if somebody else could have written one.
+    """
+    reasons: list[str] = []
+    for name in on_first_rank(ranks, disk.names, explain):
+        found = on_first_rank(ranks, partial(_claimed, disk, name), explain)
+        bad = [found] if isinstance(found, str) else _objections(disk, name, found, ranks, explain)
+        if bad or isinstance(found, str):
+            disk.reject(name)
+            reasons.append(f"{name}: {bad[0]}")
+            continue
+        for reason in reasons if ranks.rank == 0 else ():
+            warn(f"Checkpoint {reason}. It is not used; going back to {name}.")
+        return disk.accept(name, found)
+    if reasons:
+        listed = "".join(f"\n  {reason}" for reason in reasons)
+        raise CheckpointError(
+            f"None of the checkpoints in {disk.path} can be used:{listed}\nStarting afresh would hide that loss. "
+            "Put a good copy back, or choose another run folder (--run-dir) to start from the beginning."
+        )
+    return None
+
+
+def files_of(names: Iterable[str], rank: int, world_size: int) -> list[str]:
+    """Those that a rank reads before any rank loads them."""
+    return [name for name in names if writer_of(name, world_size) == rank]
+
+
+def _claimed(disk: CheckpointFolder, name: str) -> Manifest | str:
+    """The manifest, or why the checkpoint is bad."""
+    try:
+        return disk.claimed(name)
+    except BadCheckpoint as bad:
+        return str(bad)
+    except OSError as error:
+        return f"it cannot be read ({plain_reason(error)})"
+
+
+def _objections(
+    disk: CheckpointFolder, name: str, manifest: Manifest, ranks: Ranks, explain: Callable[[Exception], str]
+) -> list[str]:
+    """What ranks have found wrong with their own files."""
+    answers = everywhere(ranks, partial(_objection, disk, name, manifest, ranks), explain)
+    return [answer for answer in answers if answer]
+
+
+def _objection(disk: CheckpointFolder, name: str, manifest: Manifest, ranks: Ranks) -> str:
+    """Empty if this rank sees what it will load, and its own files are what was written."""
+    own = files_of(manifest.files, ranks.rank, ranks.world_size)
+    loaded = {*own, *files_of(manifest.files, 0, ranks.world_size)}
+    if manifest.world_size != ranks.world_size:
+        loaded = set(manifest.files)  # divided anew: any rank may take a part of any file
+    try:
+        see_files(disk.path / name, manifest, loaded, disk.patience)
+        verify_digests(disk.path / name, manifest, own)
+    except BadCheckpoint as bad:
+        return str(bad)
+    except OSError as error:
+        return f"it cannot be read ({plain_reason(error)})"
+    return ""
