@@ -31,13 +31,13 @@ from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
 from distill_engine.exit_codes import BAD_INPUT, DONE, FAILED, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.losses.dispatch import KernelError
+from distill_engine.models.weight_files import WeightsError
 from distill_engine.prepare import Prepared, prepare
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.resizing import ResizeError, batch_split, split_of
-from distill_engine.student.weights import WeightsError
 from distill_engine.teacher_replies import TeacherRepliesError
 from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.machine import machine_record

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_engine.data.collate import collate
+from distill_engine.data.buckets import Picks
+from distill_engine.data.loader import picked_batch
 from distill_engine.data.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
@@ -208,9 +209,12 @@ class Builder:
         return gradients if every else None, balancer
 
     def _probe_batch(self) -> Batch:
-        task = self._ready.train_tasks[0]
-        examples = [task.example(index) for index in range(min(2, len(task)))]
-        return collate(examples, [0] * len(examples), self._ready.layout, self._recipe.batch.pad_to_multiple_of)
+        """The first one or two examples of training, batched as training does: within the position tables."""
+        tasks = self._ready.train_tasks
+        first = np.arange(min(2, len(tasks[0])))
+        return picked_batch(
+            tasks, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
+        )
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 
