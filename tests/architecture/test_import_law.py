@@ -71,7 +71,7 @@ LAWS: dict[str, Law] = {
     "compare": law("values cluster data evaluate evaluation_set latency prepare recipe"),
     "export_run": law("values data export train.checkpoint train.manifest"),
     "parlai_options": law("recipe", HEAVY),
-    "parlai": law("parlai_options export_run models.loading recipe"),
+    "parlai": law("parlai_options export_run models.loading data.tokenize recipe"),
     "assemble": Law(ANYTHING),
     "builder": Law(ANYTHING),
     "run": Law(ANYTHING),
