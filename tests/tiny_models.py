@@ -23,10 +23,10 @@ from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.models.bart_family import FAMILIES
+from distill_engine.models.loading import Checkpoint
 from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.student.weights import WeightFiles
 from distill_engine.values import Batch, Stack
 
 VOCABULARY = 96
@@ -44,7 +44,11 @@ _MODELS = {
 
 
 def save_teacher(
-    folder: Path, family: str, seed: int = 0, layers: tuple[int, int] = (ENCODER_LAYERS, DECODER_LAYERS)
+    folder: Path,
+    family: str,
+    seed: int = 0,
+    layers: tuple[int, int] = (ENCODER_LAYERS, DECODER_LAYERS),
+    tie_word_embeddings: bool = True,
 ) -> Path:
     """A random teacher as save_pretrained writes it; every tensor, the logits' bias too, differs from its default."""
     config_class, model_class = _MODELS[family]
@@ -64,6 +68,7 @@ def save_teacher(
         eos_token_id=END,
         decoder_start_token_id=END if family == "bart" else START,
         forced_eos_token_id=END,
+        tie_word_embeddings=tie_word_embeddings,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -136,7 +141,7 @@ def student(
 ) -> StudentModule:
     """A student with what `goal` asks for: projections where it is narrower, copied layers where `copied`."""
     config = student_config(AutoConfig.from_pretrained(teacher_folder), sizes)
-    init = TeacherLayers(WeightFiles(teacher_folder), goal.supervision) if copied else None
+    init = TeacherLayers(Checkpoint(teacher_folder), goal.supervision) if copied else None
     model = build_student(FAMILIES[config.model_type], config, init, seed)
     projections = None
     if config.d_model != WIDTH:

@@ -15,7 +15,8 @@ from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.parts import JsonPart
 from distill_engine.checkpoint.retention import Retention
-from distill_engine.data.order.collate import collate
+from distill_engine.data.order.buckets import Picks
+from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
@@ -236,9 +237,12 @@ class Builder:
         return gradients if every else None, balancer
 
     def _probe_batch(self) -> Batch:
-        task = self._ready.train_tasks[0]
-        examples = [task.example(index) for index in range(min(2, len(task)))]
-        return collate(examples, [0] * len(examples), self._ready.layout, self._recipe.batch.pad_to_multiple_of)
+        """The first one or two examples of training, batched as training does: within the position tables."""
+        tasks = self._ready.train_tasks
+        first = np.arange(min(2, len(tasks[0])))
+        return picked_batch(
+            tasks, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
+        )
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 

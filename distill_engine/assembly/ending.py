@@ -29,9 +29,9 @@ from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
 from distill_engine.evaluate.teacher_replies import TeacherRepliesError
 from distill_engine.losses.kernels.dispatch import KernelError
+from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.setup.run_folder import RunFolderError
-from distill_engine.student.weights import WeightsError
 from distill_engine.train.loop import TrainingError
 from distill_engine.train.stop_request import STOP_SIGNALS
 

@@ -9,11 +9,11 @@ from transformers import AutoConfig, GenerationConfig
 
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.models.loading import Checkpoint
 from distill_engine.setup.prepare import Prepared
 from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, fresh_config, student_config
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.student.weights import WeightFiles
 from distill_engine.values import Stack
 
 
@@ -85,7 +85,7 @@ def _teacher_layers(ready: Prepared, config: Any) -> TeacherLayers:
         )
         for stack, choice in by_stack(part.encoder_init_map, part.decoder_init_map).items()
     }
-    return TeacherLayers(WeightFiles(ready.teacher_folder), maps, part.copy_final_norms)
+    return TeacherLayers(Checkpoint(ready.teacher_folder), maps, part.copy_final_norms)
 
 
 def _projections(ready: Prepared, objective: Objective, config: Any) -> Projections | None:

@@ -57,6 +57,7 @@ def show(
 
     for label, task in chosen.items():
         _print_examples(label, task, ready.tokenizer, examples)
+    _print_markers(chosen, ready.tokenizer)
     summaries = {label: summarise(task) for label, task in chosen.items()}
     for label, summary in summaries.items():
         _print_histogram(label, summary)
@@ -111,6 +112,15 @@ def _print_examples(label: str, task: TokenisedTask, tokenizer: Any, count: int)
             text = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
             _OUT.print(Text(f"{name} ({len(ids)} tokens{cut})", style="bold"))
             _OUT.print(Text(text), soft_wrap=True)
+
+
+def _print_markers(tasks: dict[str, TokenisedTask], tokenizer: Any) -> None:
+    """The special tokens that texts may hold, and how often those of each task do."""
+    from distill_engine.data.tokens.tokenize import markers
+
+    for name, number in markers(tokenizer).items():
+        counts = ", ".join(f"{label} {int((task.tokens == number).sum()):,}" for label, task in tasks.items())
+        _OUT.print(Text(f"special token {name} (id {number}), kept whole, times in texts: {counts}"), soft_wrap=True)
 
 
 def _print_histogram(label: str, summary: TaskSummary) -> None:

@@ -8,22 +8,23 @@ cache, and for a moment each holds the whole teacher in host memory.
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import Placement
 from distill_engine.engine.node_group import node_group
+from distill_engine.models.loading import Checkpoint
+
+T = TypeVar("T")
 
 
 class TeacherError(RuntimeError):
@@ -77,26 +78,28 @@ def _read_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
 
 
 def _read(folder: Path, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
-    """from_pretrained; what is wrong on any rank is said on all of them."""
-    model, problem, passing = None, "", False
+    """The checked folder's model. No rank begins to load, which is collective for shards, before all have checked."""
+    checkpoint = _on_all(lambda: Checkpoint(folder), folder, ranks)
+    return _on_all(lambda: checkpoint.load(dtype), folder, ranks)
+
+
+def _on_all(read: Callable[[], T], folder: Path, ranks: Ranks) -> T:
+    """What `read` gives; what is wrong on any rank is said on all of them. Collective."""
+    result, problem, passing = None, "", False
     try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
-        problem = "; ".join(_misfits(folder, model, info))
+        result = read()
     except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
         problem, passing = " ".join(str(error).split()).rstrip(".") or type(error).__name__, may_pass(error)
-    # under ZeRO-3 only rank 0 reads the values, so a tensor of the wrong shape is an error there and nowhere else
     found = [(text, passes) for text, passes in ranks.gather((problem, passing)) if text]
     problems = [text for text, _ in found]
     if problems and all(passes for _, passes in found):
         raise TeacherFilesError(f"teacher.path {folder}: its weights could not be read: {problems[0]}.", may_pass=True)
-    if model is None or problems:
+    if result is None or problems:
         raise TeacherFilesError(
-            f"teacher.path {folder}: its weights cannot be read or do not fit its config.json: {problems[0]}. Missing "
-            "tensors would be random numbers. Copy or download the model again, complete."
+            f"teacher.path {folder}: its weights cannot be read or do not fit its config.json: {problems[0]}. "
+            "Copy or download the model again, complete."
         )
-    return model
+    return result
 
 
 def _shard(
@@ -107,31 +110,6 @@ def _shard(
         buffer.data = buffer.data.to(device)
     deepspeed.zero.Init(module=model, data_parallel_group=group, config_dict_or_path=dict(ds_config))
     return model
-
-
-def _misfits(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> Iterator[str]:
-    """What the files lack, and layers that they have besides (under ZeRO-3 transformers does not tell of these)."""
-    # tied twins of the embedding and the zero logits bias may be left out of a file
-    harmless = ("embed_tokens.weight", "lm_head.weight", "final_logits_bias")
-    missing = sorted(str(key) for key in info.get("missing_keys", ()) if not str(key).endswith(harmless))
-    if missing:
-        yield f"{len(missing)} tensors are missing ({', '.join(missing[:5])})"
-    known = {name.removeprefix("model.") for name in model.state_dict()}
-    layers = {name for name in _stored_names(folder) if ".layers." in name}
-    extra = sorted(name for name in layers if name.removeprefix("model.") not in known)
-    if extra:
-        yield f"{len(extra)} tensors belong to no layer of the model ({', '.join(extra[:5])})"
-
-
-def _stored_names(folder: Path) -> set[str]:
-    """Names of the tensors in a safetensors checkpoint; none where the folder holds another format."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    if not single.is_file():
-        return set()
-    with safe_open(single, framework="pt") as file:
-        return set(file.keys())
 
 
 def _require_whole(model: PreTrainedModel) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from distill_engine.losses.kernels.dispatch import Implementation, choose, vocabulary_scores
 from distill_engine.losses.quality import COLUMNS, TokenScores, quality_sums, quality_values, token_scores
 from distill_engine.models.adapter import adapt, family_of
+from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
 
 MEASURED = (*COLUMNS, "divergence_sum")
@@ -30,7 +32,7 @@ class ModelError(ValueError):
 def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model in eval mode. Raises ModelError with the reason if it cannot be loaded."""
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        model: Any = Checkpoint(local_copy(str(folder))).load(dtype)  # the types of `to` do not know devices
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(

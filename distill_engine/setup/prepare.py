@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import list_repo_files, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout
@@ -21,13 +20,11 @@ from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.models.adapter import family_of
 from distill_engine.models.bart_family import FAMILIES, Family
+from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.setup.task_data import load_split, load_tasks
-from distill_engine.student.weights import WeightFiles
-
-_OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*"]
 
 
 @dataclass(frozen=True)
@@ -50,16 +47,17 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     """Load and check teacher configuration, tokenizer and data (memory-mapped from the token cache where it can be).
 
     Raises RecipeError for what does not fit together, DataError for bad data files, WeightsError for weight files
-    that are missing or damaged (only their headers are read).
+    that are missing or damaged, or not those of the model that config.json describes (only their headers are read).
     """
     folder = teacher_folder(recipe)
     config = None if folder is None else _read_config(folder, source)
     if folder is not None and config is not None:
         raise_if_any(source, check_against_teacher(recipe, config))
-        WeightFiles(folder).check_readable()
     family = family_of(config) if config is not None else FAMILIES[str(recipe.student.family)]
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
     layout = _layout(recipe, family, tokenizer, config, source)
+    if folder is not None:
+        Checkpoint(folder)
     tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
     if config is not None:
         largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
@@ -118,25 +116,12 @@ def teacher_folder(recipe: Recipe) -> Path | None:
     path = recipe.teacher.path
     if path is None:
         return None
-    if Path(path).is_dir():
-        return Path(path)
     try:
-        files = list_repo_files(path, revision=recipe.teacher.revision)
-        pickled = ["*.bin"] if any(name.endswith(".safetensors") for name in files) else []
-        unused = _OTHER_FRAMEWORKS + pickled
-        return Path(snapshot_download(path, revision=recipe.teacher.revision, ignore_patterns=unused))
+        return local_copy(path, recipe.teacher.revision)
     except RepositoryNotFoundError as error:
         raise_if_any("teacher.path", [_no_teacher(path, "is neither a folder here nor a Hugging Face model")])
         raise AssertionError from error
     except Exception as error:  # without a network the Hub's client raises what its HTTP library raises
-        return _cached_or_refuse(path, recipe.teacher.revision, error)
-
-
-def _cached_or_refuse(path: str, revision: str | None, error: Exception) -> Path:
-    """Without a network a model that was downloaded before is still good."""
-    try:
-        return Path(snapshot_download(path, revision=revision, local_files_only=True))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = f"is no folder here, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
         raise_if_any("teacher.path", [_no_teacher(path, what)])

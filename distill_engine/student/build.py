@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill_engine.models.bart_family import Family
-from distill_engine.student.weights import WeightFiles
+from distill_engine.models.loading import Checkpoint
 from distill_engine.values import Stack
 
 
@@ -60,7 +60,7 @@ class TeacherLayers:
     ParlAI's `copy_teacher_weights` forgets those norms (they start at 1 and 0); copy_final_norms=False is its way.
     """
 
-    weights: WeightFiles
+    weights: Checkpoint
     layer_maps: Mapping[Stack, Sequence[int]]
     copy_final_norms: bool = True
 
@@ -101,7 +101,8 @@ def _finish(config: PretrainedConfig) -> PretrainedConfig:
 def build_student(family: Family, config: PretrainedConfig, init: TeacherLayers | None, seed: int) -> PreTrainedModel:
     """A float32 student on the CPU; `init` None starts from random weights.
 
-    Raises WeightsError if the teacher's files lack a tensor, ValueError if its shape does not fit.
+    Its embeddings and output are one table, or each its own, as `config` says. Raises WeightsError if the teacher's
+    files lack a tensor, ValueError if its shape does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,6 +111,8 @@ def build_student(family: Family, config: PretrainedConfig, init: TeacherLayers 
     if init is not None:
         _copy_teacher(model, family, init)
     model.tie_weights()
+    if not model.all_tied_weights_keys:
+        model.model.shared.requires_grad_(False)  # both stacks and the head have tables of their own; nobody reads it
     return model
 
 
@@ -127,15 +130,23 @@ def initialise_randomly(model: PreTrainedModel, family: Family) -> None:
             fill(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    shared = model.model.shared.weight
-    nn.init.normal_(shared, std=width**-0.5)
-    shared[model.config.pad_token_id].zero_()
+    for name in _own_tables(model):
+        table = model.get_parameter(name)
+        nn.init.normal_(table, std=width**-0.5)
+        table[model.config.pad_token_id].zero_()
     for stack in Stack:
         table = model.get_parameter(family.position_table(stack))
         if family.extra_position_rows:
             nn.init.normal_(table, std=width**-0.5)
         else:
             table.copy_(sinusoidal_positions(*table.shape))
+
+
+def _own_tables(model: PreTrainedModel) -> list[str]:
+    """Names of the vocabulary's tables that are not another one: `shared` alone where all are tied to it."""
+    stacks = [f"model.{stack.value}.embed_tokens.weight" for stack in Stack]
+    tables = ("model.shared.weight", *stacks, "lm_head.weight")
+    return [name for name in tables if name not in model.all_tied_weights_keys]
 
 
 def sinusoidal_positions(rows: int, width: int) -> Tensor:
@@ -151,15 +162,12 @@ def sinusoidal_positions(rows: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def _copy_teacher(model: PreTrainedModel, family: Family, init: TeacherLayers) -> None:
-    tied = {"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"}
     for name, target in model.state_dict().items():
-        if name in tied:
+        if name in model.all_tied_weights_keys:  # it is copied under the name that it is tied to
             continue
         if name.startswith(family.final_norms) and not init.copy_final_norms:
             continue
         source_name = _teacher_name(name, family, init.layer_maps)
-        if name == "final_logits_bias" and init.weights.resolve(name) is None:
-            continue  # a buffer of zeros that some checkpoints leave out
         _copy_tensor(target, init.weights.read(source_name), name, source_name)
 
 

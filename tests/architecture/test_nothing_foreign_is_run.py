@@ -40,6 +40,21 @@ def _of_call(name: str, options: dict[str, str]) -> list[str]:
     return found
 
 
+def test_models_come_from_their_folders_through_one_loader():
+    """Its checks are worth nothing where another call of from_pretrained reads a model."""
+    files = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in sources()}
+    calls = {
+        (file, ast.unparse(call.func))
+        for file, tree in files.items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("from_pretrained")
+    }
+    others = ("Config.from_pretrained", "AutoTokenizer.from_pretrained")
+    assert {(file, call) for file, call in calls if not call.endswith(others)} == {
+        ("distill_engine/models/loading.py", "AutoModelForSeq2SeqLM.from_pretrained")
+    }
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_call_runs_what_others_wrote(path):
     found = objections(path.read_text(encoding="utf-8"))

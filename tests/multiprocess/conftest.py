@@ -87,13 +87,14 @@ def run_ranks_fixture():
     return run_ranks
 
 
-def _engines(world_size: int, nodes: int = 1):
-    name = f"on_{world_size}" if nodes == 1 else f"on_{nodes}_nodes"
+def _engines(world_size: int, nodes: int = 1, checks: tuple[str, ...] = (), also: str = ""):
+    """`checks`: of all those only these, in a start of their own, whose fixture has `also` in its name."""
+    name = (f"on_{world_size}" if nodes == 1 else f"on_{nodes}_nodes") + also
 
     @pytest.fixture(scope="session", name=name)
     def fixture(tmp_path_factory, teachers, root):
-        folder = tmp_path_factory.mktemp(f"ranks_{world_size}")
-        run_ranks([str(WORKER), str(folder), str(teachers["bart"].parent)], folder, world_size, root, nodes)
+        folder = tmp_path_factory.mktemp(f"ranks_{world_size}{also}_")
+        run_ranks([str(WORKER), str(folder), str(teachers["bart"].parent), *checks], folder, world_size, root, nodes)
         return Engines(folder, world_size)
 
     return fixture
@@ -101,6 +102,7 @@ def _engines(world_size: int, nodes: int = 1):
 
 on_1, on_2, on_3 = (_engines(world_size) for world_size in (1, 2, 3))
 on_2_nodes = _engines(4, nodes=2)
+on_2_folders = _engines(2, checks=("folders.found", "folders.refused"), also="_folders")
 
 
 # ---- a small run with checkpoints, whose ranks are forked from one warm process -----------------------------------

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import engine_worker_folders as folders
 import engine_worker_gradients as gradients
 import engine_worker_placement as placement
 import engine_worker_precision as precision
@@ -52,6 +53,9 @@ CHECKS = {
     4: [placement.features, placement.losses, placement.unlike_files],
 }
 
+# Not among those of any number of ranks: they have a start of their own, in which they are named.
+ALONE = [folders.found, folders.refused]
+
 
 def main() -> None:
     """Run the checks of this world size, or those named on the command line."""
@@ -59,7 +63,7 @@ def main() -> None:
     ranks = distributed.start()
     folder, teachers, *names = sys.argv[1:]
     bench = Bench(ranks, Path(folder), Path(teachers))
-    for check in CHECKS[ranks.world_size]:
+    for check in [*CHECKS[ranks.world_size], *(ALONE if names else [])]:
         name = f"{check.__module__.removeprefix('engine_worker_')}.{check.__name__}"
         if names and name not in names:
             continue

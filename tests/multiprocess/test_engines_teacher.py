@@ -62,6 +62,27 @@ def test_files_that_do_not_make_a_teacher_are_refused_by_name_on_every_rank(on_2
     assert all(name in said[0] for name in names), said[0]
 
 
+def test_every_placement_shows_the_teacher_that_transformers_loads_and_the_copied_student_agrees(on_2_folders):
+    for rank in on_2_folders("folders.found"):
+        assert len(rank) == 2 * 11 * 2  # families, folders, placements
+        for place, seen in rank.items():
+            assert seen["logits"] < 1e-5 and seen["factors"] < 1e-4, place
+            assert seen["agreement"] == 1.0, place
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("a tied head differs", ["lm_head.weight", "model.shared.weight", "tie_word_embeddings"]),
+        ("a pickled layer too many", ["no part of it", "model.decoder.layers.4."]),
+    ],
+)
+def test_a_folder_is_refused_in_every_placement_with_the_same_words(on_2_folders, what, names):
+    said = {words for rank in on_2_folders("folders.refused") for (case, _), words in rank.items() if case == what}
+    assert len(said) == 1
+    assert [name for name in names if name not in "".join(said)] == [], said
+
+
 @pytest.mark.parametrize(
     ("how", "begins", "names"),
     [

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import teacher_folders
 import torch
 from torch import Tensor
 
 from distill_engine.models.bart_family import FAMILIES
+from distill_engine.models.loading import Checkpoint
+from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
 from distill_engine.values import IGNORED_LABEL, AttentionKind, Batch, Features, QueryKey, Stack
 
 PAD, START, END = 0, 1, 2
@@ -122,3 +126,29 @@ def tiny() -> SimpleNamespace:
 def family(request) -> str:
     """Both families."""
     return request.param
+
+
+@pytest.fixture
+def folders(tmp_path, tiny):
+    """Makes teacher folders and students from them: teacher 2 + 4 layers, student 1 + 2."""
+
+    def teacher(family: str, **config) -> Path:
+        folder = tmp_path / f"teacher-{len(list(tmp_path.iterdir()))}"
+        tiny.model(family, **({"decoder_layers": 4} | config)).save_pretrained(folder)
+        return folder
+
+    def student(family: str, folder: Path | Checkpoint, maps=((1,), (0, 2)), norms=True, seed=0, **sizes):
+        files = folder if isinstance(folder, Checkpoint) else Checkpoint(folder)
+        own = StudentSizes(**({"encoder_layers": len(maps[0]), "decoder_layers": len(maps[1])} | sizes))
+        config = student_config(type(tiny.config(family)).from_pretrained(files.folder), own)
+        by_stack = dict(zip((Stack.ENCODER, Stack.DECODER), maps, strict=True))
+        return build_student(FAMILIES[family], config, TeacherLayers(files, by_stack, norms), seed)
+
+    return SimpleNamespace(
+        teacher=teacher,
+        student=student,
+        tensors=teacher_folders.tensors_of,
+        shards=teacher_folders.as_shards,
+        pickle=teacher_folders.as_pickle,
+        TIED=teacher_folders.TIED,
+    )

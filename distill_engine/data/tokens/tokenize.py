@@ -2,8 +2,9 @@
 
 Each entry of the history (a whole text or a whole label) is tokenised alone, and so is the delimiter; a context is
 entry, delimiter, entry, ... up to the turn's own text. Tokenising the joined string would give other ids. Special
-tokens are added by the layout alone: whatever a tokenizer would add by itself is off, and a special token that
-somebody typed, such as `</s>`, is ordinary text.
+tokens are added by the layout alone: whatever a tokenizer would add by itself is off, and a special token of the
+layout's kind (start, end, padding, unknown, mask) that somebody typed, such as `</s>`, is ordinary text. Other special
+tokens, such as markers of speakers, are there to be written in texts, and stay whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -100,7 +101,7 @@ class DialogueTokenizer:
         """
         _check_limit("context_tokens", context_tokens, layout.context_overhead)
         _check_limit("label_tokens", label_tokens, 0)
-        self._backend = _plain_text_backend(_fast_backend(tokenizer, type(tokenizer).__name__))
+        self._backend = _plain_text_backend(_fast_backend(tokenizer, type(tokenizer).__name__), markers(tokenizer))
         self._layout = layout
         self._limits = TokenLimits(context_tokens, label_tokens)
         self._delimiter_ids = self.encode([delimiter])[0]
@@ -207,6 +208,18 @@ def _check_limit(name: str, value: int, overhead: int) -> None:
         )
 
 
+def markers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The special tokens that have no role of their own (start, end, padding, unknown, mask, ...), with their ids: what
+    was added as `additional_special_tokens` (`extra_special_tokens`) and the like, and stays one token in a text.
+
+    Raises DataError when the tokenizer is not a fast one.
+    """
+    backend = _fast_backend(tokenizer, type(tokenizer).__name__)
+    roles = {str(getattr(tokenizer, role)) for role in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+    added = backend.get_added_tokens_decoder()
+    return {token.content: number for number, token in added.items() if token.special and token.content not in roles}
+
+
 def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -217,9 +230,13 @@ def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str) -> Tokenizer:
     return backend
 
 
-def _plain_text_backend(backend: Tokenizer) -> Tokenizer:
-    """A copy that cuts nothing, pads nothing and reads special tokens in text as the characters they are."""
-    copy = Tokenizer.from_str(backend.to_str())
+def _plain_text_backend(backend: Tokenizer, whole: Collection[str]) -> Tokenizer:
+    """A copy that cuts nothing, pads nothing and reads special tokens in text, but those of `whole`, as the characters
+    they are."""
+    pipeline = json.loads(backend.to_str())
+    for token in pipeline["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in whole
+    copy = Tokenizer.from_str(json.dumps(pipeline))
     copy.no_truncation()
     copy.no_padding()
     copy.encode_special_tokens = True

@@ -33,7 +33,7 @@ from distill_engine.interop.parlai.weights import (
     position_rows_removed,
     their_name,
 )
-from distill_engine.student.weights import WeightFiles
+from distill_engine.models.loading import Checkpoint
 
 _AGENTS: dict[str, Agent] = {"blenderbot": "generator", "bart": "bart"}
 
@@ -70,7 +70,7 @@ def export_parlai(student: Path, target: Path, options: Mapping[str, Any] | None
     config, tokenizer = _load(student)
     agent = _agent_of(config, student)
     dictionary = dictionary_of(tokenizer, config)
-    weights = WeightFiles(student)
+    weights = Checkpoint(student)
     state = _parlai_state(weights, config, dictionary.order)
     _check_bias(weights, student)
     opt = _options(config, agent, tokenizer, dictionary, _generation(student), state[EMBEDDING].dtype)
@@ -136,7 +136,7 @@ def _agent_of(config: PretrainedConfig, student: Path) -> Agent:
     return agent
 
 
-def _parlai_state(weights: WeightFiles, config: PretrainedConfig, order: list[int]) -> OrderedDict[str, Tensor]:
+def _parlai_state(weights: Checkpoint, config: PretrainedConfig, order: list[int]) -> OrderedDict[str, Tensor]:
     """The tensors by ParlAI's names, in ParlAI's order; the embedding's rows in the dictionary's."""
     embedding = weights.read(SHARED)
     moved = embedding if order == list(range(len(order))) else embedding[torch.tensor(order)]
@@ -151,8 +151,8 @@ def _parlai_state(weights: WeightFiles, config: PretrainedConfig, order: list[in
     return state
 
 
-def _check_bias(weights: WeightFiles, student: Path) -> None:
-    if weights.resolve(LOGITS_BIAS) is not None and bool(weights.read(LOGITS_BIAS).count_nonzero()):
+def _check_bias(weights: Checkpoint, student: Path) -> None:
+    if bool(weights.read(LOGITS_BIAS).count_nonzero()):
         raise ParlaiError(
             f"{student}: {LOGITS_BIAS} is not zero. ParlAI's output has no bias. Keep it as a Hugging Face folder."
         )
@@ -203,7 +203,7 @@ def _length(value: Any) -> int | None:
 
 
 def _verify(
-    model_file: Path, weights: WeightFiles, tokenizer: PreTrainedTokenizerBase, dictionary: ParlaiDictionary
+    model_file: Path, weights: Checkpoint, tokenizer: PreTrainedTokenizerBase, dictionary: ParlaiDictionary
 ) -> None:
     """Read the files as an import does, and compare with the student. Raises ParlaiError on any difference."""
     model = read_model(SourceFiles(model_file))

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from distill_engine.data.tokens.tokenize import markers
 from distill_engine.interop.parlai.dictionary import SPECIAL_COUNTS, SPECIAL_OPTIONS, WORD_LEVEL, escape, unescape
 from distill_engine.interop.parlai.options.errors import ParlaiError, shown
 from distill_engine.interop.parlai.tokenizer import PROVENANCE
@@ -79,7 +80,8 @@ def dictionary_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
     order = [*specials, *(row for row in range(config.vocab_size) if row not in specials)]
     names = [str(origin.get(option, default)) for option, default in SPECIAL_OPTIONS.items()]
     tokens = [*names, *_names(tokenizer, order[_SPECIALS:], set(names))]
-    atomic = [one["content"] for one in pipeline["added_tokens"] if not one["special"]]
+    whole = markers(tokenizer)
+    atomic = [one["content"] for one in pipeline["added_tokens"] if not one["special"] or one["content"] in whole]
     options: dict[str, Any] = dict(zip(SPECIAL_OPTIONS, names, strict=True))
     options["special_tok_lst"] = ",".join(atomic) or None
     if pipeline["model"]["type"] == "WordLevel" and origin.get("dict_tokenizer") in WORD_LEVEL:

@@ -27,6 +27,7 @@ from distill_engine.interop.parlai.weights import (
     position_rows_added,
     their_name,
 )
+from distill_engine.models.loading import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,8 @@ def _check_shapes(config: PretrainedConfig, state: dict[str, Tensor], model: Par
 
 
 def _verify(folder: Path, state: dict[str, Tensor]) -> None:
-    dtype = state[SHARED].dtype
-    loaded, info = AutoModelForSeq2SeqLM.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-    )
-    written = loaded.state_dict()
-    lost = [*info["missing_keys"], *info["unexpected_keys"]]
-    lost += [name for name, tensor in state.items() if not _same(tensor, written[name])]
+    written = Checkpoint(folder).load(state[SHARED].dtype).state_dict()
+    lost = [name for name, tensor in state.items() if not _same(tensor, written[name])]
     if lost:
         raise ParlaiError(f"{folder}: tensors differ after loading them with transformers: {shown(lost)}.")
 

@@ -168,6 +168,18 @@ def test_windows_are_smaller_where_examples_would_come_round_again(sizes, weight
     assert plan.fingerprint.endswith(f"/{window}")
 
 
+def test_rows_are_cut_where_one_more_would_pass_the_budget_and_all_they_cost_is_counted(mixture):
+    plan = plan_of([uneven(150, 0), uneven(70, 1)], mixture, budget=24)
+    contexts, labels = [4, 4, 4, 9, 30, 2, 7], [2, 2, 4, 3, 5, 1, 1]
+    cuts, positions = plan._filled(contexts, labels)
+    # 3 rows of 4 + 4 are the budget exactly; 9 + 3 would pass it; 30 + 5 alone passes it, and is one run all the same
+    assert cuts == [3, 4, 5]
+    runs = [range(0, 3), range(3, 4), range(4, 5), range(5, 7)]
+    cost = [len(run) * (max(contexts[i] for i in run) + max(labels[i] for i in run)) for run in runs]
+    assert cost == [24, 12, 35, 16] and positions == sum(cost)
+    assert plan._filled([30], [5]) == ([], 35)
+
+
 # -- the four tasks ----------------------------------------------------------------------------------------------
 
 

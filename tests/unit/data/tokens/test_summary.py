@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.tokens.summary import Lengths, summarise, uncut_lengths
-from distill_engine.data.tokens.tokenize import DialogueTokenizer
+from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[4]
 TASKDATA = ROOT / "tests" / "fixtures" / "taskdata" / "raw"
@@ -73,6 +74,23 @@ def test_the_command_shows_tasks_that_the_recipe_does_not_name(tmp_path):
     assert "context (64 tokens, 22 cut)" in done.stdout
     assert "45.0%" in done.stdout and "55.0%" in done.stdout  # equal weights: 9 / 4 turns to 11 / 4
     assert "above 64: cut" in done.stdout
+
+
+def test_the_command_counts_the_markers_of_a_tokenizer(tmp_path):
+    tokenizer = load_tokenizer(str(ROOT / "recipes" / "demo" / "tokenizer"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<you>", "<partner>"]})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    file = tmp_path / "talk.txt"
+    file.write_text("text:<you> hello <you>\tlabels:hi\ntext:a\tlabels:<you> b\tepisode_done:True\n" * 2)
+    task = {"name": "parlai_text", "label": "talk", "train": str(file), "valid": str(file)}
+    done = shown(
+        tmp_path, "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.tasks={json.dumps([task])}",
+        "--set", f"data.tokenizer={tmp_path / 'tokenizer'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("special token")]
+    assert [line.split(" (id")[0] for line in lines] == ["special token <you>", "special token <partner>"]
+    assert lines[0].endswith("kept whole, times in texts: talk 6") and lines[1].endswith("talk 0")
 
 
 def test_the_command_refuses_what_it_cannot_show(tmp_path):

@@ -94,6 +94,35 @@ def test_a_typed_special_token_is_plain_text(tokenizer, blenderbot_layout, text)
     assert END in tokenizer("</s>", add_special_tokens=False).input_ids  # the given tokenizer is as it was
 
 
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda t: t.add_special_tokens({"additional_special_tokens": ["<you>", "<partner>"]}),
+        lambda t: t.add_special_tokens({"extra_special_tokens": ["<you>", "<partner>"]}),
+        lambda t: t.add_tokens(["<you>", "<partner>"], special_tokens=True),
+        lambda t: t.add_tokens(["<you>", "<partner>"]),
+    ],
+    ids=["additional", "extra", "special", "plain"],
+)
+@pytest.mark.parametrize("saved", [False, True])
+def test_markers_stay_one_token_and_roles_stay_plain_text(tokenizer_folder, blenderbot_layout, tmp_path, add, saved):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    add(tokenizer)
+    if saved:
+        tokenizer.save_pretrained(tmp_path)
+        tokenizer = load_tokenizer(str(tmp_path))
+    you, partner = tokenizer.convert_tokens_to_ids(["<you>", "<partner>"])
+    encoder = DialogueTokenizer(tokenizer, blenderbot_layout, "<partner>", 50, 50)
+    ids = encoder.encode(["<you>hello <partner> a</s>"])[0]
+    assert (ids[0], ids.count(you), ids.count(partner), set(ids) & {0, 1, 2, 3}) == (you, 1, 1, set())
+    first, second = encoder.examples(Episode((Turn("<you> a", "b"), Turn("c", "d"))))
+    assert first.context_ids[0] == you and second.context_ids.tolist().count(partner) == 2  # the delimiter is one
+    assert tokenizer("<you>", add_special_tokens=False).input_ids == [you]  # the given tokenizer is as it was
+    assert tokenizer.backend_tokenizer.get_added_tokens_decoder()[END].special
+    other = DialogueTokenizer(load_tokenizer(str(tokenizer_folder)), blenderbot_layout, "<partner>", 50, 50)
+    assert other.identity != encoder.identity
+
+
 def test_end_tokens_truncation_and_padding_of_the_tokenizer_itself_are_off(tokenizer_folder, blenderbot_layout):
     from tokenizers.processors import TemplateProcessing
 

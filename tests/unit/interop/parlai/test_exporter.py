@@ -186,6 +186,18 @@ def test_word_splitters_go_back_as_they_came(student, tmp_path, kind):
     assert json.loads((tmp_path / "parlai" / "model.opt").read_text())["dict_tokenizer"] == kind
 
 
+def test_markers_are_found_in_texts_by_parlai_as_well(student, tmp_path):
+    tokenizer = blenderbot_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<you>"]})
+    folder = student("blenderbot", tokenizer)
+    export_parlai(folder, tmp_path / "parlai")
+    import_parlai(SourceFiles(tmp_path / "parlai" / "model"), tmp_path / "hf")
+    again = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    (marker,) = again("<you>", add_special_tokens=False).input_ids
+    assert again.convert_ids_to_tokens(marker) == "<you>"
+    assert "<you>" in json.loads((tmp_path / "parlai" / "model.opt").read_text())["special_tok_lst"].split(",")
+
+
 def words():
     backend = Tokenizer(WordLevel({name: n for n, name in enumerate(["<pad>", "<s>", "</s>", "<unk>"])}, "<unk>"))
     return PreTrainedTokenizerFast(tokenizer_object=backend, **BLENDERBOT)

@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from distill_engine.student import weights
-from distill_engine.student.weights import WeightFiles, WeightsError
+from distill_engine.models import weight_files
+from distill_engine.models.weight_files import WeightFiles, WeightsError
 
 LAYOUTS = ["one file", "shards", "pickle", "old pickle", "without prefix", "old pickle without prefix"]
 
@@ -35,16 +35,11 @@ def test_every_tensor_is_found_in_every_layout(family, folders, layout):
     assert len(expected) > 50
     lay_out(folders, folder, layout)
     files = WeightFiles(folder)
-    for name, tensor in expected.items():
+    cut = "without prefix" in layout
+    stored = {name.removeprefix("model.") if cut else name: tensor for name, tensor in expected.items()}
+    assert files.shapes == {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    for name, tensor in stored.items():
         assert torch.equal(files.read(name), tensor), name
-    for name in folders.TIED:  # saved once, under one of their names
-        assert torch.equal(files.read(name), expected["model.shared.weight"])
-
-
-def test_a_folder_that_only_stores_the_output_layer(folders, tmp_path):
-    folder = folders.teacher("bart")
-    folders.pickle(folder, rename=lambda name: "lm_head.weight" if name == "model.shared.weight" else name)
-    assert WeightFiles(folder).resolve("model.shared.weight") == "lm_head.weight"
 
 
 def test_safetensors_are_preferred(folders):
@@ -63,7 +58,7 @@ def test_a_pickle_is_opened_once_and_never_unpickles_classes(folders, monkeypatc
     folders.pickle(folder, old_format=True)
     calls = []
     real = torch.load
-    monkeypatch.setattr(weights.torch, "load", lambda *a, **k: calls.append(k["weights_only"]) or real(*a, **k))
+    monkeypatch.setattr(weight_files.torch, "load", lambda *a, **k: calls.append(k["weights_only"]) or real(*a, **k))
     files = WeightFiles(folder)
     for layer in range(4):
         files.read(f"model.decoder.layers.{layer}.fc1.weight")
@@ -96,7 +91,6 @@ def test_a_missing_tensor_is_named(folders):
     folder = folders.teacher("bart")
     with pytest.raises(WeightsError, match=r"no tensor named 'model\.encoder\.layers\.9\.fc1\.weight' among its \d+"):
         WeightFiles(folder).read("model.encoder.layers.9.fc1.weight")
-    assert WeightFiles(folder).resolve("nonsense") is None
 
 
 def test_a_missing_shard_is_named(folders):
@@ -111,14 +105,17 @@ def test_an_index_that_lies_is_found_out(folders):
     folder = folders.teacher("bart")
     where = folders.shards(folder, lambda name: "part.safetensors")
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": where | {"extra": "part.safetensors"}}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where | {"extra": "part.safetensors"}}))
     with pytest.raises(WeightsError, match=r"part\.safetensors does not hold 'extra'"):
-        WeightFiles(folder).read("extra")
+        WeightFiles(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": 3}', '{"metadata": {}, "weight_map": {"a": 3}}', '{"weight_map": {}}']
+)
 def test_a_broken_index(folders, text):
     folder = folders.teacher("bart")
+    folders.shards(folder, lambda name: "part.safetensors")
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(WeightsError, match="is no index of weight files"):
         WeightFiles(folder)
@@ -136,11 +133,48 @@ def test_a_file_cut_short(folders, layout, keep):
         WeightFiles(folder)
 
 
-def test_check_readable_finds_a_damaged_shard_that_no_student_needs(folders):
+def test_a_damaged_shard_that_no_student_needs_is_found(folders):
     folder = folders.teacher("bart")
     folders.shards(folder, lambda name: f"part-{'decoder' in name:d}.safetensors")
-    WeightFiles(folder).check_readable()
     shard = folder / "part-1.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=r"part-1\.safetensors cannot be read as safetensors"):
-        WeightFiles(folder).check_readable()
+        WeightFiles(folder)
+
+
+def test_two_shards_that_hold_the_same_tensor(folders):
+    folder = folders.teacher("bart")
+    folders.shards(folder, lambda name: f"part-{'decoder' in name:d}.safetensors")
+    for number in (0, 1):
+        file = folder / f"part-{number}.safetensors"
+        save_file(load_file(file) | {"final_logits_bias": torch.ones(1, 29)}, file)
+    with pytest.raises(WeightsError, match=r"part-0\.\w+ and part-1\.\w+ both hold 'final_logits_bias'"):
+        WeightFiles(folder)
+
+
+@pytest.mark.parametrize("named", ["gone.safetensors", "pytorch_model.bin", "../model.safetensors", "/x.safetensors"])
+def test_a_file_that_the_configuration_names_is_there(folders, named):
+    folder = folders.teacher("bart")
+    save_file(folders.tensors(folder), folder.parent / "model.safetensors")
+    with pytest.raises(WeightsError, match=rf"config\.json names '{named}' as its weights"):
+        WeightFiles(folder, named)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("adapter_config.json", "an adapter"), ("shard-00001-model-00001-of-00002.safetensors", "a distributed")],
+)
+def test_what_is_more_than_a_plain_model(folders, name, what):
+    folder = folders.teacher("bart")
+    (folder / name).write_text("{}")
+    with pytest.raises(WeightsError, match=rf"holds {name}: {what}"):
+        WeightFiles(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [({"model": {"a": torch.zeros(1)}, "epoch": 3}, "model"), ([1, 2], "list"), (3, "int")]
+)
+def test_a_pickle_of_something_else(tmp_path, content, said):
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=f"is no file of weights: '{said}' in it is no tensor"):
+        WeightFiles(tmp_path)
