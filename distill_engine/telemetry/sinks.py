@@ -120,11 +120,11 @@ class Persistent:
 
     def close(self, status: CloseStatus) -> None:
         """Tries what waits a last few times, closes the sink, and says what it lacks."""
-        tries = 1 if self._heals and status == "stopped" else LAST_TRIES  # a job that is being ended has no time
-        while (self._waiting or self._rewind is not None) and not self._deliver():
+        tries = LAST_TRIES
+        if self._heals and self._failing and status == "stopped":
+            tries = 0  # a job that is being ended has no time; its next start fills the gap
+        while tries and (self._waiting or self._rewind is not None) and not self._deliver():
             tries -= 1
-            if not tries:
-                break
             self._sleep(LAST_PAUSE_SECONDS)
         missing = [*self._dropped, *(record.step for record in self._waiting)]
         if missing and not self._heals:
