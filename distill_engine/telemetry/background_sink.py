@@ -32,7 +32,10 @@ class BackgroundSink:
             self._queue.put_nowait(record)
 
     def close(self, status: CloseStatus) -> None:
-        """Waits until everything is written, for a bounded time."""
+        """Waits until everything is written, for a bounded time. A run that finishes without a record of its own makes
+        the sink now, to fill the gaps of earlier starts."""
+        if self._thread is None and status != "finished":
+            return
         thread = self._start()
         with suppress(queue.Full):
             self._queue.put(status, timeout=self._close_seconds)
