@@ -73,8 +73,8 @@ class Rewindable(Protocol):
 
 class Persistent:
     """Hands everything to one sink, in order. What fails is kept and tried again at a later call, after a pause that
-    doubles; while the sink fails, a display hears nothing. The first failure, the end of it and what is lost are said
-    by `warn`, each once. No call raises.
+    doubles; a display that fails is given up. The first failure, its end and what is lost are said by `warn`, each once.
+    No call raises.
 
     heals  the sink itself fills the gaps of what was not kept (W&B from metrics.jsonl), so nothing is lost to it
     """
@@ -96,9 +96,12 @@ class Persistent:
         self._waiting: deque[Record] = deque()
         self._dropped: list[int] = []  # steps of records that will never be written
         self._failing, self._pause, self._next_try = "", FIRST_PAUSE_SECONDS, 0.0
+        self._gone = False
 
     def write(self, record: Record) -> None:
         """Writes the record, and before it what waits; or keeps it."""
+        if self._gone:
+            return
         self._waiting.append(record)
         self._deliver_when_due()
         while len(self._waiting) > self._keep:
@@ -113,13 +116,13 @@ class Persistent:
     def show(self, call: Callable[[Display], None]) -> None:
         """Calls the sink if it is a display that works."""
         sink = self._sink
-        if not isinstance(sink, Display) or not self._due() or (self._waiting and not self._deliver()):
-            return
-        if self._try(lambda: call(sink)):
-            self._works_again()
+        if isinstance(sink, Display) and not self._gone:
+            self._try(lambda: call(sink))
 
     def close(self, status: CloseStatus) -> None:
         """Tries what waits a last few times, closes the sink, and says what it lacks."""
+        if self._gone:
+            return
         tries = LAST_TRIES
         if self._heals and self._failing and status == "stopped":
             tries = 0  # a job that is being ended has no time; its next start fills the gap
@@ -173,6 +176,9 @@ class Persistent:
             call()
         except Exception as error:
             before, self._failing = self._failing, f"{type(error).__name__}: {error}"
+            if isinstance(self._sink, Display):
+                self._give_up()
+                return False
             self._next_try = self._clock() + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
             if not before:
@@ -181,6 +187,14 @@ class Persistent:
                 )
             return False
         return True
+
+    def _give_up(self) -> None:
+        """Nobody watches any more, and what is shown late is of no use."""
+        self._gone = True
+        self._waiting.clear()
+        with suppress(Exception):
+            self._sink.close("failed")
+        self._say(f"{self._name} failed and gets no more records of this run: {self._failing}. Training goes on.")
 
     def _works_again(self, recovered: int = 0) -> None:
         if self._failing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from distill_engine.telemetry.sinks import Record
 
 SAMPLES_TABLE = "valid/samples"
 _HEADER, _BLOCK, _PREFIX = 7, 32768, 7
+_SETTLE_SECONDS = 3.0
 _MARK = "uploaded.txt"
 _WHOLE, _LAST = 1, 4  # kinds of pieces that end a record
 Identity = tuple[int, frozenset[str]]  # step and names: what tells one row of a run from another
@@ -49,6 +51,14 @@ def lacking_rows(history: Sequence[Record], run_folder: Path, run_id: str, serve
     rows = [record for record in history if is_row(record)]
     there = rows_there(run_folder, run_id, server) if rows else set()
     return [record for record in rows if identity(record) not in there]
+
+
+def lacking_on_disk(history: Sequence[Record], run_folder: Path, run_id: str) -> list[Record]:
+    """Without a server. A service that ends may still be writing, so it is given a moment if something is lacking."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while (lacking := lacking_rows(history, run_folder, run_id, None)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return lacking
 
 
 def identity(record: Record) -> Identity:

@@ -14,7 +14,15 @@ from types import ModuleType
 from typing import Any, Literal
 
 from distill_engine.telemetry.sinks import CloseStatus, Record
-from distill_engine.telemetry.wandb_log import SAMPLES_TABLE, Server, before, is_row, lacking_rows, mark_as_uploaded
+from distill_engine.telemetry.wandb_log import (
+    SAMPLES_TABLE,
+    Server,
+    before,
+    is_row,
+    lacking_on_disk,
+    lacking_rows,
+    mark_as_uploaded,
+)
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -146,14 +154,14 @@ class WandbSink:
             try:
                 if self._behind and status != "stopped":  # no time to begin anew: the next start will
                     self._catch_up(self._running(), self._history())
-                if self._run is None or not self._finish(status) or not (self._offline and self._lacking()):
+                if self._run is None or not self._finish(status) or not (self._offline and self._lacking_on_disk()):
                     break
                 problem = "its log on disk is not complete"
             except Exception as error:
                 problem = _reason(error)
                 self._abandon()
             self._behind = True
-        if self._behind and (lacking := len(self._lacking())):
+        if self._behind and (lacking := len(self._lacking_on_disk())):
             self._say(f"W&B lacks {lacking} records ({problem}). To pass them on: {self._how_to_catch_up()}")
 
     # ---- the service ---------------------------------------------------------------------------------------------
@@ -193,9 +201,8 @@ class WandbSink:
             steps = f"{lacking[0].step} to {lacking[-1].step}"
             self._say(f"W&B lacked {len(lacking)} records of steps {steps}: given from metrics.jsonl")
 
-    def _lacking(self) -> list[Record]:
-        """Of what lies on disk."""
-        return lacking_rows(self._history(), self._folder, str(self.run_id), None)
+    def _lacking_on_disk(self) -> list[Record]:
+        return lacking_on_disk(self._history(), self._folder, str(self.run_id))
 
     def _how_to_catch_up(self) -> str:
         return f"distill wandb-sync {shlex.quote(str(self._folder))}"

@@ -83,7 +83,8 @@ def test_the_network_decides_between_placements_at_scale(job):
     waiting = "waiting for the teacher's weights"
     spread, within, copied = (make_plan(placed(job, p, nodes=64), GPU) for p in ("zero3", "node", "replica"))
     assert spread.times[waiting] > 0 and within.times[waiting] == copied.times[waiting] == 0
-    assert spread.seconds > within.seconds == copied.seconds
+    hooks = within.times["waiting for ZeRO-3's hooks"]
+    assert spread.seconds > within.seconds == pytest.approx(copied.seconds + hooks)
 
 
 def test_offloading_the_optimizer_moves_it_to_the_host(job):

@@ -89,21 +89,36 @@ def hasty(monkeypatch):
     monkeypatch.setattr("distill_engine.telemetry.sinks.LAST_PAUSE_SECONDS", 0.0)
 
 
-def test_a_sink_that_fails_for_ever_is_reported_and_does_not_stop_the_others(hasty):
+def test_a_failing_display_is_closed_reported_once_and_dropped():
     warnings, broken, keeper = [], Broken(), Keeper()
     group = SinkGroup([broken, keeper], warnings.append)
     for _ in range(3):
         group.write(RECORD)
     assert keeper.records == [RECORD] * 3
+    assert broken.closed == ["failed"]
     assert warnings == [
-        "Broken failed: OSError: [Errno 28] No space left on device. Its records are kept and tried again; "
+        "Broken failed and gets no more records of this run: OSError: [Errno 28] No space left on device. "
+        "Training goes on."
+    ]
+    group.close("finished")
+    assert (keeper.closed, broken.closed) == (["finished"], ["failed"])
+
+
+def test_a_sink_that_fails_for_ever_is_reported_and_does_not_stop_the_others(hasty):
+    warnings, away, keeper = [], Away(), Keeper()
+    away.away = True
+    group = SinkGroup([away, keeper], warnings.append)
+    for _ in range(3):
+        group.write(RECORD)
+    assert keeper.records == [RECORD] * 3
+    assert warnings == [
+        "Away failed: OSError: [Errno 28] No space left on device. Its records are kept and tried again; "
         "training goes on."
     ]
     group.close("finished")
-    assert (keeper.closed, broken.closed) == (["finished"], ["finished"])
+    assert (keeper.closed, away.closed) == (["finished"], ["finished"])
     assert warnings[1:] == [
-        "Broken gave up (OSError: [Errno 28] No space left on device): 3 records (step 3) missing there.",
-        "Broken could not be closed: OSError: again.",
+        "Away gave up (OSError: [Errno 28] No space left on device): 3 records (step 3) missing there."
     ]
 
 

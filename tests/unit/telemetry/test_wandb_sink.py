@@ -246,8 +246,10 @@ for line in sys.stdin:
         os.kill(service, signal.SIGTERM)
         while os.waitid(os.P_PID, service, os.WEXITED | os.WNOWAIT) is None:
             pass
-    if word == "wait":
-        kept._next_try = 0.0  # the pause is over
+    if word == "wait":  # until the pause is over: W&B names a start by its second
+        kept._next_try, now = 0.0, int(time.time())
+        while int(time.time()) == now:
+            time.sleep(0.01)
     if word == "end":
         kept.close(step)
         break
