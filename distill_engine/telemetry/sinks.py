@@ -73,7 +73,7 @@ class Rewindable(Protocol):
 
 class Persistent:
     """Hands everything to one sink, in order. What fails is kept and tried again at a later call, after a pause that
-    doubles; a display that fails is given up. The first failure, its end and what is lost are said by `warn`, each once.
+    doubles; a display that fails is given up. The first failure, its end and what is lost are said by `warn`, once.
     No call raises.
 
     heals  the sink itself fills the gaps of what was not kept (W&B from metrics.jsonl), so nothing is lost to it
