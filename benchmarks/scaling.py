@@ -90,10 +90,13 @@ def job_of(preset: Preset) -> Job:
 
 
 def modelled() -> list[dict[str, Any]]:
-    """A row for every placement and number of GPUs: weak scaling, the recipe's examples on every GPU."""
-    alone = plan_of(PLACEMENTS[0], 1).tokens_per_second
+    """A row for every placement and number of GPUs: weak scaling, the recipe's examples on every GPU.
+
+    Efficiency is against one GPU with the same placement; host memory's against ZeRO-3, which it is.
+    """
+    alone = {one: plan_of("zero3" if one == "offload" else one, 1).tokens_per_second for one in PLACEMENTS}
     plans = [(placement, count, plan_of(placement, count)) for placement in PLACEMENTS for count in COUNTS]
-    return [_row(placement, count, made, made.tokens_per_second / count / alone) for placement, count, made in plans]
+    return [_row(one, count, made, made.tokens_per_second / count / alone[one]) for one, count, made in plans]
 
 
 def plan_of(placement: str, count: int) -> Plan:
@@ -134,8 +137,8 @@ def page(result: dict[str, Any]) -> str:
             f"## Modelled: {result['recipe']} on {GPU}, {PER_NODE} GPUs a node",
             "",
             "Nothing here is measured. `python -m launcher plan` makes the same estimates; examples per GPU stay as "
-            "in the recipe (weak scaling). Efficiency: tokens per second and GPU, against one GPU that holds the "
-            "teacher itself.",
+            "in the recipe (weak scaling). Efficiency: tokens per second and GPU, against one GPU with the "
+            "same placement (offload: against zero3).",
             "",
             "![efficiency and bytes between nodes](scaling.svg)",
             "",

@@ -13,6 +13,7 @@ from launcher.attempts import newest_step
 from launcher.submission import JOB_FILE
 
 LOCK_FILE = ".lock"  # of distill_engine.setup.run_folder, which a login node without torch cannot import
+_GAP = "run/missing_records"  # as distill_engine/telemetry/sinks.py writes it
 _TAIL_BYTES = 4_000_000  # the newest records; a run of weeks writes more than anybody wants to read
 
 
@@ -25,6 +26,7 @@ class RunState:
     best             best value of the validation metric so far, with its step; None before the first validation
     checkpoint       step of the newest complete checkpoint, -1 if there is none
     seconds_per_step over the last records, None while unknown
+    missing          records that metrics.jsonl lacks, in words; empty if none
     """
 
     step: int
@@ -33,11 +35,13 @@ class RunState:
     best: tuple[float, int] | None
     checkpoint: int
     seconds_per_step: float | None
+    missing: str = ""
 
 
 def read_run(folder: Path, metric: str = "ppl", direction: str = "min") -> RunState:
     """Raises OSError when the folder is not there."""
     folder.stat()
+    checkpoint = newest_step(folder)  # before the records: a step is recorded before it is saved
     records = list(_records(folder / "metrics.jsonl"))
     trained = [(int(one["step"]), float(one["seconds"])) for one in records if one["kind"] == "train"]
     values = [
@@ -50,7 +54,15 @@ def read_run(folder: Path, metric: str = "ppl", direction: str = "min") -> RunSt
     if finite:
         best = min(finite, key=lambda one: (one[0] if direction == "min" else -one[0], one[1]))
     step, seconds = max(trained, default=(-1, 0.0))
-    return RunState(step, seconds, metric, best, newest_step(folder), _pace(trained))
+    return RunState(step, seconds, metric, best, checkpoint, _pace(trained), _missing(records, step, checkpoint))
+
+
+def _missing(records: list[dict[str, Any]], step: int, checkpoint: int) -> str:
+    """Every checkpoint's step has its record; gaps before the end are events that say how many are missing."""
+    lost = sum(int(float(one["values"].get(_GAP, 0))) for one in records)
+    gaps = [f"{lost} in between"] if lost else []
+    late = [f"those of steps {max(step, 0) + 1} to {checkpoint}"] if checkpoint > max(step, 0) else []
+    return " and ".join(gaps + late)
 
 
 def job_of(folder: Path) -> str:

@@ -14,10 +14,12 @@ from launcher.loss_memory import attentions, compared_tokens
 from launcher.memory_model import host_memory, memory
 from launcher.shapes import ModelShape
 from launcher.traffic import (
+    HOOK_SECONDS,
     HOP_BETWEEN,
     HOP_WITHIN,
     LINK_EFFICIENCY,
     Traffic,
+    hook_seconds,
     overlaps,
     seconds,
     traffic,
@@ -94,8 +96,10 @@ def assumptions(gpu: Gpu) -> dict[str, str]:
         "and trees for all-reduce",
         "overlap": "the teacher's gathering beside its own arithmetic, the reduction of gradients beside the backward "
         "pass; nothing else",
+        "ZeRO-3's hooks": f"{HOOK_SECONDS * 1e3:g} ms of the host for each layer of a teacher pass, beside gathering "
+        "and arithmetic (benchmarks/hooks.py; a faster host needs less)",
         "sequences": "every example is as long as data.context_tokens and data.label_tokens",
-        "left out": "kernel launches and Python, data loading, validation, checkpoints, stragglers",
+        "left out": "kernel launches and other Python, data loading, validation, checkpoints, stragglers",
     }
 
 
@@ -113,6 +117,7 @@ def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
     return {
         "teacher": teaching,
         "waiting for the teacher's weights": max(0.0, gathering - teaching),
+        "waiting for ZeRO-3's hooks": max(0.0, hook_seconds(job) - max(gathering, teaching)),
         "student forward": forward,
         "losses": comparing,
         "student backward": backward,

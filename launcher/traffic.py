@@ -18,6 +18,8 @@ LINK_EFFICIENCY = 0.75
 HOP_WITHIN, HOP_BETWEEN = 3.4e-6, 10e-6
 _BUCKET = 500_000_000  # DeepSpeed's default of both bucket sizes, in elements
 _MODULES_BESIDE_LAYERS = 4  # two embeddings, positions, output
+# Of the host's Python around one module that ZeRO-3 gathers: benchmarks/hooks.py, on the CPU that its result names.
+HOOK_SECONDS = 2.0e-3
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,20 @@ def _teacher(job: Job) -> Traffic:
         return Traffic(0.0, 0.0)
     whole = float(job.teacher.parameters * job.word * job.teacher_passes)
     host = whole / job.ranks if job.placement == "offload" else 0.0
-    gathers = job.teacher.encoder_layers + job.teacher.decoder_layers + _MODULES_BESIDE_LAYERS
-    return _ring(whole, job.sharers, job, host, gathers * job.teacher_passes)
+    return _ring(whole, job.sharers, job, host, _gathered_modules(job) * job.teacher_passes)
+
+
+def _gathered_modules(job: Job) -> int:
+    """Of a teacher pass under ZeRO-3: whole layers (the DeepSpeed JSON's leaf modules) and what stands beside them."""
+    assert job.teacher is not None
+    return job.teacher.encoder_layers + job.teacher.decoder_layers + _MODULES_BESIDE_LAYERS
+
+
+def hook_seconds(job: Job) -> float:
+    """Of the host in DeepSpeed's hooks of the teacher's passes of an optimizer step; a copy has none."""
+    if job.teacher is None or job.placement == "replica":
+        return 0.0
+    return _gathered_modules(job) * job.teacher_passes * HOOK_SECONDS
 
 
 def _ring(whole: float, members: int, job: Job, host: float, collectives: int) -> Traffic:

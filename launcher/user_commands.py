@@ -138,6 +138,8 @@ def _progress(state: RunState, recipe: Recipe | None) -> list[tuple[str, str]]:
         ("checkpoint", "-" if state.checkpoint < 0 else f"step {state.checkpoint}"),
         ("time per step", pace),
     ]
+    if state.missing:
+        rows.append(("records missing", f"{state.missing} (in metrics.jsonl: the disk was full, perhaps)"))
     if limit and state.seconds_per_step is not None:
         left = max(0, limit - state.step) * state.seconds_per_step
         rows.append(("time left", f"{left / 3600:.1f} h" if left >= 3600 else f"{left / 60:.1f} min"))

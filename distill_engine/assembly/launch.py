@@ -39,10 +39,11 @@ from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared, prepare
 from distill_engine.setup.run_folder import RunFolderError, RunLock, check_run_folder
-from distill_engine.telemetry.jsonl import JsonlSink
+from distill_engine.telemetry.background_sink import BackgroundSink
+from distill_engine.telemetry.jsonl import JsonlSink, read_history
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
-from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.telemetry.sinks import Sink, SinkGroup
 from distill_engine.telemetry.time_limit import TimeLimit
 from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
 from distill_engine.train.progress import EndReason
@@ -240,8 +241,8 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
         return SinkGroup([], _LOG.warning)
     display = ProgressSink(recipe.name, total_steps=recipe.stop.max_steps, metric=recipe.validation.metric)
     display.phase("starting")
-    StoredRunId(folder).restore()
     wandb = recipe.logging.wandb
+    StoredRunId(folder).restore(wandb.mode)
     options = WandbOptions(wandb.project, wandb.entity, wandb.group, tuple(wandb.tags), wandb.mode)
     config = {
         "recipe": recipe.model_dump(mode="json"),
@@ -249,11 +250,17 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
         "world_size": ranks.world_size,
         "machine": machine_record(),
     }
+    file = folder / "metrics.jsonl"
+
+    def dashboard() -> Sink:
+        say = display.message
+        return WandbSink(folder, recipe.name, options, config, say, history=lambda: read_history(file))
+
     return SinkGroup(
         [
-            JsonlSink(folder / "metrics.jsonl"),
+            JsonlSink(file),
             display,
-            WandbSink(folder, recipe.name, options, config, say=display.message),
+            BackgroundSink(dashboard, display.message),
             TimeLimit(folder, os.environ, display.message),
         ],
         warn=display.message,

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import sacrebleu
-
 _NO_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _REPETITION_ORDER = 3  # words: the length that BlenderBot's own beam search blocks, in tokens
@@ -46,6 +44,8 @@ def bleu(replies: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """sacrebleu's corpus BLEU-4 with its defaults (13a tokens, case kept, exponential smoothing), 0 to 100."""
     if not replies:
         return 0.0
+    import sacrebleu  # here: training reads this file too, and never asks for BLEU
+
     most = max(len(one) for one in golds)
     # None stands for "no further answer", which sacrebleu's own types do not mention
     columns: Any = [[one[index] if index < len(one) else None for one in golds] for index in range(most)]
@@ -54,6 +54,8 @@ def bleu(replies: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
 
 def bleu_signature() -> str:
     """sacrebleu's own short name of how `bleu` is computed, with its version."""
+    import sacrebleu
+
     metric = sacrebleu.BLEU()
     metric.corpus_score(["a b c d"], [["a b c d"]])
     return str(metric.get_signature().format(short=True))

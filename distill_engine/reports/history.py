@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.run_folder import LOCK_FILE
 from distill_engine.telemetry.jsonl import read_history
 from distill_engine.telemetry.metrics import UnknownMetricError, describe
-from distill_engine.telemetry.sinks import Record
+from distill_engine.telemetry.sinks import GAP, Record
 
 METRICS_FILE = "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"
+_CHECKPOINT = re.compile(r"step-(\d{8,})(?:\.\d+)?")
 
 
 class RunHistoryError(ValueError):
@@ -33,6 +35,7 @@ class RunHistory:
     recipe_text: str
     records: list[Record]
     running: bool
+    checkpoint: int = -1  # step of the newest complete one
 
     @property
     def name(self) -> str:
@@ -65,6 +68,14 @@ class RunHistory:
         if self.running:
             return "training"
         return "finished" if self.max_steps is not None and self.step >= self.max_steps else "stopped"
+
+    @property
+    def missing(self) -> str:
+        """Which records metrics.jsonl lacks, in words; empty if none. Every checkpoint's step has its record."""
+        lost = sum(int(record.values.get(GAP, 0)) for record in self.records)
+        recorded = max((record.step for record in self.records if record.kind == "train"), default=0)
+        late = f"those of steps {recorded + 1} to {self.checkpoint}" if self.checkpoint > recorded else ""
+        return " and ".join([f"{lost} in between"] * bool(lost) + [late] * bool(late))
 
     def names(self) -> list[str]:
         """Every registered metric with a value, in order of first appearance."""
@@ -100,8 +111,14 @@ def read_run(folder: Path) -> RunHistory:
         recipe = load_recipe(recipe_file) if text else None
     except RecipeError:  # of another version: what it says can still be shown, and the records stand for themselves
         recipe = None
-    running = is_running(folder)  # before the records: a run that ends in between has written its last one
-    return RunHistory(folder, recipe, text, read_history(file), running)
+    # before the records: a run that ends in between has written its last one, and a step is recorded before it is saved
+    running, checkpoint = is_running(folder), _newest_checkpoint(folder)
+    return RunHistory(folder, recipe, text, read_history(file), running, checkpoint)
+
+
+def _newest_checkpoint(folder: Path) -> int:
+    names = (path.name for path in (folder / "checkpoints").glob("step-*"))
+    return max((int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=-1)
 
 
 def is_running(folder: Path) -> bool:

@@ -34,6 +34,9 @@ def watch_view(history: RunHistory, spinner: Spinner, height: int) -> Renderable
     parts: list[RenderableType] = [picture(state, history.seconds, spinner, height)]
     shown = [term for term in terms() if f"train/term/{term}/raw" in state.train]
     room = height - _PICTURE_LINES - len(shown) - _FRAME_LINES
+    if history.missing:
+        room -= 1
+        parts.append(Text(f"records missing in metrics.jsonl: {history.missing}", style="yellow"))
     names = trend_names(history)[: max(0, room)]
     if names:
         parts.append(_trends(history, names))

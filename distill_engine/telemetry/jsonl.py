@@ -10,29 +10,42 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
 from distill_engine.telemetry.sinks import CloseStatus, Record, RecordKind
 
+_BLOCK = 65536
+
 
 class JsonlSink:
-    """Appends every record to a file, each flushed to the operating system before the call returns.
+    """Appends every record to a file, each handed to the operating system as a whole line before the call returns.
 
-    Lines survive SIGKILL of the process. What a killed process left half-written is cut off on opening.
-    Raises OSError when the file cannot be written.
+    Lines survive SIGKILL of the process. What a killed process or a full disk left half-written is cut off.
+    Raises OSError when the file cannot be written; it then ends with the last whole line, and the same record can be
+    written again.
     """
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_half_line(self._path)
-        self._file = self._path.open("ab")
+        self._handle: int | None = _open(self._path)
 
     def write(self, record: Record) -> None:
-        """Appends one line."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Appends one line, or nothing."""
+        if self._handle is None:  # after an error: the file may have been moved, or its server been away
+            self._handle = _open(self._path)
+        whole = os.fstat(self._handle).st_size
+        try:
+            _write_all(self._handle, _line(record))
+        except OSError:
+            handle, self._handle = self._handle, None
+            with suppress(OSError):  # where even that fails, the next `_open` cuts it
+                os.ftruncate(handle, whole)
+            with suppress(OSError):
+                os.close(handle)
+            raise
 
     def rewind(self, step: int) -> None:
         """Forgets what came after `step`, for a run that goes on from its checkpoint at `step`.
@@ -40,20 +53,34 @@ class JsonlSink:
         Lines of later steps, and lines that cannot be read, are left out of a new file that replaces the old
         one in one move; a crash leaves either the old or the new file.
         """
-        kept = [_line(record) for record in read_history(self._path) if record.step <= step]
-        _replace(self._path, b"".join(kept))
-        self._file.close()
-        self._file = self._path.open("ab")
+        content = self._path.read_bytes()
+        kept = b"".join(_line(record) for record in _records(content) if record.step <= step)
+        if kept == content:
+            return
+        _replace(self._path, kept)
+        before, self._handle = self._handle, None
+        if before is not None:
+            os.close(before)
+        self._handle = _open(self._path)
 
     def close(self, status: CloseStatus) -> None:  # noqa: ARG002 - see the docstring
         """Makes sure that the lines are on disk. How a process ended is no part of a run's history."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        if self._handle is None:
+            return
+        handle, self._handle = self._handle, None
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def read_history(path: Path | str) -> list[Record]:
     """The records of a `metrics.jsonl`, in order; lines that are damaged or half-written are passed over."""
-    records = (_record(line) for line in Path(path).read_bytes().splitlines())
+    return _records(Path(path).read_bytes())
+
+
+def _records(content: bytes) -> list[Record]:
+    records = (_record(line) for line in content.splitlines())
     return [record for record in records if record is not None]
 
 
@@ -93,14 +120,35 @@ def _number(value: float | str) -> float:
     return float(value) if isinstance(value, str) else value
 
 
-def _cut_half_line(path: Path) -> None:
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
+def _open(path: Path) -> int:
+    """For appending, without a buffer: after an error nothing of ours must reach the file later."""
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _cut_half_line(handle)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _cut_half_line(handle: int) -> None:
+    """Looks at the end only: the file may be large."""
+    size = end = os.fstat(handle).st_size
+    while end:
+        start = max(0, end - _BLOCK)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(handle, end)
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    """A disk that becomes full takes a part first, and refuses the rest."""
+    while content:
+        content = content[os.write(handle, content) :]
 
 
 def _replace(path: Path, content: bytes) -> None:

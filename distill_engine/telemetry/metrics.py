@@ -139,6 +139,10 @@ REGISTRY: tuple[Metric, ...] = (
         ("memory/host_gib", "GiB", "lower", "Resident host memory of one rank's process."),
     ),
     *_section(
+        "Records",
+        ("run/missing_records", "", "lower", "Records lost here because a sink failed for too long."),
+    ),
+    *_section(
         "Validation",
         ("valid/ppl", "", "lower", f"Perplexity per task, averaged over tasks (as ParlAI reports it){_OR_MICRO}."),
         ("valid/ppl_micro", "", "lower", "Perplexity over the label tokens of all tasks together."),

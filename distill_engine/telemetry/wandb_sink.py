@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from distill_engine.telemetry.sinks import CloseStatus, Record
+from distill_engine.telemetry.wandb_log import (
+    SAMPLES_TABLE,
+    Server,
+    before,
+    is_row,
+    lacking_on_disk,
+    lacking_rows,
+    mark_as_uploaded,
+)
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 RUN_ID_FILE = "wandb_run_id"
-SAMPLES_TABLE = "valid/samples"
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,16 @@ class StoredRunId:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to do: a run that is being resumed has started its sink already, see `restore`."""
 
-    def restore(self) -> None:
-        """Write the id of the newest checkpoint back if its file is gone; to be called before the sink is built."""
-        if _stored_id(self._folder) is not None:
-            return
+    def restore(self, mode: WandbMode) -> None:
+        """Write the id of the newest checkpoint back if its file is gone, or a new one where there is none and W&B is
+        wanted; to be called before anything is saved."""
+        if _stored_id(self._folder) is None:
+            self._restore()
+        if _stored_id(self._folder) is None and _asked_mode(mode) != "disabled":
+            with suppress(OSError):  # said by the sink, which meets it too
+                _store_id(self._folder, secrets.token_hex(4))
+
+    def _restore(self) -> None:
         for file in sorted(self._folder.glob("checkpoints/step-*/wandb/state.json"), reverse=True):
             try:
                 run_id = json.loads(file.read_text(encoding="utf-8"))["run_id"]
@@ -66,6 +82,9 @@ class WandbSink:
     upload it. A restart repeats the records since its checkpoint; they carry the same steps and values as
     before, so charts over `step` do not change.
 
+    Before its first record, and whenever W&B's service has died and is started again, it gives W&B what that lacks of
+    `history`, the records so far: a kill of the job takes the service along with what it had not passed on.
+
     The key is left to wandb (WANDB_API_KEY, netrc, `wandb login`); it is not read, stored or passed on here.
     """
 
@@ -77,6 +96,7 @@ class WandbSink:
         config: Mapping[str, Any],
         say: Callable[[str], None],
         *,
+        history: Callable[[], list[Record]] = list,
         run_id: str | None = None,
         init_timeout_seconds: float = 20.0,
         finish_timeout_seconds: float = 60.0,
@@ -85,42 +105,109 @@ class WandbSink:
         self._say = say
         self._init_timeout = init_timeout_seconds
         self._finish_timeout = finish_timeout_seconds
+        self._history = history
         self._run: Any = None
+        self._offline, self._behind = False, True
+        self._mode = _asked_mode(options.mode)
         self.run_id: str | None = None
-        mode = _asked_mode(options.mode)
-        if mode == "disabled":
+        self.works = False
+        self.caught_up = 0  # records that W&B lacked and was given
+        if self._mode == "disabled":
             return
         try:
             self.run_id = run_id or _stored_id(self._folder) or secrets.token_hex(4)
             _store_id(self._folder, self.run_id)
-            self._run = self._start(mode, self._arguments(name, options, config))
+            self._arguments = self._start_arguments(name, options, config)
+            self._run = self._start(self._mode, self._arguments)
+            self.works = True
         except Exception as error:
-            say(f"W&B: not available, this run is not logged there ({_reason(error)}). metrics.jsonl has everything.")
+            say(
+                f"W&B: not available, this run is not logged there ({_reason(error)}). metrics.jsonl has everything; "
+                f"to pass it on later: {self._how_to_catch_up()}"
+            )
 
     def write(self, record: Record) -> None:
-        """Logs the values over `step`, and rows as a table. A record without either is passed over."""
-        if self._run is None or not (record.values or record.rows):
+        """Logs the values over `step`, and rows as a table. A record without either is passed over.
+
+        Raises what W&B raises; the next call then begins with a new service.
+        """
+        if not self.works or not is_row(record):
             return
-        content: dict[str, Any] = {"step": record.step, **record.values}
-        if record.rows:
-            columns = list(record.rows[0])
-            content[SAMPLES_TABLE] = _wandb().Table(columns, [[row[name] for name in columns] for row in record.rows])
-        self._run.log(content)
+        try:
+            run = self._running()
+            if self._behind:
+                self._catch_up(run, before(self._history(), record))
+            _log(run, record)
+        except Exception:
+            self._abandon()
+            raise
 
     def close(self, status: CloseStatus) -> None:
-        """Uploads what is left for a bounded time; what remains stays on disk, and a line says so."""
-        if self._run is None:
+        """Uploads what is left for a bounded time; what remains stays on disk, and a line says so.
+
+        A run that ends by itself is completed if the service has died or its disk has been full.
+        """
+        if not self.works:
             return
+        self.works, problem = False, "its service ended early"
+        for _ in range(2 if status == "finished" else 1):
+            try:
+                if self._behind and status != "stopped":  # no time to begin anew: the next start will
+                    self._catch_up(self._running(), self._history())
+                if self._run is None or not self._finish(status) or not (self._offline and self._lacking_on_disk()):
+                    break
+                problem = "its log on disk is not complete"
+            except Exception as error:
+                problem = _reason(error)
+                self._abandon()
+            self._behind = True
+        if self._behind and (lacking := len(self._lacking_on_disk())):
+            self._say(f"W&B lacks {lacking} records ({problem}). To pass them on: {self._how_to_catch_up()}")
+
+    # ---- the service ---------------------------------------------------------------------------------------------
+
+    def _running(self) -> Any:
+        self._run = self._run or self._start(self._mode, self._arguments)
+        return self._run
+
+    def _finish(self, status: CloseStatus) -> bool:
+        """Whether everything went where it should; raises what W&B raises."""
         run, self._run = self._run, None
         try:
             run.finish(exit_code=1 if status == "failed" else 0)
+            if not self._offline:
+                mark_as_uploaded(Path(run.settings.sync_dir), run.url)
+            return True
         except TimeoutError:
             where = Path(run.settings.sync_dir)
             self._say(f"W&B: the upload did not end within {self._finish_timeout:.0f} s. {_how_to_sync(where)}")
+            return False
         finally:
             _wandb().teardown()
 
-    def _arguments(self, name: str, options: WandbOptions, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _abandon(self) -> None:
+        """Of a service that failed nothing is expected any more."""
+        self._run, self._behind = None, True
+        with suppress(Exception):
+            _wandb().teardown()
+
+    def _catch_up(self, run: Any, records: Sequence[Record]) -> None:
+        server = None if self._offline else Server(run.url, run.starting_step)
+        lacking = lacking_rows(records, self._folder, str(self.run_id), server)
+        for record in lacking:
+            _log(run, record)
+        self._behind, self.caught_up = False, self.caught_up + len(lacking)
+        if lacking:
+            steps = f"{lacking[0].step} to {lacking[-1].step}"
+            self._say(f"W&B lacked {len(lacking)} records of steps {steps}: given from metrics.jsonl")
+
+    def _lacking_on_disk(self) -> list[Record]:
+        return lacking_on_disk(self._history(), self._folder, str(self.run_id))
+
+    def _how_to_catch_up(self) -> str:
+        return f"distill wandb-sync {shlex.quote(str(self._folder))}"
+
+    def _start_arguments(self, name: str, options: WandbOptions, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "dir": str(self._folder),
             "project": options.project,
@@ -165,9 +252,18 @@ class WandbSink:
             disable_git=True,  # it would save uncommitted changes; the commit is in our config
         )
         run = wandb.init(mode=mode, settings=settings, **arguments)
+        self._offline = mode == "offline"
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         return run
+
+
+def _log(run: Any, record: Record) -> None:
+    content: dict[str, Any] = {"step": record.step, **record.values}
+    if record.rows:
+        columns = list(record.rows[0])
+        content[SAMPLES_TABLE] = _wandb().Table(columns, [[row[name] for name in columns] for row in record.rows])
+    run.log(content)
 
 
 def _wandb() -> ModuleType:

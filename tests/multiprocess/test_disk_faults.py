@@ -1,12 +1,17 @@
 """Two real ranks on disks that fill up, become read-only, close or disappear: training goes on, nothing is lost."""
 
+import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from distill_engine.telemetry.jsonl import read_history
+from distill_engine.telemetry.wandb_log import read_rows
 
 pytestmark = pytest.mark.multiprocess
 
@@ -152,3 +157,76 @@ def test_a_file_in_the_way_of_the_run_folder(server, tmp_path):
 def test_preflight_leaves_nothing_behind(server, tmp_path):
     server.finals(tmp_path, check_folder=True, steps=1, save_every=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoints"]
+
+
+# Logs as a run does, a word a line on standard input.
+LOGGING = """
+import pathlib, sys
+from distill_engine.telemetry.background_sink import BackgroundSink
+from distill_engine.telemetry.jsonl import JsonlSink, read_history
+from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+
+folder = pathlib.Path(sys.argv[1])
+file = folder / "metrics.jsonl"
+say = lambda text: print(text, flush=True)
+options = WandbOptions("project", mode="offline")
+dashboard = lambda: WandbSink(folder, "name", options, {}, say, history=lambda: read_history(file))
+group = SinkGroup([JsonlSink(file), BackgroundSink(dashboard, say)], say)
+for line in sys.stdin:
+    first, last = map(int, line.split())
+    for step in range(first, last):
+        group.record("train", step, step / 2, {"train/total": 1.0 / step})
+    print("logged", flush=True)
+group.close("finished")
+"""
+
+
+@pytest.fixture
+def roomy_disk(tmp_path):
+    """A file system of 16 MiB of its own: W&B's service needs some of it for itself."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_logs_on_a_disk_that_is_really_full_for_a_while(roomy_disk, tmp_path):
+    """Neither the run's own log nor W&B's lacks a line afterwards; meanwhile the own one ends with a whole one."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
+    run = subprocess.Popen(
+        [sys.executable, "-c", LOGGING, str(roomy_disk)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=clean | {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    said = []
+
+    def log(first, last):
+        run.stdin.write(f"{first} {last}\n")
+        run.stdin.flush()
+        while (line := run.stdout.readline().strip()) != "logged":
+            assert line, said
+            said.append(line)
+
+    log(1, 15)
+    with (roomy_disk / "filling").open("wb", buffering=0) as file:
+        for size in (4096, 1):  # to the last byte
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    log(15, 400)
+    text = (roomy_disk / "metrics.jsonl").read_bytes()
+    assert text.endswith(b"}\n") and len(text.splitlines()) < 399
+    (roomy_disk / "filling").unlink()
+    log(400, 420)
+    run.stdin.close()
+    said += run.stdout.read().splitlines()
+    assert run.wait() == 0
+    assert [record.step for record in read_history(roomy_disk / "metrics.jsonl")] == list(range(1, 420))
+    logs = roomy_disk.glob("wandb/offline-run-*/run-*.wandb")
+    assert {row.identity[0] for log in logs for row in read_rows(log)} == set(range(1, 420))
+    assert said[0].startswith("JsonlSink failed: OSError: [Errno 28] No space left on device"), said

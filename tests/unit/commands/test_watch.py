@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from distill_engine.reports.history import is_running, read_run
 from distill_engine.reports.watch_view import sparkline, watch_view
 from distill_engine.telemetry.jsonl import JsonlSink
-from distill_engine.telemetry.sinks import Record
+from distill_engine.telemetry.sinks import GAP, Record
 
 ROOT = Path(__file__).parents[3]
 LIMIT_SECONDS = 60
@@ -74,6 +74,20 @@ def test_the_picture_of_a_run(tmp_path):
     assert "stopped · step 40" in text and "step 0: hello there" in text
     assert re.search(r"train/total +100 +█[▁▂▃▄▅▆▇█]+▁ +2\.5 +2\.5", text)
     assert re.search(r"task +1 +1 +━* +100 %", text)
+
+
+def test_records_that_are_missing_are_told(tmp_path):
+    write(tmp_path, 40)
+    (tmp_path / "checkpoints" / "step-00000040").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000050.tmp").mkdir()  # half-written: no checkpoint yet
+    assert "records missing" not in shown(tmp_path, 60)
+    (tmp_path / "checkpoints" / "step-00000050").mkdir()
+    assert "records missing in metrics.jsonl: those of steps 41 to 50" in shown(tmp_path, 60)
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write(Record("event", 41, 41.0, {GAP: 9.0}, "9 records (steps 41 to 49) missing here"))
+    sink.write(Record("train", 50, 50.0, {"train/total": 1.0}))
+    text = shown(tmp_path, 60)
+    assert "records missing in metrics.jsonl: 9 in between" in text and "step 41: 9 records" in text
 
 
 def test_sample_replies_of_teacher_and_student_side_by_side(tmp_path):

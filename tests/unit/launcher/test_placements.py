@@ -1,5 +1,6 @@
 """Where the teacher lives: what each placement costs in memory and on the links, and which one makes a run fit."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from launcher.plan import fits, make_plan
 from launcher.plan_command import read_job
 from launcher.remedies import remedies
 from launcher.shapes import ModelShape
-from launcher.traffic import traffic
+from launcher.traffic import HOOK_SECONDS, hook_seconds, traffic
 
 GPU = GPUS["h100"]
 TEACHER = 2_696_268_800  # BlenderBot 3B
@@ -82,7 +83,8 @@ def test_the_network_decides_between_placements_at_scale(job):
     waiting = "waiting for the teacher's weights"
     spread, within, copied = (make_plan(placed(job, p, nodes=64), GPU) for p in ("zero3", "node", "replica"))
     assert spread.times[waiting] > 0 and within.times[waiting] == copied.times[waiting] == 0
-    assert spread.seconds > within.seconds == copied.seconds
+    hooks = within.times["waiting for ZeRO-3's hooks"]
+    assert spread.seconds > within.seconds == pytest.approx(copied.seconds + hooks)
 
 
 def test_offloading_the_optimizer_moves_it_to_the_host(job):
@@ -141,3 +143,24 @@ def test_tensors_add_up_to_the_parameters():
 def test_the_recipe_knows_the_placements(root):
     recipe = load_recipe(root / "recipes" / "demo.yaml", ["teacher.placement=node", "teacher.window=true"])
     assert (recipe.teacher.placement, recipe.teacher.window) == ("node", True)
+
+
+def test_hooks_of_a_gathered_teacher_cost_the_host_tens_of_milliseconds_a_pass(job, root):
+    """Whatever the GPU does meanwhile is not counted twice; a copy has no hooks."""
+    name = "waiting for ZeRO-3's hooks"
+    one, four = placed(job, "node"), placed(job, "node", "batch.accumulation_steps=4")
+    assert hook_seconds(one) == (2 + 24 + 4) * HOOK_SECONDS and 0.01 < hook_seconds(one) < 0.1
+    assert hook_seconds(four) == 4 * hook_seconds(one)
+    assert hook_seconds(placed(job, "node", "batch.accumulation_steps=4", "teacher.window=true")) == hook_seconds(one)
+    times = make_plan(one, GPU).times
+    assert times["teacher"] + times["waiting for the teacher's weights"] + times[name] == pytest.approx(
+        max(hook_seconds(one), times["teacher"] + times["waiting for the teacher's weights"])
+    )
+    assert hook_seconds(placed(job, "replica")) == make_plan(placed(job, "replica"), GPU).times[name] == 0
+    measured = json.loads((root / "benchmarks" / "results" / "hooks_cpu.json").read_text(encoding="utf-8"))
+    assert pytest.approx(measured["seconds"]["hooks_of_a_layer"], rel=0.1) == HOOK_SECONDS
+
+
+def test_gradient_norms_move_what_the_recipe_says(job):
+    """`logging.gradient_norm_every_steps`: an fp32 gradient per term (nine: six weights, three of two stacks)."""
+    assert 9 * 4 * job().trained / 1e9 == pytest.approx(43, abs=0.5)

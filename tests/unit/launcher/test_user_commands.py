@@ -1,5 +1,6 @@
 """submit, status and cancel, with Slurm's commands replaced by programs that write down what they get."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_a_submission_is_checked_sent_and_remembered(fake_slurm, tmp_path, histo
     fake_slurm.answer("scancel", ("", 0))
     assert launcher("cancel", run_dir).exit_code == 0
     assert fake_slurm.calls[-1] == ["scancel", "77"]
+
+
+def test_records_that_are_missing_are_told(fake_slurm, tmp_path, history):
+    run_dir = history(tmp_path / "run")
+    assert "records missing" not in launcher("status", run_dir).output
+    file = run_dir / "metrics.jsonl"
+    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    file.write_text("".join(line for line in lines if json.loads(line)["step"] <= 10))  # its checkpoint is of step 15
+    assert "records missing  those of steps 11 to 15" in launcher("status", run_dir).output
+    gap = {"kind": "event", "step": 8, "seconds": 1.0, "values": {"run/missing_records": 3.0}}
+    file.write_text(json.dumps(gap) + "\n" + "".join(lines))
+    assert "records missing  3 in between (" in launcher("status", run_dir).output
 
 
 def test_hostile_names_stay_names(fake_slurm, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The history file is valid JSON line by line, survives kills, and can be rewound."""
 
+import errno
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -117,6 +119,80 @@ def test_rewind_that_cannot_write_keeps_the_old_file_and_leaves_nothing_behind(t
 
 def _full_disk(descriptor):
     raise OSError(28, "No space left on device")
+
+
+_FULL = """
+import json, resource, sys
+from pathlib import Path
+from distill_engine.telemetry.jsonl import JsonlSink
+from distill_engine.telemetry.sinks import Record, SinkGroup
+
+path, room = Path(sys.argv[1]), int(sys.argv[2])
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+sink = JsonlSink(path)
+write = lambda step: sink.write(Record("train", step, step / 2, {"train/total": 1 / (step + 1)}))
+seen = []
+for step in range(10):
+    if step == 3:  # from now on a file takes some bytes of the next line, but not all
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, hard))
+    if step == 6:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        write(step)
+    except OSError as error:
+        seen.append([step, error.errno, path.read_bytes().endswith(b"\\n"), len(path.read_bytes().splitlines())])
+        continue
+print(json.dumps(seen))
+"""
+
+
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_a_file_that_takes_only_a_part_of_a_line_is_left_with_whole_ones(tmp_path, room):
+    """The kernel itself cuts the write, as it does where a disk becomes full."""
+    path = tmp_path / "metrics.jsonl"
+    done = subprocess.run([sys.executable, "-c", _FULL, str(path), str(room)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[step, errno.EFBIG, True, 3] for step in (3, 4, 5)]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 6, 7, 8, 9]
+
+
+def test_a_record_that_failed_can_be_written_again_with_nothing_twice(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    sink, whole = filled(path, [1, 2]), os.write
+    monkeypatch.setattr("os.write", lambda handle, content: _half(whole, handle, content))
+    with pytest.raises(OSError):
+        sink.write(train(3))
+    monkeypatch.undo()
+    sink.write(train(3))
+    sink.close("finished")
+    assert path.read_bytes() == _undisturbed(tmp_path, [1, 2, 3])
+
+
+def _half(write, handle, content):
+    if len(content) < 20:
+        raise OSError(28, "No space left on device")
+    return write(handle, content[: len(content) // 2])
+
+
+def _undisturbed(folder, steps):
+    filled(folder / "undisturbed.jsonl", steps).close("finished")
+    return (folder / "undisturbed.jsonl").read_bytes()
+
+
+def test_a_half_line_longer_than_a_block_is_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    filled(path, [1]).close("failed")
+    with path.open("ab") as file:
+        file.write(b"x" * 200_000)
+    JsonlSink(path).write(train(2))
+    assert path.read_bytes() == _undisturbed(tmp_path, [1, 2])
+
+
+def test_a_file_with_nothing_but_a_half_line_is_emptied(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"y" * 70_000)
+    JsonlSink(path)
+    assert path.read_bytes() == b""
 
 
 def test_lines_survive_sigkill(tmp_path):

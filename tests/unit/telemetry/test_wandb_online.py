@@ -7,6 +7,7 @@ ask of wandb, not how W&B's cloud behaves.
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[3]
 KEY = "canary0" + "b3fdc1a95e72" * 4
@@ -55,7 +57,7 @@ class Server(ThreadingHTTPServer):
     def graphql(self, query, variables):
         project = {"id": "p", "name": "project", "entity": {"id": "e", "name": "team"}}
         if "RunResumeStatus" in query:
-            return {"model": {**project, "bucket": self.run}}
+            return {"model": {**project, "bucket": None if self.run is None else self.state(variables["name"])}}
         if "UpsertBucket" in query:
             self.upserts.append(variables)
             inserted, self.run = self.run is None, self.state(variables["name"])
@@ -68,7 +70,8 @@ class Server(ThreadingHTTPServer):
     def state(self, name):
         tail = json.dumps([json.dumps(self.rows[-1])] if self.rows else [])
         counts = {"historyLineCount": len(self.rows), "eventsLineCount": 0, "logLineCount": 0}
-        texts = {"summaryMetrics": "{}", "config": "{}", "wandbConfig": "{}", "eventsTail": "[]", "historyTail": tail}
+        begun = '{"t": {}}'  # what wandb knows a run by that has begun, and so goes on with its count of rows
+        texts = {"summaryMetrics": "{}", "config": "{}", "wandbConfig": begun, "eventsTail": "[]", "historyTail": tail}
         return {"id": "b", "name": name, "displayName": "name", "tags": [], **counts, **texts}
 
 
@@ -148,6 +151,100 @@ def test_a_restart_continues_the_run_on_the_server(tmp_path, server, start):
     assert {upsert["name"] for upsert in server.upserts} == {run_id}
     assert [row["step"] for row in server.rows if "step" in row] == [10, 20, 20, 30]
     assert json.loads(server.upserts[0]["config"])["recipe"]["value"] == {"seed": 3}
+
+
+# As _PROGRAM, but with the run's history, and a SIGKILL of everything in the end.
+_KILLED = """
+import json, os, pathlib, signal, sys
+from distill_engine.telemetry.jsonl import JsonlSink, read_history
+from distill_engine.telemetry.sinks import Record
+from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+
+folder, file = sys.argv[1], pathlib.Path(sys.argv[1]) / "metrics.jsonl"
+jsonl = JsonlSink(file)
+sink = WandbSink(folder, "name", WandbOptions("project"), {}, lambda text: print(text, flush=True),
+                 history=lambda: read_history(file), finish_timeout_seconds=20)
+for line in sys.stdin:
+    for step in json.loads(line):
+        record = Record("train", step, step / 2, {"train/total": 1.0 / step})
+        jsonl.write(record)
+        sink.write(record)
+    print("wrote", flush=True)
+if sys.argv[2] == "finished":
+    sink.close("finished")
+else:
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path, server):
+    """Runs a start as a process group of its own; returns what it said."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
+    url = f"http://127.0.0.1:{server.server_port}"
+    own = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": url}
+
+    def run(arguments, said_to_it=""):
+        done = subprocess.run(
+            [sys.executable, *arguments], input=said_to_it, capture_output=True, text=True, timeout=120, check=False,
+            env={**clean, **own}, start_new_session=True,
+        )  # fmt: skip
+        return done.returncode, done.stdout.splitlines(), done.stderr
+
+    return run
+
+
+def steps_at(server):
+    return [row["step"] for row in server.rows if "step" in row]
+
+
+def test_what_a_kill_of_the_process_tree_kept_from_the_server_it_gets_at_the_next_start(tmp_path, server, tree):
+    (tmp_path / "run").mkdir()
+    steps = list(range(1, 57))
+    code, _, _ = tree(["-c", _KILLED, str(tmp_path / "run"), "killed"], json.dumps(steps))
+    assert code == -9
+    arrived = steps_at(server)
+    assert arrived == steps[: len(arrived)] and len(arrived) < 56, "the kill came before the upload"
+    code, said, problem = tree(["-c", _KILLED, str(tmp_path / "run"), "finished"], json.dumps([57, 58]))
+    assert code == 0, problem
+    assert f"W&B lacked {56 - len(arrived)} records of steps {len(arrived) + 1} to 56: given from metrics.jsonl" in said
+    assert steps_at(server) == list(range(1, 59)), "each once, in order"
+    _, said, _ = tree(["-c", _KILLED, str(tmp_path / "run"), "finished"], json.dumps([59]))
+    assert not [line for line in said if "lacked" in line] and steps_at(server) == list(range(1, 60))
+    for mark in (tmp_path / "run").glob("wandb/run-*/uploaded.txt"):  # as if these starts had been killed
+        mark.unlink()
+    del server.rows[40:]
+    _, said, _ = tree(["-c", _KILLED, str(tmp_path / "run"), "finished"], json.dumps([60]))
+    assert "W&B lacked 19 records of steps 41 to 59: given from metrics.jsonl" in said
+    assert steps_at(server) == list(range(1, 61))
+
+
+def test_by_hand_online_and_offline(tmp_path, server, tree):
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    tree(["-c", _KILLED, str(run), "killed"], json.dumps([1, 2, 3]))
+    assert steps_at(server) == []
+    command = ["-m", "distill_engine.cli", "wandb-sync", str(run)]
+    code, said, problem = tree(command)
+    assert code == 0, problem
+    assert said[-1] == "W&B lacked 3 records of steps 1 to 3: given from metrics.jsonl"
+    assert steps_at(server) == [1, 2, 3]
+    code, said, _ = tree(command)
+    assert code == 0 and said[-1] == f"W&B lacks no record of {run}" and steps_at(server) == [1, 2, 3]
+    code, said, _ = tree([*command, "--offline"])
+    assert code == 0 and said == [f"W&B lacks no record of {run}"], "the logs on disk have them all"
+    for log in run.glob("wandb/run-*"):
+        shutil.rmtree(log)
+    code, said, _ = tree([*command, "--offline"])
+    assert (code, said) == (0, ["W&B lacked 3 records of steps 1 to 3: given from metrics.jsonl"])
+    assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) >= 1 and steps_at(server) == [1, 2, 3]
+
+
+def test_by_hand_refuses_what_is_no_run(tmp_path, tree):
+    code, _, problem = tree(["-m", "distill_engine.cli", "wandb-sync", str(tmp_path)])
+    assert code == 78 and "is no run folder" in problem and "Traceback" not in problem
 
 
 def test_a_server_that_dies_mid_run_costs_at_most_the_finish_timeout(tmp_path, server, start):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine.telemetry.wandb_log import read_rows
+
 ROOT = Path(__file__).parents[3]
 KEY = "canary0" + "b3fdc1a95e72" * 4
 
@@ -208,6 +210,120 @@ def test_rows_are_a_table_at_their_step_and_draw_no_random_numbers(tmp_path):
     assert content["columns"] == ["task", "gold", "student"]
     assert content["data"] == [["chat", "yes", "no"], ["chat", "a", "b"]]
     assert [json.loads(row["step"]) for row in history(tmp_path / "run")] == [5, 10]
+
+
+# Reads what to do from stdin, a line at a time: log a step (as training does: first the file), end wandb's service as
+# a SIGTERM to the process tree does, end the run.
+_RUN_PROGRAM = """
+import os, pathlib, random, signal, sys, time
+from distill_engine.telemetry.jsonl import JsonlSink, read_history
+from distill_engine.telemetry.sinks import Persistent, Record
+from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+
+folder, file = sys.argv[1], pathlib.Path(sys.argv[1]) / "metrics.jsonl"
+say = lambda text: print(text, flush=True)
+random.seed(3)
+before = random.getstate()
+jsonl = JsonlSink(file)
+kept = Persistent(
+    WandbSink(folder, "name", WandbOptions("project", mode="offline"), {}, say, history=lambda: read_history(file)),
+    say, heals=True, sleep=lambda seconds: None,
+)
+
+def services():
+    stats = {f.parent: f.read_text().rsplit(")", 1)[1].split() for f in pathlib.Path("/proc").glob("[0-9]*/stat")}
+    mine = [folder for folder, stat in stats.items() if stat[1] == str(os.getpid())]
+    return [int(folder.name) for folder in mine if b"wandb" in (folder / "cmdline").read_bytes()]
+
+for line in sys.stdin:
+    word, _, step = line.strip().partition(" ")
+    if word == "log":
+        record = Record("train", int(step), int(step) / 2, {"train/total": 1.0 / int(step)})
+        jsonl.write(record)
+        kept.write(record)
+    if word == "kill":
+        (service,) = services()
+        os.kill(service, signal.SIGTERM)
+        while os.waitid(os.P_PID, service, os.WEXITED | os.WNOWAIT) is None:
+            pass
+    if word == "wait":  # until the pause is over: W&B names a start by its second
+        kept._next_try, now = 0.0, int(time.time())
+        while int(time.time()) == now:
+            time.sleep(0.01)
+    if word == "end":
+        kept.close(step)
+        break
+    if word == "die":
+        os.kill(services()[0], signal.SIGKILL)
+        os._exit(0)
+print(random.getstate() == before)
+"""
+
+
+@pytest.fixture
+def play(tmp_path):
+    (tmp_path / "run").mkdir()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}
+
+    def run_words(*words):
+        done = subprocess.run(
+            [sys.executable, "-c", _RUN_PROGRAM, str(tmp_path / "run")],
+            input="".join(f"{word}\n" for word in words),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**clean, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    return run_words
+
+
+def steps_of(folder):
+    return sorted(int(row["step"]) for row in history(folder))
+
+
+def test_a_service_that_dies_is_started_again_and_nothing_is_missing_or_twice(tmp_path, play):
+    said = play("log 1", "log 2", "kill", "log 3", "log 4", "wait", "log 5", "log 6", "end finished")
+    assert steps_of(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    assert said[0].startswith("WandbSink failed: ") and said[-1] == "True", said
+
+
+def test_a_service_that_dies_at_the_very_end_is_noticed_and_the_run_completed(tmp_path, play):
+    said = play("log 1", "log 2", "kill", "end finished")
+    assert steps_of(tmp_path / "run") == [1, 2]
+    assert said[-1] == "True", said
+
+
+def test_a_job_that_is_being_ended_does_not_begin_anew_and_the_next_start_gives_what_is_lacking(tmp_path, play):
+    said = play("log 1", "log 2", "kill", "log 3", "end stopped")
+    there = steps_of(tmp_path / "run")
+    lost = [step for step in (1, 2, 3) if step not in there]
+    assert 3 in lost
+    assert f"distill wandb-sync {tmp_path / 'run'}" in said[-2] and f"W&B lacks {len(lost)} records" in said[-2], said
+    said = play("log 4", "end finished")
+    assert said[0] == f"W&B lacked {len(lost)} records of steps {lost[0]} to 3: given from metrics.jsonl"
+    assert steps_of(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def test_a_start_that_records_nothing_still_gives_what_a_kill_has_lost(tmp_path, play):
+    play("log 1", "die")
+    play("end finished")
+    assert steps_of(tmp_path / "run") == [1]
+
+
+def test_a_log_on_disk_that_lost_its_end_is_completed_when_the_run_ends(tmp_path, play):
+    """As a disk does that was full for a moment."""
+    play("log 1", "log 2", "log 3", "end finished")
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    whole = log.read_bytes()
+    log.write_bytes(whole[: whole.rindex(b"train/total") - 5])
+    assert [row.identity[0] for row in read_rows(log)] == [1, 2]
+    assert play("end finished")[0] == "W&B lacked 1 records of steps 3 to 3: given from metrics.jsonl"
+    logs = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    assert sorted(row.identity[0] for log in logs for row in read_rows(log)) == [1, 2, 3]
 
 
 def test_auto_obeys_wandb_mode(tmp_path):
