@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from distill_engine.data.tokenize import load_tokenizer
 from distill_engine.export import probe_of, verify_folder, write_student
+from distill_engine.generation_settings import read_settings
 from distill_engine.train.checkpoint import Checkpoints
 from distill_engine.train.manifest import CheckpointError
 
@@ -65,8 +66,7 @@ def _rebuild_last(run: Path, best: Path, target: Path) -> int:
     dtype = next(iter(state.values())).dtype
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(best, trust_remote_code=False), dtype=dtype)
     model.load_state_dict(state)
-    if (best / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(best)
+    model.generation_config = read_settings(best).config
     card = f"# {run.name}\n\nThe student at step {newest.step}, exported from a checkpoint; not validated there.\n"
     write_student(model, load_tokenizer(str(best)), target, card, probe_of(model))
     return newest.step

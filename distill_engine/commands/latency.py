@@ -95,6 +95,7 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
 
     from distill_engine.compare import model_folder, own_device
     from distill_engine.evaluate import load_model
+    from distill_engine.generate import notes_on
     from distill_engine.latency import measure, rows, unsupported
 
     device, kind = own_device(), getattr(torch, DTYPES[dtype])
@@ -105,6 +106,8 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
     loaded = {name: load_model(model_folder(name), device, kind) for name in asked.models}
     for model in loaded.values():
         model.set_attn_implementation(attention)
+    notes = [f"{name}: {note}" for name, model in loaded.items() for note in notes_on(model, asked.new_tokens)]
+    record["notes"] += [note for note in notes if note not in record["notes"]]
     contexts, record["contexts"] = _contexts(asked, loaded, device)
     with progress_bar(f"{dtype} {attention}") as advance:
         amounts = asked.rounds, asked.warm_up, asked.new_tokens

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from distill_engine.generation_settings import GenerationError, read_settings
 from distill_engine.parlai.architecture import PARLAI_MODELS, START, VARIANTS, Agent, generation_options
 from distill_engine.parlai.dictionary import PAD_SIZE
 from distill_engine.parlai.folder import new_folder
@@ -104,9 +105,11 @@ def _load(student: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
 
 
 def _generation(student: Path) -> GenerationConfig:
-    """The folder's generation config; the defaults of transformers (greedy) if it has none."""
-    has_one = (student / "generation_config.json").is_file()
-    return GenerationConfig.from_pretrained(student) if has_one else GenerationConfig()
+    """What transformers takes for the folder. Raises ParlaiError if it takes nothing."""
+    try:
+        return read_settings(student).config
+    except GenerationError as error:
+        raise ParlaiError(f"{student}: {error}. Correct them.") from error
 
 
 def _agent_of(config: PretrainedConfig, student: Path) -> Agent:
