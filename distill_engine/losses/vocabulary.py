@@ -68,6 +68,13 @@ class VocabularyTerms:
         divergence = scores.loss.new_zeros(()) if scores.divergence is None else scores.divergence
         return self._named(scores.loss.sum().float(), divergence.sum().float()), scores
 
+    def scores(self, shown: Features, labels: Tensor) -> TokenScores:
+        """How one model alone predicts every position; labels [B, T]."""
+        if shown.logits is not None:
+            return token_scores(shown.logits, None, labels)
+        assert self.implementation != "reference" and shown.head is not None
+        return vocabulary_scores(self.implementation, shown.head, None, labels, self.temperature)
+
     def _named(self, task: Tensor, prediction: Tensor) -> dict[str, Tensor]:
         return {name: value for name, value in zip(TERMS, (task, prediction), strict=True) if name in self.active}
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distill_engine.telemetry.metrics import LAYERED_TERMS, TERMS, Metric, describe, sections
+from distill_engine.telemetry.metrics import LAYERED_TERMS, TERMS, Metric, describe, of_teacher, sections
 
 Style = Literal["line", "pct-area"]
 
@@ -169,16 +169,18 @@ def _stacked(name: str, metrics: Sequence[Metric]) -> list[PanelPlan]:
 
 
 def _twins(name: str) -> list[str]:
-    """The validation twin of a training metric, if it is registered."""
+    """The validation twin of a training metric, and what the teacher has there, if they are registered."""
     kind, _, rest = name.partition("/")
-    return [f"valid/{rest}"] if kind == "train" and _registered(f"valid/{rest}") else []
+    twin = f"valid/{rest}"
+    return [one for one in (twin, of_teacher(twin)) if kind == "train" and _registered(one)]
 
 
 def _is_second(name: str) -> bool:
-    """Whether a metric is drawn with its training twin."""
+    """Whether a metric is drawn with its training twin, or the student's."""
     kind, _, rest = name.partition("/")
     plain = rest.replace("{term}", next(iter(TERMS)))
-    return kind == "valid" and "{task}" not in rest and _registered(f"train/{plain}")
+    drawn = _registered(f"train/{plain}") or _registered(f"train/{plain.removeprefix('teacher_')}")
+    return kind == "valid" and "{task}" not in rest and drawn
 
 
 def _registered(name: str) -> bool:
