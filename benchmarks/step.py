@@ -33,6 +33,7 @@ quiet_libraries(int(os.environ.get("RANK", "0")))  # before anything imports tor
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from step_presets import GIGA, PRESETS, WEIGHTS, Preset, arithmetic_gflop  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
 
 from distill_engine.assembly.builder import Builder  # noqa: E402
 from distill_engine.assembly.resizing import split_of  # noqa: E402
@@ -42,6 +43,7 @@ from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config  # noqa: E402
 from distill_engine.models.bart_family import FAMILIES  # noqa: E402
+from distill_engine.models.generation_settings import Decoder, read_settings, settle_student  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
 from distill_engine.setup.prepare import Prepared  # noqa: E402
 from distill_engine.student.build import StudentSizes, build_student, fresh_config  # noqa: E402
@@ -157,6 +159,11 @@ def trainer_of(
             train_tasks=(task,),
             valid_tasks=(),
             valid_labels=(),
+            generation=settle_student(
+                read_settings(teacher),
+                Decoder.of(AutoConfig.from_pretrained(teacher, trust_remote_code=False)),
+                recipe.data.label_tokens,
+            ),
         )
         split = split_of(recipe, ranks.world_size)
         trainer = Builder(ready, folder, ranks, SinkGroup([], print), split).trainer(*configs)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.commands import chat, dashboard, data, evaluate, latency, listing, parlai, report, wandb_sync, watch
@@ -42,6 +43,7 @@ def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> N
     for label, task in zip(ready.task_labels, ready.train_tasks, strict=True):
         table.add_row(label, f"{len(task):,}", f"{valid.get(label, 0):,}")
     _OUT.print(table)
+    _show_generation(ready)
 
 
 @app.command()
@@ -99,6 +101,18 @@ def export(
 
 for topic in (evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing):
     topic.register(app)
+
+
+def _show_generation(ready: Any) -> None:
+    """How the student and its export generate, and what of that is not the teacher's."""
+    from distill_engine.models.generation_settings import shown_settings
+
+    table = Table("generation setting", "value", "from", title="how the student generates, and its export")
+    for row in shown_settings(ready.generation):
+        table.add_row(*map(Text, row))
+    _OUT.print(table)
+    for note in ready.generation.notes:
+        _OUT.print(f"generation: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _prepared(recipe: Path, overrides: list[str]) -> Any:

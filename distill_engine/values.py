@@ -181,6 +181,14 @@ class Features:
     hidden: Mapping[tuple[Stack, int], Tensor | Projected] = field(default_factory=dict)
     attention: Mapping[tuple[AttentionKind, int], QueryKey] = field(default_factory=dict)
 
+    @property
+    def vocabulary(self) -> int:
+        """V, where logits or their factors were asked for."""
+        if self.logits is not None:
+            return self.logits.shape[-1]
+        assert self.head is not None, "neither logits nor head were asked for"
+        return len(self.head.embedding)
+
 
 @dataclass(frozen=True)
 class TermValue:

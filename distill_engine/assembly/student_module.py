@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
@@ -18,7 +18,7 @@ from distill_engine.values import Stack
 
 
 def student_module(ready: Prepared, objective: Objective, say: Callable[[str], None]) -> StudentModule:
-    """What is trained, with its initial weights; `say` is told what of the teacher could not be taken over.
+    """What is trained, with its initial weights; `say` is told what of the teacher's generation settings is another.
 
     Must be called before the teacher is loaded: nothing of its sharding can then leak into the student.
     """
@@ -26,9 +26,10 @@ def student_module(ready: Prepared, objective: Objective, say: Callable[[str], N
     config = _config(ready)
     init = _teacher_layers(ready, config) if folder is not None and part.init == "teacher_layers" else None
     model = build_student(ready.family, config, init, ready.recipe.seed)
-    if folder is not None and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    _complete_generation(ready, model, config, say)
+    model.generation_config = ready.generation.config()
+    model.config.decoder_start_token_id = ready.generation.values["decoder_start_token_id"]
+    for note in ready.generation.notes:
+        say(f"generation: {note}")
     if not part.train_position_tables:
         for stack in Stack:
             model.get_parameter(ready.family.position_table(stack)).requires_grad_(False)
@@ -59,21 +60,6 @@ def _config(ready: Prepared) -> Any:
     layout = ready.layout
     special = {"pad": layout.pad_id, "start": layout.start_id, "end": layout.end_id}
     return fresh_config(ready.family, sizes, len(ready.tokenizer), special)
-
-
-def _complete_generation(ready: Prepared, model: Any, config: Any, say: Callable[[str], None]) -> None:
-    """What a family's decoder takes for granted in training, told to transformers' own generation as well."""
-    family, settings = ready.family, model.generation_config
-    try:
-        settings.validate(strict=True)
-    except ValueError as error:  # transformers reads such a file, but refuses to write it
-        reason = " ".join(str(error).split())[:300]
-        say(f"the teacher's generation_config.json is not used: {reason}")
-        settings = model.generation_config = GenerationConfig.from_model_config(config)
-    if family.masks_start_logit:  # never predicted
-        settings.suppress_tokens = [int(config.bos_token_id)]
-    if family.end_before_start and settings.forced_bos_token_id is None:  # what follows END is not learnt
-        settings.forced_bos_token_id = int(config.bos_token_id)
 
 
 def _teacher_layers(ready: Prepared, config: Any) -> TeacherLayers:

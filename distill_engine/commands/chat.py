@@ -99,7 +99,7 @@ def _speakers(
     from distill_engine.data.tokens.tokenize import load_tokenizer
     from distill_engine.evaluate.chat import Conversation
     from distill_engine.evaluate.compare import model_folder, own_device
-    from distill_engine.evaluate.generate import own_settings, parse_settings
+    from distill_engine.evaluate.generate import notes_on, own_settings, parse_settings
     from distill_engine.evaluate.measure import load_model
 
     changed = parse_settings(generation)
@@ -107,7 +107,10 @@ def _speakers(
     made = {}
     for name in dict.fromkeys(names):
         model = load_model(model_folder(name), own_device())
-        settings = own_settings(model, 128 if recipe is None else recipe.data.label_tokens, changed)
+        limit = 128 if recipe is None else recipe.data.label_tokens
+        settings = own_settings(model, limit, changed)
+        for note in notes_on(model, limit, changed):
+            console.print(f"{short[name]}: {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
         rules = _rules(model, recipe)
         made[short[name]] = Conversation(model, load_tokenizer(model_folder(name)), rules, settings, persona)
         if recipe is None:

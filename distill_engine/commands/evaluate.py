@@ -88,6 +88,8 @@ def evaluate(
         if rank == 0 and loaded.without_split:
             say_left_out(loaded)
         spoken = reply_settings(loaded, generation) if generate or generation else None
+        if rank == 0 and spoken is not None:
+            say_generation_notes(loaded, spoken)
         done = measured(loaded, spoken, batch_size, partial, resume)
         rows = with_sizes(loaded, done.values)
         if latency and rank == 0:
@@ -142,6 +144,15 @@ def reply_settings(loaded: Loaded, generation: list[str]) -> ReplySettings:
     from distill_engine.evaluate.run import ReplySettings
 
     return ReplySettings(loaded.ready.recipe.data.label_tokens, parse_settings(generation))
+
+
+def say_generation_notes(loaded: Loaded, spoken: ReplySettings) -> None:
+    """On stderr: what of the models' own settings could not be kept."""
+    from distill_engine.evaluate.generate import notes_on
+
+    for name, model in loaded.models.items():
+        for note in notes_on(model, spoken.new_tokens, spoken.changed):
+            Console(stderr=True).print(f"{name}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, partial: Path, resume: bool) -> Evaluation:

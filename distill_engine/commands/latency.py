@@ -94,6 +94,7 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
     import torch
 
     from distill_engine.evaluate.compare import model_folder, own_device
+    from distill_engine.evaluate.generate import notes_on
     from distill_engine.evaluate.latency import measure, rows, unsupported
     from distill_engine.evaluate.measure import load_model
 
@@ -105,6 +106,8 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
     loaded = {name: load_model(model_folder(name), device, kind) for name in asked.models}
     for model in loaded.values():
         model.set_attn_implementation(attention)
+    notes = [f"{name}: {note}" for name, model in loaded.items() for note in notes_on(model, asked.new_tokens)]
+    record["notes"] += [note for note in notes if note not in record["notes"]]
     contexts, record["contexts"] = _contexts(asked, loaded, device)
     with progress_bar(f"{dtype} {attention}") as advance:
         amounts = asked.rounds, asked.warm_up, asked.new_tokens

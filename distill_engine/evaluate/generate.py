@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,7 @@ import yaml
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from distill_engine.models.adapter import family_of
-
-
-class GenerationError(ValueError):
-    """A generation setting that cannot be used."""
+from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
 
 
 @dataclass(frozen=True)
@@ -51,31 +48,30 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
 
 
 def own_settings(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Arguments for `model.generate` that complete the model's own generation configuration.
+    """Arguments for `model.generate`: what the rule of generation_settings changes in the model's own settings.
 
     new_tokens  limit of a reply where the model names none (transformers' default is 20)
     changed     settings that win over the model's own
-
-    A family whose start token is never predicted in training (Blenderbot) is kept from saying it.
     """
-    changed = dict(changed or {})
-    config = model.generation_config
-    assert config is not None, "sequence-to-sequence models have one"
-    settings: dict[str, Any] = {}
-    positions = int(model.config.max_position_embeddings)
-    limits = ("max_length", "max_new_tokens", "max_time")
-    if all(getattr(config, name, None) is None and name not in changed for name in limits):
-        settings["max_new_tokens"] = new_tokens
-    if family_of(model.config).masks_start_logit:
-        kept = list(getattr(config, "suppress_tokens", None) or [])
-        settings["suppress_tokens"] = sorted({*kept, int(model.config.bos_token_id)})
-    if family_of(model.config).end_before_start and getattr(config, "forced_bos_token_id", None) is None:
-        settings["forced_bos_token_id"] = int(model.config.bos_token_id)  # what follows END is not learnt
-    settings |= changed
-    if settings.get("max_new_tokens"):
-        # the decoder starts with a token of its own
-        settings["max_new_tokens"] = min(int(settings["max_new_tokens"]), positions - 1)
-    return settings
+    return dict(settle(_own(model), Decoder.of(model.config), new_tokens, changed).changes)
+
+
+def notes_on(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """What people should know of the same settings: what was capped."""
+    return settle(_own(model), Decoder.of(model.config), new_tokens, changed).notes
+
+
+def _own(model: PreTrainedModel) -> GenerationConfig:
+    assert model.generation_config is not None, "sequence-to-sequence models have one"
+    return model.generation_config
+
+
+@contextmanager
+def same_draws(device: torch.device, seed: int) -> Iterator[None]:
+    """Within it settings that sample draw what belongs to the seed; random streams are left as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()  # not inference_mode: what a sharded model gathers in it could not be used outside it
@@ -88,7 +84,7 @@ def generate_ids(
     """
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     try:
-        ids = generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
+        ids = generate(input_ids=input_ids, attention_mask=attention_mask, **{**settings, **ONE_REPLY})
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GenerationError(f"transformers refuses to generate with {dict(settings)}: {reason}") from error

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill_engine.evaluate.generate import own_settings, spoken_lengths
+from distill_engine.models.generation_settings import ONE_REPLY, GenerationError
 
 Mode = Literal["fixed", "free"]
 _MOST_GRAPHS = 1024  # of one compiled function
@@ -125,8 +126,10 @@ def measure(
     new_tokens  of a reply: exactly in fixed cases; in free ones the limit of models that name none
     advance     called with (rounds done, all rounds), warm-up included
 
-    Raises CompileError if a compiled case cannot run.
+    Raises CompileError if a compiled case cannot run, GenerationError for a fixed length that no model can have.
     """
+    if any(case.mode == "fixed" for case in cases):
+        _require_room(models, new_tokens)
     timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
     with _every_shape_compiled() if any(case.compiled for case in cases) else nullcontext():
         variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
@@ -140,6 +143,16 @@ def measure(
             if advance is not None:
                 advance(number + 1, warm_up + rounds)
     return timings
+
+
+def _require_room(models: Mapping[str, PreTrainedModel], new_tokens: int) -> None:
+    for name, model in models.items():
+        positions = int(model.config.max_position_embeddings)
+        if new_tokens >= positions:  # the decoder's own first token takes a position, too
+            raise GenerationError(
+                f"replies of {new_tokens} tokens each (--new-tokens) do not fit model {name!r}, which has {positions} "
+                f"positions. Ask for {positions - 1} or fewer."
+            )
 
 
 def _every_shape_compiled() -> AbstractContextManager[None]:
@@ -191,7 +204,7 @@ def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor], new_t
     before = _allocated(device, reset=True)
     started = time.perf_counter()
     try:
-        ids = generate(input_ids=input_ids, attention_mask=mask, **settings)
+        ids = generate(input_ids=input_ids, attention_mask=mask, **{**settings, **ONE_REPLY})
     except RuntimeError as error:
         if case.compiled:
             raise _not_compiled(error) from error

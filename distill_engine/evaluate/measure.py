@@ -82,9 +82,9 @@ def batch_sums(
     sums = {}
     for name, adapter in models.items():
         shown = taught if taught is not None and adapter is teacher else adapter(batch, request)
-        if taught is not None and _vocabulary(taught) != _vocabulary(shown):
+        if taught is not None and taught.vocabulary != shown.vocabulary:
             raise ModelError(
-                f"model {name!r} predicts {_vocabulary(shown)} tokens, the teacher {_vocabulary(taught)}. Only models "
+                f"model {name!r} predicts {shown.vocabulary} tokens, the teacher {taught.vocabulary}. Only models "
                 "of one vocabulary can be compared. Give another --teacher."
             )
         scores = _scores(shown, taught, batch.labels, implementation)
@@ -93,10 +93,6 @@ def batch_sums(
             divergence.index_add_(0, batch.task_ids, scores.divergence.double().sum(dim=1))
         sums[name] = torch.cat([quality_sums(scores, batch, tasks), divergence[:, None]], dim=1)
     return sums
-
-
-def _vocabulary(shown: Features) -> int:
-    return shown.logits.shape[-1] if shown.logits is not None else len(_head(shown).embedding)
 
 
 def _head(shown: Features) -> OutputHead:

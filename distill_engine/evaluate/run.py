@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from distill_engine.evaluate.generate import Reply, own_settings, replies
+from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
 from distill_engine.evaluate.generation_metrics import CORPUS_METRICS, reply_metrics
 from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, measured_values, prediction_kernel
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
@@ -27,7 +27,7 @@ PARLAI_NAMES = {
     "token_exact_match": "token_em",
     "teacher_agreement": "teacher_acc",
 }
-_FORMAT = 1  # of the partial results; another number makes older files unused
+_FORMAT = 2  # of the partial results; another number makes older files unused
 _POLL_SECONDS = 0.2
 
 
@@ -188,7 +188,8 @@ def _compute(
             said: list[Reply] | None = None
             if spoken is not None:
                 settings = own_settings(models[name], spoken.new_tokens, spoken.changed)
-                said = replies(models[name], tokenizer, batch.input_ids, batch.attention_mask, settings)
+                with same_draws(models[name].device, seed=number):  # whoever computes the batch, and when
+                    said = replies(models[name], tokenizer, batch.input_ids, batch.attention_mask, settings)
             stores[name].add(BatchResult(number, sums[name].tolist(), said))
             done[name].add(number)
             work.tell(name, len(done[name]), len(examples))

@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from transformers import PreTrainedModel
 
 from distill_engine.data.order.collate import collate
 from distill_engine.data.tokens.tokenised import Example, TokenisedTask
-from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies
+from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies, same_draws
 from distill_engine.evaluate.generation_metrics import repetition
 from distill_engine.setup.prepare import Prepared
 
@@ -100,19 +99,6 @@ def token_repetition(tokenizer: Any, text: str) -> float:
     return repetition(" ".join(map(str, ids)))
 
 
-def capped_settings(model: PreTrainedModel, new_tokens: int) -> dict[str, Any]:
-    """The model's own generation settings for one reply of at most `new_tokens` tokens, as a training label."""
-    settings = own_settings(model, new_tokens)
-    config = model.generation_config
-    longest = [new_tokens]
-    if getattr(config, "max_new_tokens", None) is not None:
-        longest.append(int(config.max_new_tokens))
-    elif getattr(config, "max_length", None) is not None:
-        longest.append(int(config.max_length) - 1)  # it counts the start token
-    one = {"num_return_sequences": 1, "return_dict_in_generate": False}
-    return settings | one | {"max_new_tokens": max(1, min(longest))}
-
-
 def recipe_prompts(ready: Prepared) -> list[list[Prompt]]:
     """The prompts that the recipe asks for, a batch per task, no batch empty."""
     per_task = ready.recipe.validation.samples
@@ -128,8 +114,7 @@ def answers(
     """
     device = model.device
     said: list[Reply] = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(_SEED)
+    with same_draws(device, _SEED):
         for batch in prompts:
             given = collate([one.example for one in batch], [0] * len(batch), ready.layout, 1).to(device)
             said += replies(model, ready.tokenizer, given.input_ids, given.attention_mask, settings)
@@ -178,7 +163,7 @@ class SampleReplies:
         return values
 
     def _generate(self) -> list[Said]:
-        settings = capped_settings(self._model, self._new_tokens)
+        settings = own_settings(self._model, self._new_tokens)
         said = answers(self._ready, self._model, self._prompts, settings)
         return [Said(one.text, one.tokens, token_repetition(self._ready.tokenizer, one.text)) for one in said]
 
@@ -186,7 +171,7 @@ class SampleReplies:
         """What the generation settings force replies to, however short the gold ones are."""
         config = self._model.generation_config
         least = [getattr(config, name, None) for name in ("min_length", "min_new_tokens")]
-        return min(self._new_tokens, max(int(value or 0) for value in least))
+        return max(int(value or 0) for value in least)
 
     def _alarm(self, step: int, seconds: float, what: str) -> None:
         text = (

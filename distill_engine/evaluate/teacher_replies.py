@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from distill_engine.evaluate.generate import GenerationError
-from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, capped_settings, recipe_prompts
+from distill_engine.evaluate.generate import GenerationError, own_settings
+from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, recipe_prompts
 from distill_engine.setup.prepare import Prepared, fingerprints
 
 FILE = "teacher_samples.json"
@@ -82,7 +82,7 @@ def teacher_replies(
 
     Raises TeacherRepliesError for any other failure: ranks could not be brought together again after it.
     """
-    settings = capped_settings(model, ready.recipe.data.label_tokens)
+    settings = own_settings(model, ready.recipe.data.label_tokens)
     question = _question(ready, model, prompts, settings)
     held: list[str] | None = ranks.broadcast(_read(folder / FILE, question) if ranks.rank == 0 else None)
     if held is not None:

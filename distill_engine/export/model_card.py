@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_SHOWN = ("ppl", "ppl_micro", "loss", "token_accuracy", "token_exact_match", "teacher_agreement")
+_SHOWN = (
+    "ppl", "ppl_micro", "loss", "token_accuracy", "token_exact_match", "teacher_agreement", "teacher_ppl",
+    "teacher_token_accuracy",
+)  # fmt: skip
 
 _TEMPLATE = """---
 library_name: transformers
@@ -33,7 +36,8 @@ model = AutoModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
 |---|---|
 {rows}
 
-Teacher-forced, over the whole validation set. `ppl` is the mean of the tasks' perplexities.
+Teacher-forced, over the whole validation set. `ppl` is the mean of the tasks' perplexities. `teacher_ppl` and
+`teacher_token_accuracy` are the teacher's own.
 
 ## Recipe
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.files import sync_folder, sync_tree
 from distill_engine.checkpoint.manifest import CheckpointError
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
+from distill_engine.models.generation_settings import read_settings
 
 _STUDENT_PREFIX = "adapter.model."
 
@@ -86,8 +87,7 @@ def _rebuild_last(run: Path, files: Path, target: Path, say: Callable[[str], Non
     dtype = next(iter(state.values())).dtype
     model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(files, trust_remote_code=False), dtype=dtype)
     model.load_state_dict(state)
-    if (files / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(files)
+    model.generation_config = read_settings(files).config
     bad = not_finite(model)
     if bad:
         say(f"weights that are not finite, written as they are: {', '.join(bad)}")

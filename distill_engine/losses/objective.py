@@ -110,6 +110,11 @@ class Objective:
         sums, scores = self._vocabulary.sums_and_scores(student, teacher, batch.labels)
         return self._values(sums, student, teacher, batch), scores
 
+    @torch.no_grad()
+    def teacher_scores(self, teacher: Features, batch: Batch) -> TokenScores:
+        """How the teacher predicts every label position, from the pass that was made for the terms."""
+        return self._vocabulary.scores(teacher, batch.labels)
+
     @property
     def _vocabulary(self) -> Vocabulary:
         """Terms that insist on whole logits do without these sums."""

@@ -19,6 +19,8 @@ from distill_engine.values import IGNORED_LABEL, Batch
 
 Average = Literal["macro", "micro"]
 COLUMNS = ("loss_sum", "tokens", "correct", "agreeing", "exact", "examples")
+# of the teacher itself; the last: squares of how much less an example's summed loss is for the student
+TEACHER_COLUMNS = ("teacher_loss_sum", "teacher_correct", "gain_squares")
 
 
 class TokenScores(NamedTuple):
@@ -71,6 +73,16 @@ def quality_sums(scores: TokenScores, batch: Batch, tasks: int) -> Tensor:
 
 
 @torch.no_grad()
+def teacher_sums(student: TokenScores, teacher: TokenScores, batch: Batch, tasks: int) -> Tensor:
+    """[tasks, len(TEACHER_COLUMNS)] float64 sums of one micro-batch."""
+    loss = teacher.loss.double().sum(dim=1)
+    gain = loss - student.loss.double().sum(dim=1)
+    per_example = torch.stack([loss, teacher.correct.sum(dim=1).double(), gain.square()], dim=1)
+    sums = torch.zeros(tasks, len(TEACHER_COLUMNS), dtype=torch.float64, device=per_example.device)
+    return sums.index_add_(0, batch.task_ids, per_example)
+
+
+@torch.no_grad()
 def accuracy_counts(
     student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, Tensor | None]:
@@ -91,25 +103,29 @@ def _hits(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor)
 def quality_values(
     sums: Tensor, labels: Sequence[str], with_teacher: bool, average: Average = "macro"
 ) -> dict[str, float]:
-    """Named values from globally summed [tasks, columns].
+    """Named values from globally summed [tasks, columns]: COLUMNS, perhaps followed by TEACHER_COLUMNS.
 
     Per task as `<label>/<name>`; without a label the unweighted mean over tasks (macro, as ParlAI), or with `micro`
     the value of all tasks' tokens (or examples) together; `ppl_micro` is always that. A task without label tokens is
     left out; no token at all gives no value. ppl saturates at infinity.
     """
     per_task = {
-        label: _of_task(dict(zip(COLUMNS, row, strict=True)), with_teacher)
+        label: _of_task(_columns(row), with_teacher)
         for label, row in zip(labels, sums.tolist(), strict=True)
         if row[COLUMNS.index("tokens")] > 0
     }
     if not per_task:
         return {}
     rows = list(per_task.values())
-    pooled = _of_task(dict(zip(COLUMNS, sums.sum(dim=0).tolist(), strict=True)), with_teacher)
+    pooled = _of_task(_columns(sums.sum(dim=0).tolist()), with_teacher)
     macro = {name: sum(row[name] for row in rows) / len(rows) for name in pooled}
     values = dict(pooled if average == "micro" else macro)
     values["ppl_micro"] = pooled["ppl"]
     return values | {f"{label}/{name}": value for label, row in per_task.items() for name, value in row.items()}
+
+
+def _columns(row: Sequence[float]) -> dict[str, float]:
+    return dict(zip((*COLUMNS, *TEACHER_COLUMNS), row, strict=False))
 
 
 def _of_task(sums: dict[str, float], with_teacher: bool) -> dict[str, float]:
@@ -122,6 +138,9 @@ def _of_task(sums: dict[str, float], with_teacher: bool) -> dict[str, float]:
     }
     if with_teacher:
         values["teacher_agreement"] = sums["agreeing"] / sums["tokens"]
+    if with_teacher and "teacher_loss_sum" in sums:
+        values["teacher_ppl"] = _exp(sums["teacher_loss_sum"] / sums["tokens"])
+        values["teacher_token_accuracy"] = sums["teacher_correct"] / sums["tokens"]
     return values
 
 

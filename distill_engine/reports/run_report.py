@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from distill_engine.reports import page, plots
 from distill_engine.reports.history import RunHistory, RunHistoryError
-from distill_engine.telemetry.metrics import describe, sections, terms
+from distill_engine.telemetry.metrics import describe, of_teacher, sections, terms
 from distill_engine.telemetry.progress_view import about, number, quantity
 from distill_engine.telemetry.sinks import Record
 
@@ -49,7 +49,12 @@ def _tiles(history: RunHistory) -> list[tuple[str, str]]:
     best = history.best()
     if best is not None:
         shown.append((f"best {history.metric}", quantity(decisive, best)))
-    facts = [("valid/teacher_agreement", "agrees with the teacher"), ("valid/token_accuracy", "token accuracy")]
+    facts = [
+        ("valid/teacher_ppl", "teacher's ppl"),
+        ("valid/teacher_agreement", "agrees with the teacher"),
+        ("valid/token_accuracy", "token accuracy"),
+        ("valid/teacher_token_accuracy", "teacher's accuracy"),
+    ]
     shown += [(label, quantity(name, valid[name])) for name, label in facts if name in valid]
     if "train/tokens_per_second" in train:
         shown.append(("tokens/s", number(train["train/tokens_per_second"])))
@@ -69,7 +74,9 @@ def _section_plots(history: RunHistory, names: Sequence[str]) -> dict[str, list[
         if section in _OWN_PLOTS:
             made[section] = _OWN_PLOTS[section](history, own)
         else:
+            beside = {of_teacher(name) for name in changing}
             alone = [name for name in own if _twin(name) not in changing or name.startswith("train/")]
+            alone = [name for name in alone if name not in beside]
             made[section] = [_line_plot(history, name) for name in alone]
     return made
 
@@ -81,11 +88,13 @@ def _twin(name: str) -> str:
 
 
 def _line_plot(history: RunHistory, name: str) -> str:
-    """One metric over the steps, together with its twin if that was recorded."""
+    """One metric over the steps, together with its twin and its teacher's value if those were recorded."""
     metric = describe(name)
-    series = {one: history.series(one) for one in (name, _twin(name)) if history.series(one)[0]}
+    validated = name if name.startswith("valid/") else _twin(name)
+    named = {name.partition("/")[0]: name, _twin(name).partition("/")[0]: _twin(name), "teacher": of_teacher(validated)}
+    series = {label: history.series(one) for label, one in named.items() if history.series(one)[0]}
     title = name if len(series) == 1 else name.partition("/")[2]
-    shown = {one.partition("/")[0] if len(series) > 1 else one: values for one, values in series.items()}
+    shown = series if len(series) > 1 else {name: history.series(name)}
     return page.plot(plots.lines(title, shown, metric.unit, log=metric.better == "lower"), metric.meaning)
 
 

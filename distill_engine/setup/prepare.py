@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import GenerationConfig
 
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout
@@ -20,6 +21,14 @@ from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.models.adapter import family_of
 from distill_engine.models.bart_family import FAMILIES, Family
+from distill_engine.models.generation_settings import (
+    Decoder,
+    GenerationError,
+    OwnSettings,
+    Settled,
+    read_settings,
+    settle_student,
+)
 from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
@@ -29,7 +38,10 @@ from distill_engine.setup.task_data import load_split, load_tasks
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked recipe with what it names, loaded."""
+    """A checked recipe with what it names, loaded.
+
+    generation  how the student generates, and its export
+    """
 
     recipe: Recipe
     family: Family
@@ -41,6 +53,7 @@ class Prepared:
     train_tasks: tuple[TokenisedTask, ...]
     valid_tasks: tuple[TokenisedTask, ...]
     valid_labels: tuple[str, ...]
+    generation: Settled
 
 
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
@@ -58,6 +71,8 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     layout = _layout(recipe, family, tokenizer, config, source)
     if folder is not None:
         Checkpoint(folder)
+    rows = len(tokenizer) if config is None else int(config["vocab_size"])
+    generation = _generation(recipe, _decoder(recipe, family, layout, config, rows), layout, folder, source)
     tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
     if config is not None:
         largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
@@ -73,6 +88,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         train_tasks=tasks.train,
         valid_tasks=tasks.valid,
         valid_labels=tasks.valid_labels,
+        generation=generation,
     )
 
 
@@ -168,6 +184,38 @@ def _layout(
         end_before_start=family.end_before_start,
         history_end_token=recipe.data.history_end_token,
     )
+
+
+def _decoder(
+    recipe: Recipe, family: Family, layout: SequenceLayout, config: Mapping[str, Any] | None, rows: int
+) -> Decoder:
+    """What the student's generation settings must fit."""
+    positions = recipe.student.positions or (config or {}).get("max_position_embeddings")
+    positions = int(positions or family.config_class().max_position_embeddings)
+    return Decoder(family, positions, rows, layout.start_id, layout.end_id)
+
+
+def _generation(
+    recipe: Recipe, decoder: Decoder, layout: SequenceLayout, folder: Path | None, source: Path | str
+) -> Settled:
+    try:
+        own = _fresh_settings(layout) if folder is None else read_settings(folder)
+        return settle_student(own, decoder, recipe.data.label_tokens)
+    except GenerationError as error:
+        rule = "A student generates as its teacher does"
+        raise_if_any(source, [Problem("teacher.path", f"is {str(folder)!r}: {error}", rule)])
+        raise AssertionError from error
+
+
+def _fresh_settings(layout: SequenceLayout) -> OwnSettings:
+    config = GenerationConfig(
+        pad_token_id=layout.pad_id,
+        bos_token_id=layout.start_id,
+        eos_token_id=layout.end_id,
+        decoder_start_token_id=layout.decoder_prefix[0],
+        forced_eos_token_id=layout.end_id,
+    )
+    return OwnSettings(config, "the family")
 
 
 def _ids_fit(largest: int, config: Mapping[str, Any]) -> list[Problem]:

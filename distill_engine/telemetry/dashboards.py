@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill_engine.registry import load
-from distill_engine.telemetry.metrics import Metric, describe, layered_terms, sections, terms
+from distill_engine.telemetry.metrics import Metric, describe, layered_terms, of_teacher, sections, terms
 
 Style = Literal["line", "pct-area"]
 
@@ -170,16 +170,18 @@ def _stacked(name: str, metrics: Sequence[Metric]) -> list[PanelPlan]:
 
 
 def _twins(name: str) -> list[str]:
-    """The validation twin of a training metric, if it is registered."""
+    """The validation twin of a training metric, and what the teacher has there, if they are registered."""
     kind, _, rest = name.partition("/")
-    return [f"valid/{rest}"] if kind == "train" and _registered(f"valid/{rest}") else []
+    twin = f"valid/{rest}"
+    return [one for one in (twin, of_teacher(twin)) if kind == "train" and _registered(one)]
 
 
 def _is_second(name: str) -> bool:
-    """Whether a metric is drawn with its training twin."""
+    """Whether a metric is drawn with its training twin, or the student's."""
     kind, _, rest = name.partition("/")
     plain = rest.replace("{term}", next(iter(terms())))
-    return kind == "valid" and "{task}" not in rest and _registered(f"train/{plain}")
+    drawn = _registered(f"train/{plain}") or _registered(f"train/{plain.removeprefix('teacher_')}")
+    return kind == "valid" and "{task}" not in rest and drawn
 
 
 def _registered(name: str) -> bool:

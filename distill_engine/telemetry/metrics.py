@@ -80,6 +80,7 @@ _AGREE = "Label tokens where student and teacher rank the same token first"
 _FIRST = "Label tokens that the student ranks first"
 _OR_MICRO = "; all tasks together with `validation.average: micro`"
 _OUT = "the term is left out of its averages there, and is NaN if it was never finite"
+_TEACHERS = "Perplexity of the teacher itself", "Label tokens that the teacher itself ranks first"
 _EXACT = "Replies whose every token the student ranks first"
 
 REGISTRY: tuple[Metric, ...] = (
@@ -150,6 +151,8 @@ REGISTRY: tuple[Metric, ...] = (
         ("valid/token_accuracy", "share", "higher", f"{_FIRST}, averaged over tasks{_OR_MICRO}."),
         ("valid/token_exact_match", "share", "higher", f"{_EXACT}, averaged over tasks{_OR_MICRO}."),
         ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, averaged over tasks{_OR_MICRO}."),
+        ("valid/teacher_ppl", "", "neither", f"{_TEACHERS[0]}, averaged over tasks{_OR_MICRO}."),
+        ("valid/teacher_token_accuracy", "share", "neither", f"{_TEACHERS[1]}, averaged over tasks{_OR_MICRO}."),
         ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
         ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
         ("valid/seconds", "s", "lower", "Duration of the validation."),
@@ -161,6 +164,8 @@ REGISTRY: tuple[Metric, ...] = (
         ("valid/{task}/token_accuracy", "share", "higher", f"{_FIRST}, on one task."),
         ("valid/{task}/token_exact_match", "share", "higher", f"{_EXACT}, on one task."),
         ("valid/{task}/teacher_agreement", "share", "higher", f"{_AGREE}, on one task."),
+        ("valid/{task}/teacher_ppl", "", "neither", f"{_TEACHERS[0]}, on one task."),
+        ("valid/{task}/teacher_token_accuracy", "share", "neither", f"{_TEACHERS[1]}, on one task."),
     ),
     *_section(
         "Sample replies",
@@ -211,6 +216,12 @@ def describe(name: str) -> Metric:
     raise UnknownMetricError(_unknown(name))
 
 
+def of_teacher(name: str) -> str:
+    """The teacher's own value of a student's validation metric: valid/ppl -> valid/teacher_ppl. Not all have one."""
+    path, _, last = name.rpartition("/")
+    return f"{path}/teacher_{last}"
+
+
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, [metric.name for metric in REGISTRY], n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
@@ -237,6 +248,11 @@ Generated from `distill_engine/telemetry/metrics.py`; do not edit, run
 The same names appear in W&B and in `metrics.jsonl`. `train/...` averages over the steps since the last
 record, `valid/...` covers every validation example exactly once. A recipe's `validation.metric` is a
 validation name without `valid/`: `ppl`, `ppl_micro`, `token_accuracy`, `my_task/ppl`.
+
+`valid/teacher_...` come from the teacher passes that validation makes anyway where a term needs the teacher. They do
+not change from one validation to the next (rounding aside) and say what to expect of the student. A warning is
+recorded where the teacher is no better than chance (perplexity above half its vocabulary), or where the student is
+better than its teacher beyond chance (three standard errors over the examples, and 2 % of perplexity).
 
 `valid/sample/...` are of a few fixed prompts (`validation.samples`) that the student answers with its own
 generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill watch`, in

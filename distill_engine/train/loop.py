@@ -244,6 +244,8 @@ class Trainer:
         if policies.keep_best.best is not None:
             named[f"best/{policies.metric}"] = policies.keep_best.best
         self.sinks.record("valid", self.progress.steps, self.progress.seconds, named)
+        if self.validator is not None and self.validator.doubt is not None:
+            self.sinks.record("event", self.progress.steps, self.progress.seconds, {}, self.validator.doubt)
         if improved:
             self.beat(f"exporting the best student of step {self.progress.steps}")
             self.publish_best(values, self.progress.steps)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
-from distill_engine.losses.quality import COLUMNS, Average, quality_sums, quality_values
+from distill_engine.losses.quality import COLUMNS, TEACHER_COLUMNS, Average, quality_sums, quality_values, teacher_sums
 from distill_engine.train.balance import CurrentFactors, no_factors
+from distill_engine.train.teacher_doubts import teacher_doubt
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -51,6 +52,7 @@ class Validator:
     ) -> None:
         """`average`: what values of no single task are, the mean over tasks or that of all tokens together.
         `factors`: of the terms' weights at the moment, for the total."""
+        self.doubt: str | None = None  # about the teacher, after the last run; the same on all ranks
         self._factors = factors
         self._average: Average = average
         self._batches = batches
@@ -69,7 +71,9 @@ class Validator:
         started = time.perf_counter()
         weights = self._objective.term_weights
         device = self._ranks.device
-        quality = torch.zeros(len(self._labels), len(COLUMNS), dtype=torch.float64, device=device)
+        columns = len(COLUMNS) + (0 if teacher is None else len(TEACHER_COLUMNS))
+        quality = torch.zeros(len(self._labels), columns, dtype=torch.float64, device=device)
+        vocabulary = 0
         terms = torch.zeros(len(weights), 2, dtype=torch.float64, device=device)  # sum, count
         for batch in self._batches:
             on_batch()
@@ -77,16 +81,21 @@ class Validator:
             batch = batch.to(device)
             taught = None if teacher is None else teacher.features(batch, self._objective.teacher_request())
             shown = student.features(batch, self._objective.student_request())
+            vocabulary = 0 if taught is None else taught.vocabulary
             if not counts:  # a filler: it took part in the teacher's collectives, that is all
                 continue
             values, scores = self._objective.terms_and_scores(shown, taught, batch)
-            quality += quality_sums(scores, batch, len(self._labels))
+            quality[:, : len(COLUMNS)] += quality_sums(scores, batch, len(self._labels))
+            if taught is not None:
+                theirs = self._objective.teacher_scores(taught, batch)
+                quality[:, len(COLUMNS) :] += teacher_sums(scores, theirs, batch, len(self._labels))
             for index, value in enumerate(values.values()):
                 terms[index, 0] += value.sum
                 terms[index, 1] += value.count
         summed = self._ranks.sum(torch.cat([quality.flatten(), terms.flatten()]))
         quality = summed[: quality.numel()].view_as(quality)
         measured = quality_values(quality, self._labels, teacher is not None, self._average)
+        self.doubt = None if teacher is None else teacher_doubt(quality.sum(dim=0), vocabulary)
         measured |= self._term_values(summed[quality.numel() :].view(-1, 2))
         measured["seconds"] = time.perf_counter() - started
         return measured

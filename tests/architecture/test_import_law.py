@@ -57,7 +57,7 @@ LAWS: dict[str, Law] = {
     "export": law("values data models checkpoint"),
     "evaluate": law("values models losses data cluster recipe setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
-    "interop": law("export.run models.loading data.tokens.tokenize recipe"),
+    "interop": law("export.run models.loading models.generation_settings data.tokens.tokenize recipe"),
     "assembly": Law(ANYTHING),
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),

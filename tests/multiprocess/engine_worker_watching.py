@@ -10,7 +10,7 @@ from engine_worker_bench import ADAM, Bench, PlainTeacher, digest, rank_groups
 from engine_worker_trainer import make_trainer, story
 
 from distill_engine.evaluate.generate import generate_ids, own_settings
-from distill_engine.evaluate.samples import answers, capped_settings, recipe_prompts
+from distill_engine.evaluate.samples import answers, recipe_prompts
 from distill_engine.evaluate.teacher_replies import FILE, teacher_replies
 from distill_engine.recipe.load import load_recipe
 from distill_engine.setup.prepare import prepare
@@ -109,7 +109,7 @@ def teacher_samples(bench: Bench) -> dict:
     found = teacher_replies(ready, teacher.model, prompts, folder, bench.ranks, said.append)
     gathered = [n for n, p in teacher.model.named_parameters() if p.ds_status != ZeroParamStatus.NOT_AVAILABLE]
     after = [teacher.features(batch, goal.teacher_request()).logits for _ in range(3)]
-    settings = capped_settings(plain.model, ready.recipe.data.label_tokens)
+    settings = own_settings(plain.model, ready.recipe.data.label_tokens)
     bench.ranks.barrier()
     again = teacher_replies(ready, teacher.model, prompts, folder, bench.ranks, said.append)
     # ranks whose replies have different lengths: the longer one needs the other to the end

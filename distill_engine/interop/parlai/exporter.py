@@ -33,6 +33,7 @@ from distill_engine.interop.parlai.weights import (
     position_rows_removed,
     their_name,
 )
+from distill_engine.models.generation_settings import GenerationError, read_settings
 from distill_engine.models.loading import Checkpoint
 
 _AGENTS: dict[str, Agent] = {"blenderbot": "generator", "bart": "bart"}
@@ -104,9 +105,11 @@ def _load(student: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
 
 
 def _generation(student: Path) -> GenerationConfig:
-    """The folder's generation config; the defaults of transformers (greedy) if it has none."""
-    has_one = (student / "generation_config.json").is_file()
-    return GenerationConfig.from_pretrained(student) if has_one else GenerationConfig()
+    """What transformers takes for the folder. Raises ParlaiError if it takes nothing."""
+    try:
+        return read_settings(student).config
+    except GenerationError as error:
+        raise ParlaiError(f"{student}: {error}. Correct them.") from error
 
 
 def _agent_of(config: PretrainedConfig, student: Path) -> Agent:

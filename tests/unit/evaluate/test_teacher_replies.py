@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoModelForSeq2SeqLM
 
-from distill_engine.evaluate.samples import answers, capped_settings, recipe_prompts
+from distill_engine.evaluate.generate import own_settings
+from distill_engine.evaluate.samples import answers, recipe_prompts
 from distill_engine.evaluate.teacher_replies import FILE, TeacherRepliesError, sample_guard, teacher_replies
 from distill_engine.recipe.load import load_recipe
 from distill_engine.setup.prepare import prepare
@@ -65,7 +66,7 @@ def test_replies_are_the_models_own_and_are_made_once(ready, model, ask, tmp_pat
     prompts = recipe_prompts(ready)
     first, generated, said = ask()
     assert generated and first == [
-        one.text for one in answers(ready, model, prompts, capped_settings(model, ready.recipe.data.label_tokens))
+        one.text for one in answers(ready, model, prompts, own_settings(model, ready.recipe.data.label_tokens))
     ]
     assert "answers 3 sample prompts" in said[0] and "validation.samples: 0" in said[0] and FILE in said[1]
     rows = json.loads((tmp_path / FILE).read_text())["rows"]

@@ -80,6 +80,8 @@ def plotted(name, history) -> set[str]:
         return {title, parts[2].replace("_", " ")}
     if parts[:2] == ["time", "share"]:
         return {"where a step's time goes", parts[2]}
+    if name in ("valid/teacher_ppl", "valid/teacher_token_accuracy"):
+        return {parts[1].removeprefix("teacher_"), "teacher"}  # in the student's plot
     if parts[1] in ("chat", "sums"):
         return {f"{parts[2]} by task", parts[1]}
     if parts[1] == "term":

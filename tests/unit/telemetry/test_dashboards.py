@@ -68,7 +68,8 @@ def test_the_sections_of_the_registry_and_attention():
 
 def test_training_and_validation_share_a_panel():
     panels = {panel.title: panel for section in plan() for panel in section.panels}
-    assert panels["ppl"].metrics == ("train/ppl", "valid/ppl")
+    assert panels["ppl"].metrics == ("train/ppl", "valid/ppl", "valid/teacher_ppl")
+    assert not {"teacher_ppl", "teacher_token_accuracy"} & set(panels), "beside the student's"
     assert panels["task/raw"].metrics == ("train/term/task/raw", "valid/term/task/raw")
     assert panels["share of the loss"].style == "pct-area"
 

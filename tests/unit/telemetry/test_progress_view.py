@@ -104,6 +104,21 @@ def test_lines():
     assert "new best" in valid_line(state_of([], best=3.4))
 
 
+@pytest.mark.parametrize(
+    ("metric", "own"), [("ppl", "2.9"), ("token_accuracy", "70.0 %"), ("talk/ppl", "2.7"), ("total", "2.9")]
+)
+def test_the_teachers_own_numbers_stand_beside_the_students(metric, own):
+    state = state_of(terms(), metric=metric)
+    state.valid |= {"valid/teacher_ppl": 2.9, "valid/teacher_token_accuracy": 0.7, "valid/talk/teacher_ppl": 2.7}
+    assert "teacher's ppl 2.9  teacher's accuracy 70.0 %" in valid_line(state)
+    for width in (80, 120):
+        lines = lines_of(state, width)
+        assert {cell_len(line) for line in lines} == {width}
+        assert "…" not in "".join(lines) or metric != "ppl", "its name is short enough for any width"
+        (header,) = [number for number, line in enumerate(lines) if "teacher's" in line]
+        assert own in lines[header + 1]
+
+
 def test_the_deciding_metric_may_be_another_one():
     state = state_of([], metric="token_accuracy", best=0.612)
     assert valid_line(state) == "step 130/500  valid token accuracy 61.2 %  new best  ppl 3.4  agreement 55.0 %  12 s"

@@ -239,6 +239,8 @@ class Run:
 class Watched:
     """The real validator, noting that it ran and in which mode."""
 
+    doubt = None  # a random teacher's is no part of these stories
+
     def __init__(self, run: Run, real: Validator) -> None:
         self.owner, self.real = run, real
 
@@ -251,6 +253,8 @@ class Watched:
 
 class Scripted:
     """A validation whose numbers are known beforehand."""
+
+    doubt = None
 
     def __init__(self, run: Run, values: list[float]) -> None:
         self.owner, self.values = run, list(values)

@@ -1,0 +1,272 @@
+"""One rule for how a model generates, wherever it does: samples, teacher replies, evaluation, latency, chat, export.
+
+A model's own settings are those that transformers takes: `generation_config.json`, and where there is none (or none
+that can be read) what `config.json` holds. They are completed by what a family's decoder takes for granted in training:
+
+- a token that is never predicted in training (Blenderbot's start token) is never said;
+- where the decoder reads END START before a label (BART), START follows END unless another token is forced there;
+- a reply is limited, by its model's settings or else by the caller, and never longer than the position table.
+
+A student's settings are its teacher's, begun as its decoder was trained; they are exported as they are used here. So
+`generate()` of plain transformers says on an export what every other path says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from distill_engine.models.adapter import family_of
+from distill_engine.models.bart_family import Family
+
+GENERATION_FILE = "generation_config.json"
+_METADATA = ("_from_model_config", "transformers_version")
+# one text for one context, whatever a model's settings say; no token depends on them
+ONE_REPLY = {
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_scores": False,
+    "output_logits": False,
+}
+
+
+class GenerationError(ValueError):
+    """A generation setting that cannot be used."""
+
+
+@dataclass(frozen=True)
+class OwnSettings:
+    """The generation settings of a model folder, and the file that they are from.
+
+    remark  why that is not generation_config.json although there is one; else empty
+    """
+
+    config: GenerationConfig
+    source: str
+    remark: str = ""
+
+
+def read_settings(folder: Path) -> OwnSettings:
+    """What transformers takes for a model of this folder. Raises GenerationError for values that it refuses."""
+    try:
+        return OwnSettings(_read(folder), GENERATION_FILE)
+    except OSError as error:  # missing, or no JSON
+        remark = f"it cannot be read ({_first_line(error)})" if (folder / GENERATION_FILE).exists() else ""
+    config = _read(folder, config_file_name="config.json", _from_model_config=True)
+    return OwnSettings(config, "config.json", remark)
+
+
+def _read(folder: Path, **options: Any) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True, **options)
+    except (ValueError, TypeError, AttributeError) as error:
+        name = options.get("config_file_name", GENERATION_FILE)
+        raise GenerationError(
+            f"{folder / name} holds generation settings that transformers refuses: {_first_line(error)}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What settings must fit: a model's family, position table, vocabulary and special tokens."""
+
+    family: Family
+    positions: int
+    vocabulary: int
+    start_id: int
+    end_id: int
+
+    @classmethod
+    def of(cls, config: Any) -> Decoder:
+        """From a Hugging Face configuration."""
+        return cls(
+            family_of(config),
+            int(config.max_position_embeddings),
+            int(config.vocab_size),
+            int(config.bos_token_id),
+            int(config.eos_token_id),
+        )
+
+    @property
+    def first_read(self) -> int:
+        """The token that the decoder reads first in training."""
+        return self.end_id if self.family.end_before_start else self.start_id
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The settings that hold.
+
+    values   all settings, by name
+    changes  of a model's own settings, by name: exactly what has to be told to its `generate`
+    reasons  of a change that nobody asked for, by name
+    notes    sentences about those that override what the model's own settings say, and about what may surprise
+    source   what the others are from
+    """
+
+    values: Mapping[str, Any]
+    changes: Mapping[str, Any]
+    reasons: Mapping[str, str]
+    notes: tuple[str, ...]
+    source: str = "the model"
+
+    def config(self) -> GenerationConfig:
+        """As transformers keeps them. Raises GenerationError for values that it refuses."""
+        given = {name: value for name, value in self.values.items() if value is not None}
+        try:
+            config: Any = GenerationConfig.from_dict(given)
+        except (ValueError, TypeError) as error:
+            raise GenerationError(f"transformers refuses generation settings: {_first_line(error)}") from error
+        # as one that was read: of those transformers saves also values that have no effect (a temperature without
+        # sampling), which it refuses to save of one that was changed
+        config._original_object_hash = hash(config)
+        return config
+
+
+def settle(own: GenerationConfig, decoder: Decoder, new_tokens: int, asked: Mapping[str, Any] | None = None) -> Settled:
+    """The settings of a finished model.
+
+    new_tokens  limit of a reply where neither the model nor `asked` has one (transformers' own default is 20)
+    asked       settings that win over the model's own
+    """
+    return _Settling(own, decoder, asked or {}).finished(new_tokens)
+
+
+def settle_student(own: OwnSettings, decoder: Decoder, new_tokens: int) -> Settled:
+    """A student's settings, from its teacher's and from how its decoder is trained: what is exported.
+
+    Raises GenerationError for tokens that do not exist, and for settings that transformers refuses.
+    """
+    settling = _Settling(own.config, decoder, {})
+    settling.begin_as_trained()
+    settled = settling.finished(new_tokens)
+    _require_tokens(settled.values, decoder)
+    settled.config()
+    remark = () if not own.remark else (f"{GENERATION_FILE} is not used, {own.source} is: {own.remark}",)
+    return replace(settled, notes=(*remark, *settled.notes), source=own.source)
+
+
+class _Settling:
+    """The rule, one setting after the other."""
+
+    def __init__(self, own: GenerationConfig, decoder: Decoder, asked: Mapping[str, Any]) -> None:
+        self._own = {name: value for name, value in own.to_dict().items() if name not in _METADATA}
+        self._decoder = decoder
+        self._values = {**self._own, **asked}
+        self._reasons: dict[str, str] = {}
+        self._notes: list[str] = []
+        for longer, shorter in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            if shorter in asked and longer not in asked:
+                self._values[longer] = None  # it would win over what was asked
+
+    def begin_as_trained(self) -> None:
+        """The decoder starts with the token that it starts with in training."""
+        first, given = self._decoder.first_read, self._values.get("decoder_start_token_id")
+        if given != first:
+            self._set("decoder_start_token_id", first, "the decoder is trained to start with it")
+            if given is not None:
+                self._notes.append(
+                    f"decoder_start_token_id is {first}, not the teacher's {given}: students' decoders are trained "
+                    f"after {first} (end token {self._decoder.end_id}, start token {self._decoder.start_id}). A "
+                    "teacher that was trained after another token is worse here than it could be; "
+                    "`valid/teacher_ppl` tells"
+                )
+        forced = self._values.get("forced_bos_token_id")
+        if self._decoder.family.end_before_start and forced not in (None, self._decoder.start_id):
+            self._notes.append(
+                f"forced_bos_token_id is {forced}, the teacher's: replies begin with it, but students are trained on "
+                f"replies that begin after {self._decoder.start_id}"
+            )
+
+    def finished(self, new_tokens: int) -> Settled:
+        """What is known of the family and the table of positions, in that order."""
+        self._never_said()
+        self._after_end()
+        if self._values.get("max_length") is None and self._values.get("max_new_tokens") is None:
+            self._set("max_new_tokens", new_tokens, "no limit is named")
+        self._fit_positions()
+        missing = object()
+        changes = {n: v for n, v in self._values.items() if self._own.get(n, missing) != v}
+        return Settled(self._values, changes, self._reasons, tuple(self._notes))
+
+    def _never_said(self) -> None:
+        """Together with what the settings suppress already."""
+        if not self._decoder.family.masks_start_logit:
+            return
+        start = self._decoder.start_id
+        self._set(
+            "suppress_tokens",
+            sorted({*(self._values.get("suppress_tokens") or []), start}),
+            f"token {start} is never predicted in training",
+        )
+        if self._values.get("forced_bos_token_id") == start:
+            self._set("forced_bos_token_id", None, f"token {start} is never predicted in training")
+            self._notes.append(f"forced_bos_token_id {start} is left out: it is never predicted in training")
+
+    def _after_end(self) -> None:
+        decoder = self._decoder
+        begins_with = self._values.get("decoder_start_token_id")
+        if not decoder.family.end_before_start or begins_with not in (None, decoder.end_id):
+            return
+        if self._values.get("forced_bos_token_id") is None:
+            self._set("forced_bos_token_id", decoder.start_id, f"what follows token {decoder.end_id} is not learnt")
+
+    def _fit_positions(self) -> None:
+        """The decoder's own first token takes a position, too."""
+        most = self._decoder.positions
+        limits = {"max_length": most, "max_new_tokens": most - 1}
+        for name, limit in limits.items():
+            self._cap(name, limit, f"the position table has {most} rows")
+        longest = self._values.get("max_new_tokens")
+        longest = int(self._values["max_length"]) - 1 if longest is None else int(longest)
+        for name, limit in {"min_length": longest + 1, "min_new_tokens": longest}.items():
+            self._cap(name, limit, f"a reply has at most {longest} tokens")
+
+    def _cap(self, name: str, limit: int, why: str) -> None:
+        value = self._values.get(name)
+        if value is not None and int(value) > limit:
+            self._set(name, limit, why)
+            self._notes.append(f"{name} is {limit}, not {value}: {why}")
+
+    def _set(self, name: str, value: Any, why: str) -> None:
+        if self._values.get(name) != value:
+            self._values[name] = value
+            self._reasons[name] = why
+
+
+def _require_tokens(values: Mapping[str, Any], decoder: Decoder) -> None:
+    """Raises GenerationError for tokens that do not exist."""
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id", "decoder_start_token_id"):
+        ids = values.get(name)
+        if any(not 0 <= one < decoder.vocabulary for one in _ids(ids)):
+            raise GenerationError(
+                f"{name} is {ids}, but the vocabulary has {decoder.vocabulary} tokens. Correct it in the teacher's "
+                f"{GENERATION_FILE}."
+            )
+
+
+def _ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(one) for one in value] if isinstance(value, list | tuple) else [int(value)]
+
+
+def shown_settings(settled: Settled) -> list[tuple[str, str, str]]:
+    """(name, value, where it is from) of every setting that holds, in alphabetical order."""
+    held = {name: value for name, value in settled.values.items() if value is not None}
+    defaults = {"num_beams": 1, "do_sample": False}
+    source = settled.source
+    rows = [(n, json.dumps(v, default=str), settled.reasons.get(n, source)) for n, v in held.items()]
+    rows += [(n, json.dumps(v), "transformers' default") for n, v in defaults.items() if n not in held]
+    return sorted(rows)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,49 @@
+"""What the validation's numbers say against a teacher: that it knows nothing, or less than its student."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from distill_engine.losses.quality import COLUMNS, TEACHER_COLUMNS
+
+# A trained model's perplexity is far below half its vocabulary; all-zero, random or foreign weights are at or above it.
+_UNIFORM_SHARE = 0.5
+# The student's advantage has to be beyond chance over the examples, and worth a word: 2 % of perplexity.
+_STANDARD_ERRORS = 3.0
+_LEAST_NATS = 0.02
+
+
+def teacher_doubt(sums: Tensor, vocabulary: int) -> str | None:
+    """A warning with what it probably means, or None.
+
+    sums        [len(COLUMNS) + len(TEACHER_COLUMNS)], over all tasks and ranks
+    vocabulary  tokens that the teacher chooses from
+    """
+    of = dict(zip((*COLUMNS, *TEACHER_COLUMNS), sums.tolist(), strict=True))
+    tokens, examples = of["tokens"], of["examples"]
+    if not tokens:
+        return None
+    loss = of["teacher_loss_sum"] / tokens
+    if loss > math.log(_UNIFORM_SHARE * vocabulary):
+        return (
+            f"WARNING: the teacher predicts validation labels no better than chance: perplexity {_ppl(loss)} with a "
+            f"vocabulary of {vocabulary} tokens. Probably its weights are not those that it was trained to (look into "
+            "teacher.path), or the data's tokenizer or language is another one. What it teaches is noise."
+        )
+    gain = of["teacher_loss_sum"] - of["loss_sum"]
+    spread = examples * of["gain_squares"] - gain**2  # examples^2 times the variance of an example's gain
+    error = math.sqrt(max(spread, 0.0) / max(examples - 1, 1.0))
+    if gain / tokens > _LEAST_NATS and examples > 1 and gain > _STANDARD_ERRORS * error:
+        return (
+            f"WARNING: the student predicts validation labels better than its teacher: perplexity "
+            f"{_ppl(of['loss_sum'] / tokens)} against {_ppl(loss)}. Probably labels do not belong to their contexts "
+            "(shuffled targets), or the teacher was never trained on such data, or with another layout (delimiter, "
+            "special tokens). Then its outputs hold the student back: correct the data, or fine-tune the teacher first."
+        )
+    return None
+
+
+def _ppl(loss: float) -> str:
+    return f"{math.exp(loss):.4g}" if loss < 700 else "inf"
