@@ -14,7 +14,7 @@ test: lint
 	@tests/cluster/install_packages.sh
 	@tests/unit/losses/kernels/install_oldest_triton.sh $(BIN)/python
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/architecture tests/unit tests/golden
-	$(BIN)/python -m pytest -n 3 --dist loadfile tests/multiprocess tests/end_to_end tests/cluster tests/gpu
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests/multiprocess tests/end_to_end tests/extension tests/cluster tests/gpu
 
 oldest-triton: $(VENV)/.installed-dev
 	tests/unit/losses/kernels/install_oldest_triton.sh $(BIN)/python

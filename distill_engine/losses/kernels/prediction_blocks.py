@@ -158,7 +158,8 @@ class _FromHidden(torch.autograd.Function):
         of_hidden = torch.zeros_like(clean, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         of_embedding = torch.empty_like(embedding) if ctx.needs_input_grad[1] else None
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
-        for ids in blocks.starting_with_the_one_made():
+        # the block that is there already comes first, also when it has to be made again: equal bits each time
+        for ids in reversed(blocks.ids) if slopes is None else blocks.ids:
             block = blocks.make(ids)
             if slopes is None:
                 ctx.pointwise.gradient_(block, moments, task, prediction)
@@ -239,16 +240,10 @@ class _Blocks:
         tokens = token_values(sums, self.labels, len(self.student.embedding), self.with_teacher, temperature)
         if measure is FORWARD_KL or not self.with_teacher:
             return tokens, None
-        parts = [
-            values_and_slopes(self.make(ids), tokens.moments, measure) for ids in self.starting_with_the_one_made()
-        ]
+        parts = [values_and_slopes(self.make(ids), tokens.moments, measure) for ids in reversed(self.ids)]
         values, slopes = torch.stack(parts).sum(dim=0)
         values = values.double().masked_fill(self.labels == IGNORED_LABEL, 0.0) * temperature**2
         return replace(tokens, divergence=values), slopes
-
-    def starting_with_the_one_made(self) -> list[slice]:
-        """All blocks in an order in which the one that is there already comes first."""
-        return self.ids[::-1] if self.made.ids == self.ids[-1] else self.ids
 
     def make(self, ids: slice) -> LogitBlock:
         """The block of these vocabulary ids."""
