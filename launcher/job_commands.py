@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from distill_engine.cluster.exit_codes import FAILED, STOPPED_AND_SAVED, read_verdict
+from distill_engine.cluster.exit_codes import DONE, FAILED, NOT_BEGUN, STOPPED_AND_SAVED, read_verdict
 from launcher import preflight, slurm, sweep
 from launcher.app import ERR, refuse, say
 from launcher.attempts import Start, own_start, record_end
@@ -22,6 +23,7 @@ from launcher.requeue import ENDED_FROM_OUTSIDE, NO_VERDICT, PREFLIGHT, decide
 
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Run folder of this job.")]
 
+_STOPPED_BY_SIGNAL = tuple(128 + number for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM))
 _EXCLUDE = re.compile(r"--exclude=([\w.,-]*\w)")
 
 
@@ -66,6 +68,9 @@ def after(
 def _verdict(code: int, verdict: Path | None, bad_nodes: Path | None) -> tuple[int, str]:
     """The exit code that counts and the word beside it; of no rank that left one where srun or the preflight failed."""
     said, reason = (None, "") if verdict is None else read_verdict(verdict)
+    # srun ends the others with SIGTERM where one rank ended badly, so rank 0 may tell of a stop that was none
+    if reason == NOT_BEGUN and code not in (DONE, STOPPED_AND_SAVED, *_STOPPED_BY_SIGNAL):
+        return code, NO_VERDICT
     if said is not None:
         return said, reason
     if bad_nodes is not None and bad_nodes.is_file():

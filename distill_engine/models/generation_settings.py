@@ -203,7 +203,7 @@ class _Settling:
         start = self._decoder.start_id
         self._set(
             "suppress_tokens",
-            sorted({*(self._values.get("suppress_tokens") or []), start}),
+            sorted({*_ids(self._values.get("suppress_tokens")), start}),
             f"token {start} is never predicted in training",
         )
         if self._values.get("forced_bos_token_id") == start:
@@ -231,7 +231,9 @@ class _Settling:
 
     def _cap(self, name: str, limit: int, why: str) -> None:
         value = self._values.get(name)
-        if value is not None and int(value) > limit:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise GenerationError(f"{name} is {value!r}. It has to be a number of tokens.")
+        if value is not None and value > limit:
             self._set(name, limit, why)
             self._notes.append(f"{name} is {limit}, not {value}: {why}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FAULTS = 48
+FAULTS = 77
 ROW = re.compile(r"^\| (F\d+) \|(.*)\|$", re.MULTILINE)
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 UNTESTABLE = "not shown:"  # and one sentence why
@@ -42,7 +42,7 @@ def objections(cells: list[str]) -> list[str]:
 
 def test_every_fault_has_its_row_in_order():
     numbers = [int(name[1:]) for name in rows()]
-    assert numbers == sorted(set(numbers)) and numbers[:FAULTS] == list(range(1, FAULTS + 1))
+    assert numbers == list(range(1, FAULTS + 1))
 
 
 def test_every_row_has_a_test_that_exists():
