@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,11 +101,11 @@ class BestPublisher:
         if not link.is_dir():
             rest = f"`distill export {self._folder} DIR --which last` writes the newest checkpoint's student"
             return f", best {metric} {best:.4g}, but no export has succeeded: there is no {link}. {rest}", False
-        held = int(link.resolve().name.removeprefix("step-").partition(".")[0])
+        held = _step_of(link)
         if self.unexported is not None:
             lost = f"at step {self.unexported}, whose export failed"
-            return f", best {metric} {best:.4g} {lost}: {link} has the student of step {held}", True
-        return f", best {metric} {best:.4g}; {link} has the student of step {held}", True
+            return f", best {metric} {best:.4g} {lost}: {link} has {held}", True
+        return f", best {metric} {best:.4g}; {link} has {held}", True
 
     def _tell(self, error: Exception) -> None:
         self.unexported = self._step
@@ -136,3 +137,9 @@ class BestPublisher:
             fresh.rename(target)
         except Exception as error:  # it only helps later: the run can do without
             self._say(f"{target} could not be written: {plain_reason(error)}. Exports need {self._folder / 'best'}.")
+
+
+def _step_of(link: Path) -> str:
+    """Whose student an export is; a run folder that was copied may hold the export itself in place of the link."""
+    found = re.fullmatch(r"step-(\d+)(\..*)?", link.resolve().name)
+    return "an earlier student" if found is None else f"the student of step {int(found[1])}"

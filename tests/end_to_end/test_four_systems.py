@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from deepspeed.accelerator import get_accelerator
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -147,7 +148,9 @@ def test_the_teachers_sample_replies_stand_beside_the_students(system):
 def test_only_one_rank_speaks_and_libraries_are_silent(system):
     lines = [line for line in system.said.splitlines() if "[launch.py:" not in line and "[runner.py:" not in line]
     assert len([line for line in lines if f"step {STEPS}/{STEPS}  loss" in line]) == 1, system.said
-    assert not [line for line in lines if "WARN" in line.upper()], system.said
+    warnings = [line for line in lines if "WARN" in line.upper()]
+    expected = "WARNING: the teacher predicts validation labels no better than chance"  # its weights are random
+    assert all(line.startswith(expected) for line in warnings), system.said
 
 
 def test_every_active_term_and_no_other_is_recorded(system):
@@ -220,6 +223,8 @@ def test_the_student_learns(system):
 def test_fp16_that_this_machine_cannot_do_is_replaced_and_said(systems):
     run = systems("distilbert", "bart")
     config = json.loads((run.folder / "ds_config.json").read_text())
+    if get_accelerator().is_fp16_supported():
+        pytest.skip("this CPU computes in fp16 itself")
     assert config["bf16"]["enabled"] is True and "fp16" not in config
     assert "training in bf16, without loss scaling" in run.said
     assert load_file(run.folder / "best" / "model.safetensors")["model.shared.weight"].dtype == torch.bfloat16

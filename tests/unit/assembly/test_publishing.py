@@ -76,3 +76,9 @@ def test_one_that_fails_is_told_and_the_end_tells_the_truth(publisher, tmp_path,
 
 def test_without_a_best_value_there_is_nothing_to_say(publisher):
     assert publisher.ending("ppl", None) == ("", True)
+
+
+def test_a_run_folder_whose_link_became_a_copy_ends_in_order(publisher, tmp_path):
+    (tmp_path / "best").mkdir()  # cp -rL
+    text, exported = publisher.ending("ppl", 4.25)
+    assert exported and "an earlier student" in text
