@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from deepspeed.accelerator import get_accelerator
 import torch
 import yaml
+from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 
 from distill_engine.telemetry.jsonl import read_history
