@@ -27,7 +27,7 @@ def job(compiled, capability, kernel, dtype, arguments, unused=(), **constexprs)
     else:
         options |= {"WIDEN": False, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
         launch = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    divisible = tuple(name for name in signature if name != "clamp")
+    divisible = tuple(name for name in signature if name not in ("clamp", "tokens"))
     label = f"{kernel} {dtype} without {', '.join(unused) or 'nothing'}"
     return compiled.Job(KERNELS, kernel, signature, options, capability, divisible=divisible, label=label, **launch)
 
