@@ -13,6 +13,8 @@ TABLE_ROW = tl.constexpr(28)
 LAYER_NUMBER = tl.constexpr(24)
 STUDENT_SCALE = tl.constexpr(25)
 TEACHER_SCALE = tl.constexpr(26)
+# Batches differ in these: a variant for each kind of number would be compiled in the middle of a run.
+SIZES = ("examples", "heads", "queries", "keys")
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -77,7 +79,7 @@ def _scale(row, number):
     return tl.load(row + number).to(tl.int32).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     table, keep, ends, partials,
     examples, heads, queries, keys, clamp,
@@ -141,7 +143,7 @@ def _add_product(total, weight, peak, y, TYPE: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     table, keep, ends, upstream,
     examples, heads, queries, keys, clamp,
