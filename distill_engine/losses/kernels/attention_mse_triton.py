@@ -188,6 +188,7 @@ class _Group:
         table, address_unit, stride_unit = self._table()
         clamp = 0.0 if settings.clamp is None else settings.clamp
         constants: dict[str, Any] = {"CAUSAL": settings.causal, "CLAMP": settings.clamp is not None}
+        constants["EQUAL"] = all(student == teacher for student, teacher in self.scales)
         for side, tensor in (("S", self.tensors[0][0]), ("T", self.tensors[0][2])):
             main, tail = pieces(tensor.shape[3])
             constants |= {f"TYPE_{side}": _TYPES[tensor.dtype], f"SIZE_{side}": tensor.shape[3]}

@@ -67,6 +67,7 @@ class Report:
     spill_bytes: int
     shared_bytes: int
     threads: int
+    loop: int = 0  # PTX instructions of the longest loop
     instructions: dict[str, int] = field(default_factory=dict)
     triton: str = ""
 
@@ -83,7 +84,7 @@ class Report:
         return (
             f"sm_{self.capability} {self.label}: {self.registers} registers, {self.stack_bytes} bytes of stack, "
             f"{self.spill_bytes} bytes spilled, {self.shared_bytes} bytes of shared memory, {self.blocks} blocks of "
-            f"{self.threads} threads per SM; {counted}"
+            f"{self.threads} threads per SM; {self.loop} instructions in the loop, {counted}"
         )
 
     def complaints(self) -> list[str]:
@@ -141,7 +142,8 @@ def compile_report(job: Job) -> Report:
         options |= register_limit(divmod(job.capability, 10), job.num_warps)
     built = triton.compile(source, target=GPUTarget("cuda", job.capability, 32), options=options)
     ptx = built.asm["ptx"]
-    needs = (*_assemble(ptx, job.capability), built.metadata.shared, WARP * built.metadata.num_warps, _count(ptx))
+    threads = WARP * built.metadata.num_warps
+    needs = (*_assemble(ptx, job.capability), built.metadata.shared, threads, loop_instructions(ptx), _count(ptx))
     return Report(job.label or job.kernel, job.capability, *needs, triton.__version__)
 
 
@@ -170,6 +172,20 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int, int]:
     stack = re.search(r"(\d+) bytes stack frame", said)
     assert used is not None and stack is not None and spills, said
     return int(used[1]), int(stack[1]), sum(map(int, spills))
+
+
+def loop_instructions(ptx: str) -> int:
+    """Instructions from a label to the branch back to it; of several loops the longest (static count)."""
+    seen, longest, labels = 0, 0, dict[str, int]()
+    for line in ptx.splitlines():
+        if label := re.match(r"(\$L\w+):", line):
+            labels[label[1]] = seen
+        elif re.match(r"\s+[@\w{]\S*.*;", line):
+            seen += 1
+            back = re.search(r"\bbra(?:\.uni)?\s+(\$L\w+);", line)
+            if back and back[1] in labels:
+                longest = max(longest, seen - labels[back[1]])
+    return longest
 
 
 def _count(ptx: str) -> dict[str, int]:

@@ -26,6 +26,7 @@ def job_at(compiled, label, sizes, capability, kernel, *, causal, dtype="float16
     widest = max(sum(pieces(student)), sum(pieces(teacher)))
     options = tile_options(longest, widest, half=dtype != "float32", backward=kernel == "backward_kernel")
     constants = {"ADDRESS_UNIT": 16, "STRIDE_UNIT": 8, "CAUSAL": causal, "CLAMP": True}
+    constants["EQUAL"] = student == teacher  # scales follow sizes
     constants |= {name: options[name] for name in ("BLOCK_ROWS", "BLOCK_COLUMNS")}
     for side, size in (("S", student), ("T", teacher)):
         main, tail = pieces(size)
