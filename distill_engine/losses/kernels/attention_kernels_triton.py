@@ -1,9 +1,13 @@
-"""The two kernels of the fused attention term; `losses.attention_mse_triton` says what they compute and starts them.
+"""The kernels of the fused attention term; `losses.attention_mse_triton` says what they compute and starts them.
 
 Arguments that all functions share: SIZE is a head size, MAIN + TAIL the widths it is read in (TAIL 0: in one piece).
 `row` points at one layer's row of a table of int64: for tensors 0..5 (student query and key, teacher query and key, the
 gradients of the first two) an address in ADDRESS_UNIT bytes and the strides of example, head and position in
 STRIDE_UNIT elements, so that the compiler knows what divides them; then the layer's number and both scales.
+EQUAL: student and teacher have the same scale in every layer.
+
+Rows that take part in no pair are read as 0 from both models, so their differences are 0: only the diagonal of a causal
+score is masked afterwards.
 """
 
 import triton
@@ -13,6 +17,8 @@ TABLE_ROW = tl.constexpr(28)
 LAYER_NUMBER = tl.constexpr(24)
 STUDENT_SCALE = tl.constexpr(25)
 TEACHER_SCALE = tl.constexpr(26)
+# Batches differ in these: a variant for each kind of number would be compiled in the middle of a run.
+SIZES = ("examples", "heads", "queries", "keys")
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -72,19 +78,43 @@ def _product(x_main, x_tail, y_main, y_tail, TAIL: tl.constexpr):
 
 
 @triton.jit
+def _taken_away(x, EQUAL: tl.constexpr):
+    """The teacher's factor as `_difference` wants it."""
+    return -x if EQUAL else x
+
+
+@triton.jit
+def _difference(
+    x_s0, x_s1, x_t0, x_t1, y_s0, y_s1, y_t0, y_t1, scale_s, scale_t,
+    TAIL_S: tl.constexpr, TAIL_T: tl.constexpr, EQUAL: tl.constexpr,
+):  # fmt: skip
+    """Differences of scores; where scales are equal both models' products share an accumulator (see `_taken_away`)."""
+    scores = _product(x_s0, x_s1, y_s0, y_s1, TAIL_S)
+    if EQUAL:
+        scores = tl.dot(_factor(x_t0), tl.trans(_factor(y_t0)), scores, input_precision="ieee")
+        if TAIL_T > 0:
+            scores = tl.dot(_factor(x_t1), tl.trans(_factor(y_t1)), scores, input_precision="ieee")
+        scores = scores * scale_s
+    else:
+        scores = scores * scale_s - _product(x_t0, x_t1, y_t0, y_t1, TAIL_T) * scale_t
+    return scores
+
+
+@triton.jit
 def _scale(row, number):
     """A float32 that lies in the table as its bits."""
     return tl.load(row + number).to(tl.int32).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     table, keep, ends, partials,
     examples, heads, queries, keys, clamp,
     TYPE_S: tl.constexpr, SIZE_S: tl.constexpr, MAIN_S: tl.constexpr, TAIL_S: tl.constexpr,
     TYPE_T: tl.constexpr, SIZE_T: tl.constexpr, MAIN_T: tl.constexpr, TAIL_T: tl.constexpr,
     ADDRESS_UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    CAUSAL: tl.constexpr, CLAMP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    CAUSAL: tl.constexpr, CLAMP: tl.constexpr, EQUAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """partials[program] = sum of clamped squared differences of BLOCK_ROWS queries against all keys of one head."""
     tiles = tl.cdiv(queries, BLOCK_ROWS)
@@ -106,6 +136,7 @@ def forward_kernel(
     y_t, jump_t = _head(row, 3, example, head, TYPE_T, ADDRESS_UNIT, STRIDE_UNIT)
     x_s0, x_s1 = _pieces(x_s, step_s, first_row, keep_rows, BLOCK_ROWS, SIZE_S, MAIN_S, TAIL_S)
     x_t0, x_t1 = _pieces(x_t, step_t, first_row, keep_rows, BLOCK_ROWS, SIZE_T, MAIN_T, TAIL_T)
+    x_t0, x_t1 = _taken_away(x_t0, EQUAL), _taken_away(x_t1, EQUAL)
 
     total = tl.zeros([BLOCK_ROWS], dtype=tl.float32)
     for start in range(0, end, BLOCK_COLUMNS):
@@ -113,16 +144,37 @@ def forward_kernel(
         keep_columns = tl.load(keep + queries + columns, mask=columns < keys, other=0) != 0
         y_s0, y_s1 = _pieces(y_s, jump_s, start, keep_columns, BLOCK_COLUMNS, SIZE_S, MAIN_S, TAIL_S)
         y_t0, y_t1 = _pieces(y_t, jump_t, start, keep_columns, BLOCK_COLUMNS, SIZE_T, MAIN_T, TAIL_T)
-        difference = _product(x_s0, x_s1, y_s0, y_s1, TAIL_S) * scale_s
-        difference -= _product(x_t0, x_t1, y_t0, y_t1, TAIL_T) * scale_t
-        valid = keep_rows[:, None] & keep_columns[None, :]
+        difference = _difference(
+            x_s0, x_s1, x_t0, x_t1, y_s0, y_s1, y_t0, y_t1, scale_s, scale_t, TAIL_S, TAIL_T, EQUAL
+        )
+        squared = difference * difference
         if CAUSAL:
-            valid = valid & (columns[None, :] <= rows[:, None])
-        squared = tl.where(valid, difference * difference, 0.0)
+            squared = tl.where(columns[None, :] <= rows[:, None], squared, 0.0)
         if CLAMP:
             squared = tl.where(squared > clamp, clamp, squared)  # unlike a minimum, keeps nan
         total += tl.sum(squared, axis=1)
     tl.store(partials + program, tl.sum(total, axis=0))
+
+
+@triton.jit
+def _peaks(weight, TYPE: tl.constexpr):
+    """Largest absolute value of each row, by which float16 wants it divided; 1 for types with float32's range."""
+    if TYPE == tl.float16:
+        peak = tl.max(tl.abs(weight), axis=1)
+        peak = tl.where(peak > 1e-30, peak, 1.0)  # below, 1 / peak would overflow
+    else:
+        peak = tl.full([weight.shape[0]], 1.0, dtype=tl.float32)
+    return peak
+
+
+@triton.jit
+def _store(
+    value, keep, pointer, stride, start, exists, TYPE: tl.constexpr,
+    BLOCK: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """A piece of BLOCK rows of a gradient; rows that are not kept get 0."""
+    places = _places(pointer, stride, start, BLOCK, FIRST, WIDTH)
+    tl.store(places, tl.where(keep[:, None], value, 0.0).to(TYPE), mask=_inside(exists, FIRST, WIDTH, SIZE))
 
 
 @triton.jit
@@ -141,14 +193,15 @@ def _add_product(total, weight, peak, y, TYPE: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     table, keep, ends, upstream,
     examples, heads, queries, keys, clamp,
     TYPE_S: tl.constexpr, SIZE_S: tl.constexpr, MAIN_S: tl.constexpr, TAIL_S: tl.constexpr,
     TYPE_T: tl.constexpr, SIZE_T: tl.constexpr, MAIN_T: tl.constexpr, TAIL_T: tl.constexpr,
     ADDRESS_UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
-    CAUSAL: tl.constexpr, CLAMP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    CAUSAL: tl.constexpr, CLAMP: tl.constexpr, EQUAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_ROWS rows of dq (role 0: rows are queries) or of dk (role 1: rows are keys) of one layer and head."""
     query_tiles = tl.cdiv(queries, BLOCK_ROWS)
@@ -177,6 +230,7 @@ def backward_kernel(
     y_t, jump_t = _head(row, 3 - role, example, head, TYPE_T, ADDRESS_UNIT, STRIDE_UNIT)
     x_s0, x_s1 = _pieces(x_s, step_s, first_row, keep_rows, BLOCK_ROWS, SIZE_S, MAIN_S, TAIL_S)
     x_t0, x_t1 = _pieces(x_t, step_t, first_row, keep_rows, BLOCK_ROWS, SIZE_T, MAIN_T, TAIL_T)
+    x_t0, x_t1 = _taken_away(x_t0, EQUAL), _taken_away(x_t1, EQUAL)
 
     sum_main = tl.zeros([BLOCK_ROWS, MAIN_S], dtype=tl.float32)
     sum_tail = tl.zeros([BLOCK_ROWS, TAIL_S if TAIL_S > 0 else 16], dtype=tl.float32)
@@ -185,19 +239,16 @@ def backward_kernel(
         keep_columns = tl.load(keep_of_columns + columns, mask=columns < column_count, other=0) != 0
         y_s0, y_s1 = _pieces(y_s, jump_s, start, keep_columns, BLOCK_COLUMNS, SIZE_S, MAIN_S, TAIL_S)
         y_t0, y_t1 = _pieces(y_t, jump_t, start, keep_columns, BLOCK_COLUMNS, SIZE_T, MAIN_T, TAIL_T)
-        difference = _product(x_s0, x_s1, y_s0, y_s1, TAIL_S) * scale_s
-        difference -= _product(x_t0, x_t1, y_t0, y_t1, TAIL_T) * scale_t
-        valid = keep_rows[:, None] & keep_columns[None, :]
+        difference = _difference(
+            x_s0, x_s1, x_t0, x_t1, y_s0, y_s1, y_t0, y_t1, scale_s, scale_t, TAIL_S, TAIL_T, EQUAL
+        )
         if CAUSAL:
-            valid = valid & ((rows[:, None] - columns[None, :]) * (1 - 2 * role) >= 0)
-        difference = tl.where(valid, difference, 0.0)
+            seen = (rows[:, None] - columns[None, :]) * (1 - 2 * role) >= 0
+            difference = tl.where(seen, difference, 0.0)
         if CLAMP:
             difference = tl.where(difference * difference >= clamp, 0.0, difference)  # a clamped pair learns nothing
-        peak = tl.full([BLOCK_ROWS], 1.0, dtype=tl.float32)
-        if TYPE_S == tl.float16:
-            peak = tl.max(tl.abs(difference), axis=1)
-            peak = tl.where(peak > 1e-30, peak, 1.0)  # below, 1 / peak would overflow
-            difference = difference * (1.0 / peak)[:, None]
+        peak = _peaks(difference, TYPE_S)
+        difference = difference * (1.0 / peak)[:, None]
         sum_main = _add_product(sum_main, difference, peak, y_s0, TYPE_S)
         if TAIL_S > 0:
             sum_tail = _add_product(sum_tail, difference, peak, y_s1, TYPE_S)
@@ -205,10 +256,6 @@ def backward_kernel(
     factor = tl.load(upstream + tl.load(row + LAYER_NUMBER)) * (2.0 * scale_s / heads)
     out, step = _head(row, 4 + role, example, head, TYPE_S, ADDRESS_UNIT, STRIDE_UNIT)
     exists = rows < row_count
-    value = tl.where(keep_rows[:, None], sum_main * factor, 0.0)
-    places = _places(out, step, first_row, BLOCK_ROWS, 0, MAIN_S)
-    tl.store(places, value.to(TYPE_S), mask=_inside(exists, 0, MAIN_S, SIZE_S))
+    _store(sum_main * factor, keep_rows, out, step, first_row, exists, TYPE_S, BLOCK_ROWS, 0, MAIN_S, SIZE_S)
     if TAIL_S > 0:
-        value = tl.where(keep_rows[:, None], sum_tail * factor, 0.0)
-        places = _places(out, step, first_row, BLOCK_ROWS, MAIN_S, TAIL_S)
-        tl.store(places, value.to(TYPE_S), mask=_inside(exists, MAIN_S, TAIL_S, SIZE_S))
+        _store(sum_tail * factor, keep_rows, out, step, first_row, exists, TYPE_S, BLOCK_ROWS, MAIN_S, TAIL_S, SIZE_S)

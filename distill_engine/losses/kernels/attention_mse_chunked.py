@@ -1,8 +1,8 @@
 """Squared error of attention scores in blocks: the memory behaviour of the fused kernel on any machine.
 
 The formula is that of `attention_mse`. Here a block holds the scores of a few heads and a few queries; it is
-small enough for a processor's cache and gone before the next one is made: its share of the gradients is formed at
-once. Nothing of the size [B, H, Q, K] ever exists.
+small enough for a processor's cache (on a GPU: large enough to be worth a launch) and gone before the next one is made:
+its share of the gradients is formed at once. Nothing of the size [B, H, Q, K] ever exists where sequences are long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zer
 from distill_engine.values import QueryKey
 
 BLOCK_SCORES = 1 << 18  # scores of one block: 1 MiB of float32, about one core's share of the cache
+GPU_BLOCK_SCORES = 1 << 23  # 32 MiB: launches are what costs there, so blocks span examples too
 BLOCK_QUERIES = 128
+
+
+def block_limits(device: torch.device) -> tuple[int, int]:
+    """Most scores of a block, and most examples that it spans."""
+    return (BLOCK_SCORES, 1) if device.type == "cpu" else (GPU_BLOCK_SCORES, GPU_BLOCK_SCORES)
 
 
 def attention_mse_sums(
@@ -119,11 +125,11 @@ def useful(query_mask: Tensor, key_mask: Tensor | None, causal: bool) -> tuple[T
 
 
 class _Heads(NamedTuple):
-    """A few heads of one example, flat and float32, rows outside every pair zeroed."""
+    """The same few heads of a few examples, G in all, flat and float32, rows outside every pair zeroed."""
 
     student: QueryKey  # query [G, Q, Es], key [G, K, Es]
     teacher: QueryKey
-    example: int
+    examples: slice
     heads: slice
 
 
@@ -165,24 +171,29 @@ class _LayerPair:
             of_part = torch.zeros_like(key)
             for block in self._blocks(part):
                 total += block.total
-                of_query[part.example, part.heads, block.rows] = block.slope @ key[:, : block.keys]
+                into = of_query[part.examples, part.heads, block.rows]
+                into.copy_((block.slope @ key[:, : block.keys]).view(into.shape))
                 of_part[:, : block.keys].baddbmm_(block.slope.transpose(1, 2), query[:, block.rows])
-            of_key[part.example, part.heads] = of_part
+            into = of_key[part.examples, part.heads]
+            into.copy_(of_part.view(into.shape))
         return total, of_query, of_key
 
     def _parts(self) -> Iterator[_Heads]:
-        """One example and a few heads at a time, so that copies stay small."""
+        """Whole examples, as many as a block may hold, or a few heads of one at a time, so that copies stay small."""
         examples, heads, queries, _ = self.student.query.shape
-        together = max(1, BLOCK_SCORES // max(1, min(queries, BLOCK_QUERIES) * self.student.key.shape[2]))
-        for example in range(examples):
-            rows, columns = self.query_mask[example], None if self.key_mask is None else self.key_mask[example]
-            for first in range(0, heads, together):
-                some = slice(first, first + together)
+        scores, most_examples = block_limits(self.student.query.device)
+        room = max(1, scores // max(1, min(queries, BLOCK_QUERIES) * self.student.key.shape[2]))
+        at_once = max(1, min(room // max(1, heads), most_examples))
+        for start in range(0, examples, at_once):
+            some = slice(start, start + at_once)
+            rows, columns = self.query_mask[some], None if self.key_mask is None else self.key_mask[some]
+            for first in range(0, heads, room):
+                few = slice(first, first + room)
                 student, teacher = (
-                    QueryKey(_rows(x.query[example, some], rows), _rows(x.key[example, some], columns), x.scale)
+                    QueryKey(_rows(x.query[some, few], rows), _rows(x.key[some, few], columns), x.scale)
                     for x in (self.student, self.teacher)
                 )
-                yield _Heads(student, teacher, example, some)
+                yield _Heads(student, teacher, some, few)
 
     def _blocks(self, part: _Heads) -> Iterator[_Block]:
         """The scores of one part, a few queries at a time; beyond the causal diagonal nothing is computed.
@@ -204,9 +215,9 @@ class _LayerPair:
 
 
 def _rows(values: Tensor, keep: Tensor | None) -> Tensor:
-    """[G, L, E] float32, contiguous; rows that are not kept become 0, whatever they hold."""
-    flat = torch.empty(values.shape, dtype=torch.float32, device=values.device).copy_(values)
-    return flat if keep is None else zero_unless_(flat, keep[None, :, None])
+    """[B, H, L, E] as [B H, L, E] float32, contiguous; rows that are not kept [B, L] become 0, whatever they hold."""
+    copy = torch.empty(values.shape, dtype=torch.float32, device=values.device).copy_(values)
+    return (copy if keep is None else zero_unless_(copy, keep[:, None, :, None])).flatten(0, 1)
 
 
 class _BlockedScoreError(torch.autograd.Function):

@@ -39,6 +39,7 @@ from distill_engine.losses.kernels.attention_kernels_triton import (
     forward_kernel,
 )
 from distill_engine.losses.kernels.attention_mse_chunked import check_shapes, useful
+from distill_engine.losses.kernels.occupancy import register_limit_on
 from distill_engine.values import QueryKey
 
 LARGEST_HEAD = 256
@@ -187,6 +188,7 @@ class _Group:
         table, address_unit, stride_unit = self._table()
         clamp = 0.0 if settings.clamp is None else settings.clamp
         constants: dict[str, Any] = {"CAUSAL": settings.causal, "CLAMP": settings.clamp is not None}
+        constants["EQUAL"] = all(student == teacher for student, teacher in self.scales)
         for side, tensor in (("S", self.tensors[0][0]), ("T", self.tensors[0][2])):
             main, tail = pieces(tensor.shape[3])
             constants |= {f"TYPE_{side}": _TYPES[tensor.dtype], f"SIZE_{side}": tensor.shape[3]}
@@ -194,8 +196,9 @@ class _Group:
         units = {"ADDRESS_UNIT": address_unit, "STRIDE_UNIT": stride_unit}
         with torch.cuda.device_of(last):
             kernel[(programs,)](
-                table, masks.keep, masks.ends, last, *self.sizes, clamp, **constants, **units, **options
-            )
+                table, masks.keep, masks.ends, last, *self.sizes, clamp, **constants, **units, **options,
+                **register_limit_on(last.device, options["num_warps"]),
+            )  # fmt: skip
 
     def _table(self) -> tuple[Tensor, int, int]:
         """[layers, 28] int64 on the device, and the units of its addresses (bytes) and strides (elements)."""

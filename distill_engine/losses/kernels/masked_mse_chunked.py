@@ -8,7 +8,8 @@ f = 2 / D times the upstream factor:
 
     dstudent = f G W          dW = f G^T student          db = f (sum of G over tokens)
 
-Neither p nor p - t ever exists for more than 192 tokens. All of it is float32, whatever the inputs are.
+Neither p nor p - t ever exists for more than 192 tokens (on a GPU: 4096). All of it is float32,
+whatever the inputs are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zer
 # Tokens per chunk. W is read once per chunk: measured at [4096, 1024] x 1024, 192 tokens take as long as 512 and 128
 # a tenth longer. Without W nothing but the call itself speaks against small chunks.
 _TOKENS, _PLAIN_TOKENS = 192, 64
+_GPU_TOKENS = 4096  # launches are what costs there
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -89,7 +91,7 @@ class _PlainError(torch.autograd.Function):
         ctx.save_for_backward(student, teacher, mask)
         ctx.clamp = clamp
         sums = []
-        for s, t, keep in _chunks(_PLAIN_TOKENS, student, teacher, mask):
+        for s, t, keep in _chunks(_at_once(_PLAIN_TOKENS, student.device), student, teacher, mask):
             squared = zero_unless_(s.float() - t.float(), keep).square_()
             sums.append((squared if clamp is None else squared.clamp_(max=clamp)).sum())
         return _total(sums, student) / teacher.shape[-1]
@@ -100,7 +102,7 @@ class _PlainError(torch.autograd.Function):
         student, teacher, mask = ctx.saved_tensors
         factor = gradient * (2.0 / teacher.shape[-1])
         result = torch.empty(student.shape, dtype=student.dtype, device=student.device)
-        for s, t, keep, out in _chunks(_PLAIN_TOKENS, student, teacher, mask, result):
+        for s, t, keep, out in _chunks(_at_once(_PLAIN_TOKENS, student.device), student, teacher, mask, result):
             _, slope = squared_sum_and_slope_(s.float() - t.float(), keep, ctx.clamp)
             torch.mul(slope, factor, out=out)
         return result, None, None, None
@@ -168,9 +170,11 @@ def _sum_and_gradients(
     of_weight = torch.zeros_like(weight) if wanted[1] else None
     of_bias = weight.new_zeros(weight.shape[0]) if wanted[2] else None
     results = (student if of_student is None else of_student,)  # the student only fills the place
-    buffers = [weight.new_empty(_TOKENS, width) for width in reversed(weight.shape)]  # fresh ones would cost 10 % time
+    size = _at_once(_TOKENS, student.device)
+    rows = min(size, mask.numel())
+    buffers = [weight.new_empty(rows, width) for width in reversed(weight.shape)]  # fresh ones would cost 10 % time
     sums = []
-    for s, t, keep, out in _chunks(_TOKENS, student, teacher, mask, *results):
+    for s, t, keep, out in _chunks(size, student, teacher, mask, *results):
         clean, difference = (buffer[: len(s)] for buffer in buffers)
         zero_unless_(clean.copy_(s), keep)
         torch.mm(clean, weight.T, out=difference)
@@ -188,6 +192,11 @@ def _sum_and_gradients(
 
 
 # ---- both --------------------------------------------------------------------------------------------------------
+
+
+def _at_once(tokens: int, device: torch.device) -> int:
+    """Tokens of a chunk where a CPU takes so many."""
+    return tokens if device.type == "cpu" else _GPU_TOKENS
 
 
 def _chunks(size: int, student: Tensor, teacher: Tensor, mask: Tensor, *results: Tensor) -> list[tuple[Tensor, ...]]:

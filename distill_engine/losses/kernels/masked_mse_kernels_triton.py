@@ -10,6 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# What differs from batch to batch, and places in arrays of numbers for several pairs: a variant for each kind of number
+# or address would be compiled in the middle of a run. Widths are the models' own.
+SIZES = ("tokens",)
+PLACES = ("factor", "partial", "bias_parts")
+
 
 @triton.jit
 def _finish(
@@ -32,7 +37,7 @@ def _finish(
             tl.store(bias_parts + tl.program_id(0).to(tl.int64) * width + columns, sums, mask=columns < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=PLACES)
 def projected_error(
     student, weight, bias, teacher, keep, factor, partial, slope,
     bias_parts, tokens, width, depth, clamp,
@@ -66,7 +71,7 @@ def projected_error(
     _finish(difference, rows, columns, inside, tile, factor, partial, slope, bias_parts, width, clamp, CLAMP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=("factor", "partial"))
 def plain_error(
     student, teacher, keep, factor, partial, slope,
     tokens, width, clamp, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -84,7 +89,7 @@ def plain_error(
     _finish(s - t, rows, columns, inside, tile, factor, partial, slope, None, width, clamp, CLAMP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weight_gradient(
     slope, student, keep, before, after, tokens, width, depth,
     WIDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,

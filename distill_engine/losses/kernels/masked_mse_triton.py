@@ -33,6 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from distill_engine.losses.kernels.masked_mse_chunked import check_projection
 from distill_engine.losses.kernels.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
+from distill_engine.losses.kernels.occupancy import register_limit_on
 
 # Elements of f G that exist at a time where tokens come in chunks: 4 MB in fp16. In tiles of 128 x 128 these are 128
 # programs, one for nearly every multiprocessor of an H100 (132), and W is read once per chunk.
@@ -50,8 +51,9 @@ class Tiles(NamedTuple):
 
 
 HALF_TILES = Tiles(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
-# which tokens count decides what the product of dW loads: that chain takes two of the stages
-HALF_GRADIENT_TILES = HALF_TILES._replace(num_stages=5)
+# Which tokens count decides what the product of dW loads: that chain takes two of the stages. Both factors are read
+# across tokens; in wider tiles their addresses would leave no registers for a second block.
+HALF_GRADIENT_TILES = HALF_TILES._replace(columns=64, num_stages=5)
 # IEEE float32 products run on no tensor core and take registers for both operands
 FLOAT_TILES = Tiles(rows=64, columns=64, depth=16, num_warps=8, num_stages=2)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -302,7 +304,7 @@ def _launch_projected(
         inputs.teacher.shape[0], inputs.teacher.shape[1], inputs.student.shape[1], 0.0 if clamp is None else clamp,
         CLAMP=clamp is not None, WIDEN=_widen(inputs.student),
         ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        **_launch_options(tiles, inputs.student),
     )  # fmt: skip
 
 
@@ -332,8 +334,13 @@ def _add_weight_gradient(slope: Tensor, inputs: _Inputs, before: Tensor | None, 
     weight_gradient[grid](
         slope, inputs.student, inputs.keep, before, after, inputs.student.shape[0], width, depth,
         WIDEN=_widen(slope), ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        **_launch_options(tiles, inputs.student),
     )  # fmt: skip
+
+
+def _launch_options(tiles: Tiles, operand: Tensor) -> dict[str, int]:
+    limit = register_limit_on(operand.device, tiles.num_warps)
+    return {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, **limit}
 
 
 def _widen(operand: Tensor) -> bool:

@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from distill_engine.losses.divergences.forward_kl import FORWARD_KL
 from distill_engine.losses.divergences.protocol import Divergence
+from distill_engine.losses.kernels.half_products import add_product_
 from distill_engine.losses.kernels.prediction_divergence import logit_slopes, values_and_slopes
 from distill_engine.losses.kernels.prediction_tokens import TokenValues, token_values
 from distill_engine.losses.quality import TokenScores
@@ -169,7 +170,7 @@ class _FromHidden(torch.autograd.Function):
                 ctx.pointwise.gradient_(alone, moments, task, torch.zeros_like(task))
                 block.student.add_(other)
             if of_hidden is not None:
-                _add_product_(of_hidden, block.student, embedding[ids])
+                add_product_(of_hidden, block.student, embedding[ids])
             if of_embedding is not None:
                 torch.mm(block.student.t(), clean, out=of_embedding[ids])
             if of_bias is not None:
@@ -296,16 +297,6 @@ def _spread(chosen: Tensor, whole: Tensor, rows: Tensor | None, dtype: torch.dty
 def _zero_where_ignored(hidden: Tensor, labels: Tensor, compact: bool) -> Tensor:
     """Hidden states whose ignored rows cannot spoil a product: 0 * inf is nan."""
     return hidden if compact else hidden.masked_fill((labels == IGNORED_LABEL)[:, None], 0.0)
-
-
-def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, float32 total."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    elif left.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):  # torch 2.8
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total.add_(left @ right)
 
 
 def _check(models: Sequence[Tensor | None], temperature: float) -> None:

@@ -24,6 +24,8 @@ from distill_engine.losses.kernels.prediction_tokens import SUMS, masked_value
 
 _MOST_COLUMNS = 4096
 _COLUMNS_PER_WARP = 512
+# Blocks and batches differ in these: a variant for each kind of number would be compiled in the middle of a run.
+_SIZES = ("tokens", "width", "first", "masked")
 
 
 class TritonPointwise:
@@ -113,7 +115,7 @@ def _first(logits: tl.tensor, maximum: tl.tensor, column: tl.tensor) -> tl.tenso
     return tl.min(tl.where(logits == maximum, column, 2147483647), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _sums_kernel(
     student_ptr: tl.tensor, teacher_ptr: tl.tensor, student_bias_ptr: tl.tensor, teacher_bias_ptr: tl.tensor,
     labels_ptr: tl.tensor, tokens: tl.tensor, width: tl.tensor, stride: tl.tensor, first: tl.tensor,
@@ -162,7 +164,7 @@ def _sums_kernel(
             tl.store(out + empty * step, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _gradient_kernel(
     student_ptr: tl.tensor, teacher_ptr: tl.tensor, student_bias_ptr: tl.tensor, teacher_bias_ptr: tl.tensor,
     labels_ptr: tl.tensor, tokens: tl.tensor, width: tl.tensor, stride: tl.tensor, first: tl.tensor,

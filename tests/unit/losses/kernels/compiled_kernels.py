@@ -25,6 +25,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[4]
 MOST_SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of one block, by compute capability
+SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # of one multiprocessor
+SHARED_BYTES_OF_THE_SYSTEM = 1024  # per block
+MOST_STACK_BYTES = {80: 0, 90: 32, 100: 0}  # of a thread: a few words are a fair price for a second block
+REGISTERS, REGISTERS_AT_A_TIME, THREADS, WARP = 65536, 256, 2048, 32
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Job:
     constexprs  every constexpr argument: name -> value; a string "triton.language:float16" means that object
     capability  80, 90 or 100
     divisible   arguments that are multiples of 16 (pointers and strides usually are; a launch finds out by itself)
+    limited     with the limit of registers that a launch gives (occupancy.register_limit)
     """
 
     module: str
@@ -48,31 +53,44 @@ class Job:
     num_stages: int = 3
     divisible: tuple[str, ...] = ()
     label: str = ""
+    limited: bool = True
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one compiled kernel needs per thread (registers, spills) and per block (shared memory)."""
+    """What one compiled kernel needs per thread (registers, stack, spills) and per block (threads, shared memory)."""
 
     label: str
     capability: int
     registers: int
+    stack_bytes: int
     spill_bytes: int
     shared_bytes: int
+    threads: int
+    loop: int = 0  # PTX instructions of the longest loop
     instructions: dict[str, int] = field(default_factory=dict)
     triton: str = ""
+
+    @property
+    def blocks(self) -> int:
+        """That one multiprocessor holds at once."""
+        of_a_warp = -(-self.registers * WARP // REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME
+        by_shared = SHARED_BYTES[self.capability] // (self.shared_bytes + SHARED_BYTES_OF_THE_SYSTEM)
+        return min(REGISTERS // of_a_warp // (self.threads // WARP), by_shared, THREADS // self.threads)
 
     def line(self) -> str:
         """For the test's output."""
         counted = ", ".join(f"{count} {name}" for name, count in self.instructions.items() if count)
         return (
-            f"sm_{self.capability} {self.label}: {self.registers} registers, {self.spill_bytes} bytes spilled, "
-            f"{self.shared_bytes} bytes of shared memory; {counted}"
+            f"sm_{self.capability} {self.label}: {self.registers} registers, {self.stack_bytes} bytes of stack, "
+            f"{self.spill_bytes} bytes spilled, {self.shared_bytes} bytes of shared memory, {self.blocks} blocks of "
+            f"{self.threads} threads per SM; {self.loop} instructions in the loop, {counted}"
         )
 
     def complaints(self) -> list[str]:
         """Why this kernel would be slow or would not start; empty when all is well."""
-        found = [f"spills {self.spill_bytes} bytes"] if self.spill_bytes else []
+        much = self.stack_bytes > MOST_STACK_BYTES[self.capability]
+        found = [f"spills {self.spill_bytes} bytes"] if self.spill_bytes and much else []
         if self.shared_bytes > MOST_SHARED_BYTES[self.capability]:
             found.append(f"needs {self.shared_bytes} bytes of shared memory, over {MOST_SHARED_BYTES[self.capability]}")
         return found
@@ -108,6 +126,8 @@ def compile_report(job: Job) -> Report:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from distill_engine.losses.kernels.occupancy import register_limit
+
     kernel = getattr(importlib.import_module(job.module), job.kernel)
     names = [parameter.name for parameter in kernel.params]
     signature = {name: job.signature.get(name, "constexpr") for name in names}
@@ -118,10 +138,12 @@ def compile_report(job: Job) -> Report:
     hints = {(names.index(name),): [["tt.divisibility", 16]] for name in job.divisible}
     source = ASTSource(kernel, signature, constexprs=given, attrs=hints)
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
+    if job.limited:
+        options |= register_limit(divmod(job.capability, 10), job.num_warps)
     built = triton.compile(source, target=GPUTarget("cuda", job.capability, 32), options=options)
     ptx = built.asm["ptx"]
-    registers, spilled = _assemble(ptx, job.capability)
-    needs = (registers, spilled, built.metadata.shared, _count(ptx))
+    threads = WARP * built.metadata.num_warps
+    needs = (*_assemble(ptx, job.capability), built.metadata.shared, threads, loop_instructions(ptx), _count(ptx))
     return Report(job.label or job.kernel, job.capability, *needs, triton.__version__)
 
 
@@ -132,8 +154,8 @@ def _object(value: Any) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _assemble(ptx: str, capability: int) -> tuple[int, int]:
-    """(registers, spilled bytes) per thread, as ptxas reports them."""
+def _assemble(ptx: str, capability: int) -> tuple[int, int, int]:
+    """(registers, bytes of stack, spilled bytes) per thread, as ptxas reports them."""
     from triton.backends.nvidia.compiler import get_ptxas  # the assembler that Triton itself takes for this GPU
 
     architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
@@ -147,8 +169,23 @@ def _assemble(ptx: str, capability: int) -> tuple[int, int]:
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     used, spills = re.search(r"Used (\d+) registers", said), re.findall(r"(\d+) bytes spill", said)
-    assert used is not None and spills, said
-    return int(used[1]), sum(map(int, spills))
+    stack = re.search(r"(\d+) bytes stack frame", said)
+    assert used is not None and stack is not None and spills, said
+    return int(used[1]), int(stack[1]), sum(map(int, spills))
+
+
+def loop_instructions(ptx: str) -> int:
+    """Instructions from a label to the branch back to it; of several loops the longest (static count)."""
+    seen, longest, labels = 0, 0, dict[str, int]()
+    for line in ptx.splitlines():
+        if label := re.match(r"(\$L\w+):", line):
+            labels[label[1]] = seen
+        elif re.match(r"\s+[@\w{]\S*.*;", line):
+            seen += 1
+            back = re.search(r"\bbra(?:\.uni)?\s+(\$L\w+);", line)
+            if back and back[1] in labels:
+                longest = max(longest, seen - labels[back[1]])
+    return longest
 
 
 def _count(ptx: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import distill_engine.losses.kernels.attention_mse_chunked as chunked
 from distill_engine.losses.kernels.attention_mse_chunked import attention_mse_sums
@@ -32,16 +33,47 @@ def test_as_near_to_float64_as_whole_matrices(attention_cases, shape, options, d
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 5), SIZE, SIZE, SIZE, SIZE),
-    causal=st.booleans(), clamp=st.sampled_from([None, 0.7]), block=st.integers(1, 40), rows=st.integers(1, 5),
-    seed=st.integers(0, 99), masks=st.sampled_from(["random", "right", "none"]),
+    causal=st.booleans(), clamp=st.sampled_from([None, 0.7]), block=st.integers(1, 400), rows=st.integers(1, 5),
+    examples=st.integers(1, 3), seed=st.integers(0, 99), masks=st.sampled_from(["random", "right", "none"]),
 )  # fmt: skip
-def test_any_shape_in_blocks_of_any_size(attention_cases, sizes, causal, clamp, block, rows, seed, masks):
+def test_any_shape_in_blocks_of_any_size(
+    attention_cases, sizes, causal, clamp, block, rows, examples, seed, masks
+):
     sizes = (*sizes[:3], sizes[2], *sizes[4:]) if causal else sizes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "BLOCK_SCORES", block)
+        patch.setattr(chunked, "block_limits", lambda device: (block, examples))
         patch.setattr(chunked, "BLOCK_QUERIES", rows)
         case = attention_cases.make(*sizes, causal=causal, clamp=clamp, seed=seed, masks=masks, layers=2)
         attention_cases.check(attention_mse_sums, case, worse_than_eager=4.0)
+
+
+class Counted(TorchDispatchMode):
+    """Operations of PyTorch; views launch nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_few_launches_where_they_are_what_costs(attention_cases, monkeypatch, causal):
+    """At 16 examples of 32 heads and 128 tokens, with a GPU's blocks and with a CPU's; equal numbers."""
+    case = attention_cases.make(16, 32, 128, 128, 8, 8, causal=causal, dtype=torch.float16, masks="right")
+    found, counts = [], []
+    for device in (torch.device("cuda"), torch.device("cpu")):
+        limits = chunked.block_limits(device)
+        with monkeypatch.context() as patch, Counted() as counted:
+            patch.setattr(chunked, "block_limits", lambda _, limits=limits: limits)
+            found.append(attention_cases.ours(attention_mse_sums, case, torch.ones(1)))
+        counts.append(counted.count)
+    print(f"operations of a layer: {counts[0]} in a GPU's blocks, {counts[1]} in a CPU's")
+    assert counts[0] <= 60 < counts[1]
+    assert attention_cases.error([found[0][0]], [found[1][0]]) < 1e-6
+    assert attention_cases.error(found[0][1], found[1][1]) < 1e-3
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])

@@ -12,18 +12,26 @@ SHAPES = {
     "BlenderBot 3B width": (80, 80, 128, (80,)),
     "BART-large": (64, 64, 1024, (80,)),
 }
-TYPE = "triton.language:float16"
 
 
 def job(compiled, label, capability, kernel, causal=False):
+    """One kernel at one of SHAPES."""
     student, teacher, longest, _ = SHAPES[label]
+    return job_at(compiled, label, (student, teacher, longest), capability, kernel, causal=causal)
+
+
+def job_at(compiled, label, sizes, capability, kernel, *, causal, dtype="float16"):
+    """One kernel as it is launched; sizes: of the student's and the teacher's heads, and the longest sequence."""
+    student, teacher, longest = sizes
     widest = max(sum(pieces(student)), sum(pieces(teacher)))
-    options = tile_options(longest, widest, half=True, backward=kernel == "backward_kernel")
+    options = tile_options(longest, widest, half=dtype != "float32", backward=kernel == "backward_kernel")
     constants = {"ADDRESS_UNIT": 16, "STRIDE_UNIT": 8, "CAUSAL": causal, "CLAMP": True}
+    constants["EQUAL"] = student == teacher  # scales follow sizes
     constants |= {name: options[name] for name in ("BLOCK_ROWS", "BLOCK_COLUMNS")}
     for side, size in (("S", student), ("T", teacher)):
         main, tail = pieces(size)
-        constants |= {f"TYPE_{side}": TYPE, f"SIZE_{side}": size, f"MAIN_{side}": main, f"TAIL_{side}": tail}
+        constants |= {f"TYPE_{side}": f"triton.language:{dtype}", f"SIZE_{side}": size}
+        constants |= {f"MAIN_{side}": main, f"TAIL_{side}": tail}
     last = "upstream" if kernel == "backward_kernel" else "partials"
     signature = {"table": "*i64", "keep": "*u8", "ends": "*i32", last: "*fp32", "clamp": "fp32"}
     signature |= dict.fromkeys(("examples", "heads", "queries", "keys"), "i32")

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from distill_engine.losses.kernels import masked_mse_chunked
 from distill_engine.losses.kernels.masked_mse import masked_mse_sum
 from distill_engine.losses.kernels.masked_mse_chunked import projected_mse_sum
 
@@ -192,3 +193,21 @@ def test_what_does_not_fit_is_refused(change, said):
     with pytest.raises(ValueError, match="masked squared error") as refused:
         projected_mse_sum(*replace(cases.case(3, 8, 6), **change).arguments(), None)
     assert said in str(refused.value)
+
+
+def test_a_gpus_chunks_give_the_same_numbers(monkeypatch):
+    """Fewer and larger ones: one where a CPU takes six."""
+    one = cases.case(1000, 40, 24)
+    (value, small), gpu = cases.computed(projected_mse_sum, one, 0.9), torch.device("cuda")
+    sizes, at_once = [], masked_mse_chunked._at_once
+
+    def as_on_a_gpu(tokens, device):
+        sizes.append(at_once(tokens, gpu))
+        return sizes[-1]
+
+    monkeypatch.setattr(masked_mse_chunked, "_at_once", as_on_a_gpu)
+    cases.check(projected_mse_sum, one, 0.9)
+    assert set(sizes) == {4096} and at_once(192, torch.device("cpu")) == 192
+    again, large = cases.computed(projected_mse_sum, one, 0.9)
+    for mine, theirs in zip([again, *large], [value, *small], strict=True):
+        assert cases.largest_error(mine, theirs) < 1e-5

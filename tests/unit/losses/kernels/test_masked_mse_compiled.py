@@ -6,6 +6,7 @@ KERNELS = "distill_engine.losses.kernels.masked_mse_kernels_triton"
 HOST = pytest.importorskip("distill_engine.losses.kernels.masked_mse_triton", reason="needs triton")
 TILES = {"fp16": HOST.HALF_TILES, "bf16": HOST.HALF_TILES, "fp32": HOST.FLOAT_TILES}
 SIZES = ("tokens", "width", "depth")
+NOT_SPECIALISED = ("tokens", "factor", "partial", "bias_parts")
 OUT = ("factor", "partial", "slope")
 PROJECTED = ("student", "weight", "bias", "teacher", "keep", *OUT, "bias_parts", *SIZES, "clamp")
 PLAIN = ("student", "teacher", "keep", *OUT, "tokens", "width", "clamp")
@@ -27,7 +28,7 @@ def job(compiled, capability, kernel, dtype, arguments, unused=(), **constexprs)
     else:
         options |= {"WIDEN": False, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "DEPTH": tiles.depth}
         launch = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
-    divisible = tuple(name for name in signature if name != "clamp")
+    divisible = tuple(name for name in signature if name not in ("clamp", *NOT_SPECIALISED))
     label = f"{kernel} {dtype} without {', '.join(unused) or 'nothing'}"
     return compiled.Job(KERNELS, kernel, signature, options, capability, divisible=divisible, label=label, **launch)
 

@@ -66,3 +66,11 @@ def test_the_largest_kernels_do_not_spill(compiled, beside_this):
     print("", *(report.line() for report in reports), sep="\n")
     assert all(report.triton.startswith(f"{VERSION}.") for report in reports)
     assert not [f"{report.line()}: {said}" for report in reports for said in report.complaints()]
+
+
+def test_two_blocks_and_short_loops_at_every_benchmarked_shape(compiled, beside_this):
+    occupancy = beside_this("test_occupancy_compiled")
+    reports = compiled.compile_reports(list(occupancy.jobs(compiled, beside_this, ["float16"])))
+    print("", *(report.line() for report in reports), sep="\n")
+    assert all(report.triton.startswith(f"{VERSION}.") for report in reports)
+    assert not occupancy.complaints(reports)
