@@ -93,9 +93,7 @@ def loss_launches() -> int:
     """Of losses and meter; see loss_launches.py, which interprets Triton's kernels in a process of its own."""
     command = [sys.executable, str(ROOT / "benchmarks" / "loss_launches.py")]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS)
     launches: int = json.loads(done.stdout.splitlines()[-1])["loss_launches_per_micro_batch"]
     return launches
 
