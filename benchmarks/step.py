@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -32,7 +31,8 @@ quiet_libraries(int(os.environ.get("RANK", "0")))  # before anything imports tor
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from step_presets import GIGA, PRESETS, WEIGHTS, Preset, arithmetic_gflop  # noqa: E402
+from step_device import MatmulRate, given_seconds, peak_memory_mib, planned_memory_mib, profiled, wait  # noqa: E402
+from step_presets import PRESETS, WEIGHTS, Preset, arithmetic_gflop  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from distill_engine.assembly.builder import Builder  # noqa: E402
@@ -41,7 +41,7 @@ from distill_engine.data.tokens.layout import SequenceLayout  # noqa: E402
 from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
-from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config  # noqa: E402
+from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config  # noqa: E402
 from distill_engine.models.bart_family import FAMILIES  # noqa: E402
 from distill_engine.models.generation_settings import Decoder, read_settings, settle_student  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
@@ -52,43 +52,28 @@ from distill_engine.telemetry.sinks import SinkGroup  # noqa: E402
 from distill_engine.train.loop import Trainer  # noqa: E402
 
 PAD, START, END, FIRST_WORD = 0, 1, 2, 4
-
-
-class MatmulRate:
-    """This process's rate of large square matrix products, sampled between the steps: what else the machine does
-    slows both alike."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device, side: int) -> None:
-        self._a = torch.randn(side, side).to(device, dtype)
-        self._b = torch.randn(side, side).to(device, dtype)
-        self._out = torch.empty_like(self._a)
-        self._gflop = 2 * side**3 / GIGA
-        self.samples: list[float] = []
-
-    def sample(self, products: int = 4) -> None:
-        """Add the mean rate of some products."""
-        _wait(self._out.device)
-        started = time.perf_counter()
-        for _ in range(products):
-            torch.mm(self._a, self._b, out=self._out)
-        _wait(self._out.device)
-        self.samples.append(products * self._gflop / (time.perf_counter() - started))
+CONFIGS = {"fp16": "zero2.json", "bf16": "zero2_bf16.json", "fp32": "zero2_fp32.json"}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+PLACEMENTS = ("zero3", "node", "replica", "offload")
+LONGEST_WARM_UP = 30  # steps that fp16's loss scale may take to come down
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------
 
 
-def recipe_of(name: str, preset: Preset) -> Recipe:
+def recipe_of(name: str, preset: Preset, placement: str = "zero3", kernels: str = "auto") -> Recipe:
     """The preset as a recipe: ParlAI's sample command in the preset's sizes (its `adam` is AMSGrad)."""
     student = asdict(preset.student)
+    groups = dict.fromkeys(("attention", "hidden", "prediction"), kernels)
     return Recipe.model_validate(
         {
             "name": f"step-{name}",
+            "teacher": {"placement": placement},
             "student": {
                 **student, "init": "random", "heads": preset.heads, "positions": preset.context_tokens,
                 "dropout": 0.0, "attention_dropout": 0.0, "projections": "always", "train_position_tables": False,
             },
-            "losses": {"definition": preset.definition, "weights": WEIGHTS},
+            "losses": {"definition": preset.definition, "weights": WEIGHTS, "kernels": groups},
             "data": {
                 "tasks": [{"name": "demo"}],
                 "context_tokens": preset.context_tokens,
@@ -100,8 +85,9 @@ def recipe_of(name: str, preset: Preset) -> Recipe:
     )  # fmt: skip
 
 
-def write_teacher(preset: Preset, folder: Path) -> None:
-    """A teacher with random weights, as a folder that the teacher's engine loads."""
+def write_teacher(preset: Preset, folder: Path, device: torch.device | None = None) -> None:
+    """A teacher with random weights, as a folder that the teacher's engine loads. A GPU makes them in no time, and
+    then they are stored in 16 bits."""
     family = FAMILIES["blenderbot"]
     size = preset.teacher
     sizes = StudentSizes(
@@ -109,7 +95,9 @@ def write_teacher(preset: Preset, folder: Path) -> None:
         dropout=0.0, attention_dropout=0.0,
     )  # fmt: skip
     config = fresh_config(family, sizes, preset.vocabulary, {"pad": PAD, "start": START, "end": END})
-    build_student(family, config, None, seed=2).save_pretrained(folder)
+    with device or torch.device("cpu"):
+        model = build_student(family, config, None, seed=2)
+    (model.half() if device is not None and device.type == "cuda" else model).save_pretrained(folder)
 
 
 def random_task(preset: Preset, examples: int = 512) -> TokenisedTask:
@@ -138,14 +126,24 @@ def _layout() -> SequenceLayout:
 
 @contextmanager
 def trainer_of(
-    recipe: Recipe, preset: Preset, configs: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks
+    recipe: Recipe,
+    preset: Preset,
+    configs: tuple[dict[str, Any], dict[str, Any]],
+    ranks: Ranks,
+    teacher: Path | None = None,
 ) -> Iterator[Trainer]:
-    """The trainer that the product would build for the recipe; configs: DeepSpeed's, of student and teacher."""
+    """The trainer that the product would build for the recipe; configs: DeepSpeed's, of student and teacher.
+
+    `teacher`: its folder, written where it is not there yet; None: one that goes with the run.
+    """
     with tempfile.TemporaryDirectory() as mine:
         folder = Path(ranks.broadcast(mine))
-        teacher = folder / "teacher"
-        if ranks.rank == 0:
-            write_teacher(preset, teacher)
+        teacher = teacher or folder / "teacher"
+        if ranks.rank == 0 and not (teacher / "config.json").is_file():
+            write_teacher(preset, teacher, ranks.device)
+            if ranks.device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(ranks.device)
         ranks.barrier()
         task = random_task(preset)
         ready = Prepared(
@@ -177,20 +175,21 @@ def ds_configs(recipe: Recipe, precision: str, ranks: Ranks) -> tuple[dict[str, 
     """DeepSpeed's configurations of student and teacher, from the files under ds_configs/."""
     folder = ROOT / "ds_configs"
     student, _ = student_config(
-        load_ds_config(folder / f"zero2_{precision}.json"),
+        load_ds_config(folder / CONFIGS[precision]),
         batch_per_rank=recipe.batch.per_rank,
         accumulation_steps=recipe.batch.accumulation_steps,
         world_size=ranks.world_size,
         clip_norm=recipe.optimizer.clip_norm,
-        fp16_supported=False,
+        fp16_supported=precision == "fp16" and ranks.supports(torch.float16),
         bf16_supported=True,
         optimizer=recipe.optimizer.model_dump(),
     )
     teacher = teacher_config(
         load_ds_config(folder / "teacher_zero3.json"),
-        dtype="bf16" if precision == "bf16" else "fp32",
+        dtype=precision_of(student),
         batch_per_rank=recipe.batch.per_rank,
         world_size=ranks.world_size,
+        placement=recipe.teacher.placement,
     )
     return student, teacher
 
@@ -199,54 +198,49 @@ def ds_configs(recipe: Recipe, precision: str, ranks: Ranks) -> tuple[dict[str, 
 
 
 def measure(trainer: Trainer, preset: Preset, rate: MatmulRate, steps: int) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each step, and the share of each phase in all of them."""
+    """Seconds of each step, and the share of each phase in all of them. Raises SystemExit if one is skipped."""
     device, watch = trainer.ranks.device, trainer._watch
-    for _ in range(preset.warm_up):
+    for number in range(1, LONGEST_WARM_UP + 1):
         rate.sample()
         trainer._step()
+        if number >= preset.warm_up and trainer._last_outcome.applied:
+            break
     rate.samples.clear()
+    skipped = trainer.progress.skipped_steps
     seconds = []
     spent: dict[str, float] = {}
     for _ in range(steps):
         rate.sample()
         trainer.ranks.barrier()  # type: ignore[attr-defined]
-        _wait(device)
+        wait(device)
         watch.restart()
         started = time.perf_counter()
         trainer._step()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - started)
         shares, wall = watch.shares()
         for phase, share in shares.items():
             spent[phase] = spent.get(phase, 0.0) + share * wall
+    if trainer.progress.skipped_steps > skipped:
+        raise SystemExit(f"{trainer.progress.skipped_steps - skipped} steps were skipped: a gradient was not finite.")
     total = sum(spent.values())
     return seconds, {phase: value / total for phase, value in spent.items()}
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """High-water mark: of the allocator on CUDA, of the resident process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def report(name: str, precision: str, preset: Preset, steps: int | None) -> dict[str, Any]:
+def report(asked: argparse.Namespace) -> dict[str, Any]:
     """Measure a preset in this process group; the result, complete on rank 0."""
+    name, preset = asked.preset, PRESETS[asked.preset]
     ranks = distributed.start()
     if preset.threads is not None:
         torch.set_num_threads(preset.threads)  # after the start, which shares the machine's cores out among ranks
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rate = MatmulRate(dtype, ranks.device, side=min(2048, 4 * preset.teacher.width))
-    recipe = recipe_of(name, preset)
-    with trainer_of(recipe, preset, ds_configs(recipe, precision, ranks), ranks) as trainer:
-        seconds, shares = measure(trainer, preset, rate, steps or preset.steps)
-        if trainer.progress.skipped_steps:
-            raise SystemExit(f"{trainer.progress.skipped_steps} steps were skipped: a gradient was not finite.")
+    recipe = recipe_of(name, preset, asked.placement, asked.kernels)
+    configs = ds_configs(recipe, asked.precision, ranks)
+    precision = precision_of(configs[0])
+    rate = MatmulRate(DTYPES[precision], ranks.device, side=min(2048, 4 * preset.teacher.width))
+    with trainer_of(recipe, preset, configs, ranks, asked.teacher) as trainer:
+        seconds, shares = measure(trainer, preset, rate, asked.steps or preset.steps)
+        peak = peak_memory_mib(ranks.device)
+        seen = profiled(trainer._step, ranks.device)
     ordered = sorted(seconds)
     median, last = statistics.median(ordered), len(ordered) - 1
     gflop, gflops = arithmetic_gflop(preset), statistics.median(rate.samples)
@@ -255,6 +249,8 @@ def report(name: str, precision: str, preset: Preset, steps: int | None) -> dict
         "preset": name,
         "precision": precision,
         "definition": preset.definition,
+        "placement": asked.placement,
+        "kernels": asked.kernels,
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
         "steps": len(seconds),
@@ -262,7 +258,9 @@ def report(name: str, precision: str, preset: Preset, steps: int | None) -> dict
         "p20": ordered[round(0.2 * last)],
         "p80": ordered[round(0.8 * last)],
         "tokens_per_second": tokens / median,
-        "peak_memory_mib": peak_memory_mib(ranks.device),
+        "peak_memory_mib": peak,
+        "planned_memory_mib": planned_memory_mib(recipe, preset, configs, ranks.world_size, ranks.local_size),
+        **seen,
         "arithmetic_gflop": gflop,
         "matmul_gflops": gflops,
         "floor_seconds": gflop / gflops,
@@ -276,12 +274,21 @@ def main() -> int:
     """Measure what the command line asks for and print one JSON line."""
     parser = argparse.ArgumentParser(description="Seconds per training step, and the floor of this machine.")
     parser.add_argument("--preset", choices=PRESETS, default="parlai_cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=CONFIGS, default="fp32")
+    parser.add_argument("--placement", choices=PLACEMENTS, default="zero3", help="where the teacher lives")
+    parser.add_argument("--kernels", choices=("auto", "fused", "reference"), default="auto", help="of the losses")
     parser.add_argument("--steps", type=int, default=None, help="timed steps (default: the preset's)")
+    parser.add_argument("--teacher", type=Path, default=None, help="folder of the random teacher, to use it again")
+    parser.add_argument("--against", type=Path, default=None, help="JSON with the seconds_per_step to compare with")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # launchers add it
     asked = parser.parse_args()
+    theirs = None if asked.against is None else given_seconds(asked.against)
     with redirect_stdout(sys.stderr):  # libraries print; standard output holds the one line
-        result = report(asked.preset, asked.precision, PRESETS[asked.preset], asked.steps)
+        result = report(asked)
+    if theirs is not None:
+        ratio = theirs / result["seconds_per_step"]
+        result |= {"against_seconds": theirs, "times_as_fast": ratio}
+        sys.stderr.write(f"{ratio:.3f} times as fast as the {theirs:g} s of {asked.against}\n")
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(result))
     distributed.stop()

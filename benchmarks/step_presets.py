@@ -46,6 +46,14 @@ PRESETS = {
         Size(96, 256, 2, 6), Size(48, 128, 2, 2), heads=4, vocabulary=1024, batch=16, context_tokens=128,
         label_tokens=32, definition="invariant", steps=30,
     ),
+    "bb3b_1gpu": Preset(
+        Size(2560, 10240, 2, 24), Size(2560, 10240, 2, 9), heads=32, vocabulary=8008, batch=16, context_tokens=128,
+        label_tokens=128, definition="parlai", warm_up=4, steps=10,
+    ),
+    "bb3b_tiny": Preset(
+        Size(32, 64, 2, 24), Size(32, 64, 2, 9), heads=2, vocabulary=64, batch=2, context_tokens=16, label_tokens=16,
+        definition="parlai", threads=1, warm_up=1, steps=2,
+    ),
     "tiny": Preset(
         Size(32, 64, 1, 2), Size(16, 32, 1, 1), heads=2, vocabulary=64, batch=4, context_tokens=16, label_tokens=8,
         definition="invariant", threads=1, warm_up=1, steps=3,

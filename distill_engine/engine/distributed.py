@@ -86,7 +86,9 @@ class Ranks:
         if self.world_size == 1:
             return stop, seconds
         mine = [float(stop), seconds if self.rank == 0 else 0.0, float(step), float(step) ** 2]
-        summed = self.sum(torch.tensor(mine, dtype=torch.float64, device=self.device))
+        # from pinned memory: a GPU fetches it by itself, and reading the sum is the only wait for it
+        own = torch.tensor(mine, dtype=torch.float64, pin_memory=self.device.type == "cuda")
+        summed = self.sum(own.to(self.device, non_blocking=True))
         stops, agreed_seconds, steps, squares = summed.tolist()
         if squares * self.world_size != steps**2:  # true unless all are equal; exact up to ranks * step^2 = 2^53
             raise RanksApartError(

@@ -22,6 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from distill_engine.engine.advice import advice
+from distill_engine.engine.gradient_norm import read_once
 from distill_engine.engine.host_copy import host_copy
 from distill_engine.engine.shards import SavedShards, divided_anew, layouts_of
 from distill_engine.values import Batch, FeatureRequest, Features
@@ -109,6 +110,7 @@ class StudentEngine:
             raise StudentEngineError(
                 f"the student runs under ZeRO stage {engine.zero_optimization_stage()}, the configuration asks {asked}."
             )
+        read_once(self._optimizer)
         self._engine = engine
         self._moments = optimizer.moments
         self._accumulation_steps = engine.gradient_accumulation_steps()

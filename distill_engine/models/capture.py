@@ -94,8 +94,19 @@ def _capturing_attention(
     )
 
 
+def _mask_unseen(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """transformers' mask for SDPA, [B, 1, Q, K], without asking the device whether nothing is masked.
+
+    Leaving such a mask out would save little, and each question waits until the device has caught up. Without padding
+    to respect there is nothing to ask, and no mask where none is needed.
+    """
+    if attention_mask is not None:
+        kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
 AttentionInterface.register(ATTENTION_NAME, _capturing_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask_unseen)
 
 
 def attach_attention(module: nn.Module, recorder: Recorder, kind: AttentionKind, layer: int) -> None:

@@ -2,9 +2,11 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from hot_path_waits import HostWaits
 
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
@@ -93,6 +95,28 @@ def test_recording_changes_no_bit_of_the_output(family, tiny):
         assert torch.equal(features.encoder_output, expected.encoder_last_hidden_state)
         logits = plain.lm_head(expected.last_hidden_state) + plain.final_logits_bias
         assert torch.equal(features.logits[..., 2:], logits[..., 2:])
+
+
+@pytest.mark.parametrize("pad_to", [None, (8, 9)])
+def test_no_pass_waits_for_the_device_and_the_logits_are_transformers_own(family, tiny, pad_to):
+    """Of a batch with padding and of one without, where transformers leaves its masks out after looking at them."""
+    model = tiny.model(family)
+    batch = tiny.batch(family, pad_to=(8, 9))
+    if pad_to is None:
+        batch = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
+    plain, adapter = copy_with(model, "sdpa"), adapt(model)
+    waits = {}
+    with torch.no_grad():
+        for name, shown in (("theirs", lambda: plain(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+            decoder_input_ids=batch.decoder_input_ids, use_cache=False,
+        )), ("ours", lambda: adapter(batch, EVERYTHING))):
+            with HostWaits() as counted:
+                logits = shown().logits
+            waits[name] = (counted.total, logits)
+    assert waits["ours"][0] == 0 < waits["theirs"][0]
+    found, expected = waits["ours"][1], waits["theirs"][1]
+    assert torch.equal(found[..., 2:], expected[..., 2:])
 
 
 def test_captured_query_and_key_are_the_models_own(family, tiny):
