@@ -18,6 +18,7 @@ from launcher.shapes import ModelShape
 # Of distill_engine.losses, which a login node without torch cannot import; a test keeps them equal.
 LOGIT_BLOCK_BYTES = 48 * 2**20  # logits of both models in fused prediction
 SLOPE_ELEMENTS = 2**21  # of a projection's slopes in the Triton kernels
+LIBRARY_DEPTH = 1886  # student's width from which half-precision projections are the library's products
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ def _hidden(job: Job, teacher: ModelShape) -> _Group:
         held = (sum(tokens) * own * FULL + len(tokens) * matrix) if projected else 0
         return _Group(held, gradients, matrix)
     slopes = min(SLOPE_ELEMENTS, max(tokens) * width) * job.word
-    return _Group(0.0, gradients, slopes + matrix if projected else 0.0)
+    if not projected:
+        return _Group(0.0, gradients)
+    if job.word < FULL and own >= LIBRARY_DEPTH:
+        return _Group(sum(tokens) * width * FULL, gradients, max(tokens) * (width + own) * job.word)
+    return _Group(0.0, gradients, slopes + matrix)
 
 
 def _attention(job: Job, teacher: ModelShape) -> _Group:

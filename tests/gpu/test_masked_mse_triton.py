@@ -15,7 +15,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: these run the compiled kernels"),
 ]
 
-from distill_engine.losses.kernels.masked_mse_triton import projected_mse_sum  # noqa: E402 - after the check for triton
+from distill_engine.losses.kernels.masked_mse_triton import (  # noqa: E402 - after the check for triton
+    projected_mse_sum,
+    projected_mse_sums,
+)
 
 SHAPES = [(16, 128, 1280, 2560), (16, 128, 2560, 2560), (4, 1024, 1024, 1024), (3, 129, 80, 200), (16, 128, 2560, None)]
 
@@ -29,10 +32,20 @@ def eager(student, weight, bias, teacher, mask, clamp):
     return masked_mse_sum(functional.linear(student, weight, bias), teacher, mask, clamp)
 
 
+def by(way):
+    """projected_mse_sum with the products of one way, whatever counts say."""
+
+    def one_sum(student, weight, bias, teacher, mask, clamp):
+        return projected_mse_sums([(student, weight, bias)], [teacher], mask, clamp, way).squeeze(0)
+
+    return one_sum
+
+
 @pytest.mark.parametrize("dtype", list(cases.TOLERANCE))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sum_and_gradients(shape, dtype):
-    cases.check(projected_mse_sum, case(*shape, dtype), 65504.0, upstream=1.0)
+@pytest.mark.parametrize("way", ["kernels", "library"])
+def test_sum_and_gradients(way, shape, dtype):
+    cases.check(by(way), case(*shape, dtype), 65504.0, upstream=1.0)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 127, 129, 1000])
@@ -62,12 +75,13 @@ def test_the_same_inputs_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
 
 
-def test_nothing_waits_for_the_gpu():
+@pytest.mark.parametrize("way", ["kernels", "library"])
+def test_nothing_waits_for_the_gpu(way):
     one = case(2, 128, 320, 640)
-    cases.computed(projected_mse_sum, one, 65504.0)  # compiles
+    cases.computed(by(way), one, 65504.0)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        cases.computed(projected_mse_sum, one, 65504.0)
+        cases.computed(by(way), one, 65504.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -85,7 +99,7 @@ def peak_bytes(function, one) -> int:
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_extra_memory_is_a_third_of_eagers_or_one_weight_in_float32(shape):
     one = case(*shape)
-    for function in (projected_mse_sum, eager):
+    for function in (by("kernels"), eager):
         peak_bytes(function, one)  # compiled code and workspaces are not the loss's memory
-    ours, theirs = peak_bytes(projected_mse_sum, one), peak_bytes(eager, one)
+    ours, theirs = peak_bytes(by("kernels"), one), peak_bytes(eager, one)
     assert ours < max(theirs / 3, 4 * one.weight.numel() + 2 * 2**21 + 2**20), (ours, theirs)

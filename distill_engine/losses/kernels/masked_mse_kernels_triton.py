@@ -30,7 +30,9 @@ def _finish(
     if partial is not None:
         tl.store(partial + tile, tl.sum(squared))
     if slope is not None:
-        scaled = difference * tl.load(factor)
+        scaled = difference
+        if factor is not None:
+            scaled = difference * tl.load(factor)
         tl.store(slope + rows[:, None] * width + columns[None, :], scaled.to(slope.dtype.element_ty), mask=inside)
         if bias_parts is not None:
             sums = tl.sum(scaled, axis=0)
@@ -73,10 +75,10 @@ def projected_error(
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=("factor", "partial"))
 def plain_error(
-    student, teacher, keep, factor, partial, slope,
+    student, bias, teacher, keep, factor, partial, slope,
     tokens, width, clamp, CLAMP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of s - t, both [tokens, width]."""
+    """One tile of s + b - t, s and t [tokens, width]; the slope may be written over s."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     counts = tl.load(keep + rows, mask=rows < tokens, other=0) != 0
@@ -85,8 +87,11 @@ def plain_error(
     at = rows[:, None] * width + columns[None, :]
     s = tl.load(student + at, mask=both, other=0.0).to(tl.float32)
     t = tl.load(teacher + at, mask=both, other=0.0).to(tl.float32)
+    if bias is not None:
+        s += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)[None, :]
+    difference = tl.where(both, s - t, 0.0)
     tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    _finish(s - t, rows, columns, inside, tile, factor, partial, slope, None, width, clamp, CLAMP)
+    _finish(difference, rows, columns, inside, tile, factor, partial, slope, None, width, clamp, CLAMP)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -31,9 +31,11 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_engine.losses.kernels.half_products import unrounded
 from distill_engine.losses.kernels.masked_mse_chunked import check_projection
 from distill_engine.losses.kernels.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
 from distill_engine.losses.kernels.occupancy import register_limit_on
+from distill_engine.losses.kernels.projection_ways import Way, faster_way
 
 # Elements of f G that exist at a time where tokens come in chunks: 4 MB in fp16. In tiles of 128 x 128 these are 128
 # programs, one for nearly every multiprocessor of an H100 (132), and W is read once per chunk.
@@ -83,10 +85,12 @@ def projected_mse_sums(
     teachers: Sequence[Tensor],
     mask: Tensor,
     clamp: float | None,
+    way: Way | None = None,
 ) -> Tensor:
     """[pairs] float32: the same for pairs of one shape and one mask (layers of a stack); what is small is done once.
 
     students  states, weight and bias of each pair
+    way       who forms the products of a projection; None: by count (`projection_ways`)
     Raises ValueError as well where pairs differ in shape, or some have a weight or bias and others have none.
     """
     flat: list[Tensor | None] = []
@@ -100,8 +104,21 @@ def projected_mse_sums(
             f"masked squared error: pairs of one call have one shape, these have {sorted(map(str, shapes))}. "
             "Compare layers of one width at a time."
         )
+    if students[0][1] is not None and (way or _way(*students[0][:2], mask)) == "library":
+        from distill_engine.losses.kernels.masked_mse_library_triton import LibraryErrors  # which builds on this module
+
+        summed: Tensor = LibraryErrors.apply(clamp, mask, *flat)
+        return summed
     total: Tensor = _ProjectedErrors.apply(clamp, mask, *flat)
     return total
+
+
+def _way(student: Tensor, weight: Tensor | None, mask: Tensor) -> Way:
+    """By count, where this PyTorch can form products for the library's way."""
+    half = weight is not None and student.is_cuda and student.dtype != torch.float32
+    if weight is None or not half or not unrounded(student.device, student.dtype):
+        return "kernels"
+    return faster_way(mask.numel(), weight.shape[1], weight.shape[0])
 
 
 def _check_kernel(student: Tensor, weight: Tensor | None) -> None:
@@ -128,7 +145,7 @@ class _ProjectedErrors(torch.autograd.Function):
         ctx.save_for_backward(keep, *tensors)
         ctx.clamp = clamp
         with torch.cuda.device_of(mask):
-            pairs = _pairs(keep, tensors)
+            pairs = pairs_of(keep, tensors)
             grid = _grid(pairs[0])
             partial = torch.empty((len(pairs), *grid), dtype=torch.float32, device=mask.device)
             for inputs, own in zip(pairs, partial, strict=True):
@@ -140,7 +157,7 @@ class _ProjectedErrors(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         keep, *tensors = ctx.saved_tensors
         with torch.cuda.device_of(keep):
-            pairs = _pairs(keep, tensors)
+            pairs = pairs_of(keep, tensors)
             factors = upstream.float() * (2.0 / pairs[0].teacher.shape[-1])
             wanted = [ctx.needs_input_grad[first : first + 3] for first in range(2, len(ctx.needs_input_grad), 4)]
             parts = _bias_parts(pairs, wanted)
@@ -156,7 +173,7 @@ class _ProjectedErrors(torch.autograd.Function):
         return None, None, *found
 
 
-def _pairs(keep: Tensor, tensors: Sequence[Tensor | None]) -> list[_Inputs]:
+def pairs_of(keep: Tensor, tensors: Sequence[Tensor | None]) -> list[_Inputs]:
     """From student, weight, bias, teacher of each pair, one after the other."""
     return [_flat(tensors[first : first + 4], keep) for first in range(0, len(tensors), 4)]
 
@@ -213,7 +230,7 @@ def _grid(inputs: _Inputs) -> tuple[int, int]:
 
 def _launch_sums(grid: tuple[int, int], inputs: _Inputs, clamp: float | None, partial: Tensor) -> None:
     """Fill `partial` with each tile's sum of clamped squares."""
-    launch = _launch_plain if inputs.weight is None else _launch_projected
+    launch = launch_plain if inputs.weight is None else _launch_projected
     launch(grid, inputs, clamp, partial=partial)
 
 
@@ -222,7 +239,7 @@ def _plain_gradient(inputs: _Inputs, clamp: float | None, factor: Tensor) -> Ten
     tokens, width = inputs.teacher.shape
     grid = (triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS))
     slope = torch.empty_like(inputs.student)
-    _launch_plain(grid, inputs, clamp, slope=slope, factor=factor)
+    launch_plain(grid, inputs, clamp, slope=slope, factor=factor)
     return slope
 
 
@@ -308,7 +325,7 @@ def _launch_projected(
     )  # fmt: skip
 
 
-def _launch_plain(
+def launch_plain(
     grid: tuple[int, int],
     inputs: _Inputs,
     clamp: float | None,
@@ -321,7 +338,7 @@ def _launch_plain(
     if 0 in grid:
         return
     plain_error[grid](
-        inputs.student, inputs.teacher, inputs.keep, factor, partial, slope,
+        inputs.student, inputs.bias, inputs.teacher, inputs.keep, factor, partial, slope,
         inputs.teacher.shape[0], inputs.teacher.shape[1], 0.0 if clamp is None else clamp,
         CLAMP=clamp is not None, ROWS=PLAIN_ROWS, COLUMNS=PLAIN_COLUMNS, num_warps=PLAIN_WARPS,
     )  # fmt: skip

@@ -10,9 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill_engine.losses.divergences.reverse_kl import REVERSE_KL
 from distill_engine.losses.kernels.prediction import divergence_sum, task_sum
+from distill_engine.losses.kernels.projection_ways import faster_way
 from launcher.hardware import GPUS
 from launcher.job import Job
-from launcher.loss_memory import losses
+from launcher.loss_memory import LIBRARY_DEPTH, compared_tokens, losses
 from launcher.plan_command import read_job
 
 ONLY = ("encoder", "embedding", "hidden", "self_attention", "cross_attention")
@@ -31,6 +32,31 @@ def test_another_divergence_needs_more(root, kernels):
     alone = [job(root, chosen, f"losses.divergence={name}_kl", "losses.weights.prediction=0") for name in
              ("forward", "reverse")]  # fmt: skip
     assert losses(alone[0]) == losses(alone[1]), "nobody asks for it"
+
+
+def test_projections_in_the_librarys_products_hold_what_waits(root):
+    """Half precision: G of every comparison in 32 bits; float32 products stay in the kernels, which hold nothing."""
+    asked = ["batch.per_rank=32", "losses.kernels.prediction=fused", "losses.weights.self_attention=0",
+             "losses.weights.cross_attention=0"]  # fmt: skip
+
+    def planned(config: str, projections: str) -> Job:
+        files = root / "ds_configs" / config, root / "ds_configs" / "teacher_zero3.json"
+        overrides = [*asked, f"student.projections={projections}"]
+        return read_job(root / "recipes" / "bb3b_tinybert.yaml", overrides, 1, 1, *files, GPUS["h100"])
+
+    plain, projected = (planned("zero2.json", how) for how in ("auto", "always"))
+    width = plain.student.width
+    held = sum(4 * tokens * width for tokens in compared_tokens(projected))
+    assert losses(projected) >= held > losses(plain) > 0
+    plain, projected = (planned("zero2_fp32.json", how) for how in ("auto", "always"))
+    assert losses(projected) - losses(plain) < held / 2
+
+
+@pytest.mark.parametrize("tokens", [1, 2048, 65536])
+@pytest.mark.parametrize("width", [80, 2560])
+def test_the_plan_knows_from_which_width_on(tokens, width):
+    assert faster_way(tokens, LIBRARY_DEPTH, width) == "library"
+    assert faster_way(tokens, LIBRARY_DEPTH - 1, width) == "kernels"
 
 
 def test_whole_logits_take_what_is_planned(root):

@@ -9,7 +9,7 @@ SIZES = ("tokens", "width", "depth")
 NOT_SPECIALISED = ("tokens", "factor", "partial", "bias_parts")
 OUT = ("factor", "partial", "slope")
 PROJECTED = ("student", "weight", "bias", "teacher", "keep", *OUT, "bias_parts", *SIZES, "clamp")
-PLAIN = ("student", "teacher", "keep", *OUT, "tokens", "width", "clamp")
+PLAIN = ("student", "bias", "teacher", "keep", *OUT, "tokens", "width", "clamp")
 PRODUCT = ("slope", "student", "keep", "before", "after", *SIZES)
 
 
@@ -40,8 +40,8 @@ def jobs(compiled, capability, dtypes):
         yield job(compiled, capability, "projected_error", dtype, PROJECTED, forward, CLAMP=True)
         yield job(compiled, capability, "projected_error", dtype, PROJECTED, backward, CLAMP=True)
         yield job(compiled, capability, "weight_gradient", dtype, PRODUCT)
-    yield job(compiled, capability, "plain_error", "fp16", PLAIN, ("factor", "slope"), CLAMP=True)
-    yield job(compiled, capability, "plain_error", "fp16", PLAIN, backward, CLAMP=True)
+    yield job(compiled, capability, "plain_error", "fp16", PLAIN, ("bias", "factor", "slope"), CLAMP=True)
+    yield job(compiled, capability, "plain_error", "fp16", PLAIN, ("bias", *backward), CLAMP=True)
 
 
 @pytest.fixture(scope="module")
