@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from distill_engine.losses.config import LayerMap, LossWeights
+from distill_engine.metrics.named import POOLED, better, token_metrics
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
@@ -24,20 +25,6 @@ __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "c
 Rule = Callable[[Recipe], Iterator[Problem]]
 
 STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "heads", "positions")
-
-# The last part of a metric's name -> the direction in which it is better.
-DIRECTIONS = {
-    "ppl": "min",
-    "loss": "min",
-    "token_accuracy": "max",
-    "token_exact_match": "max",
-    "teacher_agreement": "max",
-    "ppl_micro": "min",
-    "total": "min",
-    "raw": "min",
-}
-OVERALL_ONLY = ("ppl_micro", "total", "raw")  # a single task does not have these
-
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, if it is sound by itself. Raises RecipeError with every problem at once."""
@@ -226,11 +213,13 @@ def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
 
 def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
     """A name that validation does not produce would end the run at the first validation."""
-    metric, overall = recipe.validation.metric, [name for name in DIRECTIONS if name != "raw"]
+    metric = recipe.validation.metric
+    measured = [one.name for one in token_metrics() if one.needs != "divergence"]
+    overall = [*measured, POOLED, "total"]
     if not validates(recipe) or metric.startswith("term/") or metric in overall:
         return
     labels = [task.label or task.name for task in recipe.data.tasks]
-    of_task = [f"{label}/{name}" for label in labels for name in DIRECTIONS if name not in OVERALL_ONLY]
+    of_task = [f"{label}/{name}" for label in labels for name in measured]
     if metric not in of_task:
         rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"
         close = did_you_mean(metric, [*overall, *of_task])
@@ -240,8 +229,8 @@ def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
 def direction_fits_metric(recipe: Recipe) -> Iterator[Problem]:
     """A known metric is not optimised the wrong way round."""
     metric, direction = recipe.validation.metric, recipe.validation.direction
-    right = DIRECTIONS.get(metric.rsplit("/", 1)[-1], direction)
-    if right != direction:
+    right = better(metric)
+    if right not in ("neither", direction):
         what = f"is {direction}, but {metric} (validation.metric) is better when it is {right}imal"
         yield Problem("validation.direction", what, fix=f"Set validation.direction: {right}")
 
