@@ -23,7 +23,7 @@ from distill_engine.recipe.problem import did_you_mean
 
 GROUP = "distill_engine"
 _TERMS, _DIVERGENCES = "distill_engine.losses.terms", "distill_engine.losses.divergences"
-_TOKEN = "distill_engine.metrics.token"
+_TOKEN, _TEXT = "distill_engine.metrics.token", "distill_engine.metrics.text"
 
 # Their order is that of logs, reductions and golden files; what comes from elsewhere follows, by name.
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -38,6 +38,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "teacher_ppl": f"{_TOKEN}.ppl:TEACHER",
         "teacher_token_accuracy": f"{_TOKEN}.token_accuracy:TEACHER",
         "teacher_kl": f"{_TOKEN}.teacher_kl:TEACHER_KL",
+        "f1": f"{_TEXT}.f1:METRIC",
+        "accuracy": f"{_TEXT}.accuracy:METRIC",
+        "bleu": f"{_TEXT}.bleu:METRIC",
+        "interdistinct-1": f"{_TEXT}.interdistinct:FIRST",
+        "interdistinct-2": f"{_TEXT}.interdistinct:SECOND",
+        "repetition": f"{_TEXT}.repetition:METRIC",
+        "reply_words": f"{_TEXT}.length:REPLY",
+        "gold_words": f"{_TEXT}.length:GOLD",
+        "empty": f"{_TEXT}.degenerate:EMPTY",
+        "unique": f"{_TEXT}.degenerate:UNIQUE",
     },
     "terms": {
         "task": f"{_TERMS}.task:TASK",

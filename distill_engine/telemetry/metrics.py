@@ -21,8 +21,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-from distill_engine.metrics.named import POOLED, token_metrics
+from distill_engine.metrics.named import POOLED, text_metrics, token_metrics
 from distill_engine.metrics.protocol import TextMetric, TokenMetric
+from distill_engine.metrics.replies import TOKENS
 from distill_engine.registry import load, markdown, names, rows
 
 Direction = Literal["lower", "higher", "neither"]
@@ -81,6 +82,8 @@ def _section(title: str, *rows: Row) -> tuple[Metric, ...]:
 
 
 _OR_MICRO = "; all tasks together with `validation.average: micro`"
+_OVER_TASKS = ", over the replies of all tasks (`validation.generate_examples`)"
+_SECONDS: Row = ("valid/reply_seconds", "s", "lower", "Time to make and measure these replies, shared by the ranks.")
 _OUT = "the term is left out of its averages there, and is NaN if it was never finite"
 _BETTER: Mapping[str, Direction] = {"min": "lower", "max": "higher", "neither": "neither"}
 
@@ -95,6 +98,10 @@ def _rows(prefix: str, suffix: str, of: Iterable[TokenMetric | TextMetric]) -> t
         (f"{prefix}{one.name}", one.unit, _BETTER[one.better], f"{one.meaning[0].upper()}{one.meaning[1:]}{suffix}.")
         for one in of
     )
+
+
+def _generated(prefix: str) -> tuple[Row, ...]:
+    return ((f"{prefix}{TOKENS}", "tokens", "neither", "Length of a reply, end token included."),)
 
 
 def registered() -> tuple[Metric, ...]:
@@ -118,6 +125,12 @@ def _validation() -> tuple[Metric, ...]:
             ("valid/seconds", "s", "lower", "Duration of the validation."),
         ),
         *_section("Validation by task", *_rows("valid/{task}/", ", on one task", _validated())),
+        *_section("Replies", *_rows("valid/", _OVER_TASKS, text_metrics()), *_generated("valid/"), _SECONDS),
+        *_section(
+            "Replies by task",
+            *_rows("valid/{task}/", ", on one task", text_metrics()),
+            *_generated("valid/{task}/"),
+        ),
     )
 
 
@@ -209,7 +222,9 @@ def _expressions(
     known_terms: tuple[str, ...], known_metrics: tuple[str, ...]
 ) -> tuple[tuple[re.Pattern[str], Metric], ...]:
     placeholders = {"term": "|".join(known_terms), **_PLACEHOLDERS}
-    return tuple((_expression(metric.name, placeholders), metric) for metric in _registered(known_metrics))
+    # what is no task's first: valid/sample/repetition is not of a task called `sample`
+    ordered = sorted(_registered(known_metrics), key=lambda metric: "{task}" in metric.name)
+    return tuple((_expression(metric.name, placeholders), metric) for metric in ordered)
 
 
 def _expression(pattern: str, placeholders: Mapping[str, str]) -> re.Pattern[str]:
@@ -274,6 +289,9 @@ validation name without `valid/`: `ppl`, `ppl_micro`, `token_accuracy`, `my_task
 not change from one validation to the next (rounding aside) and say what to expect of the student. A warning is
 recorded where the teacher is no better than chance (perplexity above half its vocabulary), or where the student is
 better than its teacher beyond chance (three standard errors over the examples, and 2 % of perplexity).
+
+With `validation.generate_examples` the first N examples of each task are answered at each validation, shared by the
+ranks, and every metric of texts becomes a value that `validation.metric` may name (`f1`, `my_task/f1`).
 
 `valid/sample/...` are of a few fixed prompts (`validation.samples`) that the student answers with its own
 generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill watch`, in

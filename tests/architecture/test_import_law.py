@@ -40,7 +40,7 @@ def law(ours: str = "", forbidden: frozenset[str] = NOT_ENGINE) -> Law:
 LAWS: dict[str, Law] = {
     "values": law(forbidden=HEAVY - {"torch"} | NOT_ENGINE),
     "registry": law("recipe.problem", HEAVY),
-    "recipe": law("losses.config metrics.named registry values", HEAVY),
+    "recipe": law("losses.config metrics.named metrics.replies registry values", HEAVY),
     "metrics": law("values registry losses.quality"),
     "losses": law("values registry recipe.problem recipe.section", NOT_ENGINE | {"transformers", "wandb"}),
     "models": law("values"),
