@@ -4,7 +4,8 @@ A name stands for an object of a module that is imported only when it is asked f
 below; Python entry points of installed packages (group `distill_engine.<seam>`, the entry's name is the name); and
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
-What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py.
+What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
+metrics/protocol.py.
 """
 
 from __future__ import annotations
@@ -22,12 +23,32 @@ from distill_engine.recipe.problem import did_you_mean
 
 GROUP = "distill_engine"
 _TERMS, _DIVERGENCES = "distill_engine.losses.terms", "distill_engine.losses.divergences"
+_TOKEN, _TEXT = "distill_engine.metrics.token", "distill_engine.metrics.text"
 
 # Their order is that of logs, reductions and golden files; what comes from elsewhere follows, by name.
 BUILT_IN: dict[str, dict[str, str]] = {
     "families": {},
     "kinds": {},
-    "metrics": {},
+    "metrics": {
+        "ppl": f"{_TOKEN}.ppl:PPL",
+        "loss": f"{_TOKEN}.loss:LOSS",
+        "token_accuracy": f"{_TOKEN}.token_accuracy:TOKEN_ACCURACY",
+        "token_exact_match": f"{_TOKEN}.token_exact_match:TOKEN_EXACT_MATCH",
+        "teacher_agreement": f"{_TOKEN}.teacher_agreement:TEACHER_AGREEMENT",
+        "teacher_ppl": f"{_TOKEN}.ppl:TEACHER",
+        "teacher_token_accuracy": f"{_TOKEN}.token_accuracy:TEACHER",
+        "teacher_kl": f"{_TOKEN}.teacher_kl:TEACHER_KL",
+        "f1": f"{_TEXT}.f1:METRIC",
+        "accuracy": f"{_TEXT}.accuracy:METRIC",
+        "bleu": f"{_TEXT}.bleu:METRIC",
+        "interdistinct-1": f"{_TEXT}.interdistinct:FIRST",
+        "interdistinct-2": f"{_TEXT}.interdistinct:SECOND",
+        "repetition": f"{_TEXT}.repetition:METRIC",
+        "reply_words": f"{_TEXT}.length:REPLY",
+        "gold_words": f"{_TEXT}.length:GOLD",
+        "empty": f"{_TEXT}.degenerate:EMPTY",
+        "unique": f"{_TEXT}.degenerate:UNIQUE",
+    },
     "terms": {
         "task": f"{_TERMS}.task:TASK",
         "encoder": f"{_TERMS}.encoder:ENCODER",
@@ -47,6 +68,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "teachers": {},
     "rollouts": {},
 }
+_BESIDE = {"metrics": ("measures", "unit", "better")}  # attributes that tables show beside the meaning
 _PLUGGED_IN: dict[str, dict[str, str]] = {seam: {} for seam in BUILT_IN}
 
 
@@ -114,8 +136,22 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 
 def rows(seam: str) -> list[tuple[str, str]]:
-    """Name and meaning of everything in a seam, as the docs tables and `distill list` show them."""
+    """Name and meaning of everything in a seam."""
     return [(name, str(load(seam, name).meaning)) for name in names(seam)]
+
+
+def table(seam: str) -> list[tuple[str, ...]]:
+    """The same with what else a table of this seam shows; the header comes first."""
+    beside = _BESIDE.get(seam, ())
+    shown = [(name, *(str(getattr(load(seam, name), one)) or "-" for one in beside), text) for name, text in rows(seam)]
+    return [("name", *beside, "meaning"), *shown]
+
+
+def markdown(seam: str) -> str:
+    """`table` as the docs have it, without a last line end."""
+    header, *shown = table(seam)
+    cells = [header, ("---",) * len(header), *((f"`{name}`", *others) for name, *others in shown)]
+    return "\n".join("|---" * len(row) + "|" if row[0] == "---" else f"| {' | '.join(row)} |" for row in cells)
 
 
 def _targets(seam: str) -> dict[str, str]:

@@ -65,7 +65,7 @@ def _metric(run: Path) -> tuple[str, str]:
         validation = load_recipe(run / "recipe.yaml").validation
     except RecipeError:  # not started yet
         return "ppl", "min"
-    return validation.metric, validation.direction
+    return validation.metric, validation.better
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:

@@ -83,7 +83,7 @@ def status(
     """Queue state, step, best value, last checkpoint and time left of a run."""
     recipe = run_dir / "recipe.yaml"
     checked = _read(recipe, []) if recipe.is_file() else None
-    metric = ("ppl", "min") if checked is None else (checked.validation.metric, checked.validation.direction)
+    metric = ("ppl", "min") if checked is None else (checked.validation.metric, checked.validation.better)
     try:
         state = read_run(run_dir, *metric)
     except OSError as error:

@@ -22,6 +22,7 @@ from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
+from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choose
@@ -120,7 +121,7 @@ class Builder:
                 keep_last=recipe.checkpoint.keep_last,
                 keep_best=recipe.checkpoint.keep_best,
                 keep_every=recipe.checkpoint.keep_every,
-                direction=recipe.validation.direction,
+                direction=recipe.validation.better,
                 resize=self._resize,
                 allowed_globals=CHECKPOINT_CLASSES,
                 warn=self._sinks.message,
@@ -132,7 +133,7 @@ class Builder:
             publish_best=self.publisher,
             extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
             background_saves=recipe.checkpoint.background,
-            samples=sample_guard(self._ready, student.module.model, teacher, self._folder, ranks, self._sinks),
+            samples=self._replies(student, teacher),
             term_gradients=gradients,
             balancer=balancer,
             teacher_window=recipe.teacher.window,
@@ -188,7 +189,7 @@ class Builder:
     def _check_space(self, student: StudentEngine) -> None:
         """Before the teacher is loaded, which takes longest. Raises RunFolderError."""
         part, validation = self._recipe.checkpoint, self._recipe.validation
-        keep = Retention(part.keep_last, part.keep_best, part.keep_every, validation.direction)
+        keep = Retention(part.keep_last, part.keep_best, part.keep_every, validation.better)
         space = Space(student.checkpoint_bytes(), student.export_bytes(), keep, self._recipe.stop.max_steps)
         check_space(self._folder, self._ranks, space, self._sinks.message)
 
@@ -258,6 +259,13 @@ class Builder:
             factors=factors,
         )
 
+    def _replies(self, student: StudentEngine, teacher: TeacherEngine | None) -> Replies | None:
+        """What is generated at validations: replies that are measured, and the samples that people see."""
+        ready, ranks, model = self._ready, self._ranks, student.module.model
+        guard = sample_guard(ready, model, teacher, self._folder, ranks, self._sinks)
+        measured = MeasuredReplies(ready, model, ranks, self._beat) if measures_replies(ready) else None
+        return Replies(measured, guard) if guard is not None or measured is not None else None
+
     def _validation_prediction(self) -> Implementation:
         """Validation has batches of its own size, and so its own choice."""
         recipe = self._recipe
@@ -278,8 +286,8 @@ class Builder:
                 final_share=schedule.final_share,
                 plateau=Plateau(schedule.decay, schedule.patience, schedule.threshold),
             ),
-            keep_best=KeepBest(when.direction),
-            early_stopping=EarlyStopping(when.patience, when.direction, when.stop_at),
+            keep_best=KeepBest(when.better),
+            early_stopping=EarlyStopping(when.patience, when.better, when.stop_at),
             log_when=Every(steps=recipe.logging.every_steps),
             validate_when=Every(when.every_steps, when.every_epochs, when.every_seconds),
             save_when=Every(steps=save.every_steps, seconds=save.every_seconds),

@@ -27,6 +27,7 @@ from distill_engine.engine.ds_config import DsConfigError
 from distill_engine.engine.group_check import own_node
 from distill_engine.engine.student import StudentEngineError
 from distill_engine.engine.teacher_weights import TeacherError, TeacherFilesError
+from distill_engine.evaluate.measured_replies import MeasuredRepliesError
 from distill_engine.evaluate.teacher_replies import TeacherRepliesError
 from distill_engine.losses.kernels.dispatch import KernelError
 from distill_engine.models.weight_files import WeightsError
@@ -51,7 +52,9 @@ _INPUT_ERRORS = (
     RefusedCheckpoint,
 )
 # Errors that say what to do. These are raised on all ranks, or come from an agreement of all.
-_AGREED_ERRORS = (CheckpointError, TrainingError, TeacherFilesError, RunFolderError, ResizeError)
+_AGREED_ERRORS = (
+    CheckpointError, TrainingError, TeacherFilesError, RunFolderError, ResizeError, MeasuredRepliesError,
+)  # fmt: skip
 _LONELY_ERRORS = (LaunchError, RanksApartError, TeacherError, StudentEngineError, TeacherRepliesError)
 _WITH_REMEDY = (*_INPUT_ERRORS, *_AGREED_ERRORS, *_LONELY_ERRORS)
 

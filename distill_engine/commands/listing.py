@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from distill_engine import registry
 from distill_engine.cluster.exit_codes import BAD_INPUT
-from distill_engine.registry import BUILT_IN, RegistryError, load_plugins, rows
+from distill_engine.registry import BUILT_IN, RegistryError, load_plugins
 
 _ERR = Console(stderr=True)
 
@@ -41,16 +42,15 @@ def list_seam(
 ) -> None:
     """What can be chosen by name: built in, from installed packages, from --plugin."""
     try:
-        found = rows(seam)
+        header, *found = registry.table(seam)
+        if markdown:
+            typer.echo(registry.markdown(seam))
+            return
     except RegistryError as error:
         _refuse(error)
-    if markdown:
-        lines = ["| name | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in found)]
-        typer.echo("\n".join(lines))
-        return
-    table = Table("name", "meaning")
-    for name, meaning in found:
-        table.add_row(name, meaning)
+    table = Table(*header)
+    for row in found:
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -128,8 +128,8 @@ def _card(
     samples: Sequence[Any],
     generation: list[str],
 ) -> ReportCard:
-    from distill_engine.evaluate.generation_metrics import bleu_signature
     from distill_engine.evaluate.run import Sample
+    from distill_engine.metrics.text.bleu import bleu_signature
     from distill_engine.reports.report_card import ReportCard
     from distill_engine.telemetry.machine import machine_record
 

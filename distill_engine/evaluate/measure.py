@@ -1,8 +1,7 @@
 """Measures finished models: teacher-forced quality on a data set, beside their teacher.
 
-Beside the values of losses.quality there is `teacher_kl`: nats per label token by which a model's next-token
-distribution diverges from the teacher's, KL(teacher || model), at temperature 1. Large logits are not formed as a
-whole: where training would take a fused kernel for them, so does this (losses.kernels.dispatch).
+Beside the values of validation there is `teacher_kl`. Large logits are not formed as a whole: where training would take
+a fused kernel for them, so does this (losses.kernels.dispatch).
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill_engine.losses.kernels.dispatch import Implementation, choose, vocabulary_scores
-from distill_engine.losses.quality import COLUMNS, TokenScores, quality_sums, quality_values, token_scores
+from distill_engine.losses.quality import TokenScores, token_scores
+from distill_engine.metrics.scores import Scores
+from distill_engine.metrics.tally import Tally
 from distill_engine.models.adapter import adapt, family_of
 from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
 
-MEASURED = (*COLUMNS, "divergence_sum")
 Shows = Callable[[Batch, FeatureRequest], Features]
 
 
@@ -51,6 +51,11 @@ def adapters_of(
     return shown, shown[same[0]] if same else None if teacher is None else adapt(teacher)
 
 
+def tally_of(with_teacher: bool) -> Tally:
+    """What is summed up of a model, beside a teacher or alone."""
+    return Tally("agreement", "divergence") if with_teacher else Tally()
+
+
 def prediction_kernel(
     models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel | None, batch: Batch
 ) -> Implementation:
@@ -72,14 +77,14 @@ def batch_sums(
     tasks: int,
     implementation: Implementation = "reference",
 ) -> dict[str, Tensor]:
-    """[tasks, len(MEASURED)] float64 per model name, summed over the batch; the teacher runs once.
+    """[tasks, columns of the tally] float64 per model name, summed over the batch; the teacher runs once.
 
     Raises ModelError for a model whose vocabulary is not the teacher's.
     """
     whole = implementation == "reference"
     request = FeatureRequest(logits=whole, head=not whole)
     taught = None if teacher is None else teacher(batch, request)
-    sums = {}
+    tally, sums = tally_of(teacher is not None), {}
     for name, adapter in models.items():
         shown = taught if taught is not None and adapter is teacher else adapter(batch, request)
         if taught is not None and taught.vocabulary != shown.vocabulary:
@@ -88,10 +93,7 @@ def batch_sums(
                 "of one vocabulary can be compared. Give another --teacher."
             )
         scores = _scores(shown, taught, batch.labels, implementation)
-        divergence = torch.zeros(tasks, dtype=torch.float64, device=batch.labels.device)
-        if scores.divergence is not None:
-            divergence.index_add_(0, batch.task_ids, scores.divergence.double().sum(dim=1))
-        sums[name] = torch.cat([quality_sums(scores, batch, tasks), divergence[:, None]], dim=1)
+        sums[name] = tally.sums(Scores(scores, batch), tasks)
     return sums
 
 
@@ -116,22 +118,6 @@ def _divergences(logits: Tensor, right: Tensor, labels: Tensor) -> Tensor:
     return ((taught - said) * taught.exp()).sum(dim=-1).masked_fill(labels == IGNORED_LABEL, 0.0)
 
 
-def measured_values(sums: Tensor, labels: Sequence[str], with_teacher: bool) -> dict[str, float]:
-    """Named values of [tasks, len(MEASURED)] sums: those of losses.quality, and `teacher_kl` likewise per task as
-    `<label>/teacher_kl` and as the mean over tasks."""
-    values = quality_values(sums[:, :-1], labels, with_teacher)
-    if not with_teacher or not values:
-        return values
-    tokens = sums[:, MEASURED.index("tokens")].tolist()
-    kl = {
-        label: divergence / count
-        for label, divergence, count in zip(labels, sums[:, -1].tolist(), tokens, strict=True)
-        if count > 0
-    }
-    values["teacher_kl"] = sum(kl.values()) / len(kl)
-    return values | {f"{label}/teacher_kl": value for label, value in kl.items()}
-
-
 def evaluate_models(
     models: Mapping[str, PreTrainedModel],
     teacher: PreTrainedModel | None,
@@ -139,20 +125,19 @@ def evaluate_models(
     task_labels: Sequence[str],
     device: torch.device,
 ) -> dict[str, dict[str, float]]:
-    """Named values per model (see `measured_values`); every model sees the same batches, the teacher runs once each.
+    """Named values per model (see metrics.tally); every model sees the same batches, the teacher runs once each.
 
     A model that is the teacher agrees with itself everywhere; without a teacher there is no agreement.
     """
     shown, teaches = adapters_of(models, teacher)
-    sums = {
-        name: torch.zeros(len(task_labels), len(MEASURED), dtype=torch.float64, device=device) for name in models
-    }
+    tally = tally_of(teacher is not None)
+    sums = {name: torch.zeros(len(task_labels), tally.columns, dtype=torch.float64, device=device) for name in models}
     for batch in batches:
         batch = batch.to(device)
         kernel = prediction_kernel(models, teacher, batch)
         for name, value in batch_sums(shown, teaches, batch, len(task_labels), kernel).items():
             sums[name] += value
-    return {name: measured_values(value, task_labels, teaches is not None) for name, value in sums.items()}
+    return {name: tally.values(value, task_labels) for name, value in sums.items()}
 
 
 def parameter_count(model: PreTrainedModel) -> int:

@@ -1,14 +1,14 @@
 """Everything that `distill evaluate` measures: teacher-forced quality and generated replies of several models.
 
 Values have ParlAI's names where ParlAI has the metric (`ppl`, `token_acc`, `token_em`, `teacher_acc`, `f1`, ...).
-Without a task in front a value is the unweighted mean over tasks, as in ParlAI; `ppl_micro`, and the corpus metrics
-`bleu` and `interdistinct-N`, pool all tasks.
+Without a task in front a value is the unweighted mean over tasks, as in ParlAI; `ppl_micro`, and metrics of many
+replies together (`bleu`), pool all tasks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,13 @@ import torch
 from transformers import PreTrainedModel
 
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
-from distill_engine.evaluate.generation_metrics import CORPUS_METRICS, reply_metrics
-from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, measured_values, prediction_kernel
+from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, prediction_kernel, tally_of
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.metrics.named import token_metrics
+from distill_engine.metrics.replies import Answered, reply_values
 
-PARLAI_NAMES = {
-    "token_accuracy": "token_acc",
-    "token_exact_match": "token_em",
-    "teacher_agreement": "teacher_acc",
-}
-_FORMAT = 2  # of the partial results; another number makes older files unused
+_FORMAT = 3  # of the partial results; another number makes older files unused
 _POLL_SECONDS = 0.2
 
 
@@ -151,6 +147,7 @@ def _stores(
             "model": _identity(model),
             "dtype": str(model.dtype),
             "teacher": None if teacher is None else [*_identity(teacher), str(teacher.dtype)],
+            "metrics": [(metric.name, metric.columns) for metric in tally_of(teacher is not None).metrics],
             "data": data,
             "spoken": None if spoken is None else own_settings(model, spoken.new_tokens, spoken.changed),
         }
@@ -219,37 +216,24 @@ def _values(
     sums = torch.zeros(len(labels), len(results[0].sums[0]), dtype=torch.float64)
     for result in results:  # always in this order: float sums depend on it
         sums += torch.tensor(result.sums, dtype=torch.float64)
-    values = {_parlai_name(name): value for name, value in measured_values(sums, labels, taught).items()}
+    values = parlai_names(tally_of(taught).values(sums, labels))
     values["exs"] = float(examples.examples)
     return values | (_reply_values(results, examples, labels) if spoken else {})
 
 
-def _parlai_name(name: str) -> str:
-    task, slash, metric = name.rpartition("/")
-    return f"{task}{slash}{PARLAI_NAMES.get(metric, metric)}"
+def parlai_names(values: Mapping[str, float]) -> dict[str, float]:
+    """The same under ParlAI's names, where ParlAI has the metric under another one."""
+    other = {metric.name: metric.parlai for metric in token_metrics() if metric.parlai}
+    paths = {name: name.rpartition("/") for name in values}
+    return {f"{task}{slash}{other.get(last, last)}": values[name] for name, (task, slash, last) in paths.items()}
 
 
-def _reply_values(
-    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str]
-) -> dict[str, float]:
-    rows = [
-        (text.task, reply, text.gold)
-        for result in results
-        for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True)
-    ]
-    per_task = {label: _metrics(row[1:] for row in rows if row[0] == task) for task, label in enumerate(labels)}
-    spoken = [row for row in per_task.values() if row]
-    values = {name: sum(row[name] for row in spoken) / len(spoken) for name in spoken[0]}
-    pooled = _metrics(row[1:] for row in rows)
-    values |= {name: pooled[name] for name in CORPUS_METRICS}
-    return values | {f"{label}/{name}": value for label, row in per_task.items() for name, value in row.items()}
-
-
-def _metrics(rows: Iterable[tuple[Reply, str]]) -> dict[str, float]:
-    pairs = list(rows)
-    return reply_metrics(
-        [reply.text for reply, _ in pairs], [[gold] for _, gold in pairs], [reply.tokens for reply, _ in pairs]
-    )
+def _reply_values(results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str]) -> dict[str, float]:
+    per_task: dict[str, list[Answered]] = {label: [] for label in labels}
+    for result in results:
+        for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True):
+            per_task[labels[text.task]].append(Answered(reply.text, reply.tokens, [text.gold]))
+    return reply_values(per_task)
 
 
 def _samples(

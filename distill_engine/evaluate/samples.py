@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from distill_engine.data.order.collate import collate
 from distill_engine.data.tokens.tokenised import Example, TokenisedTask
 from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies, same_draws
-from distill_engine.evaluate.generation_metrics import repetition
+from distill_engine.metrics.text.repetition import repetition
 from distill_engine.setup.prepare import Prepared
 
 _SEED = 0  # of generation settings that sample: the same draws at every validation

@@ -6,10 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_SHOWN = (
-    "ppl", "ppl_micro", "loss", "token_accuracy", "token_exact_match", "teacher_agreement", "teacher_ppl",
-    "teacher_token_accuracy",
-)  # fmt: skip
+from distill_engine.metrics.named import POOLED
+from distill_engine.registry import names
 
 _TEMPLATE = """---
 library_name: transformers
@@ -64,7 +62,7 @@ def model_card(
     machine: Mapping[str, Any],
 ) -> str:
     """Markdown with the metadata block that model hubs read."""
-    ordered = [key for key in _SHOWN if key in metrics]
+    ordered = [key for key in (POOLED, *names("metrics")) if key in metrics]
     ordered += sorted(key for key in metrics if "/" in key and not key.startswith("sample/"))  # of a few prompts only
     return _TEMPLATE.format(
         name=name,

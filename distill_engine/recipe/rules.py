@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from distill_engine.losses.config import LayerMap, LossWeights
+from distill_engine.metrics.named import POOLED, better, text_metrics, token_metrics
+from distill_engine.metrics.replies import TOKENS
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
@@ -18,26 +20,13 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any, shown
 from distill_engine.recipe.schema import Recipe, TeacherSection
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+from distill_engine.registry import names
 
 __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "check_tokenizer", "raise_if_any"]
 
 Rule = Callable[[Recipe], Iterator[Problem]]
 
 STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "heads", "positions")
-
-# The last part of a metric's name -> the direction in which it is better.
-DIRECTIONS = {
-    "ppl": "min",
-    "loss": "min",
-    "token_accuracy": "max",
-    "token_exact_match": "max",
-    "teacher_agreement": "max",
-    "ppl_micro": "min",
-    "total": "min",
-    "raw": "min",
-}
-OVERALL_ONLY = ("ppl_micro", "total", "raw")  # a single task does not have these
-
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, if it is sound by itself. Raises RecipeError with every problem at once."""
@@ -226,24 +215,35 @@ def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
 
 def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
     """A name that validation does not produce would end the run at the first validation."""
-    metric, overall = recipe.validation.metric, [name for name in DIRECTIONS if name != "raw"]
+    validation = recipe.validation
+    metric, texts = validation.metric, [*(one.name for one in text_metrics()), TOKENS]
+    measured = [one.name for one in token_metrics() if one.needs != "divergence"]
+    measured += texts if validation.generate_examples else []
+    overall = [*measured, POOLED, "total"]
     if not validates(recipe) or metric.startswith("term/") or metric in overall:
         return
+    if metric.rsplit("/", 1)[-1] in texts and not validation.generate_examples:
+        what = f"is {metric!r}, a metric of generated replies, and validation.generate_examples is 0"
+        yield Problem("validation.metric", what, fix="Set validation.generate_examples: 64, say, or another metric")
+        return
     labels = [task.label or task.name for task in recipe.data.tasks]
-    of_task = [f"{label}/{name}" for label in labels for name in DIRECTIONS if name not in OVERALL_ONLY]
+    of_task = [f"{label}/{name}" for label in labels for name in measured]
     if metric not in of_task:
         rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"
-        close = did_you_mean(metric, [*overall, *of_task])
+        close = did_you_mean(metric, [*overall, *texts, *of_task])
         yield Problem("validation.metric", f"is {metric!r}, which validation does not measure", rule, close)
 
 
 def direction_fits_metric(recipe: Recipe) -> Iterator[Problem]:
-    """A known metric is not optimised the wrong way round."""
+    """A known metric is not optimised the wrong way round, and one that says nothing about it not at random."""
     metric, direction = recipe.validation.metric, recipe.validation.direction
-    right = DIRECTIONS.get(metric.rsplit("/", 1)[-1], direction)
-    if right != direction:
+    right = better(metric)
+    if direction is not None and right not in ("neither", direction):
         what = f"is {direction}, but {metric} (validation.metric) is better when it is {right}imal"
-        yield Problem("validation.direction", what, fix=f"Set validation.direction: {right}")
+        yield Problem("validation.direction", what, fix=f"Set validation.direction: {right}, or leave it out")
+    if direction is None and right == "neither" and metric.rsplit("/", 1)[-1] in (*names("metrics"), TOKENS):
+        what = f"is null, but {metric} (validation.metric) is neither better when it is minimal nor when maximal"
+        yield Problem("validation.direction", what, fix="Set validation.direction: min or max, or another metric")
 
 
 def run_stops(recipe: Recipe) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_engine.losses.config import LayerMap, LossesSection
+from distill_engine.metrics.named import better
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
 
 Placement = Literal["zero3", "node", "replica", "offload"]
@@ -175,7 +176,15 @@ class ValidationSection(Section):
         description="What ppl, loss and the like are over several tasks. macro: mean of the tasks' values, as ParlAI; "
         "micro: of all tokens together (ParlAI's --aggregate-micro).",
     )
-    direction: Literal["min", "max"] = Field("min", description="Which way is better.")
+    direction: Literal["min", "max"] | None = Field(
+        None, description="Which way is better; null: as the metric says. Needed where it says neither."
+    )
+    generate_examples: int = Field(
+        0,
+        ge=0,
+        description="The first N examples of each task are answered at each validation, with the model's own "
+        "generation settings, and all metrics of texts (distill list metrics) are measured. 0: none.",
+    )
     patience: int | None = Field(20, gt=0, description="Stop after N validations without improvement; null: never.")
     stop_at: float | None = Field(None, description="Stop once the metric is at least this good.")
     per_rank_batch: PositiveInt | None = Field(None, description="Validation batch on one rank; null: batch.per_rank.")
@@ -187,6 +196,12 @@ class ValidationSection(Section):
         "pass per token), and an alarm if replies degenerate. 0: none.",
     )
     save_after_validation: bool = Field(True, description="Write a checkpoint after each validation.")
+
+    @property
+    def better(self) -> Literal["min", "max"]:
+        """Which way the metric is better: the direction that is given, or the metric's own."""
+        own = better(self.metric)
+        return self.direction or ("max" if own == "max" else "min")
 
 
 class StopSection(Section):

@@ -218,7 +218,7 @@ def _validations(history: RunHistory) -> str:
     plain = [name for name in columns if name.count("/") == 1 and name != decisive]
     chosen = [decisive, *plain] if decisive in columns else plain
     values = [record.values.get(decisive, float("nan")) for record in records]
-    better = min if history.recipe is None or history.recipe.validation.direction == "min" else max
+    better = min if history.recipe is None or history.recipe.validation.better == "min" else max
     finite = [value for value in values if value == value]
     best = records[values.index(better(finite))] if finite else None
     shown = _chosen(records, best)

@@ -5,6 +5,8 @@ Names are paths (`valid/ppl`). Patterns hold placeholders that stand for part of
     {term}    a registered loss term                {layer}   0-based position among the term's mapped layers
     {task}    a task's label in the recipe          {metric}  what follows `valid/` in a validation metric
 
+What validation measures is registered as a metric (distill_engine/metrics) and gets its rows here by itself.
+
 `python -m distill_engine.telemetry.metrics` prints `docs/metrics.md`.
 """
 
@@ -13,13 +15,16 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-from distill_engine.registry import load, names, rows
+from distill_engine.metrics.named import POOLED, text_metrics, token_metrics
+from distill_engine.metrics.protocol import TextMetric, TokenMetric
+from distill_engine.metrics.replies import TOKENS
+from distill_engine.registry import load, markdown, names, rows
 
 Direction = Literal["lower", "higher", "neither"]
 
@@ -76,14 +81,60 @@ def _section(title: str, *rows: Row) -> tuple[Metric, ...]:
     return tuple(Metric(name, unit, meaning, better, title) for name, unit, better, meaning in rows)
 
 
-_AGREE = "Label tokens where student and teacher rank the same token first"
-_FIRST = "Label tokens that the student ranks first"
 _OR_MICRO = "; all tasks together with `validation.average: micro`"
+_OVER_TASKS = ", over the replies of all tasks (`validation.generate_examples`)"
+_SECONDS: Row = ("valid/reply_seconds", "s", "lower", "Time to make and measure these replies, shared by the ranks.")
 _OUT = "the term is left out of its averages there, and is NaN if it was never finite"
-_TEACHERS = "Perplexity of the teacher itself", "Label tokens that the teacher itself ranks first"
-_EXACT = "Replies whose every token the student ranks first"
+_BETTER: Mapping[str, Direction] = {"min": "lower", "max": "higher", "neither": "neither"}
 
-REGISTRY: tuple[Metric, ...] = (
+
+def _validated() -> tuple[TokenMetric, ...]:
+    """Token metrics that validation measures: all but those that need a divergence at temperature 1."""
+    return tuple(metric for metric in token_metrics() if metric.needs != "divergence")
+
+
+def _rows(prefix: str, suffix: str, of: Iterable[TokenMetric | TextMetric]) -> tuple[Row, ...]:
+    return tuple(
+        (f"{prefix}{one.name}", one.unit, _BETTER[one.better], f"{one.meaning[0].upper()}{one.meaning[1:]}{suffix}.")
+        for one in of
+    )
+
+
+def _generated(prefix: str) -> tuple[Row, ...]:
+    return ((f"{prefix}{TOKENS}", "tokens", "neither", "Length of a reply, end token included."),)
+
+
+def registered() -> tuple[Metric, ...]:
+    """Everything that can be logged; plugins may add to it."""
+    return _registered(names("metrics"))
+
+
+@lru_cache(maxsize=4)
+def _registered(_known: tuple[str, ...]) -> tuple[Metric, ...]:
+    return (*_TRAINING, *_validation(), *_GUARD, *_BEST)
+
+
+def _validation() -> tuple[Metric, ...]:
+    return (
+        *_section(
+            "Validation",
+            *_rows("valid/", f", averaged over tasks{_OR_MICRO}", _validated()),
+            (f"valid/{POOLED}", "", "lower", "Perplexity over the label tokens of all tasks together."),
+            ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
+            ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
+            ("valid/seconds", "s", "lower", "Duration of the validation."),
+        ),
+        *_section("Validation by task", *_rows("valid/{task}/", ", on one task", _validated())),
+        *_section("Replies", *_rows("valid/", _OVER_TASKS, text_metrics()), *_generated("valid/"), _SECONDS),
+        *_section(
+            "Replies by task",
+            *_rows("valid/{task}/", ", on one task", text_metrics()),
+            *_generated("valid/{task}/"),
+        ),
+    )
+
+
+_TRAINING: tuple[Metric, ...] = (
     *_section(
         "Progress",
         ("step", "steps", "neither", "Applied optimizer steps: the horizontal axis of every chart."),
@@ -103,8 +154,8 @@ REGISTRY: tuple[Metric, ...] = (
     *_section(
         "Quality",
         ("train/ppl", "", "lower", "exp of the cross-entropy per label token since the last record."),
-        ("train/token_accuracy", "share", "higher", f"{_FIRST}."),
-        ("train/teacher_agreement", "share", "higher", f"{_AGREE}."),
+        ("train/token_accuracy", "share", "higher", "Label tokens that the student ranks first."),
+        ("train/teacher_agreement", "share", "higher", "Label tokens where student and teacher rank the same first."),
     ),
     *_section(
         "Optimizer",
@@ -143,30 +194,9 @@ REGISTRY: tuple[Metric, ...] = (
         "Records",
         ("run/missing_records", "", "lower", "Records lost here because a sink failed for too long."),
     ),
-    *_section(
-        "Validation",
-        ("valid/ppl", "", "lower", f"Perplexity per task, averaged over tasks (as ParlAI reports it){_OR_MICRO}."),
-        ("valid/ppl_micro", "", "lower", "Perplexity over the label tokens of all tasks together."),
-        ("valid/loss", "nats/token", "lower", f"Cross-entropy with the gold reply, averaged over tasks{_OR_MICRO}."),
-        ("valid/token_accuracy", "share", "higher", f"{_FIRST}, averaged over tasks{_OR_MICRO}."),
-        ("valid/token_exact_match", "share", "higher", f"{_EXACT}, averaged over tasks{_OR_MICRO}."),
-        ("valid/teacher_agreement", "share", "higher", f"{_AGREE}, averaged over tasks{_OR_MICRO}."),
-        ("valid/teacher_ppl", "", "neither", f"{_TEACHERS[0]}, averaged over tasks{_OR_MICRO}."),
-        ("valid/teacher_token_accuracy", "share", "neither", f"{_TEACHERS[1]}, averaged over tasks{_OR_MICRO}."),
-        ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
-        ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
-        ("valid/seconds", "s", "lower", "Duration of the validation."),
-    ),
-    *_section(
-        "Validation by task",
-        ("valid/{task}/ppl", "", "lower", "Perplexity on one task."),
-        ("valid/{task}/loss", "nats/token", "lower", "Cross-entropy with the gold reply on one task."),
-        ("valid/{task}/token_accuracy", "share", "higher", f"{_FIRST}, on one task."),
-        ("valid/{task}/token_exact_match", "share", "higher", f"{_EXACT}, on one task."),
-        ("valid/{task}/teacher_agreement", "share", "higher", f"{_AGREE}, on one task."),
-        ("valid/{task}/teacher_ppl", "", "neither", f"{_TEACHERS[0]}, on one task."),
-        ("valid/{task}/teacher_token_accuracy", "share", "neither", f"{_TEACHERS[1]}, on one task."),
-    ),
+)
+
+_GUARD: tuple[Metric, ...] = (
     *_section(
         "Sample replies",
         ("valid/sample/empty_share", "share", "lower", "Sample replies without a word."),
@@ -176,6 +206,8 @@ REGISTRY: tuple[Metric, ...] = (
         ("valid/sample/length_ratio", "", "neither", "Length of the sample replies / length of the gold replies."),
         ("valid/sample/seconds", "s", "lower", "Time to make the sample replies, on rank 0 while the others wait."),
     ),
+)
+_BEST: tuple[Metric, ...] = (
     *_section(
         "Best",
         ("best/{metric}", "its own", "neither", "Best value so far of the metric that decides which student is kept."),
@@ -186,9 +218,13 @@ _PLACEHOLDERS = {"task": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
 
 
 @lru_cache(maxsize=4)
-def _expressions(known_terms: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], Metric], ...]:
+def _expressions(
+    known_terms: tuple[str, ...], known_metrics: tuple[str, ...]
+) -> tuple[tuple[re.Pattern[str], Metric], ...]:
     placeholders = {"term": "|".join(known_terms), **_PLACEHOLDERS}
-    return tuple((_expression(metric.name, placeholders), metric) for metric in REGISTRY)
+    # what is no task's first: valid/sample/repetition is not of a task called `sample`
+    ordered = sorted(_registered(known_metrics), key=lambda metric: "{task}" in metric.name)
+    return tuple((_expression(metric.name, placeholders), metric) for metric in ordered)
 
 
 def _expression(pattern: str, placeholders: Mapping[str, str]) -> re.Pattern[str]:
@@ -205,7 +241,7 @@ def describe(name: str) -> Metric:
     `best/X` takes unit and direction from `valid/X`.
     Raises UnknownMetricError (a KeyError) when nothing in the registry matches.
     """
-    for expression, metric in _expressions(names("terms")):
+    for expression, metric in _expressions(names("terms"), names("metrics")):
         found = expression.fullmatch(name)
         if found is None:
             continue
@@ -223,7 +259,7 @@ def of_teacher(name: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [metric.name for metric in REGISTRY], n=1)
+    near = difflib.get_close_matches(name, [metric.name for metric in registered()], n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     return (
         f"`{name}` is not a registered metric.{hint} Only names of distill_engine/telemetry/metrics.py may be "
@@ -234,7 +270,7 @@ def _unknown(name: str) -> str:
 def sections() -> dict[str, list[Metric]]:
     """Section -> its metrics, both in registry order."""
     grouped: dict[str, list[Metric]] = {}
-    for metric in REGISTRY:
+    for metric in registered():
         grouped.setdefault(metric.section, []).append(metric)
     return grouped
 
@@ -254,6 +290,9 @@ not change from one validation to the next (rounding aside) and say what to expe
 recorded where the teacher is no better than chance (perplexity above half its vocabulary), or where the student is
 better than its teacher beyond chance (three standard errors over the examples, and 2 % of perplexity).
 
+With `validation.generate_examples` the first N examples of each task are answered at each validation, shared by the
+ranks, and every metric of texts becomes a value that `validation.metric` may name (`f1`, `my_task/f1`).
+
 `valid/sample/...` are of a few fixed prompts (`validation.samples`) that the student answers with its own
 generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill watch`, in
 `distill report` and in the W&B table `valid/samples`, beside the teacher's replies. The teacher answers once, before
@@ -268,6 +307,11 @@ docs/balancing.md has more.
 """
 
 
+_CHOICE = """`distill list metrics` prints what `validation.metric` may name; `ppl_micro`, `total` and terms come beside
+them. Another is a class in one file, in this repository or outside (`--plugin`, or an entry point of the group
+`distill_engine.metrics`): distill_engine/metrics/protocol.py says what it must have."""
+
+
 def _table(metrics: list[Metric]) -> list[str]:
     rows = [f"| `{m.name}` | {m.unit or '-'} | {m.better} | {m.meaning} |" for m in metrics]
     return ["| name | unit | better | meaning |", "|---|---|---|---|", *rows]
@@ -275,7 +319,7 @@ def _table(metrics: list[Metric]) -> list[str]:
 
 def render_markdown() -> str:
     """The text of `docs/metrics.md`."""
-    lines = [_HEADER]
+    lines = [_HEADER, "## What can be chosen", "", _CHOICE, "", markdown("metrics"), ""]
     for section, metrics in sections().items():
         lines += [f"## {section}", "", *_table(metrics), ""]
     listed = [f"| `{name}` | {meaning} |" for name, meaning in terms().items()]

@@ -56,7 +56,7 @@ class Trainer:
     background_saves: bool = False  # checkpoints are written while training goes on
     term_gradients: TermGradients | None = None
     balancer: Balancer | None = None
-    samples: Callable[[int, float], dict[str, float]] | None = None  # rank 0's, of (step, seconds): see samples.py
+    samples: Callable[[int, float], dict[str, float]] | None = None  # (step, seconds); evaluate/measured_replies.py
     teacher_window: bool = False  # one teacher pass for all micro-batches of a step: see train/window.py
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ class Trainer:
         measured = self.validator.run(self.student, self.teacher, on_batch)
         if self.samples is not None:
             on_batch()
-            measured |= self.samples(self.progress.steps, self.progress.seconds)  # the others wait in the broadcast
+            measured |= self.samples(self.progress.steps, self.progress.seconds)  # of rank 0 if not of all
         # rank 0's numbers for everybody: decisions must not differ in the last bit
         values: dict[str, float] = self.ranks.broadcast(measured)
         self.student.train()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from distill_engine.losses.quality import COLUMNS, TEACHER_COLUMNS
+from distill_engine.metrics.scores import Scores
+
+# the last: squares of how much less an example's summed loss is for the student
+COLUMNS = ("tokens", "examples", "loss", "teacher_loss", "gain_squares")
 
 # A trained model's perplexity is far below half its vocabulary; all-zero, random or foreign weights are at or above it.
 _UNIFORM_SHARE = 0.5
@@ -15,30 +19,37 @@ _STANDARD_ERRORS = 3.0
 _LEAST_NATS = 0.02
 
 
+@torch.no_grad()
+def doubt_sums(scores: Scores) -> Tensor:
+    """[len(COLUMNS)] float64 sums of one micro-batch."""
+    gain = scores.teacher_loss - scores.loss
+    return torch.stack([scores.tokens, scores.examples, scores.loss, scores.teacher_loss, gain.square()]).sum(dim=1)
+
+
 def teacher_doubt(sums: Tensor, vocabulary: int) -> str | None:
     """A warning with what it probably means, or None.
 
-    sums        [len(COLUMNS) + len(TEACHER_COLUMNS)], over all tasks and ranks
+    sums        [len(COLUMNS)], over all tasks and ranks
     vocabulary  tokens that the teacher chooses from
     """
-    of = dict(zip((*COLUMNS, *TEACHER_COLUMNS), sums.tolist(), strict=True))
+    of = dict(zip(COLUMNS, sums.tolist(), strict=True))
     tokens, examples = of["tokens"], of["examples"]
     if not tokens:
         return None
-    loss = of["teacher_loss_sum"] / tokens
+    loss = of["teacher_loss"] / tokens
     if loss > math.log(_UNIFORM_SHARE * vocabulary):
         return (
             f"WARNING: the teacher predicts validation labels no better than chance: perplexity {_ppl(loss)} with a "
             f"vocabulary of {vocabulary} tokens. Probably its weights are not those that it was trained to (look into "
             "teacher.path), or the data's tokenizer or language is another one. What it teaches is noise."
         )
-    gain = of["teacher_loss_sum"] - of["loss_sum"]
+    gain = of["teacher_loss"] - of["loss"]
     spread = examples * of["gain_squares"] - gain**2  # examples^2 times the variance of an example's gain
     error = math.sqrt(max(spread, 0.0) / max(examples - 1, 1.0))
     if gain / tokens > _LEAST_NATS and examples > 1 and gain > _STANDARD_ERRORS * error:
         return (
             f"WARNING: the student predicts validation labels better than its teacher: perplexity "
-            f"{_ppl(of['loss_sum'] / tokens)} against {_ppl(loss)}. Probably labels do not belong to their contexts "
+            f"{_ppl(of['loss'] / tokens)} against {_ppl(loss)}. Probably labels do not belong to their contexts "
             "(shuffled targets), or the teacher was never trained on such data, or with another layout (delimiter, "
             "special tokens). Then its outputs hold the student back: correct the data, or fine-tune the teacher first."
         )

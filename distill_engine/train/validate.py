@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.objective import Objective
-from distill_engine.losses.quality import COLUMNS, TEACHER_COLUMNS, Average, quality_sums, quality_values, teacher_sums
+from distill_engine.metrics.scores import Scores
+from distill_engine.metrics.tally import Average, Tally
 from distill_engine.train.balance import CurrentFactors, no_factors
-from distill_engine.train.teacher_doubts import teacher_doubt
+from distill_engine.train.teacher_doubts import COLUMNS, doubt_sums, teacher_doubt
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -71,8 +72,9 @@ class Validator:
         started = time.perf_counter()
         weights = self._objective.term_weights
         device = self._ranks.device
-        columns = len(COLUMNS) + (0 if teacher is None else len(TEACHER_COLUMNS))
-        quality = torch.zeros(len(self._labels), columns, dtype=torch.float64, device=device)
+        tally = Tally() if teacher is None else Tally("agreement", "teacher")
+        quality = torch.zeros(len(self._labels), tally.columns, dtype=torch.float64, device=device)
+        doubts = torch.zeros(len(COLUMNS), dtype=torch.float64, device=device)
         vocabulary = 0
         terms = torch.zeros(len(weights), 2, dtype=torch.float64, device=device)  # sum, count
         for batch in self._batches:
@@ -84,19 +86,23 @@ class Validator:
             vocabulary = 0 if taught is None else taught.vocabulary
             if not counts:  # a filler: it took part in the teacher's collectives, that is all
                 continue
-            values, scores = self._objective.terms_and_scores(shown, taught, batch)
-            quality[:, : len(COLUMNS)] += quality_sums(scores, batch, len(self._labels))
+            values, own = self._objective.terms_and_scores(shown, taught, batch)
+            scores = Scores(own, batch, None if taught is None else self._objective.teacher_scores(taught, batch))
+            quality += tally.sums(scores, len(self._labels))
             if taught is not None:
-                theirs = self._objective.teacher_scores(taught, batch)
-                quality[:, len(COLUMNS) :] += teacher_sums(scores, theirs, batch, len(self._labels))
+                doubts += doubt_sums(scores)
             for index, value in enumerate(values.values()):
                 terms[index, 0] += value.sum
                 terms[index, 1] += value.count
-        summed = self._ranks.sum(torch.cat([quality.flatten(), terms.flatten()]))
-        quality = summed[: quality.numel()].view_as(quality)
-        measured = quality_values(quality, self._labels, teacher is not None, self._average)
-        self.doubt = None if teacher is None else teacher_doubt(quality.sum(dim=0), vocabulary)
-        measured |= self._term_values(summed[quality.numel() :].view(-1, 2))
+        parts = (quality, doubts, terms)
+        summed = self._ranks.sum(torch.cat([part.flatten() for part in parts]))
+        quality, doubts, terms = (
+            part.view_as(local)
+            for part, local in zip(summed.split([local.numel() for local in parts]), parts, strict=True)
+        )
+        measured = tally.values(quality, self._labels, self._average)
+        self.doubt = None if teacher is None else teacher_doubt(doubts, vocabulary)
+        measured |= self._term_values(terms)
         measured["seconds"] = time.perf_counter() - started
         return measured
 

@@ -40,22 +40,22 @@ def law(ours: str = "", forbidden: frozenset[str] = NOT_ENGINE) -> Law:
 LAWS: dict[str, Law] = {
     "values": law(forbidden=HEAVY - {"torch"} | NOT_ENGINE),
     "registry": law("recipe.problem", HEAVY),
-    "recipe": law("losses.config registry values", HEAVY),
-    "metrics": law(),
+    "recipe": law("losses.config metrics.named metrics.replies registry values", HEAVY),
+    "metrics": law("values registry losses.quality"),
     "losses": law("values registry recipe.problem recipe.section", NOT_ENGINE | {"transformers", "wandb"}),
     "models": law("values"),
     "student": law("values models"),
     "data": law("values"),
     "cluster": law(forbidden=HEAVY),
     "engine": law("values cluster models.loading", frozenset({"wandb"})),
-    "telemetry": law("values registry"),
+    "telemetry": law("values registry metrics"),
     "checkpoint": law("metrics cluster"),
     "train": law(
         "values registry metrics checkpoint losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}
     ),
     "setup": law("values models data cluster recipe checkpoint"),
-    "export": law("values data models checkpoint"),
-    "evaluate": law("values models losses data cluster recipe setup.prepare"),
+    "export": law("values data models checkpoint metrics.named registry"),
+    "evaluate": law("values models losses metrics data cluster recipe setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
     "interop": law("export.run models.loading models.generation_settings data.tokens.tokenize recipe"),
     "assembly": Law(ANYTHING),
@@ -199,7 +199,14 @@ def modules_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "folder",
-    ["distill_engine/recipe", "distill_engine/interop/parlai/options", "distill_engine/losses/terms", "launcher"],
+    [
+        "distill_engine/recipe",
+        "distill_engine/interop/parlai/options",
+        "distill_engine/losses/terms",
+        "distill_engine/metrics/token",
+        "distill_engine/metrics/text",
+        "launcher",
+    ],
 )
 def test_recipes_and_the_launcher_are_read_without_torch(folder):
     modules = modules_of(ROOT / folder)

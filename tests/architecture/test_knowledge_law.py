@@ -1,4 +1,5 @@
-"""What is known in one place only: names of loss terms stand in losses/terms, their registry and ParlAI's flags."""
+"""What is known in one place only: names of loss terms stand in losses/terms, those of metrics in metrics, both in the
+registry and among ParlAI's flags."""
 
 import ast
 from pathlib import Path
@@ -8,13 +9,23 @@ from distill_engine.registry import BUILT_IN
 ROOT = Path(__file__).resolve().parents[2]
 # `task`, `encoder` and `prediction` are words of other things as well
 TERMS = {name for name in BUILT_IN["terms"] if "_" in name}
-ALLOWED = ("distill_engine/losses/terms/", "distill_engine/registry.py", "distill_engine/interop/")
+EVERYWHERE = ("distill_engine/registry.py", "distill_engine/interop/")
+ALLOWED = ("distill_engine/losses/terms/", *EVERYWHERE)
+# `ppl`, the metric that decides by default, and `loss` and the like are words of other things as well
+METRICS = {name for name in BUILT_IN["metrics"] if set("_-1") & set(name)} | {"bleu"}
+# Tables of a few chosen columns. The list may shrink.
+ALLOWED_METRICS = (
+    "distill_engine/metrics/",
+    "distill_engine/commands/evaluate.py",
+    "distill_engine/reports/report_card.py",
+    *EVERYWHERE,
+)
 
 
-def named(source: str) -> list[str]:
-    """Names of terms among the strings of a module, with their lines; docstrings may mention them."""
+def named(source: str, names: set[str] = TERMS) -> list[str]:
+    """These names among the strings of a module, with their lines; docstrings may mention them."""
     strings = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-    return [f"{node.lineno}: {node.value}" for node in strings if isinstance(node.value, str) and node.value in TERMS]
+    return [f"{node.lineno}: {node.value}" for node in strings if isinstance(node.value, str) and node.value in names]
 
 
 def sources() -> list[str]:
@@ -27,5 +38,11 @@ def test_terms_are_named_in_their_own_files_only():
     assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED)}
 
 
+def test_metrics_are_named_in_their_own_files_only():
+    found = {path: named((ROOT / path).read_text(encoding="utf-8"), METRICS) for path in sources()}
+    assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED_METRICS)}
+
+
 def test_names_are_seen():
+    assert named('x = "token_accuracy", "f1"', METRICS) == ["1: token_accuracy", "1: f1"]
     assert named('x = {"encoder_hidden": 1}') == ["1: encoder_hidden"]

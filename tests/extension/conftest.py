@@ -1,6 +1,9 @@
 """Plugins run as a user runs them: with the program, data and teachers of the end-to-end tests."""
 
 import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,17 @@ _END_TO_END = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_END_TO_END)
 for _name in ("program", "teachers", "data", "base_recipe", "write_recipe", "fp32"):
     globals()[_name] = getattr(_END_TO_END, _name)
+
+
+@pytest.fixture(scope="session")
+def distill() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls `distill` with arguments, in the program's environment."""
+
+    def call(program, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "distill_engine.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=program.environment() | (env or {}))
+
+    return call
 
 
 def pytest_collection_modifyitems(items):

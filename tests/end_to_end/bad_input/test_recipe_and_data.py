@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from distill_engine.recipe.rules import DIRECTIONS, OVERALL_ONLY
+from distill_engine.metrics.named import POOLED, token_metrics
 from distill_engine.telemetry.metrics import describe
 
 
@@ -170,7 +170,9 @@ def test_a_wrong_command_line_is_a_usage_error(case, call, arguments):
 
 
 def test_every_metric_that_a_recipe_may_decide_by_is_one_that_is_measured():
-    for name in DIRECTIONS:
-        describe("valid/term/task/raw" if name == "raw" else f"valid/{name}")
-        if name not in OVERALL_ONLY:
-            describe(f"valid/some_task/{name}")
+    for metric in token_metrics():
+        if metric.needs != "divergence":
+            describe(f"valid/{metric.name}")
+            describe(f"valid/some_task/{metric.name}")
+    for name in (POOLED, "total", "term/task/raw"):
+        describe(f"valid/{name}")

@@ -24,11 +24,11 @@ from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.evaluate import run as evaluation
 from distill_engine.evaluate.generate import GenerationError, own_settings, parse_settings, replies
-from distill_engine.evaluate.generation_metrics import reply_metrics
 from distill_engine.evaluate.measure import ModelError, load_model, prediction_kernel
 from distill_engine.evaluate.run import ReplySettings, Work, run_evaluation
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.losses.kernels import dispatch, prediction_blocks
+from distill_engine.metrics.replies import Answered, reply_metrics
 from distill_engine.models.bart_family import BartFamilyAdapter
 
 ROOT = Path(__file__).parents[3]
@@ -151,7 +151,7 @@ def test_replies_in_batches_are_replies_alone(whole, tasks, tokenizer):
             said.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
             lengths.append(len(ids))
             golds.append([tokenizer.decode(task.tokens[task.bounds[index, 2] : task.bounds[index, 3]].tolist())])
-    expected = reply_metrics(said, golds, lengths)
+    expected = reply_metrics([Answered(*one) for one in zip(said, lengths, golds, strict=True)])
     values = whole.values["teacher"]
     pooled = ("bleu", "interdistinct-1", "interdistinct-2")
     assert {name: values[name] for name in pooled} == pytest.approx({name: expected[name] for name in pooled})

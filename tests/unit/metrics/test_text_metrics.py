@@ -7,16 +7,15 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_engine.evaluate.generation_metrics import (
-    bleu,
-    bleu_signature,
-    exact_match,
-    f1,
-    interdistinct,
-    normalised,
-    repetition,
-    reply_metrics,
-)
+from distill_engine.metrics.replies import Answered, reply_metrics, reply_values
+from distill_engine.metrics.text.accuracy import exact_match
+from distill_engine.metrics.text.bleu import METRIC, bleu_signature
+from distill_engine.metrics.text.f1 import f1
+from distill_engine.metrics.text.interdistinct import FIRST, SECOND
+from distill_engine.metrics.text.repetition import repetition
+from distill_engine.metrics.text.words import normalised
+
+bleu = METRIC.value
 
 
 @pytest.mark.parametrize(
@@ -97,9 +96,9 @@ def test_bleu_says_how_it_was_computed():
 
 def test_distinct_counts_over_all_replies():
     said = ["i like cats", "i like the dogs"]
-    assert interdistinct(said, 1) == pytest.approx(4 / 6)
-    assert interdistinct(said, 2) == pytest.approx(3 / 4)
-    assert interdistinct(["hi"], 2) == 0.0
+    assert FIRST.value(said) == pytest.approx(4 / 6)
+    assert SECOND.value(said) == pytest.approx(3 / 4)
+    assert SECOND.value(["hi"]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -111,10 +110,18 @@ def test_repetition_is_the_share_of_triples_said_before(reply, value):
 
 
 def test_all_together():
-    values = reply_metrics(["i like cats", ""], [["i like cats"], ["hello there"]], [4, 1])
+    said = [Answered("i like cats", 4, ["i like cats"]), Answered("", 1, ["hello there"])]
+    values = reply_metrics(said)
     assert values["f1"] == values["accuracy"] == values["empty"] == 0.5
     assert values["reply_tokens"] == 2.5 and values["gold_words"] == 2.5 and values["unique"] == 1.0
     assert values["interdistinct-1"] == 1.0 and values["repetition"] == 0.0
-    assert reply_metrics([], [], []) == {}
-    with pytest.raises(ValueError, match="1 replies, 0 answers"):
-        reply_metrics(["x"], [], [1])
+    assert reply_metrics([]) == {}
+
+
+def test_over_tasks_values_are_means_and_pooled_ones_of_all_replies():
+    pets, sums = [Answered("i like cats", 4, ["i like cats"])] * 3, [Answered("i like dogs", 4, ["two"])]
+    values = reply_values({"pets": pets, "sums": sums, "empty": []})
+    assert (values["pets/f1"], values["sums/f1"], values["f1"]) == (1.0, 0.0, 0.5)
+    assert values["interdistinct-1"] == 4 / 12 and values["pets/interdistinct-1"] == 3 / 9
+    assert not [name for name in values if name.startswith("empty/")]
+    assert reply_values({"empty": []}) == {}

@@ -1,0 +1,30 @@
+"""Metrics by name: which there are, which way they are better, which value stands for all tasks."""
+
+from __future__ import annotations
+
+from distill_engine.metrics.protocol import Better, TextMetric, TokenMetric
+from distill_engine.registry import load, names
+
+POOLED = "ppl_micro"  # perplexity over the label tokens of all tasks together, whatever validation.average says
+
+
+def token_metrics() -> tuple[TokenMetric, ...]:
+    """All of them, in the registry's order."""
+    return tuple(metric for metric in _all() if metric.measures == "tokens")
+
+
+def text_metrics() -> tuple[TextMetric, ...]:
+    """All of them, in the registry's order."""
+    return tuple(metric for metric in _all() if metric.measures == "texts")
+
+
+def _all() -> list[TokenMetric | TextMetric]:
+    return [load("metrics", name) for name in names("metrics")]
+
+
+def better(value: str) -> Better:
+    """Which way a validation value (`ppl`, `my_task/f1`, `total`, `term/task/raw`) is better; neither if unknown."""
+    last = value.rsplit("/", 1)[-1]
+    if last in (POOLED, "total", "raw"):
+        return "min"
+    return load("metrics", last).better if last in names("metrics") else "neither"

@@ -1,0 +1,75 @@
+"""What a metric is: of predicted tokens, or of generated texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distill_engine.metrics.scores import Scores
+
+Better = Literal["min", "max", "neither"]
+Given = Literal["student", "agreement", "teacher", "divergence"]
+
+
+class TokenMetric(Protocol):
+    """A number of how tokens are predicted, teacher-forced.
+
+    Validation and `distill evaluate` call `sums` after each forward pass and `value` once all ranks are added up: for
+    each task, and for all tasks together. It is this small because adding up, averaging over tasks, records, charts,
+    `best` and patience are the same for all metrics.
+
+    Loaded without torch: import it inside `sums` if a tensor's methods are not enough. Made once, shared, without
+    state.
+
+    name     in logs and recipes; the name it is registered by
+    unit     of the value; empty for a plain number
+    better   which way; neither: a fact that cannot choose the best student unless the recipe says a direction
+    meaning  half a sentence for tables
+    needs    student: its own scores; agreement: the teacher's best tokens as well; teacher: how the teacher itself
+             predicts the labels (validation only); divergence: at temperature 1 (`distill evaluate` only). Without
+             what it needs a metric is left out
+    columns  how many sums there are
+    parlai   ParlAI's name, which `distill evaluate` shows, where it is another one
+    """
+
+    name: str
+    unit: str
+    better: Better
+    meaning: str
+    needs: Given = "student"
+    columns: int = 2
+    parlai: str = ""
+    measures: Literal["tokens"] = "tokens"
+
+    def sums(self, scores: Scores) -> Sequence[Tensor]:
+        """`columns` tensors [B]: what each example of a micro-batch adds."""
+        ...
+
+    def value(self, sums: Sequence[float]) -> float:
+        """Of the sums over examples; there is at least one label token."""
+        ...
+
+
+class TextMetric(Protocol):
+    """A number of how good generated texts are.
+
+    Called once for the texts of each task. It is this small because generating, sharing the work, averaging over tasks,
+    records, charts, `best` and patience are the same for all metrics. Made once, shared, without state.
+
+    name, unit, better, meaning  as a TokenMetric's
+    pooled   of many texts together (BLEU): over several tasks it is the value of all texts, not the mean of values
+    """
+
+    name: str
+    unit: str
+    better: Better
+    meaning: str
+    pooled: bool = False
+    measures: Literal["texts"] = "texts"
+
+    def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """Of at least one text, and the right answers to each, at least one."""
+        ...

@@ -1,0 +1,31 @@
+"""Cross-entropy with the gold reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distill_engine.metrics.protocol import TokenMetric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distill_engine.metrics.scores import Scores
+
+
+class Loss(TokenMetric):
+    """Nats per label token."""
+
+    name, unit, better = "loss", "nats/token", "min"
+    meaning = "cross-entropy with the gold reply"
+
+    def sums(self, scores: Scores) -> Sequence[Tensor]:
+        """See TokenMetric."""
+        return scores.loss, scores.tokens
+
+    def value(self, sums: Sequence[float]) -> float:
+        """See TokenMetric."""
+        return sums[0] / sums[1]
+
+
+LOSS = Loss()
