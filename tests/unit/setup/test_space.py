@@ -3,9 +3,9 @@
 import pytest
 
 from distill_engine.checkpoint.retention import Retention
+from distill_engine.setup import space as module
 from distill_engine.setup.run_folder import RunFolderError
 from distill_engine.setup.space import Space, check_space
-from distill_engine.train import space as module
 
 GIB = 2**30
 

@@ -25,7 +25,8 @@ def encoder() -> DialogueTokenizer:
     backend = ByteLevelBPETokenizer()
     backend.train_from_iterator(["hello there how do you do"], vocab_size=270, show_progress=False)
     layout = SequenceLayout(0, 1, 2, (), (2,), (1,), 0)
-    return DialogueTokenizer(SimpleNamespace(backend_tokenizer=backend._tokenizer), layout, "\n", 64, 64)
+    tokenizer = SimpleNamespace(backend_tokenizer=backend._tokenizer, SPECIAL_TOKENS_ATTRIBUTES=())
+    return DialogueTokenizer(tokenizer, layout, "\n", 64, 64)
 
 
 @pytest.fixture

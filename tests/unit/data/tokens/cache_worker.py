@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def encoder_of(file: str) -> DialogueTokenizer:
-    tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer.from_file(file))
+    tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer.from_file(file), SPECIAL_TOKENS_ATTRIBUTES=())
     return DialogueTokenizer(tokenizer, LAYOUT, "\n", 64, 64)
 
 
