@@ -29,7 +29,9 @@ MIB = 2**20
 
 
 def encoder_of(file: str) -> DialogueTokenizer:
-    tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer.from_file(file), SPECIAL_TOKENS_ATTRIBUTES=())
+    roles = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    backend = Tokenizer.from_file(file)
+    tokenizer = SimpleNamespace(backend_tokenizer=backend, SPECIAL_TOKENS_ATTRIBUTES=tuple(roles), **roles)
     return DialogueTokenizer(tokenizer, LAYOUT, "\n", 64, 64)
 
 
