@@ -75,7 +75,8 @@ def tokenising(examples: int) -> dict[str, float]:
     backend = ByteLevelBPETokenizer(add_prefix_space=True)
     texts = (turn.text for episode in episodes[::20] for turn in episode.turns)
     backend.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
-    encoder = DialogueTokenizer(SimpleNamespace(backend_tokenizer=backend._tokenizer), LAYOUT, "  ", 128, 128)
+    tokenizer = SimpleNamespace(backend_tokenizer=backend._tokenizer, SPECIAL_TOKENS_ATTRIBUTES=())
+    encoder = DialogueTokenizer(tokenizer, LAYOUT, "  ", 128, 128)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "source"
         file.write_text("stands for the files")

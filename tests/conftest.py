@@ -1,7 +1,11 @@
 """For every test: one thread, DeepSpeed on the CPU; and the folders and models that many tests share."""
 
+import contextlib
 import os
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # torch.compile imports it late, which fails where distutils was imported first
+    import setuptools  # noqa: F401
 
 # Before anything imports torch or deepspeed. To run the tests marked `gpu`, set DS_ACCELERATOR=cuda.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
