@@ -59,7 +59,7 @@ def lines(title: str, series: Series, unit: str = "", *, log: bool = False, wide
             axes.yaxis.set_major_formatter(_PLAIN)
             axes.yaxis.set_minor_formatter(NullFormatter())
         _axes_of_steps(axes, unit)
-        if wide:
+        if wide and series:
             axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         elif len(series) > 1:
             axes.legend(loc="best")

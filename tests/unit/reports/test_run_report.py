@@ -1,6 +1,7 @@
 """The page of a run: whole, readable by itself, with every metric that was recorded."""
 
 import re
+import warnings
 from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -144,6 +145,12 @@ def test_nothing_to_report_is_said(tmp_path):
 def test_the_same_numbers_give_the_same_plot():
     steps = [1, 2, 3]
     assert plots.lines("a", {"x": (steps, [1.0, 2.0, 9.0])}) == plots.lines("a", {"x": (steps, [1.0, 2.0, 9.0])})
+
+
+def test_a_plot_without_lines_is_drawn_without_a_word():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "<svg" in plots.lines("nothing yet", {}, wide=True)
 
 
 def test_long_lines_are_thinned_and_keep_their_end():
