@@ -30,6 +30,7 @@ from distill_engine.models.generation_settings import (
     settle_student,
 )
 from distill_engine.models.loading import Checkpoint, local_copy
+from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
@@ -70,7 +71,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
     layout = _layout(recipe, family, tokenizer, config, source)
     if folder is not None:
-        Checkpoint(folder)
+        _check_weights(folder)
     rows = len(tokenizer) if config is None else int(config["vocab_size"])
     generation = _generation(recipe, _decoder(recipe, family, layout, config, rows), layout, folder, source)
     tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
@@ -90,6 +91,14 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         valid_labels=tasks.valid_labels,
         generation=generation,
     )
+
+
+def _check_weights(folder: Path) -> None:
+    try:
+        Checkpoint(folder)
+    except WeightsError as error:
+        error.args = (f"teacher.path {error}",)
+        raise
 
 
 def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
