@@ -167,12 +167,22 @@ def stopped(finished_at_4, tmp_path) -> Path:
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MiB of its own."""
-    folder = tmp_path / "disk"
+    yield from mounted(tmp_path / "disk", "4m")
+
+
+@pytest.fixture
+def roomy_disk(tmp_path):
+    """A file system of 16 MiB of its own: W&B's service needs some of it for itself."""
+    yield from mounted(tmp_path / "disk", "16m")
+
+
+def mounted(folder: Path, size: str):
+    """The folder as a file system of its own, until the test has ended."""
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(folder)], capture_output=True, text=True
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)], capture_output=True, text=True
     )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

@@ -182,20 +182,6 @@ group.close("finished")
 """
 
 
-@pytest.fixture
-def roomy_disk(tmp_path):
-    """A file system of 16 MiB of its own: W&B's service needs some of it for itself."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_logs_on_a_disk_that_is_really_full_for_a_while(roomy_disk, tmp_path):
     """Neither the run's own log nor W&B's lacks a line afterwards; meanwhile the own one ends with a whole one."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name != "NETRC"}

@@ -23,9 +23,5 @@ class Loss(TokenMetric):
         """See TokenMetric."""
         return scores.loss, scores.tokens
 
-    def value(self, sums: Sequence[float]) -> float:
-        """See TokenMetric."""
-        return sums[0] / sums[1]
-
 
 LOSS = Loss()

@@ -23,9 +23,5 @@ class TeacherAgreement(TokenMetric):
         """See TokenMetric."""
         return scores.agreeing, scores.tokens
 
-    def value(self, sums: Sequence[float]) -> float:
-        """See TokenMetric."""
-        return sums[0] / sums[1]
-
 
 TEACHER_AGREEMENT = TeacherAgreement()

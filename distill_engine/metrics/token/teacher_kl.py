@@ -23,9 +23,5 @@ class TeacherKL(TokenMetric):
         """See TokenMetric."""
         return scores.divergence, scores.tokens
 
-    def value(self, sums: Sequence[float]) -> float:
-        """See TokenMetric."""
-        return sums[0] / sums[1]
-
 
 TEACHER_KL = TeacherKL()

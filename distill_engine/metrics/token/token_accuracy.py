@@ -24,10 +24,6 @@ class TokenAccuracy(TokenMetric):
         """See TokenMetric."""
         return scores.correct, scores.tokens
 
-    def value(self, sums: Sequence[float]) -> float:
-        """See TokenMetric."""
-        return sums[0] / sums[1]
-
 
 class TeacherAccuracy(TokenAccuracy):
     """What to expect of the student: it does not change."""

@@ -23,9 +23,5 @@ class TokenExactMatch(TokenMetric):
         """See TokenMetric."""
         return scores.exact, scores.examples
 
-    def value(self, sums: Sequence[float]) -> float:
-        """See TokenMetric."""
-        return sums[0] / sums[1]
-
 
 TOKEN_EXACT_MATCH = TokenExactMatch()
