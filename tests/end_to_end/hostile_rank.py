@@ -2,7 +2,7 @@
 
 blocked_group    the process group's end never returns, as NCCL's does when a rank is gone
 defect           rank 1 meets a KeyError in step 3
-blocked_load     rank 1 never comes back from loading the teacher; a start may then take 4 s
+blocked_load     rank 1 never comes back from loading the teacher, which may then take 4 s on every rank
 awaited_stop     step 3 of every rank waits until the launcher's end was noticed
 """
 
@@ -47,9 +47,13 @@ if "blocked_load" in hostile:
     from distill_engine.engine import teacher_weights
     from distill_engine.train import watchdog
 
-    watchdog.LOADING_SECONDS = 4.0
-    if rank == "1":
-        teacher_weights._read = for_ever
+    plain_read = teacher_weights._read
+
+    def read(*arguments: object, **named: object) -> object:
+        watchdog.LOADING_SECONDS = 4.0  # not before: what the start imports takes its time on a busy machine
+        return for_ever() if rank == "1" else plain_read(*arguments, **named)
+
+    teacher_weights._read = read
 
 if "awaited_stop" in hostile:
     from distill_engine.train.loop import Trainer
