@@ -9,12 +9,12 @@ from pathlib import Path
 from distill_engine.checkpoint.files import readable_bytes
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.space import Space
+from distill_engine.recipe.shipped import DEFAULT_TEACHER_DS_CONFIG
 from distill_engine.registry import load_plugins
 from launcher.hardware import GPUS
 from launcher.job import FULL, Job
 from launcher.job_files import read_job
 from launcher.memory_model import moments
-from launcher.submission import HOME
 
 
 def space_of(job: Job) -> Space:
@@ -39,8 +39,8 @@ def space_of_start(recipe: Path, ds_config: Path, options: Sequence[str]) -> Spa
     parser.add_argument("--plugin", dest="plugins", action="append", default=[])
     given, _ = parser.parse_known_args(options)
     load_plugins(given.plugins)
-    teacher_ds = HOME / "ds_configs" / "teacher_zero3.json"  # decides nothing here
-    return space_of(read_job(recipe, given.overrides, 1, 1, ds_config, teacher_ds, GPUS["h100"]))
+    job = read_job(recipe, given.overrides, 1, 1, ds_config, DEFAULT_TEACHER_DS_CONFIG, GPUS["h100"])
+    return space_of(job)  # neither teacher nor GPU decide anything here
 
 
 def too_little(node: str, free: int, space: Space) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from distill_engine.checkpoint.files import readable_bytes
 from distill_engine.recipe.problem import RecipeError, did_you_mean
+from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
 from launcher.app import OUT, refuse, say
 from launcher.disk import space_of
 from launcher.hardware import GPUS
@@ -18,7 +19,6 @@ from launcher.job import Job
 from launcher.job_files import JobFileError, read_job
 from launcher.plan import USABLE_MEMORY, Plan, make_plan
 from launcher.remedies import remedies
-from launcher.submission import HOME
 
 
 def register(app: typer.Typer) -> None:
@@ -31,10 +31,8 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
-    ds_config: Annotated[Path, typer.Option("--ds-config")] = HOME / "ds_configs" / "zero2.json",
-    teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = HOME
-    / "ds_configs"
-    / "teacher_zero3.json",
+    ds_config: Annotated[Path, typer.Option("--ds-config")] = DEFAULT_DS_CONFIG,
+    teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = DEFAULT_TEACHER_DS_CONFIG,
     overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:

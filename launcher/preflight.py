@@ -32,7 +32,6 @@ PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 MAX_SKEW_SECONDS = 60.0
 LATE_SECONDS = 30.0  # beyond the first node: worth a line
 _GPU_QUERY = "--query-gpu=name,driver_version,memory.total,ecc.errors.uncorrected.volatile.total"
-_SECONDS = 60
 _FOLDER = ".preflight"  # in the run folder
 _NAMED = 4  # nodes in one sentence
 
@@ -68,7 +67,8 @@ def look(run_dir: Path, node: str, environment: Mapping[str, str]) -> NodeFacts:
 
     `environment` is that of a step with one task on each node; all of them look at the same time.
     """
-    skew, began, free, seen, problem = 0.0, 0.0, -1, (), ""
+    skew, began, free, problem = 0.0, 0.0, -1, ""
+    seen: tuple[str, ...] = ()
     try:
         skew, began, free, seen = _try_folder(run_dir, node)
     except OSError as error:
@@ -83,7 +83,7 @@ def look(run_dir: Path, node: str, environment: Mapping[str, str]) -> NodeFacts:
 def _tell(missing: Sequence[str], waited: float) -> None:
     """While nodes are waited for; standard output is the report's."""
     how_long = f"not here after {waited:.0f} s, up to {MEETING_SECONDS:.0f} s"
-    print(f"preflight: waiting for {_some(missing)}: {how_long}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"preflight: waiting for {_some(missing)}: {how_long}\n")
 
 
 def heed_warning(run_dir: Path) -> None:
@@ -195,7 +195,7 @@ def _try_folder(run_dir: Path, node: str) -> tuple[float, float, int, tuple[str,
 def _gpus() -> tuple[str, ...]:
     try:
         command = ["nvidia-smi", _GPU_QUERY, "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip()) if done.returncode == 0 else ()
