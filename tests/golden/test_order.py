@@ -84,7 +84,7 @@ def yielded(family: str, batch: str, folder: Path) -> dict[str, object]:
 
 
 def named(batch) -> str:
-    return digest(batch.input_ids, batch.attention_mask, batch.decoder_input_ids, batch.labels, batch.task_ids)
+    return digest(*batch.inputs.keywords.values(), batch.decoder_input_ids, batch.labels, batch.dataset_ids)
 
 
 CASES = [(family, batch) for family in LAYOUTS for batch in BATCHES]
