@@ -13,6 +13,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
 from distill_engine.registry import RegistryError, load_plugins
 from launcher.app import OUT, refuse, say
 from launcher.hardware import GPUS, Gpu
@@ -20,7 +21,6 @@ from launcher.job import Job
 from launcher.plan import USABLE_MEMORY, Plan, make_plan
 from launcher.remedies import remedies
 from launcher.shapes import student_shape, teacher_shape
-from launcher.submission import HOME
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +33,8 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
-    ds_config: Annotated[Path, typer.Option("--ds-config")] = HOME / "ds_configs" / "zero2.json",
-    teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = HOME
-    / "ds_configs"
-    / "teacher_zero3.json",
+    ds_config: Annotated[Path, typer.Option("--ds-config")] = DEFAULT_DS_CONFIG,
+    teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = DEFAULT_TEACHER_DS_CONFIG,
     overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
     plugins: Annotated[list[str], typer.Option("--plugin", metavar="MODULE")] = [],  # noqa: B006
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,

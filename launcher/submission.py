@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parents[1]
+from distill_engine.recipe.shipped import HOME, INSTALLED
+
 SCRIPT = HOME / "slurm" / "distill_bb3b.sh"
 JOB_FILE = "job"
 
@@ -59,6 +61,8 @@ def plan_submission(
         "RECIPE": str(recipe.resolve()),
         "RUN_DIR": str(run_dir.absolute()),
     }
+    if INSTALLED and not os.environ.get("PYTHON"):  # there is no .venv beside the job scripts
+        environment["PYTHON"] = sys.executable
     if resize:
         environment["RESIZE"] = "1"
     if ds_config is not None:
