@@ -16,7 +16,7 @@ from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.parts import JsonPart
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.space import Space
-from distill_engine.data.order.buckets import Picks
+from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
