@@ -30,7 +30,6 @@ from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choo
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
-from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader, validation_loader
@@ -159,7 +158,7 @@ class Builder:
             losses.temperature,
             losses.clamp,
             self._kernels(weights),
-            load("divergences", losses.divergence),
+            losses.measure,
         )
 
     def _kernels(self, weights: LossWeights) -> Kernels:

@@ -218,6 +218,6 @@ def _factors(student: OutputHead, teacher: OutputHead | None) -> tuple[Tensor | 
 def _pointwise(implementation: Implementation) -> Pointwise:
     if implementation == "chunked":
         return TorchPointwise()
-    from distill_engine.losses.kernels.prediction_triton import TritonPointwise
+    from distill_engine.losses.kernels.prediction_divergence_triton import MeasuringPointwise
 
-    return TritonPointwise()
+    return MeasuringPointwise()
