@@ -30,6 +30,7 @@ from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choo
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
+from distill_engine.recipe.placement import placement_of
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader, validation_loader
@@ -208,7 +209,8 @@ class Builder:
         if not objective.weights.needs_teacher:
             return None
         assert self._ready.teacher_folder is not None
-        dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
+        dtype = _DTYPES[precision]
+        placement, _ = placement_of(self._recipe, self._ranks.world_size, ds_config)
         head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
         folder = self._ready.teacher_folder
         self._beat("loading and sharding the teacher")

@@ -14,7 +14,8 @@ from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.metrics.named import better
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
 
-Placement = Literal["zero3", "node", "replica", "offload"]
+Placed = Literal["zero3", "node", "replica", "offload"]
+Placement = Literal["auto"] | Placed
 
 
 class TeacherSection(Section):
@@ -23,8 +24,9 @@ class TeacherSection(Section):
     path: str | None = Field(None, description="Folder or Hugging Face name; null: train without a teacher.")
     revision: str | None = Field(None, description="Commit or tag of a Hugging Face name; pin it for long runs.")
     placement: Placement = Field(
-        "zero3",
-        description="Where its weights live. zero3: shards over all ranks; node: shards over each node's ranks, so "
+        "auto",
+        description="Where its weights live. auto: a replica on one rank, else zero3. "
+        "zero3: shards over all ranks; node: shards over each node's ranks, so "
         "no byte of it crosses the network; replica: a copy on every rank; offload: shards in host memory.",
     )
     window: bool = Field(

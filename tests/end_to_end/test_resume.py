@@ -269,7 +269,7 @@ def test_a_finished_run_goes_on_with_a_higher_limit_and_its_teacher_elsewhere(pr
     changes = (f"stop.max_steps={more}", "teacher.placement=replica", "teacher.window=true")
     ended = program.run(*command(copy), *(part for change in changes for part in ("--set", change))).well()
     assert f"stop.max_steps: {PLAIN_STEPS} -> {more}" in ended.said, "said, since it differs"
-    assert "teacher.placement: 'zero3' -> 'replica'" in ended.said
+    assert "teacher.placement: 'auto' -> 'replica'" in ended.said
     assert (finished / "teacher_ds_config.json").is_file() and not (copy / "teacher_ds_config.json").exists()
     assert steps_recorded(copy) == more and checkpoints(copy)[-1] == f"step-{more:08d}"
     assert history(copy)[: len(history(finished))] == history(finished)

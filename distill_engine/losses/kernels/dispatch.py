@@ -139,20 +139,24 @@ def attention_sums(
     key_mask: Tensor | None,
     causal: bool,
     clamp: float | None,
+    divisor: int = 1,
 ) -> Tensor:
-    """[layers] float32: for each layer pair the squared score error, summed over valid pairs, mean over heads.
+    """[layers] float32: for each layer pair the squared score error, summed over valid pairs, mean over heads, over the
+    divisor.
 
     query_mask  [B, Q] bool     key_mask  [B, K] bool, None where every key counts
     causal      a query sees no later key
     """
     if implementation == "reference":
         mask = pair_mask(query_mask, key_mask, causal)
-        return torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
+        sums = torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
+        return sums if divisor == 1 else sums / divisor
     if implementation == "chunked":
-        return attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+        sums = attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+        return sums if divisor == 1 else sums / divisor
     from distill_engine.losses.kernels import attention_mse_triton  # imports triton, which only GPU machines need
 
-    return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+    return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp, divisor)
 
 
 def hidden_sums(
