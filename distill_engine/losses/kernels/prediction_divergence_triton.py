@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from distill_engine.losses.divergences.protocol import Divergence
+from distill_engine.losses.kernels.occupancy import register_limit_on
 from distill_engine.losses.kernels.prediction_blocks import LogitBlock
 from distill_engine.losses.kernels.prediction_triton import (
     SIZES,
@@ -62,7 +63,9 @@ class MeasuringPointwise(TritonPointwise):
 def _constants(block: LogitBlock, each: int, measure: Divergence) -> dict[str, object]:
     found = constants(block, each) | {"LOGITS": measure.of == "logits", "POINTWISE": _twin(measure.twin)}
     del found["TEACHER"], found["TEMPERED"]
-    return found
+    warps = found["num_warps"]
+    assert isinstance(warps, int)
+    return found | register_limit_on(block.student.device, warps)
 
 
 @lru_cache(maxsize=16)
