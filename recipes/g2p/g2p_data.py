@@ -24,8 +24,9 @@ TOKENIZER = Path(__file__).resolve().parent / "tokenizer"
 Split = Literal["train", "valid", "test"]
 LETTERS = "'-.abcdefghijklmnopqrstuvwxyz"
 PHONES = (
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
-).split()
+    "AA", "AE", "AH", "AO", "AW", "AY", "B", "CH", "D", "DH", "EH", "ER", "EY", "F", "G", "HH", "IH", "IY", "JH", "K",
+    "L", "M", "N", "NG", "OW", "OY", "P", "R", "S", "SH", "T", "TH", "UH", "UW", "V", "W", "Y", "Z", "ZH",
+)  # fmt: skip
 SPECIAL_TOKENS = {"pad_token": "__null__", "bos_token": "__start__", "eos_token": "__end__", "unk_token": "__unk__"}
 Pronunciations = Mapping[str, tuple[str, ...]]  # word -> different pronunciations, phones between spaces
 
