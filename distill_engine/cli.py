@@ -26,6 +26,7 @@ from distill_engine.commands import (
     watch,
 )
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG
+from distill_engine.registry import plugins_first
 from distill_engine.run import TrainOptions
 from distill_engine.telemetry.quiet import quiet_libraries
 
@@ -146,7 +147,7 @@ def _refuse(error: Exception) -> NoReturn:
 def main() -> None:
     """Console script."""
     quiet_libraries(0)  # before any command imports torch and transformers
-    app(listing.plugins_first(sys.argv[1:]), prog_name="distill")
+    app(plugins_first(sys.argv[1:]), prog_name="distill")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def plan_submission(
     ds_config: Path | None,
     flags: Mapping[str, str | int | None],
     overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
     extra_flags: tuple[str, ...],
     resize: bool = False,
 ) -> Submission:
@@ -57,6 +58,7 @@ def plan_submission(
     if flags.get("gpus-per-node") is not None and "ntasks-per-node" not in flags:
         given.append(f"--ntasks-per-node={flags['gpus-per-node'] or 1}")
     options = [word for override in overrides for word in ("--set", override)]
+    options += [word for plugin in plugins for word in ("--plugin", _from_anywhere(plugin))]
     environment = {
         "DISTILL_HOME": str(HOME),
         "RECIPE": str(recipe.resolve()),
@@ -74,6 +76,11 @@ def plan_submission(
         for flag in extra_flags
     ]
     return Submission((f"--job-name={name}", *given, *extra, str(SCRIPT), *options), environment)
+
+
+def _from_anywhere(plugin: str) -> str:
+    """A plugin's file as the job finds it; a module's name is looked up there as it is here."""
+    return str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin
 
 
 def _exporting(exported: str, names: Iterable[str]) -> str:

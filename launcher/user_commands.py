@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the script's.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs, and ranks, on each node.")] = None,
@@ -65,6 +66,7 @@ def submit(
         ds_config=ds_config,
         flags=flags,
         overrides=tuple(overrides),
+        plugins=context.obj or (),
         extra_flags=tuple(sbatch),
         resize=resize,
     )

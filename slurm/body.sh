@@ -148,7 +148,8 @@ train() {
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
       "${srun_flags[@]}" \
       bash -c 'trap "" USR1; exec "$@"' preflight "${inside[@]}" "$rank_python" -m launcher preflight-node --run-dir="$run_dir" |
-      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes"
+      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes" \
+        --run-dir="$run_dir" --recipe="$recipe" --ds-config="$ds_config" -- "$@"
     code=$?
     [[ ! -e $run_dir/.preflight/.told@$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} ]] || heed_warning # --signal=USR1@N
   fi
