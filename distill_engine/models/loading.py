@@ -16,9 +16,9 @@ import torch
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from distill_engine.models.adapter import family_of
+from distill_engine.models.classes import auto_class, model_class
 from distill_engine.models.weight_files import WeightFiles, WeightsError
 
 _OTHER_FRAMEWORKS = ("*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*")
@@ -42,7 +42,7 @@ class Checkpoint:
         self.config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self._files = WeightFiles(folder, getattr(self.config, "transformers_weights", None))
         with torch.device("meta"):
-            model: Any = family_of(self.config).model_class(self.config)
+            model: Any = model_class(self.config)(self.config)
         self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self._ties = _ties(model)
         self._stored: dict[str, list[str]] = {}
@@ -68,7 +68,7 @@ class Checkpoint:
     def load(self, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
         """The model; "auto": in the dtype that config.json says. While a DeepSpeed configuration of ZeRO-3 is active,
         in shards (collective). Raises WeightsError if transformers reads it otherwise than was checked."""
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+        model, info = auto_class(self.config).from_pretrained(
             self.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
         )
         problems = [f"{kind} {', '.join(_names(info[kind]))}" for kind in _REPORTED if info.get(kind)]
