@@ -30,7 +30,15 @@ _TOKEN, _TEXT = "distill_engine.metrics.token", "distill_engine.metrics.text"
 BUILT_IN: dict[str, dict[str, str]] = {
     "families": {
         "blenderbot": f"{_FAMILIES}.blenderbot:FAMILY",
+        "blenderbot-small": f"{_FAMILIES}.blenderbot_small:FAMILY",
         "bart": f"{_FAMILIES}.bart:FAMILY",
+        "mbart": f"{_FAMILIES}.mbart:FAMILY",
+        "marian": f"{_FAMILIES}.marian:FAMILY",
+        "pegasus": f"{_FAMILIES}.pegasus:FAMILY",
+        "m2m_100": f"{_FAMILIES}.m2m_100:FAMILY",
+        "t5": f"{_FAMILIES}.t5:FAMILY",
+        "mt5": f"{_FAMILIES}.mt5:FAMILY",
+        "umt5": f"{_FAMILIES}.umt5:FAMILY",
     },
     "kinds": {},
     "metrics": {

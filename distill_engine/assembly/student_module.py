@@ -27,7 +27,8 @@ def student_module(ready: Prepared, objective: Objective, say: Callable[[str], N
     part, folder = ready.recipe.student, ready.teacher_folder
     config = _config(ready)
     init = _teacher_layers(ready, config) if folder is not None and part.init == "teacher_layers" else None
-    model = build_student(ready.family, config, init, ready.recipe.seed)
+    apart = folder is not None and Checkpoint(folder).own_head
+    model = build_student(ready.family, config, init, ready.recipe.seed, own_head=apart)
     model.generation_config = ready.generation.config()
     model.config.decoder_start_token_id = ready.generation.values["decoder_start_token_id"]
     for note in ready.generation.notes:

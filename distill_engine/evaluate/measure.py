@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill_engine.families.lookup import family_of, shape_of
+from distill_engine.families.lookup import family_of, shape_of, start_of
 from distill_engine.losses.kernels.dispatch import Implementation, choose, vocabulary_scores
 from distill_engine.losses.quality import TokenScores, token_scores
 from distill_engine.metrics.scores import Scores
@@ -63,7 +63,7 @@ def prediction_kernel(
     """What computes task loss and divergence of a batch on its device: blocks of the vocabulary where one matrix of
     logits would be large. Blocks mask one token in all models, so not where families differ in it."""
     configs = [model.config for model in (*models.values(), teacher) if model is not None]
-    if len({family_of(config).masked_id(config.bos_token_id) for config in configs}) > 1:
+    if len({family_of(config).masked_id(start_of(config)) for config in configs}) > 1:
         return "reference"
     largest = max(shape_of(config).vocab for config in configs)
     kernels, _ = choose({}, batch.labels.device, 4 * batch.labels.numel() * largest)

@@ -36,8 +36,9 @@ def host_model(model: PreTrainedModel) -> PreTrainedModel:
             copies[key] = tensor.detach().to("cpu", copy=True)
         return copies[key]
 
+    twin.all_tied_weights_keys = dict(model.all_tied_weights_keys)
     twin.load_state_dict({name: of(tensor) for name, tensor in model.state_dict().items()}, assign=True)
-    twin.tie_weights()
+    twin.tie_weights(recompute_mapping=False)
     twin.generation_config = copy.deepcopy(model.generation_config)
     return twin.eval()
 

@@ -27,6 +27,7 @@ class BartLike:
     decoder_skips = 0
     needs_start = False
     final_norms: tuple[str, ...] = ("model.encoder.layer_norm.", "model.decoder.layer_norm.")
+    separable: tuple[str, ...] = ()
     delimiter = "\n"
     known: Mapping[str, Mapping[str, Any]] = {}
     form = Form()

@@ -30,6 +30,12 @@ def shape_of(config: Any) -> Shape:
     return family_of(config).shape(config.to_dict())
 
 
+def start_of(known: Any) -> int | None:
+    """The start token of a configuration or a tokenizer; not every family has one."""
+    start: int | None = getattr(known, "bos_token_id", None)
+    return start
+
+
 def fresh_shape(name: str, vocabulary: int, sizes: Sizes) -> Shape:
     """The shape of a model without a teacher; `sizes` has all but the dropouts."""
     family = family_named(name)

@@ -59,6 +59,7 @@ class Family(Protocol):
     decoder_skips    decoder positions before the first that predicts
     needs_start      texts need the tokenizer's start token
     final_norms      prefixes of norms outside the layers
+    separable        tied parameters that some files of the family hold apart, whatever config.json says
     delimiter        between turns of a conversation, where no recipe says it
     known            name of a published model -> its config.json, so that a login node without network can plan
     """
@@ -70,6 +71,7 @@ class Family(Protocol):
     decoder_skips: int
     needs_start: bool
     final_norms: tuple[str, ...]
+    separable: tuple[str, ...]
     delimiter: str
     known: Mapping[str, Mapping[str, Any]]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill_engine.families.lookup import family_of
+from distill_engine.families.lookup import family_of, start_of
 from distill_engine.families.protocol import Family, StackParts
 from distill_engine.models import capture
 from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, OutputHead, Stack
@@ -43,7 +43,7 @@ class Adapter(nn.Module):
         # asked once: looking at the values waits for the device
         bias = self._logits_bias
         self._has_logits_bias = bias is not None and bool(torch.count_nonzero(bias))
-        self._masked_id = family.masked_id(model.config.bos_token_id)
+        self._masked_id = family.masked_id(start_of(model.config))
 
     def _attach_stack(self, stack: Stack, parts: StackParts) -> None:
         self_kind = AttentionKind.ENCODER_SELF if stack is Stack.ENCODER else AttentionKind.DECODER_SELF

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from distill_engine.families.lookup import family_of
+
+
+def untie(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Give tied parameters (of linear maps) tensors of their own, with random values."""
+    for name in names:
+        if model.all_tied_weights_keys.pop(name, None) is not None:
+            module = model.get_submodule(name.rpartition(".")[0])
+            own = torch.empty_like(module.weight)
+            torch.nn.init.normal_(own, std=own.shape[1] ** -0.5)
+            module.weight = torch.nn.Parameter(own)
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from distill_engine.data.tokens.layout import SpecialTokens
-from distill_engine.families.lookup import family_of
+from distill_engine.families.lookup import family_of, start_of
 
 GENERATION_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "transformers_version")
@@ -93,7 +93,7 @@ class Decoder:
         family = family_of(config)
         shape = family.shape(config.to_dict())
         layout = family.layout(special_tokens(config, own))
-        never = family.masked_id(config.bos_token_id)
+        never = family.masked_id(start_of(config))
         return cls(layout.decoder_prefix, never, shape.positions, shape.vocab, layout.end_id)
 
     @property
@@ -107,7 +107,7 @@ def special_tokens(known: Any, own: GenerationConfig | None) -> SpecialTokens:
     return SpecialTokens(
         pad=int(known.pad_token_id),
         end=_ids(known.eos_token_id)[0],
-        start=getattr(known, "bos_token_id", None),
+        start=start_of(known),
         decoder_start=None if own is None else own.decoder_start_token_id,
         forced=None if own is None else own.forced_bos_token_id,
         source=_language(known),

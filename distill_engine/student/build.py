@@ -20,7 +20,7 @@ from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.families.lookup import family_of
 from distill_engine.families.protocol import Family
 from distill_engine.families.shape import Sizes
-from distill_engine.models.classes import model_class
+from distill_engine.models.classes import model_class, untie
 from distill_engine.models.loading import Checkpoint
 from distill_engine.values import Stack
 
@@ -59,20 +59,26 @@ def _finish(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def build_student(family: Family, config: PretrainedConfig, init: TeacherLayers | None, seed: int) -> PreTrainedModel:
+def build_student(
+    family: Family, config: PretrainedConfig, init: TeacherLayers | None, seed: int, *, own_head: bool = False
+) -> PreTrainedModel:
     """A float32 student on the CPU; `init` None starts from random weights.
 
-    Its embeddings and output are one table, or each its own, as `config` says. Raises WeightsError if the teacher's
-    files lack a tensor, ValueError if its shape does not fit.
+    Its embeddings and output are one table, or each its own, as `config` says; `own_head`: the output in any case
+    (where a family's files say it and not its config.json).
+
+    Raises WeightsError if the teacher's files lack a tensor, ValueError if its shape does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)(config).float()
+        if own_head:
+            untie(model, family.separable)
         family.initialise(model)
     if init is not None:
         _copy_teacher(model, family, init)
-    model.tie_weights()
-    if not model.all_tied_weights_keys:
+    model.tie_weights(recompute_mapping=False)
+    if not model.all_tied_weights_keys and hasattr(model.model, "shared"):
         model.model.shared.requires_grad_(False)  # both stacks and the head have tables of their own; nobody reads it
     return model
 
@@ -83,6 +89,8 @@ def _copy_teacher(model: PreTrainedModel, family: Family, init: TeacherLayers) -
         if name in model.all_tied_weights_keys:  # it is copied under the name that it is tied to
             continue
         if name.startswith(family.final_norms) and not init.copy_final_norms:
+            continue
+        if not init.weights.holds(name):  # it is computed in both models
             continue
         source_name = family.teacher_name(name, init.layer_maps)
         _copy_tensor(target, init.weights.read(source_name), name, source_name)
