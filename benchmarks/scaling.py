@@ -25,8 +25,8 @@ from distill_engine.families.shape import Shape, Sizes  # noqa: E402
 from distill_engine.recipe.load import load_recipe  # noqa: E402
 from launcher.hardware import GPUS  # noqa: E402
 from launcher.job import Job  # noqa: E402
+from launcher.job_files import read_job  # noqa: E402
 from launcher.plan import Plan, assumptions, make_plan  # noqa: E402
-from launcher.plan_command import read_job  # noqa: E402
 from launcher.traffic import traffic  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "bb3b_tinybert.yaml"

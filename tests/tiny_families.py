@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig, Pr
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.families.lookup import family_named
 from distill_engine.models.classes import untie
-from distill_engine.values import IGNORED_LABEL, Batch
+from distill_engine.values import IGNORED_LABEL, Batch, Tokens
 
 VOCABULARY, WIDTH, HEADS, FFN, POSITIONS = 64, 16, 2, 24, 32
 ENCODER_LAYERS, DECODER_LAYERS = 3, 3
@@ -145,8 +145,8 @@ def batch(name: str, contexts: tuple[int, ...] = (6, 3), labels: tuple[int, ...]
                      [IGNORED_LABEL] * form.label_pad_prefix + said))  # fmt: skip
     ids, read, said = ([row[n] for row in rows] for n in range(3))
     mask = _padded([[1] * len(row) for row in ids], 0)
-    none = torch.zeros(len(rows), dtype=torch.long)
-    return Batch(_padded(ids, form.pad_id), mask, _padded(read, form.pad_id), _padded(said, IGNORED_LABEL), none)
+    inputs = Tokens(_padded(ids, form.pad_id), mask)
+    return Batch.of(inputs, _padded(read, form.pad_id), _padded(said, IGNORED_LABEL))
 
 
 def _padded(rows: list[list[int]], filling: int) -> torch.Tensor:

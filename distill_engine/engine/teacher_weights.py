@@ -117,7 +117,7 @@ def _on_all(read: Callable[[], T], folder: Path, ranks: Ranks) -> T:
 
 
 def _shard(
-    model: PreTrainedModel, ds_config: Mapping[str, Any], group: dist.ProcessGroup, device: torch.device
+    model: PreTrainedModel, ds_config: Mapping[str, Any], group: dist.ProcessGroup | None, device: torch.device
 ) -> PreTrainedModel:
     """Leave this rank its part of every parameter of a whole model; the ranks of the group have the others."""
     for buffer in model.buffers():  # these stay whole; sharding moves parameters only

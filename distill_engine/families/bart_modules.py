@@ -19,8 +19,7 @@ def parts(model: PreTrainedModel) -> Parts:
 
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
         output = whole.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
+            **batch.inputs.keywords,
             decoder_input_ids=batch.decoder_input_ids,
             use_cache=False,
         )

@@ -17,11 +17,11 @@ def parts(model: PreTrainedModel) -> Parts:
     scaled = bool(getattr(model.config, "scale_decoder_outputs", False))
 
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
-        context = whole.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        context = whole.encoder(**batch.inputs.keywords).last_hidden_state
         output = whole.decoder(
             input_ids=batch.decoder_input_ids,
             encoder_hidden_states=context,
-            encoder_attention_mask=batch.attention_mask,
+            encoder_attention_mask=batch.inputs.attention_mask,
             use_cache=False,
         )
         return output.last_hidden_state, context

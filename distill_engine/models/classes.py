@@ -16,7 +16,7 @@ def untie(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Give tied parameters (of linear maps) tensors of their own, with random values."""
     for name in names:
         if model.all_tied_weights_keys.pop(name, None) is not None:
-            module = model.get_submodule(name.rpartition(".")[0])
+            module: Any = model.get_submodule(name.rpartition(".")[0])
             own = torch.empty_like(module.weight)
             torch.nn.init.normal_(own, std=own.shape[1] ** -0.5)
             module.weight = torch.nn.Parameter(own)

@@ -63,7 +63,11 @@ LAWS: dict[str, Law] = {
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
-    "launcher": law("families recipe cluster losses.config losses.terms registry values", HEAVY),
+    "launcher": law(
+        "families recipe cluster losses.config losses.terms registry values "
+        "checkpoint.files checkpoint.retention checkpoint.space",
+        HEAVY,
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint
 from distill_engine.registry import names
-from distill_engine.values import Batch, Stack
+from distill_engine.values import Batch, Stack, Tokens
 
 HERE = Path(__file__).parent
 TERM, GRAD = 2e-5, 5e-4
@@ -90,11 +90,11 @@ class Case:
 def load_case(folder: Path) -> Case:
     expected = json.loads((folder / "expected.json").read_text())
     tensors = load_file(folder / "batches.safetensors")
-    inputs = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
-    batches = [
-        Batch(*(tensors[f"{number}.{name}"].long() for name in inputs), torch.zeros(len(tensors[f"{number}.labels"])))
-        for number in range(len(expected["batches"]))
-    ]
+    batches = []
+    for number in range(len(expected["batches"])):
+        own = {name.split(".", 1)[1]: t.long() for name, t in tensors.items() if name.startswith(f"{number}.")}
+        inputs = Tokens(own["input_ids"], own["attention_mask"])
+        batches.append(Batch.of(inputs, own["decoder_input_ids"], own["labels"]))
     return Case(folder, expected, batches)
 
 

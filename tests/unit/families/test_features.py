@@ -27,8 +27,7 @@ def eager(model, batch):
     plain.set_attn_implementation("eager")
     with torch.no_grad():
         return plain(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-            decoder_input_ids=batch.decoder_input_ids, use_cache=False,
+            **batch.inputs.keywords, decoder_input_ids=batch.decoder_input_ids, use_cache=False,
             output_hidden_states=True, output_attentions=True,
         )  # fmt: skip
 
@@ -92,7 +91,7 @@ def test_embeddings_are_bare_table_rows(name):
     with torch.no_grad():
         shown = adapt(model)(batch, ALL).embeddings
     body = getattr(model, "model", model)
-    for stack, ids in ((Stack.ENCODER, batch.input_ids), (Stack.DECODER, batch.decoder_input_ids)):
+    for stack, ids in ((Stack.ENCODER, batch.inputs.input_ids), (Stack.DECODER, batch.decoder_input_ids)):
         table = getattr(body, stack.value).embed_tokens.weight
         torch.testing.assert_close(shown[stack], table[ids], rtol=1e-5, atol=1e-6)
 
