@@ -84,11 +84,14 @@ class Checkpoint:
         model, info = auto_class(self.config).from_pretrained(
             self.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
         )
-        problems = [f"{kind} {', '.join(_names(info[kind]))}" for kind in _REPORTED if info.get(kind)]
+        reported = {kind: set(info.get(kind) or ()) - self._computed for kind in _REPORTED}
+        problems = [f"{kind} {', '.join(_names(found))}" for kind, found in reported.items() if found]
         if problems:
             raise WeightsError(f"{self.folder}: transformers {'; '.join(problems)}, against what its files hold.")
         if self.own_head and all(name in model.all_tied_weights_keys for name in self._separable):
             raise WeightsError(f"{self.folder}: transformers ties {', '.join(self._separable)}, which is stored apart.")
+        for name in self._computed:  # loading may have made them trainable
+            model.get_parameter(name).requires_grad_(False)
         return model
 
     def _found(self, name: str) -> str | None:
