@@ -32,7 +32,7 @@ class Checkpoint:
     """A folder's weights, known to be those of the model that its config.json describes.
 
     config    the model's configuration
-    own_head  the output has a table of its own, although config.json ties it (T5 v1.1: its tensors say so)
+    own_head  the output has a table of its own, although config.json ties it: the tensors say so
     computes_parameters  the model computes some of its parameters, which cannot be made in shards (position codes)
     """
 

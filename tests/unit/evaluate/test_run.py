@@ -92,7 +92,7 @@ def test_each_example_comes_once_and_its_text_is_the_data(tasks, tokenizer):
     assert len(texts) == all_of_it.examples == sum(map(len, tasks))
     said = [turn.label for episode in demo_episodes("valid", 36, 3) for turn in episode.turns]
     assert sorted(text.gold for text in texts) == sorted(said)
-    rows = sum(len(all_of_it.batch(number).input_ids) for number in range(len(all_of_it)))
+    rows = sum(len(all_of_it.batch(number)) for number in range(len(all_of_it)))
     assert rows == len(texts)
 
 
