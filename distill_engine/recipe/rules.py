@@ -225,7 +225,7 @@ def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
         what = f"is {metric!r}, a metric of generated replies, and validation.generate_examples is 0"
         yield Problem("validation.metric", what, fix="Set validation.generate_examples: 64, say, or another metric")
         return
-    labels = [task.label or task.name for task in recipe.data.tasks]
+    labels = [source.title for source in recipe.data.tasks]
     of_task = [f"{label}/{name}" for label in labels for name in measured]
     if metric not in of_task:
         rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"

@@ -1,5 +1,5 @@
-"""What is known in one place only: names of loss terms stand in losses/terms, those of metrics in metrics, both in the
-registry and among ParlAI's flags; words of model families stand in families and interop."""
+"""What is known in one place only: names of loss terms stand in losses/terms, those of metrics in metrics, of kinds of
+data in data/kinds, all in the registry and among ParlAI's flags; words of model families in families and interop."""
 
 import ast
 import re
@@ -17,10 +17,14 @@ METRICS = {name for name in BUILT_IN["metrics"] if set("_-1") & set(name)} | {"b
 # Tables of a few chosen columns. The list may shrink.
 ALLOWED_METRICS = (
     "distill_engine/metrics/",
+    "distill_engine/data/kinds/",  # what each kind is judged by
     "distill_engine/commands/evaluate.py",
     "distill_engine/reports/report_card.py",
     *EVERYWHERE,
 )
+# `dialogue` is what a source is where a recipe says nothing
+KINDS = {*BUILT_IN["kinds"]}
+ALLOWED_KINDS = ("distill_engine/data/kinds/", *EVERYWHERE)
 
 
 def named(source: str, names: set[str] = TERMS) -> list[str]:
@@ -42,6 +46,11 @@ def test_terms_are_named_in_their_own_files_only():
 def test_metrics_are_named_in_their_own_files_only():
     found = {path: named((ROOT / path).read_text(encoding="utf-8"), METRICS) for path in sources()}
     assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED_METRICS)}
+
+
+def test_kinds_are_named_in_their_own_files_only():
+    found = {path: named((ROOT / path).read_text(encoding="utf-8"), KINDS) for path in sources()}
+    assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED_KINDS)}
 
 
 def test_names_are_seen():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill_engine.recipe.data_rules import DIALOGUE_TASKS
+from distill_engine.data.kinds.dialogue import DIALOGUE_TASKS
 from distill_engine.recipe.rules import check_against_teacher, check_recipe, check_tokenizer
 from distill_engine.recipe.schema import Recipe
 
