@@ -151,7 +151,8 @@ def attention_sums(
         mask = pair_mask(query_mask, key_mask, causal)
         sums = torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
         return sums if divisor == 1 else sums / divisor
-    if implementation == "chunked":
+    biased = any(one.bias is not None for one in (*students, *teachers))
+    if implementation == "chunked" or biased:  # the Triton kernel knows no position biases
         sums = attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
         return sums if divisor == 1 else sums / divisor
     from distill_engine.losses.kernels import attention_mse_triton  # imports triton, which only GPU machines need
