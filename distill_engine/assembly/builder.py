@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ import torch
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
-from distill_engine.checkpoint.parts import JsonPart
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.data.order.buckets import Picks
-from distill_engine.data.order.loader import picked_batch
+from distill_engine.data.order.loader import TrainLoader, picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
@@ -34,6 +34,8 @@ from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import Space, check_space
 from distill_engine.setup.training_data import train_loader, validation_loader
 from distill_engine.student.layer_map import resolve_layer_map
+from distill_engine.teachers.live import LiveTeacher
+from distill_engine.teachers.protocol import Teacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
@@ -42,18 +44,20 @@ from distill_engine.train.balance import (
     GradientAlignment,
     GradientNorm,
     InitialScale,
-    no_factors,
     reference_of,
 )
-from distill_engine.train.balancing import Balancer, by_gradient, by_value
+from distill_engine.train.balancing import Balancer, LossTerms, by_gradient, by_value
 from distill_engine.train.decisions import Policies
+from distill_engine.train.hooks import AtValidation, Hook, Hooks, Remembered, Supervision
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
+from distill_engine.train.step_metrics import StepMetrics
+from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.term_gradients import TermGradients
-from distill_engine.train.validate import Validator
+from distill_engine.train.validate import Validation, Validator
 from distill_engine.values import Batch, Stack
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -71,9 +75,11 @@ class Builder:
         split: BatchSplit,
         resize: bool = False,
         beat: Callable[[str], None] = lambda _doing: None,
+        stop_request: StopRequest | None = None,
     ) -> None:
         """`split`: how the ranks share a step; `resize`: a checkpoint of another number of ranks may be taken up;
-        `beat`: told what begins."""
+        `beat`: told what begins; `stop_request`: what a signal asks for."""
+        self._stop_request = stop_request
         self._beat = beat
         self._split = split
         self._resize = resize
@@ -93,20 +99,19 @@ class Builder:
         self._beat("sharding the student")
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         self._check_space(student)
-        teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        engine = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        teacher = None if engine is None else LiveTeacher(engine, window=recipe.teacher.window)
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
         self._beat("asking the teacher for sample replies and making the rest")
         self.publisher = BestPublisher(self._ready, student, self._folder, ranks, self._sinks.message)
-        gradients, balancer = self._beside_the_step(objective, student)
-        factors = (lambda: balancer.factors) if balancer is not None else no_factors
+        terms = self._loss_terms(objective, student)
         return Trainer(
             student=student,
             teacher=teacher,
             objective=objective,
             batches=batches,
-            validator=self._validator(objective, factors),
-            policies=self._policies(),
+            policies=replace(self._policies(), factors=terms.factors),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
                 ranks,
@@ -128,16 +133,40 @@ class Builder:
                 first=self.publisher.settle,
             ),
             ranks=ranks,
-            meter=Meter(objective, Averages(ranks.device), ranks.world_size, factors),
             sinks=self._sinks,
-            publish_best=self.publisher,
-            extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
-            background_saves=recipe.checkpoint.background,
-            samples=self._replies(student, teacher),
-            term_gradients=gradients,
-            balancer=balancer,
-            teacher_window=recipe.teacher.window,
+            hooks=Hooks(
+                Supervision(self._beat, self._stop_request),
+                terms,
+                self._step_metrics(objective, terms, batches, student),
+                *self._at_validations(objective, terms, student, teacher, engine),
+                self.publisher,
+                Remembered(wandb=StoredRunId(self._folder)),
+            ),
         )
+
+    def _step_metrics(
+        self, objective: Objective, terms: LossTerms, batches: TrainLoader, student: StudentEngine
+    ) -> StepMetrics:
+        averages = Averages(self._ranks.device)
+        meter = Meter(objective, averages, self._ranks.world_size, terms.factors)
+        limit = self._recipe.stop.max_skipped_steps
+        return StepMetrics(meter, batches, self._ranks, self._sinks, limit, student.advice)
+
+    def _at_validations(
+        self,
+        objective: Objective,
+        terms: LossTerms,
+        student: StudentEngine,
+        teacher: Teacher | None,
+        engine: TeacherEngine | None,
+    ) -> Iterator[Hook]:
+        """What is measured, in its order: the teacher-forced numbers, then what is generated."""
+        validator = self._validator(objective, terms.factors)
+        if validator is not None:
+            yield Validation(validator, student, teacher, self._sinks, self._beat)
+        replies = self._replies(student, engine)
+        if replies is not None:
+            yield AtValidation(replies)
 
     # ---- student and teacher ---------------------------------------------------------------------------------
 
@@ -217,25 +246,23 @@ class Builder:
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
 
-    def _beside_the_step(
-        self, objective: Objective, student: StudentEngine
-    ) -> tuple[TermGradients | None, Balancer | None]:
-        """What measures loss terms at times: for the log, and to balance their weights."""
+    def _loss_terms(self, objective: Objective, student: StudentEngine) -> LossTerms:
         losses, ranks, terms = self._recipe.losses, self._ranks, tuple(objective.term_weights)
         every = self._recipe.logging.gradient_norm_every_steps or None
         scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
         gradients = TermGradients(objective, student.module, every, scale, ranks.device)
         settings = (losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
         if losses.balance == "gradient_norm":
-            return gradients, by_gradient(GradientNorm(terms, *settings), objective, gradients, ranks)
+            return LossTerms(by_gradient(GradientNorm(terms, *settings), objective, gradients, ranks), gradients, ranks)
         if losses.balance == "gradient_alignment":
             policy = GradientAlignment(objective.term_weights, *settings)
-            return gradients, by_gradient(policy, objective, gradients, ranks, reference_of(terms))
-        balancer = None
+            aligned = by_gradient(policy, objective, gradients, ranks, reference_of(terms))
+            return LossTerms(aligned, gradients, ranks)
+        balancer: Balancer | None = None
         if losses.balance == "initial_scale":
             start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)
             balancer = by_value(start, objective, student.module, ranks)
-        return gradients if every else None, balancer
+        return LossTerms(balancer, gradients if every else None, ranks)
 
     def _probe_batch(self) -> Batch:
         """The first one or two examples of training, batched as training does: within the position tables."""
@@ -293,5 +320,7 @@ class Builder:
             save_when=Every(steps=save.every_steps, seconds=save.every_seconds),
             limits=Limits(stop.max_steps, stop.max_epochs, stop.max_seconds, stop.max_skipped_steps),
             metric=when.metric,
+            background_saves=save.background,
+            validates=bool(self._ready.valid_tasks),
             save_after_validation=when.save_after_validation,
         )

@@ -109,13 +109,11 @@ def _train(
     with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung, ranks) as watchdog:
         scene.doing = lambda: watchdog.doing
         watchdog.loading = True
-        builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize, beat=watchdog.beat)
+        builder = Builder(ready, folder, ranks, sinks, split, options.resize, watchdog.beat, stop)
         trainer = builder.trainer(student_ds, teacher_ds)
         held.callback(builder.publisher.abandon)
         held.callback(trainer.checkpoints.abandon)  # of a rank that is alone; any other is gone with its threads
-        trainer.stop_request = stop
         stop.begin()
-        trainer.beat = watchdog.beat
         watchdog.loading = False
         reason = trainer.run()
     scene.doing = lambda: "closing the run's records"

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from distill_engine.checkpoint.parts import Stateful
 from distill_engine.losses.objective import Objective
 from distill_engine.train.balance import NOTHING, Balance, anchor_of
+from distill_engine.train.hooks import Hook
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
@@ -32,6 +34,35 @@ class SumsAndTells(Protocol):
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value."""
         ...
+
+
+class LossTerms(Hook):
+    """What is measured of the loss terms beside a step: to balance their weights, and for the log."""
+
+    def __init__(self, balancer: Balancer | None, gradients: TermGradients | None, ranks: SumsAndTells) -> None:
+        self.balancer, self.gradients = balancer, gradients
+        self._ranks = ranks
+
+    @property
+    def stateful(self) -> Mapping[str, Stateful]:
+        """The balancer, if there is one."""
+        return {} if self.balancer is None else {"balance": self.balancer}
+
+    def factors(self) -> Mapping[str, float] | None:
+        """Those that hold now."""
+        return None if self.balancer is None else self.balancer.factors
+
+    def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
+        """Balance first: new factors hold for the whole step, and for what is logged of it."""
+        if self.balancer is not None:
+            self.balancer.before_backward(attempt, batch, teacher, divisor)
+        if self.gradients is not None and self.gradients.due(attempt):
+            self.gradients.measure(attempt, batch, teacher, divisor, self._ranks.sum, self.factors())
+
+    def train_values(self, wall_seconds: float) -> dict[str, float]:  # noqa: ARG002
+        """Norms that were measured since the last call, and the factors."""
+        norms = {} if self.gradients is None else self.gradients.read()
+        return norms | ({} if self.balancer is None else self.balancer.read())
 
 
 class Moment(NamedTuple):

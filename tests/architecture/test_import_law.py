@@ -50,8 +50,10 @@ LAWS: dict[str, Law] = {
     "engine": law("values cluster models.loading", frozenset({"wandb"})),
     "telemetry": law("values registry metrics"),
     "checkpoint": law("metrics cluster"),
+    "teachers": law("values"),
     "train": law(
-        "values registry metrics checkpoint losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}
+        "teachers.protocol values registry metrics checkpoint losses.objective losses.quality",
+        NOT_ENGINE | {"wandb", "transformers"},
     ),
     "setup": law("values models data cluster recipe checkpoint"),
     "export": law("values data models checkpoint metrics.named registry"),
