@@ -112,8 +112,8 @@ def batches(max_tokens: int | None, step_ms: float, seconds: float) -> dict[str,
         started = time.perf_counter()
         for batch in (loader.next_group()[0] for _ in range(GROUPS)):
             tokens = int(batch.context_mask.sum() + batch.label_mask.sum())
-            positions += batch.input_ids.numel() + batch.labels.numel()
-            padding += batch.input_ids.numel() + batch.labels.numel() - tokens
+            positions += batch.inputs.input_ids.numel() + batch.labels.numel()
+            padding += batch.inputs.input_ids.numel() + batch.labels.numel() - tokens
         needed = time.perf_counter() - started
         examples = loader.examples
         waited = sorted(waits(loader, step_ms, steps=max(1, round(seconds * 1000 / step_ms))))

@@ -38,7 +38,7 @@ from distill_engine.engine.ds_config import Placement, load_ds_config, teacher_c
 from distill_engine.engine.teacher import TeacherEngine  # noqa: E402
 from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
-from distill_engine.values import Batch, FeatureRequest  # noqa: E402
+from distill_engine.values import Batch, FeatureRequest, Tokens  # noqa: E402
 
 SHALLOW, DEEP = 4, 28  # decoder layers
 PLACEMENTS: tuple[Placement, ...] = ("zero3", "replica")
@@ -70,7 +70,7 @@ def _seconds(preset: Preset, folder: Path, placement: Placement, ranks: Ranks, p
     teacher = TeacherEngine(folder, config, torch.float32, ranks, adapt, placement)
     words = torch.randint(FIRST_WORD, preset.vocabulary, (1, 8), generator=torch.Generator().manual_seed(1))
     read = torch.cat([torch.full((1, 1), START), words[:, :-1]], dim=1)
-    batch = Batch(words, torch.ones_like(words), read, words, torch.zeros(1, dtype=torch.long))
+    batch = Batch.of(Tokens(words, torch.ones_like(words)), read, words)
     times = []
     for number in range(passes + 5):  # in the first ones DeepSpeed learns the order of the layers
         started = time.process_time()

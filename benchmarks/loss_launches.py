@@ -28,7 +28,7 @@ from distill_engine.losses.objective import Objective
 from distill_engine.recipe.load import load_recipe
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.meter import Meter
-from distill_engine.values import AttentionKind, Batch, Features, Projected, QueryKey, Stack
+from distill_engine.values import AttentionKind, Batch, Features, Projected, QueryKey, Stack, Tokens
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "bb3b_tinybert.yaml"
 LAYERS = {Stack.ENCODER: 2, Stack.DECODER: 9}
@@ -90,7 +90,7 @@ def micro_batch(seed: int) -> Batch:
     tokens, labels = (torch.randint(VOCABULARY, (EXAMPLES, size), generator=draw) for size in (CONTEXTS, LABELS))
     mask = torch.ones_like(tokens)
     mask[1, 4:], labels[1, 3:] = 0, -100
-    return Batch(tokens, mask, labels.clamp(min=0), labels, torch.zeros(EXAMPLES, dtype=torch.long))
+    return Batch.of(Tokens(tokens, mask), labels.clamp(min=0), labels)
 
 
 def features(seed: int, student: bool) -> Features:

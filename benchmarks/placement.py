@@ -48,7 +48,7 @@ from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.student.projections import feature_tensors  # noqa: E402
 from distill_engine.teachers.live import LiveTeacher  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
-from distill_engine.values import Batch, Stack  # noqa: E402
+from distill_engine.values import Batch, Stack, Tokens  # noqa: E402
 
 NODES, PER_NODE, MICRO_BATCHES, ROWS = 2, 2, 4, 4
 PLACEMENTS: tuple[Placement, ...] = ("zero3", "node", "replica", "offload")
@@ -128,7 +128,7 @@ def _batch(seed: int) -> Batch:
     mask = (torch.arange(context.shape[1]) < lengths).long()
     labels = torch.randint(FIRST_WORD, PRESET.vocabulary, (ROWS, PRESET.label_tokens), generator=draw)
     read = torch.cat([torch.full((ROWS, 1), START), labels[:, :-1]], dim=1)
-    return Batch(context * mask, mask, read, labels, torch.zeros(ROWS, dtype=torch.long))
+    return Batch.of(Tokens(context * mask, mask), read, labels)
 
 
 def _from_cable(cable: str) -> int:

@@ -23,8 +23,8 @@ from step_presets import PRESETS, Preset  # noqa: E402
 from distill_engine.recipe.load import load_recipe  # noqa: E402
 from launcher.hardware import GPUS  # noqa: E402
 from launcher.job import Job  # noqa: E402
+from launcher.job_files import read_job  # noqa: E402
 from launcher.plan import Plan, assumptions, make_plan  # noqa: E402
-from launcher.plan_command import read_job  # noqa: E402
 from launcher.shapes import ModelShape  # noqa: E402
 from launcher.traffic import traffic  # noqa: E402
 

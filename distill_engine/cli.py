@@ -12,8 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
-from distill_engine.commands import chat, dashboard, data, evaluate, latency, listing, parlai, report, wandb_sync, watch
-from distill_engine.run import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG, TrainOptions
+from distill_engine.commands import (
+    chat,
+    dashboard,
+    data,
+    evaluate,
+    latency,
+    listing,
+    parlai,
+    recipes,
+    report,
+    wandb_sync,
+    watch,
+)
+from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG
+from distill_engine.registry import plugins_first
+from distill_engine.run import TrainOptions
 from distill_engine.telemetry.quiet import quiet_libraries
 
 app = typer.Typer(
@@ -99,7 +113,7 @@ def export(
     _OUT.print(f"{which} student of {run} (step {step}) is in {target}")
 
 
-for topic in (evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing):
+for topic in (evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes):
     topic.register(app)
 
 
@@ -133,7 +147,7 @@ def _refuse(error: Exception) -> NoReturn:
 def main() -> None:
     """Console script."""
     quiet_libraries(0)  # before any command imports torch and transformers
-    app(listing.plugins_first(sys.argv[1:]), prog_name="distill")
+    app(plugins_first(sys.argv[1:]), prog_name="distill")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -133,6 +133,22 @@ def load_plugins(modules: Iterable[str]) -> None:
                 f"--plugin {module} cannot be imported: {type(error).__name__}: {error}. Give a module that Python "
                 "finds from here (PYTHONPATH), or the path of its .py file."
             ) from error
+
+
+def plugins_first(arguments: Sequence[str]) -> list[str]:
+    """A command line with every `--plugin MODULE` before the command, where the option is known; what stands behind
+    `--` is another program's."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    first, rest = [], []
+    words = iter(arguments[:end])
+    for word in words:
+        if word == "--plugin":
+            first += [word, *[value for value in (next(words, None),) if value is not None]]
+        elif word.startswith("--plugin="):
+            first.append(word)
+        else:
+            rest.append(word)
+    return [*first, *rest, *arguments[end:]]
 
 
 def rows(seam: str) -> list[tuple[str, str]]:

@@ -46,14 +46,16 @@ from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluste
 from distill_engine.cluster.lifeline import watch_launcher  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
 from distill_engine.recipe.rules import read_recipe  # noqa: E402
+from distill_engine.recipe.shipped import (  # noqa: E402
+    DEFAULT_DS_CONFIG,
+    DEFAULT_RECIPE,
+    DEFAULT_TEACHER_DS_CONFIG,
+)
 from distill_engine.registry import RegistryError, load_plugins  # noqa: E402
 from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
 from distill_engine.train.stop_request import STOP_SIGNALS, StopRequest  # noqa: E402
 
 HEAD_START_SECONDS = 3.0  # of rank 0, when a start fails
-DEFAULT_RECIPE = _HERE.parent / "recipes" / "demo.yaml"
-DEFAULT_DS_CONFIG = _HERE.parent / "ds_configs" / "zero2.json"
-DEFAULT_TEACHER_DS_CONFIG = _HERE.parent / "ds_configs" / "teacher_zero3.json"
 
 
 @dataclass(frozen=True)

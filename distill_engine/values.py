@@ -12,8 +12,8 @@ Axis letters, used in every shape comment of this package:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -46,21 +46,64 @@ class AttentionKind(str, Enum):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch of one rank, right-padded.
+class Tokens:
+    """What the encoder of a text model reads, right-padded.
 
-    input_ids         [B, S] int64
-    attention_mask    [B, S] int64, 1 at real context tokens
-    decoder_input_ids [B, T] int64, exactly what the decoder reads
-    labels            [B, T] int64, aligned with decoder_input_ids, -100 where nothing is predicted
-    task_ids          [B] int64, index into the run's list of tasks (metrics per task)
+    input_ids       [B, S] int64
+    attention_mask  [B, S] int64, 1 at real context tokens
     """
 
     input_ids: Tensor
     attention_mask: Tensor
+
+    @property
+    def keywords(self) -> dict[str, Tensor]:
+        """As a transformers model takes them."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, S] bool: encoder positions that count."""
+        return self.attention_mask != 0
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return self.input_ids.shape[1]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        """The same with every tensor changed."""
+        return Tokens(change(self.input_ids), change(self.attention_mask))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank, right-padded.
+
+    inputs            what the encoder reads
+    decoder_input_ids [B, T] int64, exactly what the decoder reads
+    labels            [B, T] int64, aligned with decoder_input_ids, -100 where nothing is predicted
+    example_ids       [B] int64, number of the example within its dataset; -1: a filler that is no example
+    dataset_ids       [B] int64, index into the run's list of datasets (metrics per dataset)
+    """
+
+    inputs: Tokens
     decoder_input_ids: Tensor
     labels: Tensor
-    task_ids: Tensor
+    example_ids: Tensor
+    dataset_ids: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tokens, decoder_input_ids: Tensor, labels: Tensor) -> Batch:
+        """A batch outside of any dataset: its rows are examples 0, 1, ... of dataset 0."""
+        import torch
+
+        rows = torch.arange(len(labels))
+        return cls(inputs, decoder_input_ids, labels, rows, torch.zeros_like(rows))
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.labels)
 
     @cached_property
     def label_mask(self) -> Tensor:
@@ -70,7 +113,7 @@ class Batch:
     @cached_property
     def context_mask(self) -> Tensor:
         """[B, S] bool: real context tokens."""
-        return self.attention_mask != 0
+        return self.inputs.mask
 
     def mask_of(self, stack: Stack) -> Tensor:
         """[B, L] bool: positions of a stack that count."""
@@ -78,8 +121,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device (non-blocking)."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return replace(self, **moved)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every tensor changed, those of `inputs` as well."""
+        others = [change(getattr(self, one.name)) for one in fields(self) if one.name != "inputs"]
+        return Batch(self.inputs.each(change), *others)
 
 
 @dataclass(frozen=True)

@@ -76,13 +76,12 @@ class Watched:
     def features(self, batch: Batch) -> dict[object, Tensor]:
         """One forward pass."""
         self.shown = {}
-        out = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                         decoder_input_ids=batch.decoder_input_ids, use_cache=False)  # fmt: skip
+        out = self.model(**batch.inputs.keywords, decoder_input_ids=batch.decoder_input_ids, use_cache=False)
         table_VD = self.model.get_input_embeddings().weight
         logits_BTV = out.logits.clone()
         logits_BTV[..., self.model.config.bos_token_id] = torch.finfo(logits_BTV.dtype).min  # never predicted
         return self.shown | {"logits": logits_BTV, "encoder": out.encoder_last_hidden_state,
-                             "encoder_embedding": F.embedding(batch.input_ids, table_VD),
+                             "encoder_embedding": F.embedding(batch.inputs.input_ids, table_VD),
                              "decoder_embedding": F.embedding(batch.decoder_input_ids, table_VD)}  # fmt: skip
 
     def scores(self, shown: dict[object, Tensor], kind: str, index: int) -> Tensor:

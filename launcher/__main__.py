@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from distill_engine.registry import plugins_first
 from launcher import job_commands, plan_command, user_commands
 from launcher.app import app
 
@@ -10,4 +13,4 @@ plan_command.register(app)
 user_commands.register(app)
 
 if __name__ == "__main__":
-    app(prog_name="launcher")
+    app(plugins_first(sys.argv[1:]), prog_name="launcher")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.registry import RegistryError, load_plugins
 
 app = typer.Typer(
-    help="Plan, submit, watch and end distillation runs on a Slurm cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,3 +28,21 @@ def refuse(text: object) -> NoReturn:
 def say(text: str) -> None:
     """A line that is taken literally: names from outside are never read as markup."""
     OUT.print(text, markup=False)
+
+
+@app.callback()
+def plug_in(
+    context: typer.Context,
+    plugins: Annotated[
+        list[str],
+        typer.Option(
+            "--plugin", metavar="MODULE", help="Module or .py file that brings loss terms and so on; repeatable."
+        ),
+    ] = [],  # noqa: B006  typer copies it
+) -> None:
+    """Plan, submit, watch and end distillation runs on a Slurm cluster."""
+    try:
+        load_plugins(plugins)
+    except RegistryError as error:
+        refuse(error)
+    context.obj = tuple(plugins)  # for commands that start another program with the same recipe

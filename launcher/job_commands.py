@@ -14,11 +14,15 @@ from typing import Annotated
 
 import typer
 
+from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.exit_codes import DONE, FAILED, NOT_BEGUN, STOPPED_AND_SAVED, read_verdict
-from launcher import preflight, slurm, sweep
+from distill_engine.recipe.problem import RecipeError
+from distill_engine.registry import RegistryError
+from launcher import disk, preflight, slurm, sweep
 from launcher.app import ERR, refuse, say
 from launcher.attempts import Start, own_start, record_end
 from launcher.history import read_run
+from launcher.job_files import JobFileError
 from launcher.requeue import ENDED_FROM_OUTSIDE, NO_VERDICT, PREFLIGHT, decide
 
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Run folder of this job.")]
@@ -127,12 +131,19 @@ def preflight_node(run_dir: RunDirOption) -> None:
 def preflight_report(
     nodes: Annotated[int, typer.Option(help="How many nodes must answer.")],
     gpus_per_node: Annotated[int, typer.Option(help="How many GPUs each must show; 0: none needed.")] = 0,
-    needed_bytes: Annotated[int | None, typer.Option(help="What the run's checkpoints take in its folder.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Run folder of this job.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Its recipe: what it keeps on the disk is computed.")] = None,
+    ds_config: Annotated[Path | None, typer.Option("--ds-config", help="Its DeepSpeed JSON.")] = None,
+    options: Annotated[list[str], typer.Argument(metavar="[-- OPTION ...]", help="What run.py is given.")] = [],  # noqa: B006
     bad_nodes: Annotated[Path | None, typer.Option(help="File for the names of nodes to avoid, if it fails.")] = None,
 ) -> None:
     """Compare the nodes' lines (standard input); all problems at once, each with its node."""
     asked = preflight.asked_nodes(os.environ)
-    found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node, asked, needed_bytes)
+    space = None if recipe is None or ds_config is None else _space(recipe, ds_config, options)
+    found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node, asked, space)
+    free = [one.free_bytes for one in found if not one.problem]
+    if space is not None and run_dir is not None and free and not problems:
+        say(f"preflight: {disk.for_all(run_dir, min(free), space)}")
     for line in preflight.late(found):
         say(f"preflight: {line}")
     for problem in problems:
@@ -143,6 +154,14 @@ def preflight_report(
                 bad_nodes.write_text("".join(f"{node}\n" for node in _told_to_exclude(problems)), encoding="utf-8")
         raise typer.Exit(FAILED)
     say(f"preflight: {len(found)} nodes passed")
+
+
+def _space(recipe: Path, ds_config: Path, options: list[str]) -> Space | None:
+    try:
+        return disk.space_of_start(recipe, ds_config, options)
+    except (RecipeError, RegistryError, JobFileError):  # the start says what is wrong, in full
+        say("preflight: what this run keeps on the disk cannot be computed here; the start will say it")
+        return None
 
 
 def _told_to_exclude(problems: Iterable[str]) -> list[str]:

@@ -9,18 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from distill_engine.recipe.load import load_recipe
+from distill_engine.checkpoint.files import readable_bytes
 from distill_engine.recipe.problem import RecipeError, did_you_mean
-from distill_engine.recipe.rules import read_recipe
-from distill_engine.recipe.schema import Recipe
-from distill_engine.registry import RegistryError, load_plugins
+from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
 from launcher.app import OUT, refuse, say
-from launcher.hardware import GPUS, Gpu
+from launcher.disk import space_of
+from launcher.hardware import GPUS
 from launcher.job import Job
+from launcher.job_files import JobFileError, read_job
 from launcher.plan import USABLE_MEMORY, Plan, make_plan
 from launcher.remedies import remedies
-from launcher.shapes import student_shape, teacher_shape
-from launcher.submission import HOME
 
 
 def register(app: typer.Typer) -> None:
@@ -33,22 +31,18 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
-    ds_config: Annotated[Path, typer.Option("--ds-config")] = HOME / "ds_configs" / "zero2.json",
-    teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = HOME
-    / "ds_configs"
-    / "teacher_zero3.json",
+    ds_config: Annotated[Path, typer.Option("--ds-config")] = DEFAULT_DS_CONFIG,
+    teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = DEFAULT_TEACHER_DS_CONFIG,
     overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
-    plugins: Annotated[list[str], typer.Option("--plugin", metavar="MODULE")] = [],  # noqa: B006
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
     """Memory, bytes moved and time of a step on a cluster; ends with 1 if it does not fit."""
     if gpu not in GPUS:
         refuse(f"--gpu is {gpu!r}. Known are {', '.join(GPUS)}. {did_you_mean(gpu, GPUS)}")
     try:
-        load_plugins(plugins)
-    except RegistryError as error:
+        job = read_job(recipe, overrides, nodes, gpus_per_node, ds_config, teacher_ds_config, GPUS[gpu])
+    except (RecipeError, JobFileError) as error:
         refuse(error)
-    job = read_job(recipe, overrides, nodes, gpus_per_node, ds_config, teacher_ds_config, GPUS[gpu])
     _refuse_missing_kernels(job, gpu)
     made = make_plan(job, GPUS[gpu])
     _print(made, nodes, gpus_per_node, gpu)
@@ -64,33 +58,6 @@ def plan(
     raise typer.Exit(1)
 
 
-def read_job(
-    recipe: Path, overrides: list[str], nodes: int, per_node: int, student_ds: Path, teacher_ds: Path, gpu: Gpu
-) -> Job:
-    """What the files say; ends the command with a message where they cannot be used."""
-    try:
-        checked = _recipe_without_its_data(recipe, overrides)
-        teacher = teacher_shape(checked)
-        student = student_shape(checked, teacher)
-    except RecipeError as error:
-        refuse(error)
-    batch, data = checked.batch, checked.data
-    longest = data.context_tokens + data.label_tokens
-    rows = batch.per_rank if batch.max_tokens is None else max(1, batch.max_tokens // longest)
-    return Job(
-        recipe=checked,
-        student=student,
-        teacher=teacher,
-        student_ds=_read(student_ds),
-        teacher_ds=_read(teacher_ds),
-        ranks=nodes * per_node,
-        ranks_per_node=per_node,
-        micro_batch=rows,
-        accumulation=batch.accumulation_steps,
-        triton=gpu.triton,
-    )
-
-
 def _refuse_missing_kernels(job: Job, gpu: str) -> None:
     """A run that asks for kernels which the GPU cannot run would refuse to start."""
     for group, choice in job.recipe.losses.kernels:
@@ -99,26 +66,6 @@ def _refuse_missing_kernels(job: Job, gpu: str) -> None:
                 f"losses.kernels.{group} is fused, but no Triton kernel runs on {gpu} (compute capability below 8.0). "
                 "Set it to auto (the same memory in plain PyTorch) or reference, or choose another --gpu."
             )
-
-
-def _recipe_without_its_data(path: Path, overrides: list[str]) -> Recipe:
-    """A plan may be made before any data are there; every other problem counts."""
-    try:
-        return read_recipe(path, overrides)
-    except RecipeError as error:
-        if any(not problem.path.startswith("data.") for problem in error.problems):
-            raise
-        return load_recipe(path, overrides)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        refuse(f"{path}: {error}. It should be a DeepSpeed JSON; see ds_configs/.")
-    if not isinstance(content, dict):
-        refuse(f"{path}: it holds no JSON object. It should be a DeepSpeed JSON; see ds_configs/.")
-    return content
 
 
 def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
@@ -142,14 +89,20 @@ def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     times.add_row("together", f"{made.seconds * 1e3:,.2f}", f"{made.examples_per_second:,.0f} examples/s")
     for one_table in (table, moved, times):
         OUT.print(one_table)
+    space = space_of(job)
+    say(f"run folder: up to {readable_bytes(space.needed(0, 0))}: {space.words()}")
 
 
 def _numbers(made: Plan, help_found: list[str]) -> dict[str, Any]:
+    space = space_of(made.job)
     return {
         "fits": made.fits,
         "remedies": help_found,
         "memory_bytes": made.memory | {"together": made.needed},
         "host_memory_bytes": made.host,
+        "disk_bytes": {
+            "checkpoint": space.checkpoint, "export": space.export, "run folder": space.needed(0, 0),
+        },
         "traffic_bytes": {
             name: {"within": one.within, "between": one.between, "host": one.host} for name, one in made.traffic.items()
         },

@@ -22,16 +22,16 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.facts import ClusterError, read_cluster
 from distill_engine.cluster.hostlist import expand_hostlist
+from launcher import disk
 from launcher.reachability import MEETING_SECONDS, unreached_nodes
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 MAX_SKEW_SECONDS = 60.0
 LATE_SECONDS = 30.0  # beyond the first node: worth a line
-LEAST_FREE_BYTES = 10 * 2**30  # where nobody has computed what the run's checkpoints take
 _GPU_QUERY = "--query-gpu=name,driver_version,memory.total,ecc.errors.uncorrected.volatile.total"
-_SECONDS = 60
 _FOLDER = ".preflight"  # in the run folder
 _NAMED = 4  # nodes in one sentence
 
@@ -82,9 +82,8 @@ def look(run_dir: Path, node: str, environment: Mapping[str, str]) -> NodeFacts:
 
 def _tell(missing: Sequence[str], waited: float) -> None:
     """While nodes are waited for; standard output is the report's."""
-    named = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
-    sys.stderr.write(f"preflight: waiting for {named}: not here after {waited:.0f} s, up to {MEETING_SECONDS:.0f} s\n")
-    sys.stderr.flush()
+    how_long = f"not here after {waited:.0f} s, up to {MEETING_SECONDS:.0f} s"
+    sys.stderr.write(f"preflight: waiting for {_some(missing)}: {how_long}\n")
 
 
 def heed_warning(run_dir: Path) -> None:
@@ -112,12 +111,12 @@ def asked_nodes(environment: Mapping[str, str]) -> list[str]:
 
 
 def compare(
-    lines: Iterable[str], nodes: int, gpus_per_node: int, asked: Sequence[str] = (), needed_bytes: int | None = None
+    lines: Iterable[str], nodes: int, gpus_per_node: int, asked: Sequence[str] = (), space: Space | None = None
 ) -> tuple[list[NodeFacts], list[str]]:
     """The nodes' facts, and every problem as a sentence that names the node and says what to do.
 
-    asked         the nodes' names, where they are known: those that said nothing are named
-    needed_bytes  what this run's checkpoints take; None: not computed
+    asked  the nodes' names, where they are known: those that said nothing are named
+    space  what this run keeps in its folder; None: unknown here, the start will compute it
     """
     found, problems = _parse(lines)
     answered = {one.node for one in found}
@@ -130,12 +129,10 @@ def compare(
         named = ",".join(silent)
         problems.append(f"{', '.join(silent)} said nothing. Exclude (sbatch --exclude={named}) or repair it.")
     elif len(found) < nodes:
-        named = ", ".join(one.node for one in found) or "none"
-        problems.append(
-            f"{nodes} nodes were asked, {len(found)} answered ({named}). Exclude the silent one (--exclude)."
-        )
+        answers = f"{len(found)} answered ({', '.join(one.node for one in found) or 'none'})"
+        problems.append(f"{nodes} nodes were asked, {answers}. Exclude the silent one (--exclude).")
     for one in found:
-        problems += _own_problems(one, gpus_per_node, needed_bytes)
+        problems += _own_problems(one, gpus_per_node, space)
     problems += _odd_ones_out(found)
     missed = {one.node: seconds for one, seconds in _lateness(found) if seconds >= MEETING_SECONDS}
     problems += [_too_late(node, seconds) for node, seconds in missed.items()]
@@ -145,9 +142,9 @@ def compare(
 
 def late(found: Sequence[NodeFacts]) -> list[str]:
     """A line about each node that came much later than the first one but was waited for: nothing is wrong yet."""
+    what = "it was waited for and the start goes on. Look at it if it happens again"
     return [
-        f"{one.node} came {seconds:.0f} s after the first node; it was waited for and the start goes on. Look at it if "
-        "it happens again"
+        f"{one.node} came {seconds:.0f} s after the first node; {what}"
         for one, seconds in _lateness(found)
         if LATE_SECONDS <= seconds < MEETING_SECONDS
     ]
@@ -198,7 +195,7 @@ def _try_folder(run_dir: Path, node: str) -> tuple[float, float, int, tuple[str,
 def _gpus() -> tuple[str, ...]:
     try:
         command = ["nvidia-smi", _GPU_QUERY, "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip()) if done.returncode == 0 else ()
@@ -228,7 +225,7 @@ def _parse(lines: Iterable[str]) -> tuple[list[NodeFacts], list[str]]:
     return found, problems
 
 
-def _own_problems(one: NodeFacts, gpus_per_node: int, needed_bytes: int | None = None) -> list[str]:
+def _own_problems(one: NodeFacts, gpus_per_node: int, space: Space | None) -> list[str]:
     problems = []
     if len(one.gpus) < gpus_per_node:
         problems.append(f"{one.node} shows {len(one.gpus)} GPUs, the job asks for {gpus_per_node}. {_exclude(one)}")
@@ -237,21 +234,11 @@ def _own_problems(one: NodeFacts, gpus_per_node: int, needed_bytes: int | None =
     if one.problem:
         problems.append(f"{one.node} {one.problem}. It must be shared and writable on every node (RUN_DIR).")
         return problems
-    if one.free_bytes < (LEAST_FREE_BYTES if needed_bytes is None else needed_bytes):
-        problems.append(_no_space(one, needed_bytes))
+    if space is not None and one.free_bytes < space.least:
+        problems.append(disk.too_little(one.node, one.free_bytes, space))
     if abs(one.skew) > MAX_SKEW_SECONDS:
         problems.append(f"{one.node}'s clock is {one.skew:+.0f} s off the file server's. Repair its time service.")
     return problems
-
-
-def _no_space(one: NodeFacts, needed_bytes: int | None) -> str:
-    free = f"{one.node} sees {one.free_bytes / 2**30:.1f} GiB free for the run folder"
-    if needed_bytes is not None:
-        why = f"the checkpoints that this run keeps, and the one it is writing, take {needed_bytes / 2**30:.1f} GiB"
-    else:
-        least = LEAST_FREE_BYTES / 2**30
-        why = f"{least:.0f} GiB is asked for where nobody has computed what the run's checkpoints take"
-    return f"{free}, and {why}. Free space, or choose another RUN_DIR; PREFLIGHT=0 starts all the same."
 
 
 def _odd_ones_out(found: list[NodeFacts]) -> list[str]:
@@ -288,9 +275,8 @@ def _unreached(found: list[NodeFacts], missed: Collection[str]) -> list[str]:
                 callers.setdefault(node, []).append(one)
     problems = []
     for node, failed in callers.items():
-        named = ", ".join(one.node for one in failed[:_NAMED])
-        more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        problems.append(f"{named}{more} cannot connect to {node} ({failed[0].unreached[node]}).")
+        callers_named = _some([one.node for one in failed])
+        problems.append(f"{callers_named} cannot connect to {node} ({failed[0].unreached[node]}).")
     pairs = {frozenset((one.node, node)) for node, failed in callers.items() for one in failed}
     suspects: list[str] = []
     while pairs:
@@ -308,3 +294,7 @@ def _unreached(found: list[NodeFacts], missed: Collection[str]) -> list[str]:
 
 def _exclude(one: NodeFacts) -> str:
     return f"Exclude it (sbatch --exclude={one.node}) or have it repaired."
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parents[1]
+from distill_engine.recipe.shipped import HOME, INSTALLED
+
 SCRIPT = HOME / "slurm" / "distill_bb3b.sh"
 JOB_FILE = "job"
 
@@ -46,6 +48,7 @@ def plan_submission(
     ds_config: Path | None,
     flags: Mapping[str, str | int | None],
     overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
     extra_flags: tuple[str, ...],
     resize: bool = False,
 ) -> Submission:
@@ -54,11 +57,14 @@ def plan_submission(
     if flags.get("gpus-per-node") is not None and "ntasks-per-node" not in flags:
         given.append(f"--ntasks-per-node={flags['gpus-per-node'] or 1}")
     options = [word for override in overrides for word in ("--set", override)]
+    options += [word for plugin in plugins for word in ("--plugin", _from_anywhere(plugin))]
     environment = {
         "DISTILL_HOME": str(HOME),
         "RECIPE": str(recipe.resolve()),
         "RUN_DIR": str(run_dir.absolute()),
     }
+    if INSTALLED and not os.environ.get("PYTHON"):  # there is no .venv beside the job scripts
+        environment["PYTHON"] = sys.executable
     if resize:
         environment["RESIZE"] = "1"
     if ds_config is not None:
@@ -68,6 +74,11 @@ def plan_submission(
         for flag in extra_flags
     ]
     return Submission((f"--job-name={name}", *given, *extra, str(SCRIPT), *options), environment)
+
+
+def _from_anywhere(plugin: str) -> str:
+    """A plugin's file as the job finds it; a module's name is looked up there as it is here."""
+    return str(Path(plugin).resolve()) if plugin.endswith(".py") else plugin
 
 
 def _exporting(exported: str, names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.shipped import INSTALLED, copy_templates
 from launcher import slurm
 from launcher.app import refuse, say
 from launcher.history import RunState, job_of, read_run
@@ -24,11 +26,12 @@ RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (submit, status, cancel):
+    for command in (submit, status, cancel, templates):
         app.command()(command)
 
 
 def submit(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: the script's.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs, and ranks, on each node.")] = None,
@@ -61,6 +64,7 @@ def submit(
         ds_config=ds_config,
         flags=flags,
         overrides=tuple(overrides),
+        plugins=context.obj or (),
         extra_flags=tuple(sbatch),
         resize=resize,
     )
@@ -74,6 +78,20 @@ def submit(
     except (slurm.SlurmError, OSError) as error:
         refuse(f"submit: {error}")
     say(f"job {job}; look at it with: python -m launcher status {shlex.quote(str(folder))}")
+
+
+def templates(
+    folder: Annotated[Path, typer.Argument(help="Folder that gets slurm/, recipes/ and ds_configs/.")],
+) -> None:
+    """Copy the job scripts, recipes and DeepSpeed configurations that come with the program, to change them."""
+    try:
+        made = copy_templates(folder)
+    except (ValueError, OSError) as error:
+        refuse(f"templates: {error}")
+    for path in made:
+        say(str(path))
+    python = "" if not INSTALLED else f"PYTHON={shlex.quote(sys.executable)} "
+    say(f"from there: cd {shlex.quote(str(folder))} && {python}sbatch slurm/distill_bb3b.sh --set data.root=FOLDER")
 
 
 def status(

@@ -20,12 +20,17 @@ choose_python() {
     printf 'slurm: there is no %s, so this is run by %s\n' "$home/.venv/bin/python" "$PYTHON"
   fi
   missing=$("$PYTHON" -c 'from importlib.util import find_spec as find
-print(*(name for name in ("torch", "deepspeed", "transformers", "typer") if not find(name)))') || missing=
+print(*(name for name in ("torch", "deepspeed", "transformers", "typer", "distill_engine") if not find(name)))') || missing=
   [[ -z $missing ]] || refuse "PYTHON is '$PYTHON', which lacks ${missing// /, }: set it to the interpreter that has the engine"
 }
 
 umask "${DISTILL_UMASK:-077}" # runs are private by default
-export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+# the repository's code where there is one around this file, else what PYTHON has installed (a wheel)
+program=(-m distill_engine.run)
+if [[ -f $home/distill_engine/run.py ]]; then
+  program=("$home/distill_engine/run.py")
+  export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+fi
 choose_python
 export PYTHONFAULTHANDLER=1
 export SLURM_EXPORT_ENV=ALL # sbatch --export=NONE is about the shell of who submits; steps get what stands here
@@ -126,7 +131,8 @@ train() {
     # --wait: a node that hangs is ended, and so named by the report, 90 s after the first one has answered
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
       bash -c 'trap "" USR1; exec "$@"' preflight "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
-      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes"
+      "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes" \
+        --run-dir="$run_dir" --recipe="$recipe" --ds-config="$ds_config" -- "$@"
     code=$?
     [[ ! -e $run_dir/.preflight/.told@$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} ]] || heed_warning # --signal=USR1@N
   fi
@@ -138,7 +144,7 @@ train() {
     # the first rank that ends badly ends the step; --wait does the same when one ends well and others stay
     DISTILL_VERDICT=$verdict srun --ntasks="$((per_node * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$per_node" \
       --kill-on-bad-exit=1 --wait=120 --unbuffered --open-mode=append --output="$run_dir/logs/%x-%j-%N.log" \
-      "$PYTHON" -u "$home/distill_engine/run.py" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@" &
+      "$PYTHON" -u "${program[@]}" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@" &
     step=$!
     [[ -z $told ]] || tell_ranks # it came before there was a step to tell
     while signalled=""; wait "$step"; code=$?; [[ -n $signalled ]]; do :; done # a signal ends `wait`, not the step

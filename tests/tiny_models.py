@@ -16,7 +16,7 @@ from transformers import (
     BlenderbotForConditionalGeneration,
 )
 
-from distill_engine.data.order.collate import collate
+from distill_engine.data.order.collate import Picks, collate
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import Example, TokenLimits
 from distill_engine.losses.config import LossWeights
@@ -106,9 +106,10 @@ def examples(count: int, family: str, seed: int = 0) -> list[Example]:
     return made
 
 
-def batch(chosen: Sequence[Example], family: str, *, pad_to: int = 1, task_ids: Sequence[int] | None = None) -> Batch:
+def batch(chosen: Sequence[Example], family: str, pad_to: int = 1, dataset_ids: Sequence[int] = ()) -> Batch:
     """These examples as one micro-batch."""
-    return collate(chosen, task_ids or [0] * len(chosen), layout(family), pad_to)
+    picks = Picks(np.array(dataset_ids), np.arange(len(chosen))) if dataset_ids else None
+    return collate(chosen, layout(family), pad_to, picks=picks)
 
 
 class Source:

@@ -15,7 +15,8 @@ from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.retention import Retention
-from distill_engine.data.order.buckets import Picks
+from distill_engine.checkpoint.space import Space
+from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import TrainLoader, picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
@@ -31,7 +32,7 @@ from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
-from distill_engine.setup.space import Space, check_space
+from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader, validation_loader
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.teachers.live import LiveTeacher

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.recipe.shipped import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from distill_engine.data.tokens.summary import Lengths, TaskSummary
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _OUT = Console()
 _ERR = Console(stderr=True)
 _BAR_WIDTH = 40
-DEFAULT_RECIPE = Path("recipes/demo.yaml")
 
 
 def show(

@@ -54,20 +54,6 @@ def list_seam(
     Console().print(table)
 
 
-def plugins_first(arguments: list[str]) -> list[str]:
-    """The command line with every `--plugin MODULE` before the command, where the option is known."""
-    first, rest = [], []
-    words = iter(arguments)
-    for word in words:
-        if word == "--plugin":
-            first += [word, *[value for value in (next(words, None),) if value is not None]]
-        elif word.startswith("--plugin="):
-            first.append(word)
-        else:
-            rest.append(word)
-    return [*first, *rest]
-
-
 def _refuse(error: Exception) -> NoReturn:
     _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(BAD_INPUT)

@@ -15,6 +15,7 @@ from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.evaluate.generate import replies
 from distill_engine.models.adapter import family_of
+from distill_engine.values import Tokens
 
 PERSONA_SEPARATOR = "\n"  # as the dialogue tasks put persona lines before the first thing said
 
@@ -87,7 +88,7 @@ class Conversation:
         context = torch.tensor(self._encoder.examples(episode)[-1].context_ids, dtype=torch.long)[None]
         context = context.to(self._model.device)
         started = time.perf_counter()
-        reply = replies(self._model, self._tokenizer, context, torch.ones_like(context), self._settings)[0]
+        reply = replies(self._model, self._tokenizer, Tokens(context, torch.ones_like(context)), self._settings)[0]
         seconds = time.perf_counter() - started  # reading the reply back has waited for the device
         self._turns.append(Turn(text, reply.text))
         return Spoken(reply.text, reply.tokens, seconds, context.shape[1])

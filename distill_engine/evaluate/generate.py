@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
+from distill_engine.values import Tokens
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,14 @@ def same_draws(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a sharded model gathers in it could not be used outside it
-def generate_ids(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, settings: Mapping[str, Any]
-) -> Tensor:
+def generate_ids(model: PreTrainedModel, inputs: Tokens, settings: Mapping[str, Any]) -> Tensor:
     """[B, T] int64 generated ids, the decoder's start token left out, right-padded.
 
-    input_ids, attention_mask  [B, S] int64. Raises GenerationError with transformers' reason if it refuses.
+    Raises GenerationError with transformers' reason if it refuses.
     """
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     try:
-        ids = generate(input_ids=input_ids, attention_mask=attention_mask, **{**settings, **ONE_REPLY})
+        ids = generate(**inputs.keywords, **{**settings, **ONE_REPLY})
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GenerationError(f"transformers refuses to generate with {dict(settings)}: {reason}") from error
@@ -99,11 +98,9 @@ def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
     return (~after & (ids != pad_id)).sum(dim=1)
 
 
-def replies(
-    model: PreTrainedModel, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, settings: Mapping[str, Any]
-) -> list[Reply]:
-    """A reply to each row of [B, S] contexts; raises GenerationError as `generate_ids` does."""
-    ids = generate_ids(model, input_ids, attention_mask, settings)
+def replies(model: PreTrainedModel, tokenizer: Any, inputs: Tokens, settings: Mapping[str, Any]) -> list[Reply]:
+    """A reply to each row of the inputs; raises GenerationError as `generate_ids` does."""
+    ids = generate_ids(model, inputs, settings)
     ends = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
     lengths = spoken_lengths(ids, tokenizer.pad_token_id, [ends] if isinstance(ends, int) else list(ends or []))
     return [

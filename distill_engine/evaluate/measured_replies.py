@@ -93,10 +93,10 @@ class MeasuredReplies:
         batch: list[Prompt] = self._batches[number]
         self._beat(f"answering validation examples, batch {number + 1} of {len(self._batches)}")
         ready, device = self._ready, self._model.device
-        given = collate([one.example for one in batch], [0] * len(batch), ready.layout, 1).to(device)
+        given = collate([one.example for one in batch], ready.layout, 1).to(device)
         settings = own_settings(self._model, ready.recipe.data.label_tokens)
         with same_draws(device, seed=number):  # whoever answers the batch
-            said = replies(self._model, ready.tokenizer, given.input_ids, given.attention_mask, settings)
+            said = replies(self._model, ready.tokenizer, given.inputs, settings)
         return [Answered(one.text, one.tokens, [prompt.gold]) for one, prompt in zip(said, batch, strict=True)]
 
 

@@ -186,7 +186,7 @@ def _compute(
             if spoken is not None:
                 settings = own_settings(models[name], spoken.new_tokens, spoken.changed)
                 with same_draws(models[name].device, seed=number):  # whoever computes the batch, and when
-                    said = replies(models[name], tokenizer, batch.input_ids, batch.attention_mask, settings)
+                    said = replies(models[name], tokenizer, batch.inputs, settings)
             stores[name].add(BatchResult(number, sums[name].tolist(), said))
             done[name].add(number)
             work.tell(name, len(done[name]), len(examples))

@@ -116,8 +116,8 @@ def answers(
     said: list[Reply] = []
     with same_draws(device, _SEED):
         for batch in prompts:
-            given = collate([one.example for one in batch], [0] * len(batch), ready.layout, 1).to(device)
-            said += replies(model, ready.tokenizer, given.input_ids, given.attention_mask, settings)
+            given = collate([one.example for one in batch], ready.layout, 1).to(device)
+            said += replies(model, ready.tokenizer, given.inputs, settings)
     return said
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from distill_engine.checkpoint.files import sync_folder, sync_tree
 from distill_engine.models.loading import Checkpoint
-from distill_engine.values import Batch
+from distill_engine.values import Batch, Tokens
 
 _CARD = "README.md"
 
@@ -134,8 +134,7 @@ def _logit_difference(model: PreTrainedModel, loaded: Any, probe: Batch) -> floa
 
 def _logits(model: PreTrainedModel, probe: Batch) -> torch.Tensor:
     output = model(
-        input_ids=probe.input_ids,
-        attention_mask=probe.attention_mask,
+        **probe.inputs.keywords,
         decoder_input_ids=probe.decoder_input_ids,
         use_cache=False,
     )
@@ -154,7 +153,7 @@ def probe_of(model: PreTrainedModel) -> Batch:
     """A small batch of ordinary token ids for a model, the same every time."""
     vocabulary = model.config.vocab_size
     ids = (torch.arange(14).view(2, 7) * 37 + 11) % vocabulary
-    return Batch(ids, torch.ones_like(ids), ids.flip(1), ids, torch.zeros(2, dtype=torch.long))
+    return Batch.of(Tokens(ids, torch.ones_like(ids)), ids.flip(1), ids)
 
 
 def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:

@@ -37,7 +37,7 @@ class Tally:
             columns += [one.double() for one in own]
         per_example = torch.stack(columns, dim=1)  # [B, columns]
         sums = torch.zeros(tasks, self.columns, dtype=torch.float64, device=per_example.device)
-        return sums.index_add_(0, scores.batch.task_ids, per_example)
+        return sums.index_add_(0, scores.batch.dataset_ids, per_example)
 
     def values(self, sums: Tensor, labels: Sequence[str], average: Average = "macro") -> dict[str, float]:
         """Named values of globally added [tasks, columns].

@@ -119,8 +119,7 @@ class BartFamilyAdapter(nn.Module):
         """
         with self._recorder.recording(_sites(request)) as seen:
             output = self.model.model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
+                **batch.inputs.keywords,
                 decoder_input_ids=batch.decoder_input_ids,
                 use_cache=False,
             )

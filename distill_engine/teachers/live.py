@@ -25,6 +25,7 @@ from distill_engine.values import (
     Projected,
     QueryKey,
     Stack,
+    Tokens,
 )
 
 
@@ -61,11 +62,14 @@ def joined(group: Sequence[Batch]) -> Batch:
     Added positions hold token 0, which no attention that counts looks at, and no label.
     """
     return Batch(
-        input_ids=_stacked([batch.input_ids for batch in group], 0),
-        attention_mask=_stacked([batch.attention_mask for batch in group], 0),
+        inputs=Tokens(
+            _stacked([batch.inputs.input_ids for batch in group], 0),
+            _stacked([batch.inputs.attention_mask for batch in group], 0),
+        ),
         decoder_input_ids=_stacked([batch.decoder_input_ids for batch in group], 0),
         labels=_stacked([batch.labels for batch in group], IGNORED_LABEL),
-        task_ids=torch.cat([batch.task_ids for batch in group]),
+        example_ids=torch.cat([batch.example_ids for batch in group]),
+        dataset_ids=torch.cat([batch.dataset_ids for batch in group]),
     )
 
 
@@ -77,9 +81,9 @@ def _stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
 def _parts(shown: Features, group: Sequence[Batch]) -> Iterator[Features]:
     first = 0
     for batch in group:
-        rows = slice(first, first + len(batch.task_ids))
+        rows = slice(first, first + len(batch))
         first = rows.stop
-        yield _part(shown, rows, {Stack.ENCODER: batch.input_ids.shape[1], Stack.DECODER: batch.labels.shape[1]})
+        yield _part(shown, rows, {Stack.ENCODER: batch.inputs.length, Stack.DECODER: batch.labels.shape[1]})
 
 
 def _part(shown: Features, rows: slice, lengths: dict[Stack, int]) -> Features:

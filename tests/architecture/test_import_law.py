@@ -64,7 +64,11 @@ LAWS: dict[str, Law] = {
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
-    "launcher": law("recipe cluster losses.config losses.terms registry values", HEAVY),
+    "launcher": law(
+        "recipe cluster losses.config losses.terms registry values "
+        "checkpoint.files checkpoint.retention checkpoint.space",
+        HEAVY,
+    ),
 }
 
 

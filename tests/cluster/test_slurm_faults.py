@@ -150,5 +150,6 @@ def test_a_slow_node_is_waited_for_and_named_as_late_and_a_warning_meanwhile_end
     facts = slurm.ended(job)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), slurm.said(job)
     said = slurm.said(job)
+    assert "a checkpoint takes" in said, "computed from the recipe and the job's options"
     assert "preflight: n2 came" in said and "preflight: 2 nodes passed" in said and "exclude" not in said, said
     assert tools.attempts(folder) == [DONE]

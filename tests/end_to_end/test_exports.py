@@ -13,6 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from distill_engine.cluster.exit_codes import DONE, FAILED
 from distill_engine.export.run import export_run
+from launcher.disk import space_of_start
 
 SPOILED = "model.encoder.embed_positions.weight"
 
@@ -81,7 +82,8 @@ def test_zero_to_fp32_works_as_deepspeed_documents_it(finished, tmp_path):
     assert torch.equal(merged[name], stored[name])
 
 
-def test_the_room_that_it_needs_is_computed_from_its_own_sizes(finished):
+def test_the_room_that_it_needs_is_computed_from_its_own_sizes(finished, fp32):
+    """By the start, which has the model, and by the preflight, which has its sizes."""
     folder, said = finished
     flat = " ".join(said.split())
     told = re.search(r"a checkpoint takes ([\d.]+) ([KM])iB \(up to 2 kept and one being written\)", flat)
@@ -90,6 +92,8 @@ def test_the_room_that_it_needs_is_computed_from_its_own_sizes(finished):
     took = sum(facts["bytes"] for name, facts in files.items() if name.endswith("_states.pt"))
     predicted = float(told[1]) * {"K": 2**10, "M": 2**20}[told[2]]
     assert predicted * 0.9 < took < predicted * 1.1 + 64 * 1024
+    planned = space_of_start(folder / "recipe.yaml", fp32, [])
+    assert planned.words() in flat
 
 
 def test_a_restart_names_what_has_changed_in_the_deepspeed_configuration(program, command, fp32, tmp_path):

@@ -25,7 +25,7 @@ from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, TermValue
+from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, TermValue, Tokens
 
 HERE = Path(__file__).parent
 TERM_NAMES = {
@@ -127,9 +127,9 @@ def load_case(folder: Path) -> Case:
     for number in range(len(expected["batches"])):
         part = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{number}.")}
         batches.append(
-            Batch(
-                part["input_ids"].long(), part["attention_mask"].long(), part["decoder_input_ids"].long(),
-                part["labels"].long(), torch.zeros(len(part["labels"]), dtype=torch.long),
+            Batch.of(
+                Tokens(part["input_ids"].long(), part["attention_mask"].long()),
+                part["decoder_input_ids"].long(), part["labels"].long(),
             )
         )
     return Case(folder, expected, batches)

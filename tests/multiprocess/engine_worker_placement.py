@@ -144,7 +144,7 @@ def _windowed_run(bench: Bench, at_once: bool) -> dict:
         "weights": weights(trainer.student.module),
         "passes": len(counted.received),
         "received_in_the_last_step": sum(counted.received[-1 if at_once else -2 :]),
-        "sizes": [tuple(batch.input_ids.shape) for batch in _Groups(ranks.rank).next_group()],
+        "sizes": [tuple(batch.inputs.input_ids.shape) for batch in _Groups(ranks.rank).next_group()],
     }
 
 

@@ -41,7 +41,7 @@ def numbers(bench: Bench) -> dict:
         (int(task), tuple(row[mask.bool()].tolist()))
         for batch in batches
         for task, row, mask, labels in zip(
-            batch.task_ids, batch.input_ids, batch.attention_mask, batch.label_mask, strict=True
+            batch.dataset_ids, batch.inputs.input_ids, batch.inputs.attention_mask, batch.label_mask, strict=True
         )
         if labels.any()
     ]

@@ -87,7 +87,7 @@ def samples(bench: Bench) -> dict:
         assert not model.training
         context = tiny.batch(tiny.examples(3, FAMILY), FAMILY)
         settings = own_settings(model, 6, {"num_beams": 2})
-        said.append((step, generate_ids(model, context.input_ids, context.attention_mask, settings).tolist()))
+        said.append((step, generate_ids(model, context.inputs, settings).tolist()))
         return {"sample/length": float(step)}
 
     if bench.ranks.rank == 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 from distill_engine.models.bart_family import FAMILIES
 from distill_engine.models.loading import Checkpoint
 from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
-from distill_engine.values import IGNORED_LABEL, AttentionKind, Batch, Features, QueryKey, Stack
+from distill_engine.values import IGNORED_LABEL, AttentionKind, Batch, Features, QueryKey, Stack, Tokens
 
 PAD, START, END = 0, 1, 2
 VOCABULARY = 29
@@ -64,12 +64,12 @@ def tiny_batch(
         decoder_input_ids[row, : len(read)] = read
         targets[row, front : front + label] = words
     mask = (input_ids != PAD).long()
-    return Batch(input_ids, mask, decoder_input_ids, targets, torch.zeros(len(contexts), dtype=torch.long))
+    return Batch.of(Tokens(input_ids, mask), decoder_input_ids, targets)
 
 
 def rows_of(batch: Batch, rows) -> Batch:
     """Some examples of a batch, in that order, padding kept."""
-    return Batch(*(getattr(batch, name)[rows] for name in batch.__dataclass_fields__))
+    return batch.each(lambda tensor: tensor[rows])
 
 
 def tiny_features(batch: Batch, layers: dict[Stack, int], *, width=6, heads=2, head_size=3, vocabulary=11, seed=0):
@@ -79,8 +79,8 @@ def tiny_features(batch: Batch, layers: dict[Stack, int], *, width=6, heads=2, h
     def leaf(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw).requires_grad_()
 
-    examples = len(batch.input_ids)
-    lengths = {Stack.ENCODER: batch.input_ids.shape[1], Stack.DECODER: batch.labels.shape[1]}
+    examples = len(batch)
+    lengths = {Stack.ENCODER: batch.inputs.length, Stack.DECODER: batch.labels.shape[1]}
 
     def query_key(kind: AttentionKind) -> QueryKey:
         keys = lengths[Stack.DECODER if kind is AttentionKind.DECODER_SELF else Stack.ENCODER]

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.errors import DataError
+from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.data.order.shuffle import key_of, stream
 from distill_engine.data.tokens.layout import SequenceLayout
@@ -29,13 +30,6 @@ from distill_engine.data.tokens.layout import SequenceLayout
 _STRIP_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 # Share of a window that may be examples that it holds already.
 _REPEATS = 0.05
-
-
-class Picks(NamedTuple):
-    """The examples of one micro-batch: tasks [B] and examples within their tasks [B]."""
-
-    tasks: NDArray[np.int64]
-    examples: NDArray[np.int64]
 
 
 class BatchPlan(Protocol):
@@ -135,7 +129,7 @@ class TokenBudgetPlan:
         key = key_of(self._mixture.seed, "micro-batches", number)
         places = np.argsort(stream(key, np.arange(len(runs), dtype=np.int64)), kind="stable")
         batches = [Picks(tasks[runs[place]], examples[runs[place]]) for place in places]
-        return batches, np.cumsum([len(batch.tasks) for batch in batches])
+        return batches, np.cumsum([len(batch.datasets) for batch in batches])
 
     def _measured(self, number: int) -> tuple[NDArray[np.int64], ...]:
         """Tasks, examples, padded context lengths and padded label lengths of a window, [window] each."""

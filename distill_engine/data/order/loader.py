@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.errors import DataError
-from distill_engine.data.order.buckets import BatchPlan, Cost, Picks, PlainPlan, TokenBudgetPlan
-from distill_engine.data.order.collate import collate, filler_batch, pinned
+from distill_engine.data.order.buckets import BatchPlan, Cost, PlainPlan, TokenBudgetPlan
+from distill_engine.data.order.collate import Picks, collate, filler_batch, pinned
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.data.order.prefetch import Prefetcher
 from distill_engine.data.tokens.layout import SequenceLayout
@@ -177,7 +177,7 @@ class TrainLoader:
         batches = [picked_batch(self._tasks, part, self._layout, self._pad_to_multiple_of) for part in mine]
         if self._pin_memory:
             batches = [pinned(batch) for batch in batches]
-        return batches, position + sum(len(part.tasks) for part in picks)
+        return batches, position + sum(len(part.datasets) for part in picks)
 
 
 class ValidationLoader:
@@ -220,7 +220,7 @@ class ValidationLoader:
 
     def _batch(self, number: int) -> Batch:
         picks = self._batches[number]
-        if len(picks.tasks) == 0:
+        if len(picks.datasets) == 0:
             return filler_batch(self._layout)
         batch = picked_batch(self._tasks, picks, self._layout, self._pad_to_multiple_of)
         return pinned(batch) if self._pin_memory else batch
@@ -229,13 +229,13 @@ class ValidationLoader:
 def length_sorted_batches(tasks: Sequence[ExampleSource], per_batch: int) -> list[Picks]:
     """Every example of all tasks once, longest contexts first, so that batches hold little padding."""
     sizes = [len(task) for task in tasks]
-    task_ids = np.repeat(np.arange(len(tasks)), sizes)
+    dataset_ids = np.repeat(np.arange(len(tasks)), sizes)
     indices = np.concatenate([np.arange(size) for size in sizes])
     contexts = np.concatenate([task.context_lengths for task in tasks])
     labels = np.concatenate([task.label_lengths for task in tasks])
-    order = np.lexsort((indices, task_ids, -labels, -contexts))
+    order = np.lexsort((indices, dataset_ids, -labels, -contexts))
     parts = np.split(order, range(per_batch, len(order), per_batch))
-    return [Picks(task_ids[part], indices[part]) for part in parts]
+    return [Picks(dataset_ids[part], indices[part]) for part in parts]
 
 
 def _rank_batches(tasks: Sequence[ExampleSource], per_rank: int, rank: int, world_size: int) -> list[Picks]:
@@ -250,9 +250,9 @@ def picked_batch(
     sources: Sequence[ExampleSource], picks: Picks, layout: SequenceLayout, pad_to_multiple_of: int
 ) -> Batch:
     """The picked examples as one batch (see collate)."""
-    tasks = picks.tasks.tolist()
-    examples = [sources[task].example(index) for task, index in zip(tasks, picks.examples.tolist(), strict=True)]
-    return collate(examples, tasks, layout, pad_to_multiple_of, sources[0].limits)
+    pairs = zip(picks.datasets.tolist(), picks.examples.tolist(), strict=True)
+    examples = [sources[dataset].example(number) for dataset, number in pairs]
+    return collate(examples, layout, pad_to_multiple_of, sources[0].limits, picks)
 
 
 def _check_rank(rank: int, world_size: int) -> None:

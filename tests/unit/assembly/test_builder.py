@@ -20,5 +20,5 @@ def test_padding_of_the_probe_batch_keeps_to_the_limits(examples):
     recipe = SimpleNamespace(batch=SimpleNamespace(pad_to_multiple_of=8))
     ready = SimpleNamespace(recipe=recipe, train_tasks=(task,), layout=BART)
     probe = Builder(ready, None, None, None, None)._probe_batch()
-    assert probe.input_ids.shape == (min(examples, 2), 58)
+    assert probe.inputs.input_ids.shape == (min(examples, 2), 58)
     assert probe.decoder_input_ids.shape == probe.labels.shape == (min(examples, 2), 58)

@@ -23,8 +23,8 @@ def heard(monkeypatch):
     """Contexts that a model was asked about; it answers `yes`."""
     contexts = []
 
-    def answer(model, tokenizer, input_ids, attention_mask, settings):
-        contexts.append(input_ids[0].tolist())
+    def answer(model, tokenizer, inputs, settings):
+        contexts.append(inputs.input_ids[0].tolist())
         return [Reply("yes", 2)]
 
     monkeypatch.setattr(chat, "replies", answer)

@@ -30,6 +30,7 @@ from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.losses.kernels import dispatch, prediction_blocks
 from distill_engine.metrics.replies import Answered, reply_metrics
 from distill_engine.models.bart_family import BartFamilyAdapter
+from distill_engine.values import Tokens
 
 ROOT = Path(__file__).parents[3]
 TEACHER = ROOT / "recipes" / "demo" / "teacher"
@@ -279,9 +280,9 @@ def test_own_settings_are_kept_and_completed():
 def test_own_beams_are_used(tokenizer):
     model = load_model(TEACHER, CPU)
     ids = torch.tensor([tokenizer("who are you?")["input_ids"] + [2]])
-    plain = replies(model, tokenizer, ids, torch.ones_like(ids), own_settings(model, 12))
+    plain = replies(model, tokenizer, Tokens(ids, torch.ones_like(ids)), own_settings(model, 12))
     model.generation_config.update(num_beams=3, min_length=12)
-    long = replies(model, tokenizer, ids, torch.ones_like(ids), own_settings(model, 12))
+    long = replies(model, tokenizer, Tokens(ids, torch.ones_like(ids)), own_settings(model, 12))
     assert long[0].tokens >= 11 > plain[0].tokens > 1
 
 

@@ -22,6 +22,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.setup.prepare import prepare
 from distill_engine.telemetry.metrics import describe
 from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.values import Tokens
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "demo.yaml"
 
@@ -85,7 +86,7 @@ def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model
     for index, row in enumerate(kept.of("samples")[0].rows):
         example = task.example(index)
         context = torch.tensor([example.context_ids.tolist()])
-        (alone,) = replies(model, ready.tokenizer, context, torch.ones_like(context), own_settings(model, 32))
+        (alone,) = replies(model, ready.tokenizer, Tokens(context, torch.ones_like(context)), own_settings(model, 32))
         assert row["student"] == alone.text
         assert row["gold"] == ready.tokenizer.decode(example.label_ids, skip_special_tokens=True).strip()
         assert row["context"] in ready.tokenizer.decode(example.context_ids)

@@ -13,8 +13,8 @@ from distill_engine.losses.kernels.prediction import divergence_sum, task_sum
 from distill_engine.losses.kernels.projection_ways import faster_way
 from launcher.hardware import GPUS
 from launcher.job import Job
+from launcher.job_files import read_job
 from launcher.loss_memory import LIBRARY_DEPTH, compared_tokens, losses
-from launcher.plan_command import read_job
 
 ONLY = ("encoder", "embedding", "hidden", "self_attention", "cross_attention")
 
@@ -88,7 +88,7 @@ from distill_engine.registry import load_plugins
 load_plugins([{str(root / "tests" / "extension" / "toy_term.py")!r}])
 from launcher.hardware import GPUS
 from launcher.loss_memory import captured, compared_tokens
-from launcher.plan_command import read_job
+from launcher.job_files import read_job
 root, found = Path({str(root)!r}), []
 for weight in (0, 1):
     files = root / "ds_configs" / "zero2.json", root / "ds_configs" / "teacher_zero3.json"

@@ -8,9 +8,9 @@ import pytest
 from distill_engine.recipe.load import load_recipe
 from launcher.hardware import GPUS
 from launcher.job import Job
+from launcher.job_files import read_job
 from launcher.memory_model import gathered, host_memory, memory, teacher_shard
 from launcher.plan import fits, make_plan
-from launcher.plan_command import read_job
 from launcher.remedies import remedies
 from launcher.shapes import ModelShape
 from launcher.traffic import HOOK_SECONDS, hook_seconds, traffic

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from distill_engine.checkpoint.retention import Retention
+from distill_engine.checkpoint.space import Space
 from launcher.preflight import NodeFacts, compare, late, look
 
 GPU = "NVIDIA H100, 550.54, 81559 MiB, 0"
@@ -31,10 +33,6 @@ def test_good_nodes_pass():
         ({"gpus": (GPU.replace("550", "535"),) * 8}, "driver is 550.54 on most nodes, but n2 has 535.54"),
         ({"versions": {"python": "3.11.2", "torch": "2.7.0"}}, "torch is 2.6.0 on most nodes, but n2 has 2.7.0"),
         ({"skew": -90.0}, "n2's clock is -90 s off"),
-        (
-            {"free_bytes": 2**30},
-            "n2 sees 1.0 GiB free for the run folder, and 10 GiB is asked for where nobody has computed",
-        ),
         ({"problem": "cannot use the run folder /x: Read-only file system"}, "n2 cannot use the run folder /x"),
     ],
 )
@@ -64,12 +62,14 @@ def test_where_nobody_answers_the_nodes_are_not_to_blame():
     assert "none of the 2 nodes answered" in problem and "exclude" not in problem.lower()
 
 
-def test_the_space_asked_for_is_what_the_runs_checkpoints_take():
-    lines = [node("n1", free_bytes=20 * 2**30, seen=("n1",)).to_json()]
-    assert compare(lines, 1, 8)[1] == [] == compare(lines, 1, 8, needed_bytes=20 * 2**30)[1]
-    (problem,) = compare(lines, 1, 8, needed_bytes=65 * 2**30)[1]
-    assert "n1 sees 20.0 GiB free" in problem and "take 65.0 GiB" in problem and "RUN_DIR" in problem
-    assert compare([node("n1", free_bytes=2**20, seen=("n1",)).to_json()], 1, 8, needed_bytes=2**20)[1] == []
+def test_the_space_asked_for_is_what_one_save_of_this_run_takes():
+    space = Space(20 * 2**30, 5 * 2**30, Retention(2))
+    free = {"n1": 24 * 2**30, "n2": 26 * 2**30}
+    lines = [node(name, free_bytes=size, seen=("n1", "n2")).to_json() for name, size in free.items()]
+    (problem,) = compare(lines, 2, 8, space=space)[1]
+    assert problem.startswith("n1 sees 24.0 GiB free") and "a checkpoint takes 20.0 GiB (up to 2 kept" in problem
+    assert "Not even one of each fits" in problem and "RUN_DIR" in problem
+    assert compare(lines, 2, 8)[1] == [], "unknown: nothing is asked"
 
 
 REFUSED = {"n1": "n1 port 15001: Connection refused"}

@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,8 +85,6 @@ def test_hostile_names_stay_names(fake_slurm, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_prints_what_a_shell_would_run_and_runs_nothing(fake_slurm, tmp_path):
-    import subprocess
-
     fake_slurm.answer("sbatch", ("77\n", 0))
     said = launcher("submit", DEMO, "--dry-run", "--run-dir", tmp_path / HOSTILE, "--nodes", 3)
     assert said.exit_code == 0 and "#SBATCH --requeue" in said.output and fake_slurm.calls == []
@@ -93,6 +93,26 @@ def test_a_dry_run_prints_what_a_shell_would_run_and_runs_nothing(fake_slurm, tm
     assert "--nodes=3" in fake_slurm.calls[0], "the printed line does the same"
     assert fake_slurm.environment["RUN_DIR"] == str(tmp_path / HOSTILE)
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_a_plugin_is_known_to_every_command_and_given_to_the_job(fake_slurm, tmp_path, monkeypatch):
+    """In a process of its own: what a plugin registers stays. As with `distill`, its place in the line is free."""
+    fake_slurm.answer("sbatch", ("77\n", 0))
+    (tmp_path / "toy_term.py").write_bytes((ROOT / "tests" / "extension" / "toy_term.py").read_bytes())
+    words = ["--set", "losses.weights.cosine=1", "--run-dir", str(tmp_path / "run")]
+
+    def run(*more: str):
+        command = [sys.executable, "-m", "launcher", "submit", DEMO, *words, *more]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    refused = run()
+    assert refused.returncode == BAD_INPUT and "losses.weights.cosine" in refused.stderr
+    assert run("--plugin", "toy_term.py").returncode == 0
+    (call,) = fake_slurm.calls
+    assert call[-2:] == ["--plugin", str(tmp_path / "toy_term.py")], "as the job finds it"
+    missing = run("--plugin=no_such_module")
+    assert missing.returncode == BAD_INPUT and "--plugin no_such_module cannot be imported" in missing.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def attention_cases() -> ModuleType:
 
 def token_rows(batch, stack):
     """(example, position) of every token that counts in a stack."""
-    kept = batch.attention_mask == 1 if stack is Stack.ENCODER else batch.labels >= 0
+    kept = batch.inputs.attention_mask == 1 if stack is Stack.ENCODER else batch.labels >= 0
     return [tuple(pair) for pair in kept.nonzero().tolist()]
 
 
@@ -52,7 +52,7 @@ def visible_keys(batch, kind, example, position):
     """Key positions that a query sees."""
     if kind is AttentionKind.DECODER_SELF:
         return list(range(position + 1))
-    return batch.attention_mask[example].nonzero().flatten().tolist()
+    return batch.inputs.attention_mask[example].nonzero().flatten().tolist()
 
 
 def plain_attention(student, teacher, batch, kind, clamp):

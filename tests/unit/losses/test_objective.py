@@ -236,7 +236,7 @@ def test_a_batch_without_labels_adds_nothing_and_no_nan(tiny, two, definition, n
     total.backward()
     assert total.item() == 0
     assert all(t.grad is None or (t.grad == 0).all() for t in two.leaves(student))
-    padding = replace(batch, attention_mask=torch.zeros_like(batch.attention_mask))
+    padding = replace(batch, inputs=batch.inputs.each(torch.zeros_like))
     student, teacher = two.features(padding)
     total = two.total(two.objective(definition), [(padding, student, teacher)])
     total.backward()

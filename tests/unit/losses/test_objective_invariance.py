@@ -22,7 +22,7 @@ def padded(tiny, batch, features, contexts: int, labels: int, filler: float):
 
     wider = replace(
         batch,
-        input_ids=grow(batch.input_ids, contexts, 0), attention_mask=grow(batch.attention_mask, contexts, 0),
+        inputs=batch.inputs.each(lambda tensor: grow(tensor, contexts, 0)),
         decoder_input_ids=grow(batch.decoder_input_ids, labels, 0), labels=grow(batch.labels, labels, -100),
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_invariant_sums_over_micro_batches_and_ranks_to_the_whole(tiny, two, cas
 def test_invariant_reduces_once_and_adds_an_empty_micro_batch_as_nothing(tiny, two, case):
     batch, student, teacher = case
     empty = replace(
-        batch, labels=torch.full_like(batch.labels, -100), attention_mask=torch.zeros_like(batch.attention_mask)
+        batch, labels=torch.full_like(batch.labels, -100), inputs=batch.inputs.each(torch.zeros_like)
     )
     seen = []
 

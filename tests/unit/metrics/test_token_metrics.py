@@ -34,7 +34,7 @@ def batch(tiny):
     """Three examples of task 0, 1, 1; the last is a dummy without labels."""
     made = tiny.batch(contexts=(2, 2, 2), labels=(3, 3, 3))
     labels = torch.tensor([[3, 4, 2], [4, 2, IGNORED_LABEL], [IGNORED_LABEL] * 3])
-    return replace(made, labels=labels, task_ids=torch.tensor([0, 1, 1]))
+    return replace(made, labels=labels, dataset_ids=torch.tensor([0, 1, 1]))
 
 
 STUDENT_SAYS = torch.tensor([[3, 1, 2], [4, 2, 0], [0, 0, 0]])

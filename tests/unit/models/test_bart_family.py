@@ -56,7 +56,7 @@ def test_embeddings_are_bare_table_rows(family, tiny):
     assert scale == (math.sqrt(16) if family == "blenderbot" else 1.0)
     shown = adapt(model)(batch, FeatureRequest(embeddings=frozenset(Stack))).embeddings
     table = model.model.shared.weight
-    assert torch.equal(shown[Stack.ENCODER], table[batch.input_ids])
+    assert torch.equal(shown[Stack.ENCODER], table[batch.inputs.input_ids])
     assert torch.equal(shown[Stack.DECODER], table[batch.decoder_input_ids])
 
 
@@ -71,7 +71,7 @@ def test_embeddings_are_unscaled_for_any_width(tiny):
     model, batch = tiny.model("blenderbot", width=18), tiny.batch("blenderbot")  # sqrt(18) is no round number
     shown = adapt(model)(batch, FeatureRequest(embeddings=frozenset({Stack.ENCODER}))).embeddings
     assert list(shown) == [Stack.ENCODER]
-    assert torch.allclose(shown[Stack.ENCODER], model.model.shared.weight[batch.input_ids], rtol=1e-6)
+    assert torch.allclose(shown[Stack.ENCODER], model.model.shared.weight[batch.inputs.input_ids], rtol=1e-6)
 
 
 def test_last_hidden_state_of_blenderbot_is_before_the_final_norm(tiny):

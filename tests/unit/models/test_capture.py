@@ -14,7 +14,7 @@ from distill_engine.models import capture
 from distill_engine.models.adapter import adapt
 from distill_engine.models.capture import CaptureError, Recorder
 from distill_engine.student.projections import StudentModule, feature_tensors
-from distill_engine.values import AttentionKind, FeatureRequest, Stack
+from distill_engine.values import AttentionKind, FeatureRequest, Stack, Tokens
 
 EVERYTHING = FeatureRequest(
     encoder_output=True,
@@ -86,7 +86,7 @@ def test_recording_changes_no_bit_of_the_output(family, tiny):
     model, batch = tiny.model(family), tiny.batch(family, pad_to=(8, 9))
     plain = copy_with(model, "sdpa")
     with torch.no_grad():
-        expected = plain.model(batch.input_ids, batch.attention_mask, batch.decoder_input_ids, use_cache=False)
+        expected = plain.model(**batch.inputs.keywords, decoder_input_ids=batch.decoder_input_ids, use_cache=False)
         adapter = adapt(model)
         request = FeatureRequest(encoder_output=True)
         quiet, recorded = adapter(batch, request), adapter(batch, EVERYTHING)
@@ -103,12 +103,12 @@ def test_no_pass_waits_for_the_device_and_the_logits_are_transformers_own(family
     model = tiny.model(family)
     batch = tiny.batch(family, pad_to=(8, 9))
     if pad_to is None:
-        batch = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
+        batch = replace(batch, inputs=Tokens(ids := batch.inputs.input_ids, torch.ones_like(ids)))
     plain, adapter = copy_with(model, "sdpa"), adapt(model)
     waits = {}
     with torch.no_grad():
         for name, shown in (("theirs", lambda: plain(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+            **batch.inputs.keywords,
             decoder_input_ids=batch.decoder_input_ids, use_cache=False,
         )), ("ours", lambda: adapter(batch, EVERYTHING))):
             with HostWaits() as counted:
@@ -126,7 +126,7 @@ def test_captured_query_and_key_are_the_models_own(family, tiny):
     with torch.no_grad():
         features = adapt(model)(batch, EVERYTHING)
         shown = eager(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+            **batch.inputs.keywords,
             decoder_input_ids=batch.decoder_input_ids, use_cache=False, output_attentions=True,
         )  # fmt: skip
     weights = {
@@ -224,7 +224,7 @@ def test_generation_works_on_an_adapted_model_and_says_the_same(family, tiny):
     adapter = adapt(model)
     adapter(batch, EVERYTHING)
     replies = [
-        one.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, num_beams=2, max_new_tokens=6)
+        one.generate(**batch.inputs.keywords, num_beams=2, max_new_tokens=6)
         for one in (plain, model)
     ]
     assert torch.equal(*replies) and replies[0].shape[1] > 2

@@ -3,9 +3,10 @@
 import pytest
 
 from distill_engine.checkpoint.retention import Retention
+from distill_engine.checkpoint.space import Space
 from distill_engine.setup import space as module
 from distill_engine.setup.run_folder import RunFolderError
-from distill_engine.setup.space import Space, check_space
+from distill_engine.setup.space import check_space
 
 GIB = 2**30
 
@@ -15,21 +16,6 @@ class OneRank:
 
     def gather(self, value):
         return [value]
-
-
-@pytest.mark.parametrize(
-    ("keep", "max_steps", "present", "needed"),
-    [
-        (Retention(2), None, (0, 0), 3 * 20 + 2 * 5),
-        (Retention(2), None, (2, 1), 20 + 5),
-        (Retention(2), None, (9, 9), 20 + 5),
-        (Retention(2, best=3), None, (0, 0), 6 * 20 + 2 * 5),
-        (Retention(1, every=100), 1000, (0, 0), 12 * 20 + 2 * 5),
-        (Retention(1, every=100), None, (0, 0), 3 * 20 + 2 * 5),
-    ],
-)
-def test_needed(keep, max_steps, present, needed):
-    assert Space(20, 5, keep, max_steps).needed(*present) == needed
 
 
 @pytest.fixture

@@ -63,19 +63,19 @@ def test_shares_are_told_and_kept():
     with loader_of(ready(batch={"per_rank": 80}), said.append) as loader:
         batches = [loader.next_group()[0] for _ in range(5)]
     assert len(said) == 1 and "long 75.0% (60 examples" in said[0]
-    counts = sum(torch.bincount(batch.task_ids, minlength=2) for batch in batches)
+    counts = sum(torch.bincount(batch.dataset_ids, minlength=2) for batch in batches)
     assert counts.tolist() == pytest.approx([300, 100], abs=4)
 
 
 def test_a_token_budget_replaces_the_number_of_examples():
     with loader_of(ready(batch={"per_rank": 3, "max_tokens": 400})) as loader:
         batches = [loader.next_group()[0] for _ in range(6)]
-        assert loader.examples == sum(len(batch.task_ids) for batch in batches)
-    positions = [batch.input_ids.numel() + batch.labels.numel() for batch in batches]
+        assert loader.examples == sum(len(batch.dataset_ids) for batch in batches)
+    positions = [batch.inputs.input_ids.numel() + batch.labels.numel() for batch in batches]
     assert max(positions) <= 400 and sum(positions) > 6 * 200
 
 
 def test_validation_reads_every_example_once():
     batches = list(validation_loader(ready(validation={"per_rank_batch": 50}), ONE_RANK))
-    assert max(len(batch.task_ids) for batch in batches) == 50
-    assert sum(torch.bincount(batch.task_ids, minlength=2) for batch in batches).tolist() == [60, 120]
+    assert max(len(batch.dataset_ids) for batch in batches) == 50
+    assert sum(torch.bincount(batch.dataset_ids, minlength=2) for batch in batches).tolist() == [60, 120]

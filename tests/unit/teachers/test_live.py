@@ -103,14 +103,15 @@ def test_losses_and_gradients_are_those_without_it(tiny, teacher, family, group,
 
 def test_a_padded_window_has_every_row_at_its_place(group):
     whole = joined(group)
-    rows = sum(len(batch.task_ids) for batch in group)
-    longest = max(batch.input_ids.shape[1] for batch in group)
-    assert whole.input_ids.shape == whole.attention_mask.shape == (rows, longest)
+    rows = sum(len(batch.dataset_ids) for batch in group)
+    longest = max(batch.inputs.input_ids.shape[1] for batch in group)
+    assert whole.inputs.input_ids.shape == whole.inputs.attention_mask.shape == (rows, longest)
     assert whole.labels.shape == whole.decoder_input_ids.shape
     assert whole.context_mask.sum() == sum(batch.context_mask.sum() for batch in group)
     assert whole.label_mask.sum() == sum(batch.label_mask.sum() for batch in group)
-    first = len(group[0].task_ids)
-    torch.testing.assert_close(whole.input_ids[first, : group[1].input_ids.shape[1]], group[1].input_ids[0])
+    first = len(group[0].dataset_ids)
+    torch.testing.assert_close(whole.inputs.input_ids[first, : group[1].inputs.length], group[1].inputs.input_ids[0])
+    assert whole.example_ids.tolist() == [number for batch in group for number in batch.example_ids.tolist()]
 
 
 @pytest.mark.parametrize(("window", "passes"), [(True, 1), (False, 4)])

@@ -33,7 +33,7 @@ class Speaks:
         self.passes += 1
         logits = torch.zeros(*batch.labels.shape, self.vocabulary)
         logits[..., :COMMON] = self.common
-        answer = answers(batch.input_ids, batch.labels.shape[1])
+        answer = answers(batch.inputs.input_ids, batch.labels.shape[1])
         return Features(
             logits=logits.scatter_add(2, answer[..., None], torch.full_like(logits[..., :1], self.believed))
         )
@@ -49,8 +49,8 @@ def batches(tiny, count=6, shuffled=False):
     made = []
     for seed in range(count):
         batch = tiny.batch(contexts=(5, 4, 3), labels=(4, 4, 4), seed=seed)
-        right = torch.where(batch.label_mask, answers(batch.input_ids, 4), -100)
-        made.append(replace(batch, labels=right, task_ids=torch.tensor([0, 1, 0])))
+        right = torch.where(batch.label_mask, answers(batch.inputs.input_ids, 4), -100)
+        made.append(replace(batch, labels=right, dataset_ids=torch.tensor([0, 1, 0])))
     if shuffled:
         labels = [batch.labels for batch in made]
         made = [replace(batch, labels=(other + 1) % COMMON) for batch, other in zip(made, labels, strict=True)]

@@ -41,7 +41,7 @@ class Shown:
     def features(self, batch, request):
         assert not torch.is_grad_enabled()
         self.seen += 1
-        seed = self.seed + int(batch.input_ids.sum())
+        seed = self.seed + int(batch.inputs.input_ids.sum())
         return self.tiny.features(batch, LAYERS, vocabulary=self.tiny.VOCABULARY, seed=seed)
 
 
@@ -61,7 +61,7 @@ def run(tiny, batches, ranks=None, teacher=True, objective=OBJECTIVE):
 @pytest.fixture
 def batches(tiny):
     made = [tiny.batch(contexts=(5, 3), labels=(4, 6), seed=1), tiny.batch(contexts=(2, 7), labels=(1, 3), seed=2)]
-    return [replace(made[0], task_ids=torch.tensor([0, 1])), replace(made[1], task_ids=torch.tensor([1, 1]))]
+    return [replace(made[0], dataset_ids=torch.tensor([0, 1])), replace(made[1], dataset_ids=torch.tensor([1, 1]))]
 
 
 def test_terms_are_sums_over_counts_of_the_whole_set(tiny, batches):
@@ -70,7 +70,7 @@ def test_terms_are_sums_over_counts_of_the_whole_set(tiny, batches):
     counts: dict[str, float] = {}
     for batch in batches:
         shown, taught = (
-            tiny.features(batch, LAYERS, vocabulary=tiny.VOCABULARY, seed=seed + int(batch.input_ids.sum()))
+            tiny.features(batch, LAYERS, vocabulary=tiny.VOCABULARY, seed=seed + int(batch.inputs.input_ids.sum()))
             for seed in (0, 1000)
         )
         for term, value in OBJECTIVE.terms(shown, taught, batch).items():

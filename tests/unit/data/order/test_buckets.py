@@ -56,7 +56,7 @@ def loader_of(tasks, mixture, accumulation_steps: int = 1, rank: int = 0, world_
 def rows(batch) -> list[tuple[int, int]]:
     """(task, example) of each row."""
     firsts = batch.labels[:, 0].tolist()
-    return list(zip(batch.task_ids.tolist(), [first - 10 for first in firsts], strict=True))
+    return list(zip(batch.dataset_ids.tolist(), [first - 10 for first in firsts], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_windows_hold_the_mixtures_examples_and_batches_keep_to_the_budget(budge
         seen: list[tuple[int, int]] = []
         while len(seen) < 3 * window:
             (batch,) = loader.next_group()
-            assert batch.input_ids.numel() + batch.labels.numel() <= budget or len(batch.task_ids) == 1
+            assert batch.inputs.input_ids.numel() + batch.labels.numel() <= budget or len(batch.dataset_ids) == 1
             seen += batch_rows(batch)
             assert loader.examples == len(seen)
     for number in range(3):
@@ -89,7 +89,7 @@ def test_windows_hold_the_mixtures_examples_and_batches_keep_to_the_budget(budge
 
 def batch_rows(batch) -> list[tuple[int, int]]:
     """(task, example) of each row of a BART batch: -100, the word, the end token, then padding."""
-    return list(zip(batch.task_ids.tolist(), (batch.labels[:, 1] - 10).tolist(), strict=True))
+    return list(zip(batch.dataset_ids.tolist(), (batch.labels[:, 1] - 10).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -98,8 +98,8 @@ def test_a_step_sees_the_same_micro_batches_however_it_is_split(tasks, mixture, 
     position, expected = 0, []
     for _ in range(4):
         picks = plan.take(position, 24)
-        expected.append([list(zip(part.tasks.tolist(), part.examples.tolist(), strict=True)) for part in picks])
-        position += sum(len(part.tasks) for part in picks)
+        expected.append([list(zip(part.datasets.tolist(), part.examples.tolist(), strict=True)) for part in picks])
+        position += sum(len(part.datasets) for part in picks)
     ranks = [loader_of(tasks, mixture, 24 // world_size, rank, world_size) for rank in range(world_size)]
     for step in expected:
         groups = [[rows(batch) for batch in loader.next_group()] for loader in ranks]
@@ -146,7 +146,7 @@ def test_a_state_of_other_batches_is_refused(tasks, mixture):
         loader.next_group()
         with pytest.raises(DataError, match=r"batch\.max_tokens have changed"):
             other.load_state_dict(loader.state_dict())
-        ends = np.cumsum([len(part.tasks) for part in plan_of(tasks, mixture).take(0, 4)])
+        ends = np.cumsum([len(part.datasets) for part in plan_of(tasks, mixture).take(0, 4)])
         inside = next(position for position in range(1, int(ends[-1])) if position not in ends)
         with pytest.raises(DataError, match=rf"position {inside} is inside a micro-batch"):
             loader.load_state_dict({**loader.state_dict(), "position": inside})
@@ -194,13 +194,13 @@ def test_padding_of_the_four_tasks_and_shares_of_their_mixture(multiple, most):
     real = padded = 0
     drawn = np.zeros(4, np.int64)
     for part in islice(plan._from(0), 500):
-        sums = [tasks[task].lengths(part.examples[part.tasks == task]) for task in range(4)]
+        sums = [tasks[task].lengths(part.examples[part.datasets == task]) for task in range(4)]
         contexts, labels = (np.concatenate(side) for side in zip(*sums, strict=True))
         longest = [-(-int(side.max()) // multiple) * multiple for side in (contexts, labels)]
         assert len(contexts) * sum(longest) <= 4096
         real += int(contexts.sum() + labels.sum())
         padded += len(contexts) * sum(longest)
-        drawn += np.bincount(part.tasks, minlength=4)
+        drawn += np.bincount(part.datasets, minlength=4)
     assert 1 - real / padded < most
     # 500 micro-batches are about two windows: the whole ones are exact, of the last some batches are missing
     assert drawn / drawn.sum() == pytest.approx(mixture.shares, abs=0.01)

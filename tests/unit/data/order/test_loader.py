@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_engine.data.errors import DataError
-from distill_engine.data.order.collate import collate, filler_batch
+from distill_engine.data.order.collate import Picks, collate, filler_batch
 from distill_engine.data.order.loader import TrainLoader, ValidationLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.data.order.prefetch import Prefetcher
@@ -60,7 +60,7 @@ class NumberedTask:
 def picks(batch: Batch) -> list[tuple[int, int]]:
     """(task, index) of each row that counts."""
     counts = batch.label_mask.any(1)
-    rows = zip(batch.task_ids[counts].tolist(), batch.input_ids[counts][:, 0].tolist(), strict=True)
+    rows = zip(batch.dataset_ids[counts].tolist(), batch.inputs.input_ids[counts][:, 0].tolist(), strict=True)
     return [(task, first - 10) for task, first in rows]
 
 
@@ -87,41 +87,44 @@ def taken(loader: TrainLoader, groups: int) -> list[list[tuple[int, int]]]:
 
 
 def test_blenderbot_batch():
-    batch = collate([example([5, 6, 2], [7, 8, 2]), example([9, 2], [4, 2])], [0, 3], BLENDERBOT, 1)
-    assert batch.input_ids.tolist() == [[5, 6, 2], [9, 2, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    picks = Picks(np.array([0, 3]), np.array([6, 1]))
+    batch = collate([example([5, 6, 2], [7, 8, 2]), example([9, 2], [4, 2])], BLENDERBOT, 1, picks=picks)
+    assert batch.inputs.input_ids.tolist() == [[5, 6, 2], [9, 2, 0]]
+    assert batch.inputs.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.decoder_input_ids.tolist() == [[1, 7, 8], [1, 4, 0]]
     assert batch.labels.tolist() == [[7, 8, 2], [4, 2, -100]]
-    assert batch.task_ids.tolist() == [0, 3]
-    assert all(getattr(batch, name).dtype == torch.int64 for name in Batch.__dataclass_fields__)
+    assert (batch.dataset_ids.tolist(), batch.example_ids.tolist()) == ([0, 3], [6, 1])
+    dtypes = []
+    batch.each(lambda tensor: dtypes.append(tensor.dtype) or tensor)
+    assert set(dtypes) == {torch.int64} and len(dtypes) == 6
 
 
 def test_bart_batch():
-    batch = collate([example([0, 6, 2], [7, 8, 2]), example([0, 9, 6, 2], [4, 2])], [0, 0], BART, 1)
-    assert batch.input_ids.tolist() == [[0, 6, 2, 1], [0, 9, 6, 2]]
+    batch = collate([example([0, 6, 2], [7, 8, 2]), example([0, 9, 6, 2], [4, 2])], BART, 1)
+    assert batch.inputs.input_ids.tolist() == [[0, 6, 2, 1], [0, 9, 6, 2]]
     assert batch.decoder_input_ids.tolist() == [[2, 0, 7, 8], [2, 0, 4, 1]]
     assert batch.labels.tolist() == [[-100, 7, 8, 2], [-100, 4, 2, -100]]
 
 
 def test_a_pad_id_inside_a_context_is_not_padding():
-    assert collate([example([0, 5], [2])], [0], BLENDERBOT, 1).attention_mask.tolist() == [[1, 1]]
+    assert collate([example([0, 5], [2])], BLENDERBOT, 1).inputs.attention_mask.tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize(("layout", "extra"), [(BLENDERBOT, 0), (BART, 1)])
 def test_lengths_are_rounded_up_as_parlai_does(layout, extra):
-    batch = collate([example([5] * 9, [7] * 8 + [2])], [0], layout, 8)
-    assert batch.input_ids.shape == (1, 16)
+    batch = collate([example([5] * 9, [7] * 8 + [2])], layout, 8)
+    assert batch.inputs.input_ids.shape == (1, 16)
     assert batch.labels.shape == batch.decoder_input_ids.shape == (1, 16 + extra)
     # never beyond what was checked against the position tables
-    cut = collate([example([5] * 9, [7] * 8 + [2])], [0], layout, 8, TokenLimits(12, 9))
-    assert cut.input_ids.shape == (1, 12) and cut.labels.shape == (1, 9 + extra)
+    cut = collate([example([5] * 9, [7] * 8 + [2])], layout, 8, TokenLimits(12, 9))
+    assert cut.inputs.input_ids.shape == (1, 12) and cut.labels.shape == (1, 9 + extra)
 
 
 @pytest.mark.parametrize("layout", [BLENDERBOT, BART])
 def test_a_filler_batch_counts_for_nothing_but_can_be_attended(layout):
     batch = filler_batch(layout)
     assert not batch.label_mask.any() and batch.context_mask.any()
-    assert batch.decoder_input_ids.shape == batch.labels.shape and len(batch.task_ids) == 1
+    assert batch.decoder_input_ids.shape == batch.labels.shape and len(batch.dataset_ids) == 1
 
 
 # -- Training order ----------------------------------------------------------------------------------------------
@@ -238,8 +241,10 @@ def test_pinned_batches_are_the_same_batches():
     options = {"per_rank": 4, "accumulation_steps": 1, "pad_to_multiple_of": 1, "rank": 0, "world_size": 1}
     loaders = [TrainLoader([NumberedTask(10)], mixture, BLENDERBOT, **options, pin_memory=pin) for pin in (True, False)]
     for (pinned,), (plain,) in zip(*(iter([loader.next_group() for _ in range(3)]) for loader in loaders), strict=True):
-        for name in Batch.__dataclass_fields__:
-            assert getattr(pinned, name).is_pinned() and torch.equal(getattr(pinned, name), getattr(plain, name))
+        pairs: list[list[torch.Tensor]] = [[], []]
+        for batch, seen in zip((pinned, plain), pairs, strict=True):
+            batch.each(lambda tensor, seen=seen: seen.append(tensor) or tensor)
+        assert all(one.is_pinned() and torch.equal(one, other) for one, other in zip(*pairs, strict=True))
     for loader in loaders:
         loader.close()
 
@@ -257,7 +262,7 @@ def test_every_example_exactly_once_and_equally_many_batches(sizes, per_rank, wo
     ]
     batches = [list(loader) for loader in loaders]
     assert {len(part) for part in batches} == {len(loaders[0])}
-    assert all(len(batch.task_ids) <= per_rank for part in batches for batch in part)
+    assert all(len(batch.dataset_ids) <= per_rank for part in batches for batch in part)
     seen = sorted(pick for part in batches for batch in part for pick in picks(batch))
     assert seen == [(task, index) for task, size in enumerate(sizes) for index in range(size)]
 
@@ -265,8 +270,8 @@ def test_every_example_exactly_once_and_equally_many_batches(sizes, per_rank, wo
 def test_rows_of_a_batch_are_equally_long_as_far_as_it_goes():
     loader = ValidationLoader([NumberedTask(50), NumberedTask(50)], BLENDERBOT, per_rank=20, rank=0, world_size=1)
     batches = list(loader)
-    assert [set(batch.attention_mask.sum(1).tolist()) for batch in batches] == [{5}, {4}, {3}, {2}, {1}]
-    assert all(set(batch.task_ids.tolist()) == {0, 1} for batch in batches)
+    assert [set(batch.inputs.attention_mask.sum(1).tolist()) for batch in batches] == [{5}, {4}, {3}, {2}, {1}]
+    assert all(set(batch.dataset_ids.tolist()) == {0, 1} for batch in batches)
     assert [picks(batch) for batch in loader] == [picks(batch) for batch in batches]  # a second pass is the same
 
 

@@ -84,7 +84,7 @@ def bounded(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
         [task], Mixture([len(task)], [1.0], 1), LAYOUT,
         per_rank=64, accumulation_steps=1, pad_to_multiple_of=1, rank=0, world_size=1,
     ) as loader:  # fmt: skip
-        seen = sum(len(loader.next_group()[0].task_ids) for _ in range(80))
+        seen = sum(len(loader.next_group()[0].dataset_ids) for _ in range(80))
     say(json.dumps({"examples": len(task), "bytes": task.tokens.nbytes, "seen": seen}))
 
 

@@ -13,7 +13,7 @@ from distill_engine.interop.parlai.importer import import_parlai
 from distill_engine.interop.parlai.options.errors import ParlaiError
 from distill_engine.interop.parlai.source import SourceFiles
 from distill_engine.models.adapter import adapt
-from distill_engine.values import Batch, FeatureRequest
+from distill_engine.values import Batch, FeatureRequest, Tokens
 
 TASKDATA = Path(os.environ.get("TASKDATA_DIR") or Path(__file__).parents[3] / "fixtures" / "taskdata")
 REFERENCES = sorted(TASKDATA.glob("tiny_parlai/*/reference_forward.json"))
@@ -27,7 +27,7 @@ def parlai_batch(reference, start, end, agent) -> Batch:
     if agent == "bart":
         targets = torch.cat([targets.new_full((len(labels), 1), -100), targets], 1)
     decoder = torch.cat([first, labels[:, :-1]], 1)
-    return Batch(contexts, (contexts != 0).long(), decoder, targets, torch.zeros(len(labels), dtype=torch.long))
+    return Batch.of(Tokens(contexts, (contexts != 0).long()), decoder, targets)
 
 
 def test_there_are_references():
