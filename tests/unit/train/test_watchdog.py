@@ -175,6 +175,6 @@ def test_the_loop_beats_at_everything_it_begins(toy):
     positions = [beats.index(beat) for beat in expected]
     assert positions == sorted(positions)
     again = toy(max_steps=2, validate=Every(steps=2))
-    again.trainer.beat = beats.append
+    again.hooks.each.append(Supervision(beats.append))
     again.trainer.run()
     assert "reading part student of a checkpoint" in beats
