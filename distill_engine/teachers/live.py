@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from distill_engine.teachers.protocol import Engine, Teacher, TeacherParts
 from distill_engine.values import (
     IGNORED_LABEL,
     AttentionKind,
@@ -29,20 +30,12 @@ from distill_engine.values import (
 )
 
 
-class Engine(Protocol):
-    """A frozen model (engine.teacher)."""
-
-    def features(self, batch: Batch, request: FeatureRequest) -> Features:
-        """One forward pass."""
-        ...
-
-
-class LiveTeacher:
-    """See teachers.protocol.Teacher."""
+class LiveTeacher(Teacher):
+    """The model in memory; it provides everything."""
 
     def __init__(self, engine: Engine, *, window: bool = False) -> None:
         """`window`: one pass for all micro-batches of a step."""
-        self.engine = engine
+        self.engine: Engine = engine
         self._window = window
 
     def features(self, group: Sequence[Batch], request: FeatureRequest) -> Iterator[Features]:
@@ -54,6 +47,19 @@ class LiveTeacher:
         parts = list(_parts(self.engine.features(joined(group), request), group))
         while parts:
             yield parts.pop(0)
+
+
+class Live:
+    """teacher.source: live."""
+
+    meaning: ClassVar[str] = "the model itself, in memory as teacher.placement says"
+
+    def open(self, parts: TeacherParts) -> Teacher:
+        """Load it."""
+        return LiveTeacher(parts.load(), window=parts.window)
+
+
+LIVE = Live()
 
 
 def joined(group: Sequence[Batch]) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import repeat
@@ -15,6 +15,7 @@ from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.parts import Stateful
 from distill_engine.losses.objective import Objective
+from distill_engine.rollouts.protocol import Rollout
 from distill_engine.teachers.protocol import Teacher
 from distill_engine.train.decisions import Policies
 from distill_engine.train.hooks import Hooks
@@ -34,6 +35,7 @@ class Trainer:
     teacher: Teacher | None
     objective: Objective
     batches: Batches
+    rollout: Rollout
     policies: Policies
     checkpoints: Checkpoints
     ranks: Ranks
@@ -48,8 +50,6 @@ class Trainer:
         self._unlogged = False  # whether steps were taken that no record is about
         self._applied = False  # the last step, by this process
         self._stop_agreed = False
-
-    # ---- the loop --------------------------------------------------------------------------------------------
 
     def run(self) -> EndReason:
         """Train until a limit, a policy or a signal says stop; resumes where the newest good checkpoint ends.
@@ -77,7 +77,8 @@ class Trainer:
     def _step(self) -> None:
         with self._phase("data"):
             fault_point("in_step")
-            group = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
+            group: Sequence[Batch] = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
+            group = self.rollout.batches(group, self.teacher, self.student)
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
         request = self.objective.teacher_request()
@@ -134,8 +135,6 @@ class Trainer:
         if self._stop_agreed:
             return EndReason.STOP_REQUESTED
         return self.policies.end_reason(self.progress, self.batches.epoch)
-
-    # ---- what happens between steps ----------------------------------------------------------------------------
 
     def _moment(self) -> tuple[int, float, float]:
         return self.progress.steps, self.batches.epoch, self.progress.seconds

@@ -51,8 +51,9 @@ LAWS: dict[str, Law] = {
     "telemetry": law("values registry metrics"),
     "checkpoint": law("metrics cluster"),
     "teachers": law("values"),
+    "rollouts": law("values teachers.protocol"),
     "train": law(
-        "teachers.protocol values registry metrics checkpoint losses.objective losses.quality",
+        "teachers.protocol rollouts.protocol values registry metrics checkpoint losses.objective losses.quality",
         NOT_ENGINE | {"wandb", "transformers"},
     ),
     "setup": law("values models data cluster recipe checkpoint"),

@@ -14,6 +14,7 @@ from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.engine.distributed import Ranks, RanksApartError
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
+from distill_engine.rollouts.gold import GOLD
 from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
@@ -89,6 +90,7 @@ def make_trainer(
         teacher=teacher,
         objective=goal,
         batches=batches,
+        rollout=GOLD,
         policies=Policies(
             schedule(), KeepBest("min"), EarlyStopping(None, "min"), Every(1), Every(4), Every(),
             Limits(max_steps, max_skipped_steps=max_skipped_steps),
@@ -201,7 +203,7 @@ def not_finite(bench: Bench) -> dict:
     trainer.student.module.model.final_logits_bias.fill_(NAN)
     published: list[int] = []
     trainer.hooks.new_best = lambda progress, values: published.append(progress.steps)
-    trainer._decide(bench.ranks.broadcast(trainer.hooks.valid_values(0, 0.0)))
+    trainer._decide(bench.ranks.broadcast(trainer.hooks.valid_values(trainer.progress)))
     trainer.batches.close()
     return {
         "best": trainer.policies.keep_best.best,

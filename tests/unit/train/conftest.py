@@ -16,6 +16,7 @@ from torch.nn import functional
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
+from distill_engine.rollouts.gold import GOLD
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.decisions import Policies
 from distill_engine.train.hooks import Hook, Hooks, Supervision
@@ -232,7 +233,7 @@ class Run:
             self.publishing,
         )
         self.trainer = Trainer(
-            student=self.student, teacher=self.teacher, objective=self.objective, batches=self.batches,
+            student=self.student, teacher=self.teacher, objective=self.objective, batches=self.batches, rollout=GOLD,
             policies=self.policies, checkpoints=self.checkpoints, ranks=self.ranks, sinks=self.sinks, hooks=self.hooks,
         )  # fmt: skip
 
