@@ -29,7 +29,7 @@ _TOKEN, _TEXT = "distill_engine.metrics.token", "distill_engine.metrics.text"
 # Their order is that of logs, reductions and golden files; what comes from elsewhere follows, by name.
 BUILT_IN: dict[str, dict[str, str]] = {
     "families": {},
-    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND"},
+    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
     "metrics": {
         "ppl": f"{_TOKEN}.ppl:PPL",
         "loss": f"{_TOKEN}.loss:LOSS",
