@@ -13,7 +13,7 @@ from pydantic import Field
 from distill_engine.data.kinds.named import AnySource
 from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.metrics.named import better
-from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
+from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 
 Placement = Literal["zero3", "node", "replica", "offload"]
 
@@ -38,8 +38,8 @@ class TeacherSection(Section):
 class StudentSection(Section):
     """The model that is trained. Sizes left out are the teacher's."""
 
-    family: Literal["blenderbot", "bart"] | None = Field(
-        None, description="Architecture; null: the teacher's (needed when there is no teacher)."
+    family: Annotated[str, name_of("families")] | None = Field(
+        None, description="Architecture (`distill list families`); null: the teacher's (needed without a teacher)."
     )
     init: Literal["teacher_layers", "random"] = Field(
         "teacher_layers",
@@ -97,7 +97,7 @@ class DataSection(Section):
     label_tokens: PositiveInt = Field(128, description="Labels keep their first N tokens, end token included.")
     delimiter: str = Field("\n", description="Text between history entries, tokenised on its own.")
     history_end_token: bool = Field(
-        False, description="Append the end token to contexts (BlenderBot 3B does; BART always has its own)."
+        False, description="Append the end token to contexts, where the family does not always."
     )
 
 

@@ -59,14 +59,15 @@ class Pairs(Kind):
         files = [split for split in ("train", "valid", "test") if getattr(own, split) is not None]
         if own.dataset is not None:
             if files:
-                yield Problem(files[0], "is set beside dataset", "Pairs come from files or from a dataset", "Remove one")
+                yield Problem(files[0], "is set beside dataset", "Pairs come from files or a dataset", "Remove one")
         elif own.train is None:
             yield Problem("train", "is missing", "Pairs are read from files, or `dataset` names one of the Hub",
                           "Name the training file")  # fmt: skip
         for key in ("config", "revision"):
             if own.dataset is None and getattr(own, key) is not None:
-                yield Problem(key, f"is {getattr(own, key)!r}, but dataset is null", "It belongs to a dataset of the Hub",
-                              "Remove it, or name the dataset")  # fmt: skip
+                rule = "It belongs to a dataset of the Hub"
+                what = f"is {getattr(own, key)!r}, but dataset is null"
+                yield Problem(key, what, rule, "Remove it, or name the dataset")
         if own.source == own.target:
             yield Problem("target", f"is {own.target!r}, and so is source", "Nothing is learnt from copying a column")
         yield from file_problems(own, may_be_folder=True)

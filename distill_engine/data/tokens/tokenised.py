@@ -138,7 +138,7 @@ class TokenisedTask:
     def largest_id(self) -> int:
         """The largest token id that any example holds; a model's vocabulary must be larger."""
         assert self.facts is not None
-        return max(self.layout.pad_id, self.layout.start_id, self.layout.end_id, self.facts.largest)
+        return max(self.layout.largest_id, self.facts.largest)
 
     def _lengths(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         contexts = np.minimum(bounds[:, 1] - bounds[:, 0], self._context_words) + self.layout.context_overhead
