@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill_engine.evaluate.generate import own_settings, spoken_lengths
+from distill_engine.families.lookup import shape_of
 from distill_engine.models.generation_settings import ONE_REPLY, GenerationError
 
 Mode = Literal["fixed", "free"]
@@ -153,7 +154,7 @@ def measure(
 
 def _require_room(models: Mapping[str, PreTrainedModel], new_tokens: int) -> None:
     for name, model in models.items():
-        positions = int(model.config.max_position_embeddings)
+        positions = shape_of(model.config).longest
         if new_tokens >= positions:  # the decoder's own first token takes a position, too
             raise GenerationError(
                 f"replies of {new_tokens} tokens each (--new-tokens) do not fit model {name!r}, which has {positions} "

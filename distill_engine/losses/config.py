@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, field_validator
@@ -11,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distill_engine.losses.terms.protocol import Term
-from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, known_name
+from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 from distill_engine.registry import load, names
 from distill_engine.values import FeatureRequest, Stack
 
@@ -120,7 +119,7 @@ class LossesSection(Section):
     balance_every_steps: PositiveInt = Field(200, description="By gradient: factors are updated every N steps.")
     balance_smoothing: Fraction = Field(0.7, description="By gradient: share of the old in each new average.")
     balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
-    divergence: Annotated[str, AfterValidator(partial(known_name, "divergences"))] = Field(
+    divergence: Annotated[str, name_of("divergences")] = Field(
         "forward_kl", description="From the teacher's next-token distribution; `distill list divergences` has them."
     )
     temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from distill_engine.recipe.problem import did_you_mean
@@ -22,11 +22,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def known_name(seam: str, name: str) -> str:
-    """The name, if the registry has it; raises what pydantic shows otherwise. For `AfterValidator`."""
-    known = names(seam)
-    if name not in known:
-        close = did_you_mean(name, known)
-        said = f"it should be one of: {', '.join(known)}" + (f". {close}" if close else "")
-        raise PydanticCustomError("unknown_name", "{said}", {"said": said})
-    return name
+def name_of(seam: str) -> AfterValidator:
+    """Lets a field hold only names that are registered."""
+
+    def check(name: str) -> str:
+        known = names(seam)
+        if name not in known:
+            close = did_you_mean(name, known)
+            said = f"it should be one of: {', '.join(known)}" + (f". {close}" if close else "")
+            raise PydanticCustomError("unknown_name", "{said}", {"said": said})
+        return name
+
+    return AfterValidator(check)

@@ -12,6 +12,8 @@ from distill_engine.cli import app
         ("terms", "losses.md"),
         ("divergences", "losses.md"),
         ("metrics", "metrics.md"),
+        ("families", "families.md"),
+        ("kinds", "data.md"),
         ("teachers", "teachers.md"),
         ("rollouts", "teachers.md"),
     ],
