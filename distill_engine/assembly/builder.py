@@ -215,14 +215,14 @@ class Builder:
 
     def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
         """Raises RecipeError if its source cannot show what the losses compare."""
-        config, folder = self._ready.teacher_config, self._ready.teacher_folder
+        shape, folder = self._ready.teacher_shape, self._ready.teacher_folder
         if not objective.weights.needs_teacher:
             return None
-        assert config is not None and folder is not None
+        assert shape is not None and folder is not None
         source, ranks = self._recipe.teacher.source, self._ranks
         engine = partial(self._engine, objective, ds_config, precision)
-        vocabulary, window = int(config["vocab_size"]), self._recipe.teacher.window
-        parts = TeacherParts(folder, engine, window, vocabulary, ranks.rank, ranks.world_size, ranks.device)
+        window = self._recipe.teacher.window
+        parts = TeacherParts(folder, engine, window, shape.vocab, ranks.rank, ranks.world_size, ranks.device)
         teacher: Teacher = load("teachers", source).open(parts)
         missing = lacking(teacher, objective.teacher_request())
         if missing:
