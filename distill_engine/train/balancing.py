@@ -73,7 +73,7 @@ class Moment(NamedTuple):
 
     attempt: int
     batch: Batch
-    taught: Features | None
+    teacher: Features | None
     divisor: Tensor
     factors: Mapping[str, float]
 
@@ -111,13 +111,13 @@ class Balancer:
         """Of every active term, in the registry's order."""
         return self._factors
 
-    def before_backward(self, attempt: int, batch: Batch, taught: Features | None, divisor: Tensor) -> None:
+    def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
         """Measure and decide, where this attempt is due; does nothing at its later micro-batches. Collective."""
         if attempt == self._measured_at or not self._policy.due(attempt):
             return
         self._measured_at = attempt
         before = self._factors
-        measured = self._measure(Moment(attempt, batch, taught, divisor, before))
+        measured = self._measure(Moment(attempt, batch, teacher, divisor, before))
         self._policy.observe(*self._ranks.broadcast((dict(measured.sizes), dict(measured.agreements))))
         self._factors = self._policy.factors
         self._changed(before, self._factors)
@@ -144,7 +144,7 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
     def measure(at: Moment) -> Measured:
         with torch.random.fork_rng(devices=devices):  # dropout of the step itself is as without this
             shown, _ = module(at.batch, objective.student_request())
-        terms = objective.terms(shown, at.taught, at.batch)
+        terms = objective.terms(shown, at.teacher, at.batch)
         local = torch.stack([torch.stack([value.sum.double(), value.count.double()]) for value in terms.values()])
         if objective.definition == "parlai":  # a mean of the ranks' own means
             local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)
@@ -168,7 +168,7 @@ def by_gradient(
     """
 
     def measure(at: Moment) -> Measured:
-        gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors, reference)
+        gradients.measure(at.attempt, at.batch, at.teacher, at.divisor, ranks.sum, at.factors, reference)
         weights, norms = objective.effective_weights(at.factors), gradients.matrix_norms()
         anchor = anchor_of(tuple(weights))
         ratios = {term: typical_ratio(own, norms[anchor]) for term, own in norms.items()}

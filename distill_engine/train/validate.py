@@ -85,15 +85,17 @@ class Validator:
             on_batch()
             counts = bool(batch.label_mask.any())
             batch = batch.to(device)
-            taught = None if teacher is None else next(teacher.features([batch], self._objective.teacher_request()))
-            shown = student.features(batch, self._objective.student_request())
-            vocabulary = 0 if taught is None else taught.vocabulary
+            request = self._objective.teacher_request()
+            teacher_outputs = None if teacher is None else next(teacher.features([batch], request))
+            student_outputs = student.features(batch, self._objective.student_request())
+            vocabulary = 0 if teacher_outputs is None else teacher_outputs.vocabulary
             if not counts:  # a filler: it took part in the teacher's collectives, that is all
                 continue
-            values, own = self._objective.terms_and_scores(shown, taught, batch)
-            scores = Scores(own, batch, None if taught is None else self._objective.teacher_scores(taught, batch))
+            values, own = self._objective.terms_and_scores(student_outputs, teacher_outputs, batch)
+            theirs = None if teacher_outputs is None else self._objective.teacher_scores(teacher_outputs, batch)
+            scores = Scores(own, batch, theirs)
             quality += tally.sums(scores, len(self._labels))
-            if taught is not None:
+            if teacher_outputs is not None:
                 doubts += doubt_sums(scores)
             for index, value in enumerate(values.values()):
                 terms[index, 0] += value.sum

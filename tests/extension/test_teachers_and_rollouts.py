@@ -45,4 +45,5 @@ def test_both_are_checked_trained_and_resumed(program, base_recipe, write_recipe
     assert json.loads((parts / "rollout" / "state.json").read_text()) == {"tokens": 4}
     assert json.loads((parts / "teacher" / "state.json").read_text())["asked"] > 4, "each step, and validations"
     assert json.loads((parts / "manifest.json").read_text())["identity"]["bigrams"] == 7
-    assert records[-1]["values"]["valid/teacher_ppl"] > 0
+    (validated,) = (one["values"] for one in records if one["kind"] == "valid" and one["step"] == 4)
+    assert validated["valid/teacher_ppl"] > 0
