@@ -5,10 +5,15 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 
-.PHONY: demo test oldest-triton lint bench clean
+.PHONY: demo g2p test oldest-triton lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/demo.py
+
+# Evaluates the committed teacher on all test words and distils one student: CMUdict, spelling to pronunciation.
+g2p: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[g2p]"
+	$(BIN)/python benchmarks/g2p.py
 
 test: lint
 	@tests/cluster/install_packages.sh
@@ -35,7 +40,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,datasets,dashboards]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,datasets,dashboards,g2p]"
 	touch $@
 
 clean:

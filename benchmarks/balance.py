@@ -19,13 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from runs import DEMO_RECIPE, ROOT, Machine, start_run, this_machine
+from runs import ROOT, finished, this_machine
 
 from distill_engine.losses.config import LossesSection, LossWeights
-from distill_engine.recipe.identity import recipe_difference
-from distill_engine.recipe.load import load_recipe
-from distill_engine.recipe.rules import read_recipe
-from distill_engine.telemetry.jsonl import read_history
 from distill_engine.telemetry.machine import machine_record
 
 ALL_ONES = tuple(f"losses.weights.{name}=1" for name in LossWeights.fields())
@@ -56,7 +52,7 @@ def main() -> int:
         folder = given.run_dir or Path(scratch)
         rows = {
             name: [
-                row(folder / f"{name}_{seed}", machine, [*given.overrides, f"seed={seed}", *ARMS[name]])
+                finished(folder / f"{name}_{seed}", machine, [*given.overrides, f"seed={seed}", *ARMS[name]])
                 for seed in range(1, given.seeds + 1)
             ]
             for name in given.arms
@@ -82,40 +78,6 @@ def _arms(given: str) -> tuple[str, ...]:
     if unknown := sorted(set(names) - set(ARMS)):
         raise argparse.ArgumentTypeError(f"no arm {', '.join(unknown)}; there are: {', '.join(ARMS)}")
     return names
-
-
-def row(folder: Path, machine: Machine, overrides: list[str]) -> dict[str, Any]:
-    """What became of one run, made now unless it is complete. Raises RunFailedError if it fails."""
-    if not complete(folder, overrides):
-        start_run(folder, machine, overrides, quiet=True)
-    found = outcome(folder)
-    sys.stderr.write(f"{folder.name}: {json.dumps(found)}\n")
-    return found
-
-
-def complete(folder: Path, overrides: list[str]) -> bool:
-    """Whether a run of this very recipe has ended there."""
-    if not (folder / "recipe.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
-        return False
-    wanted = read_recipe(DEMO_RECIPE, overrides)
-    if recipe_difference(load_recipe(folder / "recipe.yaml"), wanted).mathematics:
-        return False
-    last = max((record.step for record in read_history(folder / "metrics.jsonl") if record.kind == "valid"), default=0)
-    return wanted.stop.max_steps is not None and last >= wanted.stop.max_steps
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """Best and last perplexity, its step, seconds of training, and the last factors."""
-    records = read_history(folder / "metrics.jsonl")
-    valid = [(record.values["valid/ppl"], record.step) for record in records if record.kind == "valid"]
-    best, best_step = min(valid)
-    last = [record for record in records if record.kind == "train"][-1]
-    prefix = "train/balance/"
-    factors = {name.removeprefix(prefix): v for name, v in last.values.items() if name.startswith(prefix)}
-    return {
-        "valid_ppl": best, "best_step": best_step, "last_ppl": valid[-1][0], "steps": valid[-1][1],
-        "seconds": last.seconds, "factors": factors,
-    }  # fmt: skip
 
 
 def summarise(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -20,12 +20,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from scaling_ranks import measure  # noqa: E402
 from step_presets import PRESETS, Preset  # noqa: E402
 
+from distill_engine.families.lookup import fresh_shape  # noqa: E402
+from distill_engine.families.shape import Shape, Sizes  # noqa: E402
 from distill_engine.recipe.load import load_recipe  # noqa: E402
 from launcher.hardware import GPUS  # noqa: E402
 from launcher.job import Job  # noqa: E402
 from launcher.job_files import read_job  # noqa: E402
 from launcher.plan import Plan, assumptions, make_plan  # noqa: E402
-from launcher.shapes import ModelShape  # noqa: E402
 from launcher.traffic import traffic  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "bb3b_tinybert.yaml"
@@ -75,11 +76,10 @@ def job_of(preset: Preset) -> Job:
     """The benchmark's run on two ranks, for the plan."""
     from step import recipe_of
 
-    def shape(size: Any) -> ModelShape:
+    def shape(size: Any) -> Shape:
         layers = size.encoder_layers, size.decoder_layers
-        return ModelShape(
-            "blenderbot", preset.vocabulary, size.width, size.ffn_width, preset.heads, *layers, preset.context_tokens
-        )
+        sizes = Sizes(*layers, size.width, size.ffn_width, preset.heads, preset.context_tokens)
+        return fresh_shape("blenderbot", preset.vocabulary, sizes)
 
     configs = [json.loads((ROOT / "ds_configs" / name).read_text()) for name in ("zero2_fp32.json", CONFIGS[1].name)]
     models = shape(preset.student), shape(preset.teacher)

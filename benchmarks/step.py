@@ -33,25 +33,26 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from step_device import MatmulRate, given_seconds, peak_memory_mib, planned_memory_mib, profiled, wait  # noqa: E402
 from step_presets import PRESETS, WEIGHTS, Preset, arithmetic_gflop  # noqa: E402
-from transformers import AutoConfig  # noqa: E402
 
 from distill_engine.assembly.builder import Builder  # noqa: E402
 from distill_engine.assembly.resizing import split_of  # noqa: E402
-from distill_engine.data.tokens.layout import SequenceLayout  # noqa: E402
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens  # noqa: E402
 from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config  # noqa: E402
-from distill_engine.models.bart_family import FAMILIES  # noqa: E402
+from distill_engine.families.lookup import family_named  # noqa: E402
+from distill_engine.families.shape import Sizes  # noqa: E402
 from distill_engine.models.generation_settings import Decoder, read_settings, settle_student  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
 from distill_engine.setup.prepare import Prepared  # noqa: E402
-from distill_engine.student.build import StudentSizes, build_student, fresh_config  # noqa: E402
+from distill_engine.student.build import build_student, fresh_config  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
 from distill_engine.telemetry.sinks import SinkGroup  # noqa: E402
 from distill_engine.train.loop import Trainer  # noqa: E402
 
 PAD, START, END, FIRST_WORD = 0, 1, 2, 4
+SPECIAL = SpecialTokens(PAD, END, START)
 CONFIGS = {"fp16": "zero2.json", "bf16": "zero2_bf16.json", "fp32": "zero2_fp32.json"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 PLACEMENTS = ("zero3", "node", "replica", "offload")
@@ -88,13 +89,13 @@ def recipe_of(name: str, preset: Preset, placement: str = "zero3", kernels: str 
 def write_teacher(preset: Preset, folder: Path, device: torch.device | None = None) -> None:
     """A teacher with random weights, as a folder that the teacher's engine loads. A GPU makes them in no time, and
     then they are stored in 16 bits."""
-    family = FAMILIES["blenderbot"]
+    family = family_named("blenderbot")
     size = preset.teacher
-    sizes = StudentSizes(
+    sizes = Sizes(
         size.encoder_layers, size.decoder_layers, size.width, size.ffn_width, preset.heads, preset.context_tokens,
         dropout=0.0, attention_dropout=0.0,
     )  # fmt: skip
-    config = fresh_config(family, sizes, preset.vocabulary, {"pad": PAD, "start": START, "end": END})
+    config = fresh_config(family, sizes, preset.vocabulary, SPECIAL)
     with device or torch.device("cpu"):
         model = build_student(family, config, None, seed=2)
     (model.half() if device is not None and device.type == "cuda" else model).save_pretrained(folder)
@@ -115,13 +116,7 @@ def random_task(preset: Preset, examples: int = 512) -> TokenisedTask:
 
 
 def _layout() -> SequenceLayout:
-    family = FAMILIES["blenderbot"]
-    return SequenceLayout.of_family(
-        (PAD, START, END),
-        wraps_context=family.wraps_context,
-        end_before_start=family.end_before_start,
-        history_end_token=False,
-    )
+    return family_named("blenderbot").layout(SPECIAL)
 
 
 @contextmanager
@@ -148,8 +143,9 @@ def trainer_of(
         task = random_task(preset)
         ready = Prepared(
             recipe=recipe,
-            family=FAMILIES["blenderbot"],
+            family=family_named("blenderbot"),
             teacher_folder=teacher,
+            special=SPECIAL,
             teacher_config=json.loads((teacher / "config.json").read_text(encoding="utf-8")),
             tokenizer=None,
             layout=_layout(),
@@ -159,7 +155,7 @@ def trainer_of(
             valid_labels=(),
             generation=settle_student(
                 read_settings(teacher),
-                Decoder.of(AutoConfig.from_pretrained(teacher, trust_remote_code=False)),
+                Decoder((START,), START, preset.context_tokens, preset.vocabulary, END),
                 recipe.data.label_tokens,
             ),
         )

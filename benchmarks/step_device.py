@@ -16,10 +16,11 @@ from step_presets import GIGA, Preset, Size
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from distill_engine.families.lookup import fresh_shape
+from distill_engine.families.shape import Shape, Sizes
 from distill_engine.recipe.schema import Recipe
 from launcher.job import Job
 from launcher.memory_model import memory
-from launcher.shapes import ModelShape
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")  # beginnings: there are variants
@@ -64,11 +65,10 @@ def planned_memory_mib(
 ) -> float:
     """What the launcher's plan says of the same run, without what CUDA and its libraries hold outside the allocator."""
 
-    def shape(size: Size) -> ModelShape:
-        layers = (size.encoder_layers, size.decoder_layers)
-        return ModelShape(
-            "blenderbot", preset.vocabulary, size.width, size.ffn_width, preset.heads, *layers, preset.context_tokens
-        )
+    def shape(size: Size) -> Shape:
+        layers = size.encoder_layers, size.decoder_layers
+        sizes = Sizes(*layers, size.width, size.ffn_width, preset.heads, preset.context_tokens)
+        return fresh_shape("blenderbot", preset.vocabulary, sizes)
 
     student, teacher = shape(preset.student), shape(preset.teacher)
     job = Job(recipe, student, teacher, *configs, ranks, per_node, preset.batch, recipe.batch.accumulation_steps)

@@ -5,7 +5,7 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-metrics/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,25 @@ from distill_engine.recipe.problem import did_you_mean
 
 GROUP = "distill_engine"
 _TERMS, _DIVERGENCES = "distill_engine.losses.terms", "distill_engine.losses.divergences"
+_FAMILIES = "distill_engine.families"
+_KINDS = "distill_engine.data.kinds"
 _TOKEN, _TEXT = "distill_engine.metrics.token", "distill_engine.metrics.text"
 
 # Their order is that of logs, reductions and golden files; what comes from elsewhere follows, by name.
 BUILT_IN: dict[str, dict[str, str]] = {
-    "families": {},
-    "kinds": {},
+    "families": {
+        "blenderbot": f"{_FAMILIES}.blenderbot:FAMILY",
+        "blenderbot-small": f"{_FAMILIES}.blenderbot_small:FAMILY",
+        "bart": f"{_FAMILIES}.bart:FAMILY",
+        "mbart": f"{_FAMILIES}.mbart:FAMILY",
+        "marian": f"{_FAMILIES}.marian:FAMILY",
+        "pegasus": f"{_FAMILIES}.pegasus:FAMILY",
+        "m2m_100": f"{_FAMILIES}.m2m_100:FAMILY",
+        "t5": f"{_FAMILIES}.t5:FAMILY",
+        "mt5": f"{_FAMILIES}.mt5:FAMILY",
+        "umt5": f"{_FAMILIES}.umt5:FAMILY",
+    },
+    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND"},
     "metrics": {
         "ppl": f"{_TOKEN}.ppl:PPL",
         "loss": f"{_TOKEN}.loss:LOSS",
@@ -68,7 +81,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "teachers": {},
     "rollouts": {},
 }
-_BESIDE = {"metrics": ("measures", "unit", "better")}  # attributes that tables show beside the meaning
+# Attributes that tables show beside the meaning.
+_BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}
 _PLUGGED_IN: dict[str, dict[str, str]] = {seam: {} for seam in BUILT_IN}
 
 

@@ -166,11 +166,13 @@ class QueryKey:
     """The two factors of pre-softmax attention scores `scale * query @ key^T`.
 
     query [B, H, Q, E], key [B, H, K, E]; `scale` is the model's own (normally 1 / sqrt(E)).
+    bias  [H, Q, K] position bias that is added to the scores, or None
     """
 
     query: Tensor
     key: Tensor
     scale: float
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,8 @@ class Projected:
 class OutputHead:
     """The factors of a model's logits `hidden @ embedding^T + bias`; a kernel may never need the logits whole.
 
-    hidden    [B, T, D], the decoder's output
-    embedding [V, D], tied with the token embedding
+    hidden    [B, T, D], the decoder's output, times the output scale of a family that has one
+    embedding [V, D], the token embedding or a table of its own
     bias      [V], or None where it is all zeros
     masked_id the token that is never predicted (its logit is set to "minus infinity"), or None
     """

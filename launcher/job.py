@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distill_engine.families.shape import Shape
 from distill_engine.recipe.schema import Recipe
 from distill_engine.values import FeatureRequest, Stack
-from launcher.shapes import ModelShape
 
 FULL = 4  # bytes of a 32-bit number
 
@@ -28,8 +28,8 @@ class Job:
     """
 
     recipe: Recipe
-    student: ModelShape
-    teacher: ModelShape | None
+    student: Shape
+    teacher: Shape | None
     student_ds: Mapping[str, Any]
     teacher_ds: Mapping[str, Any]
     ranks: int
@@ -88,7 +88,8 @@ class Job:
     @property
     def trained(self) -> int:
         """Those that have a gradient."""
-        return self.weights - (0 if self.recipe.student.train_position_tables else self.student.position_tables)
+        frozen = self.student.form.computed or not self.recipe.student.train_position_tables
+        return self.weights - (self.student.position_tables if frozen else 0)
 
     @property
     def asked(self) -> FeatureRequest:
@@ -122,7 +123,7 @@ def kernel(job: Job, group: str) -> Implementation:
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"
-    heads = [shape.width // shape.heads for shape in (job.student, job.teacher) if shape is not None]
+    heads = [shape.largest_head for shape in (job.student, job.teacher) if shape is not None]
     fits = group != "attention" or max(heads) <= LARGEST_HEAD
     return "triton" if job.triton and fits else "chunked"
 
@@ -131,17 +132,17 @@ def _logit_rows(job: Job) -> int:
     return job.recipe.batch.max_tokens or job.labels
 
 
-def layers_of(shape: ModelShape) -> dict[Stack, tuple[int, ...]]:
+def layers_of(shape: Shape) -> dict[Stack, tuple[int, ...]]:
     """Numbers of all layers of each stack."""
     return {Stack.ENCODER: tuple(range(shape.encoder_layers)), Stack.DECODER: tuple(range(shape.decoder_layers))}
 
 
-def has_projections(recipe: Recipe, student: ModelShape, teacher: ModelShape | None) -> bool:
+def has_projections(recipe: Recipe, student: Shape, teacher: Shape | None) -> bool:
     """Whether linear maps stand between the student's features and the teacher's."""
     return teacher is not None and (student.width != teacher.width or recipe.student.projections == "always")
 
 
-def projection_parameters(recipe: Recipe, student: ModelShape, teacher: ModelShape | None) -> int:
+def projection_parameters(recipe: Recipe, student: Shape, teacher: Shape | None) -> int:
     """Linear maps beside the student, one for each feature that is compared at the teacher's width."""
     if teacher is None or not has_projections(recipe, student, teacher):
         return 0

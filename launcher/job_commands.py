@@ -21,6 +21,7 @@ from distill_engine.registry import RegistryError
 from launcher import disk, preflight, slurm, sweep
 from launcher.app import ERR, refuse, say
 from launcher.attempts import Start, own_start, record_end
+from launcher.container import container_words
 from launcher.history import read_run
 from launcher.job_files import JobFileError
 from launcher.requeue import ENDED_FROM_OUTSIDE, NO_VERDICT, PREFLIGHT, decide
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("preflight-node")(preflight_node)
     app.command("preflight-report")(preflight_report)
     app.command()(table)
+    app.command("container-words")(container_words)
 
 
 def after(

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from distill_engine.families.shape import Shape
 from distill_engine.losses.config import LossesSection
 from distill_engine.losses.terms.protocol import Operand
 from distill_engine.values import AttentionKind, FeatureRequest, Stack
 from launcher.job import FULL, Job, has_projections, kernel, layers_of
-from launcher.shapes import ModelShape
 
 # Of distill_engine.losses, which a login node without torch cannot import; a test keeps them equal.
 LOGIT_BLOCK_BYTES = 48 * 2**20  # logits of both models in fused prediction
@@ -75,11 +75,12 @@ def captured(job: Job) -> float:
     tokens = job.contexts if asked.encoder_output else 0
     tokens += sum(job.positions(stack) for stack in asked.embeddings)
     tokens += sum(job.positions(stack) * len(layers) for stack, layers in asked.hidden.items())
+    rows = 0
     for kind, layers in asked.attention.items():
-        tokens += (job.positions(kind.query_stack) + job.positions(_keys(kind))) * len(layers)
+        rows += (job.positions(kind.query_stack) + job.positions(_keys(kind))) * len(layers)
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
     logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
-    return float((width * tokens + logits) * job.word * job.held_batches)
+    return float((width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches)
 
 
 def _different(chosen: str | list[int], student_layers: int, teacher_layers: int) -> int:
@@ -141,7 +142,7 @@ def _needs_a_pass(losses: LossesSection) -> bool:
     return bool(losses.divergence != LossesSection.model_fields["divergence"].default)
 
 
-def _hidden(job: Job, teacher: ModelShape) -> _Group:
+def _hidden(job: Job, teacher: Shape) -> _Group:
     """Encoder output, embeddings, hidden states. Whole: the difference in 32 bits."""
     tokens, width, own = compared_tokens(job), teacher.width, job.student.width
     if not tokens:
@@ -165,14 +166,14 @@ def _hidden(job: Job, teacher: ModelShape) -> _Group:
     return _Group(0.0, gradients, slopes + matrix)
 
 
-def _attention(job: Job, teacher: ModelShape) -> _Group:
+def _attention(job: Job, teacher: Shape) -> _Group:
     """Attention scores. Whole: slopes in 32 bits, with 32-bit copies of the student's queries and keys."""
     kinds = list(attentions(job))
-    rows = sum(one.layers * (one.queries + one.keys) for one in kinds) * job.student.width
+    rows = sum(one.layers * (one.queries + one.keys) for one in kinds) * job.student.attention_width
     kind = kernel(job, "attention")
     if kind == "reference":
         held = rows + sum(one.layers * one.scores for one in kinds) * job.student.heads
-        widths = job.student.width + teacher.width
+        widths = job.student.attention_width + teacher.attention_width
         passing = max((one.scores * teacher.heads + (one.queries + one.keys) * widths for one in kinds), default=0)
         return _Group(held * FULL, rows * job.word, passing * FULL)
     return _Group(rows * FULL if kind == "chunked" else 0.0, rows * job.word)
@@ -180,4 +181,5 @@ def _attention(job: Job, teacher: ModelShape) -> _Group:
 
 def captured_of_student(job: Job) -> float:
     """Queries and keys of the student that losses look at: recomputed layers keep them all the same."""
-    return float(sum(one.layers * (one.queries + one.keys) for one in attentions(job)) * job.student.width * job.word)
+    rows = sum(one.layers * (one.queries + one.keys) for one in attentions(job))
+    return float(rows * job.student.attention_width * job.word)

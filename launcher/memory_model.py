@@ -7,11 +7,11 @@ different moments, but they are added up: what one stream has freed another cann
 
 from __future__ import annotations
 
+from distill_engine.families.shape import Shape
 from distill_engine.losses.config import BALANCED_BY_GRADIENT
 from launcher.job import FULL, Job, zero
 from launcher.job import kernel as kernel_of
 from launcher.loss_memory import captured, captured_of_student, losses
-from launcher.shapes import ModelShape
 from launcher.traffic import overlaps
 
 # DeepSpeed's own defaults, in elements
@@ -70,13 +70,13 @@ def gathered(job: Job) -> float:
     return float((live_parameters(job, job.teacher) + arriving + output) * job.word)
 
 
-def persistent(job: Job, teacher: ModelShape) -> int:
+def persistent(job: Job, teacher: Shape) -> int:
     """Elements of parameters that DeepSpeed gathers once and keeps whole."""
     threshold = int(zero(job.teacher_ds).get("stage3_param_persistence_threshold", _PERSISTENT))
     return sum(size * count for size, count in teacher.tensors.items() if size <= threshold)
 
 
-def live_parameters(job: Job, teacher: ModelShape) -> int:
+def live_parameters(job: Job, teacher: Shape) -> int:
     """Elements of parameters that are whole at a time, or on their way to be.
 
     Each module fetches up to a bucket of the next ones. A bucket that is larger than a layer runs ahead, module by
@@ -91,7 +91,7 @@ def live_parameters(job: Job, teacher: ModelShape) -> int:
     return min(teacher.parameters, persistent(job, teacher) + moving)
 
 
-def _arriving(job: Job, teacher: ModelShape) -> int:
+def _arriving(job: Job, teacher: Shape) -> int:
     """Elements of one gather, whose buffer still stands while its parameters are copied out."""
     bucket, limit = _ahead(job)
     layer = max(teacher.decoder_layer, teacher.encoder_layer)
@@ -105,7 +105,7 @@ def _ahead(job: Job) -> tuple[int, int]:
     return bucket, int(config.get("stage3_max_live_parameters", _MAX_LIVE))
 
 
-def _largest_tensor(teacher: ModelShape) -> int:
+def _largest_tensor(teacher: Shape) -> int:
     return max(size for size in teacher.tensors if size != teacher.embedding)
 
 
@@ -178,12 +178,12 @@ def activations(job: Job) -> float:
 def kept_activations(job: Job) -> float:
     """Inputs of products and norms, all that the forward pass leaves; of attention all but its scores.
 
-    Layer of either family: input, normed input, queries, keys, values, mixed values, and the same of the feed-forward
+    A layer of any family, about: input, normed input, queries, keys, values, mixed values, the same of the feed-forward
     part; the decoder's cross-attention besides, whose keys and values have the context's length. Dropout keeps a byte
     for each element. Outside the layers: the ends of both stacks and, scaled, the embeddings.
     """
     shape = job.student
-    ends = 2 + int(bool(job.asked.embeddings) and shape.family == "blenderbot")
+    ends = 2 + int(bool(job.asked.embeddings) and shape.form.scaled_embeddings)
     outside = (job.contexts + job.labels) * shape.width * (ends * job.word + _dropout(job))
     if job.recipe.student.activation_checkpointing:
         inputs = (shape.encoder_layers * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word

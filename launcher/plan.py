@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distill_engine.families.shape import Shape
 from launcher.hardware import Gpu
 from launcher.job import FULL, Job, has_projections, kernel
 from launcher.loss_memory import attentions, compared_tokens
 from launcher.memory_model import host_memory, memory
-from launcher.shapes import ModelShape
 from launcher.traffic import (
     HOOK_SECONDS,
     HOP_BETWEEN,
@@ -127,7 +127,7 @@ def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
     }
 
 
-def _forward_flops(shape: ModelShape, job: Job) -> float:
+def _forward_flops(shape: Shape, job: Job) -> float:
     """Two for each parameter and token, plus the attention products."""
     data, context, label = job.recipe.data, job.contexts, job.labels
     cross = 2 * (shape.width * shape.width + shape.width)  # keys and values of the context

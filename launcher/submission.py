@@ -13,6 +13,7 @@ from distill_engine.recipe.shipped import HOME, INSTALLED
 
 SCRIPT = HOME / "slurm" / "distill_bb3b.sh"
 JOB_FILE = "job"
+CONTAINER_VARIABLES = ("CONTAINER", "CONTAINER_RUNTIME", "CONTAINER_MOUNTS", "CONTAINER_PYTHON")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def plan_submission(
     }
     if INSTALLED and not os.environ.get("PYTHON"):  # there is no .venv beside the job scripts
         environment["PYTHON"] = sys.executable
+    environment |= {name: os.environ[name] for name in CONTAINER_VARIABLES if os.environ.get(name)}
     if resize:
         environment["RESIZE"] = "1"
     if ds_config is not None:

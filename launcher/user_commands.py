@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,10 @@ import typer
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.shipped import INSTALLED, copy_templates
+from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, HOME, INSTALLED, copy_templates
 from launcher import slurm
 from launcher.app import refuse, say
+from launcher.container import container
 from launcher.history import RunState, job_of, read_run
 from launcher.submission import SCRIPT, plan_submission, remember_job
 
@@ -69,7 +71,9 @@ def submit(
         resize=resize,
     )
     if dry_run:
-        say(f"{submission.shown()}\n\n# {SCRIPT}")
+        say(f"{submission.shown()}\n")
+        say(_inside(submission.environment))
+        say(f"# {SCRIPT}")
         say(SCRIPT.read_text(encoding="utf-8"))
         return
     try:
@@ -78,6 +82,21 @@ def submit(
     except (slurm.SlurmError, OSError) as error:
         refuse(f"submit: {error}")
     say(f"job {job}; look at it with: python -m launcher status {shlex.quote(str(folder))}")
+
+
+def _inside(environment: Mapping[str, str]) -> str:
+    """What the job's srun is given with CONTAINER; empty without."""
+    if "CONTAINER" not in environment:
+        return ""
+    folders = [HOME, Path.cwd(), Path(environment["RUN_DIR"]), Path(environment["RECIPE"]).parent]
+    folders += [Path(environment.get("DS_CONFIG", DEFAULT_DS_CONFIG)).parent]
+    runtime, more = environment.get("CONTAINER_RUNTIME", ""), environment.get("CONTAINER_MOUNTS", "")
+    try:
+        found = container(environment["CONTAINER"], folders, workdir=Path.cwd(), runtime=runtime, more=more)
+    except ValueError as error:
+        refuse(f"submit: {error}")
+    python = environment.get("CONTAINER_PYTHON", "python3")
+    return f"# its ranks: srun {shlex.join([*found.srun, *found.inside, python])} ...\n"
 
 
 def templates(

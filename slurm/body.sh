@@ -10,7 +10,7 @@ set -u
 
 # PYTHON as a path: the one that was asked for and no other; else the repository's, else the system's, which is said.
 choose_python() {
-  local asked=${PYTHON:-} missing
+  local asked=${PYTHON:-} missing needed=()
   if [[ -n $asked ]]; then
     PYTHON=$(type -P -- "$asked") && [[ -f $PYTHON ]] || refuse "PYTHON is '$asked': there is no such program on $(hostname)"
   elif [[ -x $home/.venv/bin/python ]]; then
@@ -19,8 +19,10 @@ choose_python() {
     PYTHON=$(type -P python3) || refuse "there is no $home/.venv/bin/python and no python3: set PYTHON to the interpreter that has the engine"
     printf 'slurm: there is no %s, so this is run by %s\n' "$home/.venv/bin/python" "$PYTHON"
   fi
-  missing=$("$PYTHON" -c 'from importlib.util import find_spec as find
-print(*(name for name in ("torch", "deepspeed", "transformers", "typer", "distill_engine") if not find(name)))') || missing=
+  [[ -n ${CONTAINER:-} ]] || needed=(torch deepspeed transformers) # else they are in the image: this one talks to Slurm
+  missing=$("$PYTHON" -c 'import sys
+from importlib.util import find_spec as find
+print(*(name for name in sys.argv[1:] if not find(name)))' "${needed[@]}" typer pydantic distill_engine) || missing=
   [[ -z $missing ]] || refuse "PYTHON is '$PYTHON', which lacks ${missing// /, }: set it to the interpreter that has the engine"
 }
 
@@ -32,6 +34,18 @@ if [[ -f $home/distill_engine/run.py ]]; then
   export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 fi
 choose_python
+rank_python=$PYTHON
+srun_flags=() inside=()
+# enter_container FOLDER...: with CONTAINER, what stands around the ranks' interpreter so that it runs inside the image
+enter_container() {
+  local words word part=srun_flags
+  [[ -n ${CONTAINER:-} ]] || return 0
+  words=$("$PYTHON" -m launcher container-words -- "$CONTAINER" "$home" "$PWD" "$@") || exit 78
+  while IFS= read -r word; do
+    if [[ -z $word ]]; then part=inside; elif [[ $part == inside ]]; then inside+=("$word"); else srun_flags+=("$word"); fi
+  done <<<"$words"
+  rank_python=${CONTAINER_PYTHON:-python3}
+}
 export PYTHONFAULTHANDLER=1
 export SLURM_EXPORT_ENV=ALL # sbatch --export=NONE is about the shell of who submits; steps get what stands here
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
@@ -108,6 +122,8 @@ train() {
   verdict=$logs/verdict-$SLURM_JOB_ID bad_nodes=$logs/bad-nodes-$SLURM_JOB_ID
   rm -f -- "$verdict" "$bad_nodes"
 
+  enter_container "$(realpath -- "$run_dir")" "$(dirname -- "$(realpath -- "$recipe")")" "$(dirname -- "$(realpath -- "$ds_config")")"
+
   "$PYTHON" -m launcher.attempts begin "$run_dir" || exit
   # --signal=B:USR1@N tells this shell alone; SIGTERM comes when Slurm ends the job, and its kill soon after. In both
   # cases the ranks save (a second USR1 would end them), and this shell lives until they have
@@ -130,7 +146,8 @@ train() {
   if [[ ${PREFLIGHT:-1} != 0 ]]; then
     # --wait: a node that hangs is ended, and so named by the report, 90 s after the first one has answered
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=90 \
-      bash -c 'trap "" USR1; exec "$@"' preflight "$PYTHON" -m launcher preflight-node --run-dir="$run_dir" |
+      "${srun_flags[@]}" \
+      bash -c 'trap "" USR1; exec "$@"' preflight "${inside[@]}" "$rank_python" -m launcher preflight-node --run-dir="$run_dir" |
       "$PYTHON" -m launcher preflight-report --nodes "$SLURM_JOB_NUM_NODES" --gpus-per-node "$gpus" --bad-nodes="$bad_nodes" \
         --run-dir="$run_dir" --recipe="$recipe" --ds-config="$ds_config" -- "$@"
     code=$?
@@ -144,7 +161,7 @@ train() {
     # the first rank that ends badly ends the step; --wait does the same when one ends well and others stay
     DISTILL_VERDICT=$verdict srun --ntasks="$((per_node * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$per_node" \
       --kill-on-bad-exit=1 --wait=120 --unbuffered --open-mode=append --output="$run_dir/logs/%x-%j-%N.log" \
-      "$PYTHON" -u "${program[@]}" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@" &
+      "${srun_flags[@]}" "${inside[@]}" "$rank_python" -u "${program[@]}" --recipe="$recipe" --ds_config="$ds_config" --run-dir="$run_dir" "$@" &
     step=$!
     [[ -z $told ]] || tell_ranks # it came before there was a step to tell
     while signalled=""; wait "$step"; code=$?; [[ -n $signalled ]]; do :; done # a signal ends `wait`, not the step

@@ -21,4 +21,5 @@ done
 }
 source "$home/slurm/body.sh" || exit 78
 (($#)) || refuse "no run folder is given. Say which: sbatch slurm/evaluate.sh runs/NAME"
-srun --ntasks=1 --nodes=1 "$PYTHON" -u -m distill_engine.cli evaluate "$@"
+enter_container
+srun --ntasks=1 --nodes=1 "${srun_flags[@]}" "${inside[@]}" "$rank_python" -u -m distill_engine.cli evaluate "$@"

@@ -17,23 +17,25 @@ from transformers import (
 )
 
 from distill_engine.data.order.collate import Picks, collate
-from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenised import Example, TokenLimits
+from distill_engine.families.lookup import family_named
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
-from distill_engine.models.bart_family import FAMILIES
 from distill_engine.models.loading import Checkpoint
-from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
+from distill_engine.student.build import TeacherLayers, build_student, student_config
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
 from distill_engine.values import Batch, Stack
 
 VOCABULARY = 96
 PAD, START, END = 0, 1, 2
+SPECIAL = SpecialTokens(PAD, END, START)
 FIRST_WORD = 5
 ENCODER_LAYERS, DECODER_LAYERS, WIDTH = 2, 4, 32
-STUDENT_SIZES = StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.0)
+STUDENT_SIZES = Sizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.0)
 ALL_TERMS = LossWeights(
     task=1.0, encoder=0.5, embedding=2.0, hidden=1.5, self_attention=0.3, cross_attention=0.2, prediction=3.0
 )
@@ -82,13 +84,7 @@ def save_teacher(
 
 def layout(family: str) -> SequenceLayout:
     """How the family's texts are wrapped."""
-    facts = FAMILIES[family]
-    return SequenceLayout.of_family(
-        (PAD, START, END),
-        wraps_context=facts.wraps_context,
-        end_before_start=facts.end_before_start,
-        history_end_token=False,
-    )
+    return family_named(family).layout(SPECIAL)
 
 
 def examples(count: int, family: str, seed: int = 0) -> list[Example]:
@@ -128,7 +124,7 @@ class Source:
         return self._examples[index]
 
 
-def objective(sizes: StudentSizes = STUDENT_SIZES, weights: LossWeights = ALL_TERMS, **options: object) -> Objective:
+def objective(sizes: Sizes = STUDENT_SIZES, weights: LossWeights = ALL_TERMS, **options: object) -> Objective:
     """All terms, layers mapped evenly."""
     depths = {
         Stack.ENCODER: (ENCODER_LAYERS, sizes.encoder_layers or ENCODER_LAYERS),
@@ -138,12 +134,12 @@ def objective(sizes: StudentSizes = STUDENT_SIZES, weights: LossWeights = ALL_TE
 
 
 def student(
-    teacher_folder: Path, goal: Objective, sizes: StudentSizes = STUDENT_SIZES, *, seed: int = 1, copied: bool = False
+    teacher_folder: Path, goal: Objective, sizes: Sizes = STUDENT_SIZES, *, seed: int = 1, copied: bool = False
 ) -> StudentModule:
     """A student with what `goal` asks for: projections where it is narrower, copied layers where `copied`."""
     config = student_config(AutoConfig.from_pretrained(teacher_folder), sizes)
     init = TeacherLayers(Checkpoint(teacher_folder), goal.supervision) if copied else None
-    model = build_student(FAMILIES[config.model_type], config, init, seed)
+    model = build_student(family_named(config.model_type), config, init, seed)
     projections = None
     if config.d_model != WIDTH:
         projections = Projections(goal.student_request(), config.d_model, WIDTH, seed)

@@ -25,6 +25,7 @@ from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings,
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective
@@ -145,11 +146,11 @@ class Builder:
     def _objective(self) -> Objective:
         losses, student = self._recipe.losses, self._recipe.student
         weights = losses.weights
-        config = self._ready.teacher_config
+        teacher = self._ready.teacher_shape
         supervision: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
-        if config is not None and weights.needs_teacher:
+        if teacher is not None and weights.needs_teacher:
             for stack, choice in by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
-                depth = int(config[f"{stack.value}_layers"])
+                depth = teacher.depth(stack)
                 own = getattr(student, f"{stack.value}_layers") or depth
                 supervision[stack] = resolve_layer_map(choice, depth, own)
         return Objective(
@@ -174,18 +175,17 @@ class Builder:
 
     def _logits_bytes(self, positions: int) -> int:
         """Size of one model's float32 logits at so many label positions."""
-        config = self._ready.teacher_config
-        vocabulary = len(self._ready.tokenizer) if config is None else int(config["vocab_size"])
+        teacher = self._ready.teacher_shape
+        vocabulary = len(self._ready.tokenizer) if teacher is None else teacher.vocab
         return 4 * positions * vocabulary
 
     def _largest_head(self) -> int:
         """Elements of one attention head, of teacher or student; 0 without a teacher."""
-        config, student = self._ready.teacher_config, self._recipe.student
-        if config is None:
+        teacher, student = self._ready.teacher_shape, self._recipe.student
+        if teacher is None:
             return 0
-        heads = [int(config[f"{stack.value}_attention_heads"]) for stack in Stack]
-        own = (student.width or int(config["d_model"])) // (student.heads or min(heads))
-        return max(own, int(config["d_model"]) // min(heads))
+        own = teacher.resized(Sizes(width=student.width, heads=student.heads))
+        return max(own.largest_head, teacher.largest_head)
 
     def _check_space(self, student: StudentEngine) -> None:
         """Before the teacher is loaded, which takes longest. Raises RunFolderError."""

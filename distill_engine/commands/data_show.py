@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.data.kinds.named import kind_of
 from distill_engine.recipe.shipped import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _OUT = Console()
 _ERR = Console(stderr=True)
 _BAR_WIDTH = 40
+Words = tuple[str, str]  # what people call an input and an answer
 
 
 def show(
@@ -55,13 +57,14 @@ def show(
         raise typer.Exit(BAD_INPUT)
     from distill_engine.data.tokens.summary import summarise
 
+    words = {source.title: kind_of(source).words for source in ready.recipe.data.tasks}
     for label, task in chosen.items():
-        _print_examples(label, task, ready.tokenizer, examples)
+        _print_examples(label, task, words[label], ready.tokenizer, examples)
     _print_markers(chosen, ready.tokenizer)
     summaries = {label: summarise(task) for label, task in chosen.items()}
     for label, summary in summaries.items():
-        _print_histogram(label, summary)
-    _print_tables(summaries, _shares(ready) if split == "train" else {}, split)
+        _print_histogram(label, words[label], summary)
+    _print_tables(summaries, words, _shares(ready) if split == "train" else {}, split)
 
 
 def _prepared(
@@ -72,7 +75,7 @@ def _prepared(
     from distill_engine.recipe.rules import read_recipe
 
     changes = [*overrides, *([f"data.root={json.dumps(str(root))}"] if root is not None else [])]
-    known = {task.label or task.name for task in load_recipe(recipe, changes).data.tasks}
+    known = {task.title for task in load_recipe(recipe, changes).data.tasks}
     if not set(wanted) <= known:
         changes.append(f"data.tasks={json.dumps([{'name': name} for name in dict.fromkeys(wanted)])}")
     sound = read_recipe(recipe, changes)
@@ -96,7 +99,7 @@ def _shares(ready: Prepared) -> dict[str, float]:
     return {label: weight / sum(weights) for label, weight in zip(ready.task_labels, weights, strict=True)}
 
 
-def _print_examples(label: str, task: TokenisedTask, tokenizer: Any, count: int) -> None:
+def _print_examples(label: str, task: TokenisedTask, words: Words, tokenizer: Any, count: int) -> None:
     from distill_engine.data.tokens.summary import uncut_lengths
 
     contexts, labels = uncut_lengths(task)
@@ -105,8 +108,8 @@ def _print_examples(label: str, task: TokenisedTask, tokenizer: Any, count: int)
         example = task.example(index)
         _OUT.rule(Text(f"{label}, example {index + 1:,} of {len(task):,}"), align="left", characters="-")
         for name, ids, whole in (
-            ("context", example.context_ids, contexts[index]),
-            ("label", example.label_ids, labels[index]),
+            (words[0], example.context_ids, contexts[index]),
+            (words[1], example.label_ids, labels[index]),
         ):
             cut = f", {whole - len(ids)} cut" if whole > len(ids) else ""
             text = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -123,8 +126,8 @@ def _print_markers(tasks: dict[str, TokenisedTask], tokenizer: Any) -> None:
         _OUT.print(Text(f"special token {name} (id {number}), kept whole, times in texts: {counts}"), soft_wrap=True)
 
 
-def _print_histogram(label: str, summary: TaskSummary) -> None:
-    for name, lengths in (("context", summary.contexts), ("label", summary.labels)):
+def _print_histogram(label: str, words: Words, summary: TaskSummary) -> None:
+    for name, lengths in zip(words, (summary.contexts, summary.labels), strict=True):
         table = Table.grid(padding=(0, 1))
         tallest = max(share for _, share in lengths.histogram)
         begins = 1
@@ -137,7 +140,9 @@ def _print_histogram(label: str, summary: TaskSummary) -> None:
         _OUT.print(table)
 
 
-def _print_tables(summaries: dict[str, TaskSummary], shares: dict[str, float], split: str) -> None:
+def _print_tables(
+    summaries: dict[str, TaskSummary], words: dict[str, Words], shares: dict[str, float], split: str
+) -> None:
     sizes = Table("task", title=f"\n{split} split", title_justify="left")
     for column in ("examples", "episodes", "turns each", "share"):
         sizes.add_column(column, justify="right")
@@ -148,8 +153,8 @@ def _print_tables(summaries: dict[str, TaskSummary], shares: dict[str, float], s
         share = f"{shares[label]:.1%}" if label in shares else "-"
         turns = f"{one.examples / one.episodes:.2f}"
         sizes.add_row(Text(label), f"{one.examples:,}", f"{one.episodes:,}", turns, share)
-        lengths.add_row(Text(label), "context", *_length_cells(one.contexts))
-        lengths.add_row("", "label", *_length_cells(one.labels))
+        lengths.add_row(Text(label), words[label][0], *_length_cells(one.contexts))
+        lengths.add_row("", words[label][1], *_length_cells(one.labels))
     _OUT.print(sizes)
     _OUT.print(lengths)
 

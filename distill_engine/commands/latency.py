@@ -126,8 +126,10 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
     except CompareError:
         if asked.recipe is not None:
             raise
-    words = min(int(model.config.vocab_size) for model in loaded.values())
-    longest = min(int(model.config.max_position_embeddings) for model in loaded.values())
+    from distill_engine.families.lookup import shape_of
+
+    words = min(shape_of(model.config).vocab for model in loaded.values())
+    longest = min(shape_of(model.config).longest for model in loaded.values())
     length = min(asked.context_tokens, longest)
     draw = torch.Generator().manual_seed(_RANDOM_SEED)
     ids = torch.randint(min(5, words - 1), words, (_CONTEXTS, 1, length), generator=draw)

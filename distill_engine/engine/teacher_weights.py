@@ -1,7 +1,8 @@
 """Reads a teacher from its folder, puts its weights where they are to live, and proves that they are there.
 
 Under ZeRO-3 over all ranks transformers builds the model in shards, rank 0 reads the files, and every value crosses the
-network once. For a node's shards or a copy per rank every rank reads them itself: the ranks of a node share the file
+network once; models that it cannot build so are read whole first. For a node's shards or a copy per rank every rank
+reads them itself: the ranks of a node share the file
 cache, and for a moment each holds the whole teacher in host memory.
 """
 
@@ -58,19 +59,25 @@ def load_teacher(
         model = _shard(_read(folder, dtype, ranks), ds_config, group, ranks.device)
         _require_sharded(model, dist.get_world_size(group))
         return model
-    model = _read_sharded(folder, ds_config, dtype, ranks)
+    checkpoint = _checked(folder, ranks)
+    if checkpoint.own_head or checkpoint.computes_parameters:  # from_pretrained can do neither in shards
+        model = _shard(_load(checkpoint, dtype, ranks), ds_config, dist.group.WORLD, ranks.device)
+    else:
+        model = _read_sharded(checkpoint, ds_config, dtype, ranks)
     _require_sharded(model, ranks.world_size)
     if placement == "offload":
         _require_on_host(model)
     return model
 
 
-def _read_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
+def _read_sharded(
+    checkpoint: Checkpoint, ds_config: Mapping[str, Any], dtype: torch.dtype, ranks: Ranks
+) -> PreTrainedModel:
     # transformers keeps only a weak reference to this object; while it lives, from_pretrained shards.
     # It must be gone before the student is touched, or the student would be sharded too.
     switch = HfDeepSpeedConfig(dict(ds_config))
     try:
-        return _read(folder, dtype, ranks)
+        return _load(checkpoint, dtype, ranks)
     finally:
         del switch
         unset_hf_deepspeed_config()
@@ -78,9 +85,16 @@ def _read_sharded(folder: Path, ds_config: Mapping[str, Any], dtype: torch.dtype
 
 
 def _read(folder: Path, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
-    """The checked folder's model. No rank begins to load, which is collective for shards, before all have checked."""
-    checkpoint = _on_all(lambda: Checkpoint(folder), folder, ranks)
-    return _on_all(lambda: checkpoint.load(dtype), folder, ranks)
+    return _load(_checked(folder, ranks), dtype, ranks)
+
+
+def _checked(folder: Path, ranks: Ranks) -> Checkpoint:
+    """No rank begins to load, which is collective for shards, before all have checked."""
+    return _on_all(lambda: Checkpoint(folder), folder, ranks)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, ranks: Ranks) -> PreTrainedModel:
+    return _on_all(lambda: checkpoint.load(dtype), checkpoint.folder, ranks)
 
 
 def _on_all(read: Callable[[], T], folder: Path, ranks: Ranks) -> T:
@@ -98,7 +112,7 @@ def _on_all(read: Callable[[], T], folder: Path, ranks: Ranks) -> T:
 
 
 def _shard(
-    model: PreTrainedModel, ds_config: Mapping[str, Any], group: dist.ProcessGroup, device: torch.device
+    model: PreTrainedModel, ds_config: Mapping[str, Any], group: dist.ProcessGroup | None, device: torch.device
 ) -> PreTrainedModel:
     """Leave this rank its part of every parameter of a whole model; the ranks of the group have the others."""
     for buffer in model.buffers():  # these stay whole; sharding moves parameters only

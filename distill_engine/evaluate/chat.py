@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from distill_engine.data.episodes import Episode, Turn
-from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.evaluate.generate import replies
-from distill_engine.models.adapter import family_of
+from distill_engine.families.lookup import family_of, shape_of
+from distill_engine.models.generation_settings import special_tokens
 from distill_engine.values import Tokens
 
+LONGEST = 512  # tokens of a conversation for models that take any number
 PERSONA_SEPARATOR = "\n"  # as the dialogue tasks put persona lines before the first thing said
 
 
@@ -40,10 +41,9 @@ class Spoken:
 
 
 def usual_rules(model: PreTrainedModel) -> ContextRules:
-    """Rules for a model without a recipe: those of the published BlenderBot models, or line breaks for BART."""
-    blenderbot = family_of(model.config).name == "blenderbot"
-    positions = int(model.config.max_position_embeddings)
-    return ContextRules("  " if blenderbot else "\n", positions, history_end_token=True)
+    """Rules for a model without a recipe: those of its family's published models."""
+    family = family_of(model.config)
+    return ContextRules(family.delimiter, shape_of(model.config).positions or LONGEST, history_end_token=True)
 
 
 class Conversation:
@@ -61,13 +61,8 @@ class Conversation:
 
         Raises DataError for a tokenizer that is not a fast one, ValueError for a limit that leaves no room.
         """
-        family = family_of(model.config)
-        layout = SequenceLayout.of_family(
-            (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id),
-            wraps_context=family.wraps_context,
-            end_before_start=family.end_before_start,
-            history_end_token=rules.history_end_token,
-        )
+        special = special_tokens(tokenizer, model.generation_config)
+        layout = family_of(model.config).layout(special, rules.history_end_token)
         self._encoder = DialogueTokenizer(tokenizer, layout, rules.delimiter, rules.context_tokens, 1)
         self._model = model
         self._tokenizer = tokenizer

@@ -54,12 +54,12 @@ def own_settings(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, 
     new_tokens  limit of a reply where the model names none (transformers' default is 20)
     changed     settings that win over the model's own
     """
-    return dict(settle(_own(model), Decoder.of(model.config), new_tokens, changed).changes)
+    return dict(settle(_own(model), Decoder.of(model.config, _own(model)), new_tokens, changed).changes)
 
 
 def notes_on(model: PreTrainedModel, new_tokens: int, changed: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """What people should know of the same settings: what was capped."""
-    return settle(_own(model), Decoder.of(model.config), new_tokens, changed).notes
+    return settle(_own(model), Decoder.of(model.config, _own(model)), new_tokens, changed).notes
 
 
 def _own(model: PreTrainedModel) -> GenerationConfig:
@@ -93,7 +93,7 @@ def generate_ids(model: PreTrainedModel, inputs: Tokens, settings: Mapping[str, 
 def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
     """[B] int64 tokens of each row of [B, T] generated ids, the end token included, padding after it not."""
     ended = torch.isin(ids, torch.tensor(list(end_ids), device=ids.device))
-    ended[:, :1] = False  # BART's own replies may begin with its end token
+    ended[:, :1] = False  # replies may begin with the end token, where the decoder starts with it
     after = (ended.long().cumsum(dim=1) - ended.long()) > 0  # behind the first end token
     return (~after & (ids != pad_id)).sum(dim=1)
 

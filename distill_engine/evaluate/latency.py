@@ -3,7 +3,8 @@
 A case says how replies are generated. `fixed` cases generate exactly so many tokens (a model cannot be fast by being
 short, nor slow by being long); `free` cases let each model end its replies as its own generation configuration says.
 Every round times every case on every model with the same contexts, so that a machine that is busy for a while hits
-all alike; the first rounds warm up and are thrown away.
+all alike, and each round begins with another model, so that none always comes after the same one; the first rounds warm
+up and are thrown away.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from distill_engine.evaluate.generate import own_settings, spoken_lengths
+from distill_engine.families.lookup import shape_of
 from distill_engine.models.generation_settings import ONE_REPLY, GenerationError
 
 Mode = Literal["fixed", "free"]
@@ -58,7 +60,8 @@ class Timing:
 class LatencyRow:
     """One model in one case. Times are milliseconds.
 
-    wait_ms_*          from the contexts of a batch to the last of its replies: median, 90th and 99th percentile
+    wait_ms_*          from the contexts of a batch to the last of its replies: percentiles over the rounds, p50 the
+                       median
     ms_per_reply       wait_ms_p50 / batch
     tokens_per_second  all generated tokens / all seconds
     new_tokens         mean tokens of a reply, end token included
@@ -77,7 +80,9 @@ class LatencyRow:
     batch: int
     rounds: int
     new_tokens: float
+    wait_ms_p20: float
     wait_ms_p50: float
+    wait_ms_p80: float
     wait_ms_p90: float
     wait_ms_p99: float
     ms_per_reply: float
@@ -133,10 +138,12 @@ def measure(
     timings: dict[tuple[str, Case], list[Timing]] = {(name, case): [] for case in cases for name in models}
     with _every_shape_compiled() if any(case.compiled for case in cases) else nullcontext():
         variants = {(name, case.compiled): _variant(model, case) for name, model in models.items() for case in cases}
+        names = list(models)
         for number in range(warm_up + rounds):
+            first = number % len(names)
             for case in cases:
                 given = [contexts[(number * case.batch + row) % len(contexts)] for row in range(case.batch)]
-                for name in models:
+                for name in names[first:] + names[:first]:
                     timing = _timed(variants[name, case.compiled], case, given, new_tokens)
                     if number >= warm_up:
                         timings[name, case].append(timing)
@@ -147,7 +154,7 @@ def measure(
 
 def _require_room(models: Mapping[str, PreTrainedModel], new_tokens: int) -> None:
     for name, model in models.items():
-        positions = int(model.config.max_position_embeddings)
+        positions = shape_of(model.config).longest
         if new_tokens >= positions:  # the decoder's own first token takes a position, too
             raise GenerationError(
                 f"replies of {new_tokens} tokens each (--new-tokens) do not fit model {name!r}, which has {positions} "
@@ -281,7 +288,9 @@ def _row(name: str, model: PreTrainedModel, case: Case, timings: Sequence[Timing
         batch=case.batch,
         rounds=len(timings),
         new_tokens=tokens / (len(timings) * case.batch),
+        wait_ms_p20=_percentile(milliseconds, 20),
         wait_ms_p50=p50,
+        wait_ms_p80=_percentile(milliseconds, 80),
         wait_ms_p90=_percentile(milliseconds, 90),
         wait_ms_p99=_percentile(milliseconds, 99),
         ms_per_reply=p50 / case.batch,

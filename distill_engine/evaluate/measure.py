@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from distill_engine.families.lookup import family_of, shape_of, start_of
 from distill_engine.losses.kernels.dispatch import Implementation, choose, vocabulary_scores
 from distill_engine.losses.quality import TokenScores, token_scores
 from distill_engine.metrics.scores import Scores
 from distill_engine.metrics.tally import Tally
-from distill_engine.models.adapter import adapt, family_of
+from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
 
@@ -62,9 +63,9 @@ def prediction_kernel(
     """What computes task loss and divergence of a batch on its device: blocks of the vocabulary where one matrix of
     logits would be large. Blocks mask one token in all models, so not where families differ in it."""
     configs = [model.config for model in (*models.values(), teacher) if model is not None]
-    if len({family_of(config).masked_id(config) for config in configs}) > 1:
+    if len({family_of(config).masked_id(start_of(config)) for config in configs}) > 1:
         return "reference"
-    largest = max(int(config.vocab_size) for config in configs)
+    largest = max(shape_of(config).vocab for config in configs)
     kernels, _ = choose({}, batch.labels.device, 4 * batch.labels.numel() * largest)
     return kernels.prediction
 

@@ -20,6 +20,7 @@ from distill_engine.evaluate.generate import Reply, own_settings, replies, same_
 from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, prediction_kernel, tally_of
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.families.lookup import shape_of
 from distill_engine.metrics.named import token_metrics
 from distill_engine.metrics.replies import Answered, reply_values
 
@@ -118,7 +119,8 @@ def run_evaluation(
 
 
 def _check_fits(name: str, model: PreTrainedModel, examples: EvaluationSet) -> None:
-    rows, positions = int(model.config.vocab_size), int(model.config.max_position_embeddings)
+    shape = shape_of(model.config)
+    rows, positions = shape.vocab, shape.longest
     if examples.largest_id >= rows:
         raise ModelError(
             f"the data holds token id {examples.largest_id}, model {name!r} has {rows} embedding rows. Data and model "

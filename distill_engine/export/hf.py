@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from distill_engine.checkpoint.files import sync_folder, sync_tree
+from distill_engine.families.lookup import shape_of
 from distill_engine.models.loading import Checkpoint
 from distill_engine.values import Batch, Tokens
 
@@ -35,8 +36,9 @@ def host_model(model: PreTrainedModel) -> PreTrainedModel:
             copies[key] = tensor.detach().to("cpu", copy=True)
         return copies[key]
 
+    twin.all_tied_weights_keys = dict(model.all_tied_weights_keys)
     twin.load_state_dict({name: of(tensor) for name, tensor in model.state_dict().items()}, assign=True)
-    twin.tie_weights()
+    twin.tie_weights(recompute_mapping=False)
     twin.generation_config = copy.deepcopy(model.generation_config)
     return twin.eval()
 
@@ -151,7 +153,7 @@ def verify_folder(folder: Path) -> None:
 
 def probe_of(model: PreTrainedModel) -> Batch:
     """A small batch of ordinary token ids for a model, the same every time."""
-    vocabulary = model.config.vocab_size
+    vocabulary = shape_of(model.config).vocab
     ids = (torch.arange(14).view(2, 7) * 37 + 11) % vocabulary
     return Batch.of(Tokens(ids, torch.ones_like(ids)), ids.flip(1), ids)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, PreTrainedModel
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.files import sync_folder, sync_tree
 from distill_engine.checkpoint.manifest import CheckpointError
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
+from distill_engine.families.lookup import family_of
+from distill_engine.models.classes import auto_class, untie
 from distill_engine.models.generation_settings import read_settings
 
 _STUDENT_PREFIX = "adapter.model."
@@ -29,6 +31,12 @@ class _Alone:
     def gather(self, value: object) -> list[object]:
         """Every rank's value."""
         return [value]
+
+
+def _is_apart(name: str, state: Mapping[str, torch.Tensor], model: PreTrainedModel) -> bool:
+    """Whether a parameter that a new model ties was trained apart."""
+    source = model.all_tied_weights_keys.get(name)
+    return source is not None and not torch.equal(state[name], state[source])
 
 
 def export_run(
@@ -85,7 +93,10 @@ def _rebuild_last(run: Path, files: Path, target: Path, say: Callable[[str], Non
     own = [name for name in stored if name.startswith(_STUDENT_PREFIX)]  # the rest are projections
     state = {name.removeprefix(_STUDENT_PREFIX): stored[name] for name in own}
     dtype = next(iter(state.values())).dtype
-    model = AutoModelForSeq2SeqLM.from_config(AutoConfig.from_pretrained(files, trust_remote_code=False), dtype=dtype)
+    config = AutoConfig.from_pretrained(files, trust_remote_code=False)
+    model = auto_class(config).from_config(config, dtype=dtype)
+    apart = [name for name in family_of(config).separable if _is_apart(name, state, model)]
+    untie(model, apart)
     model.load_state_dict(state)
     model.generation_config = read_settings(files).config
     bad = not_finite(model)

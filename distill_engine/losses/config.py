@@ -10,8 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distill_engine.losses.terms.protocol import Term
-from distill_engine.recipe.problem import did_you_mean
-from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
+from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 from distill_engine.registry import load, names
 from distill_engine.values import FeatureRequest, Stack
 
@@ -102,15 +101,6 @@ class KernelsSection(Section):
 BALANCED_BY_GRADIENT = ("gradient_alignment", "gradient_norm")  # values of losses.balance that measure gradients
 
 
-def _divergence_name(name: str) -> str:
-    known = names("divergences")
-    if name not in known:
-        close = did_you_mean(name, known)
-        said = f"it should be one of: {', '.join(known)}" + (f". {close}" if close else "")
-        raise PydanticCustomError("unknown_name", "{said}", {"said": said})
-    return name
-
-
 class LossesSection(Section):
     """What is minimised."""
 
@@ -129,7 +119,7 @@ class LossesSection(Section):
     balance_every_steps: PositiveInt = Field(200, description="By gradient: factors are updated every N steps.")
     balance_smoothing: Fraction = Field(0.7, description="By gradient: share of the old in each new average.")
     balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
-    divergence: Annotated[str, AfterValidator(_divergence_name)] = Field(
+    divergence: Annotated[str, name_of("divergences")] = Field(
         "forward_kl", description="From the teacher's next-token distribution; `distill list divergences` has them."
     )
     temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")

@@ -1,45 +1,116 @@
-"""What a sequence-to-sequence model must show us, and the lookup of families that can."""
+"""Shows the features of any model whose family is known: it knows where the parts are, this module records them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from distill_engine.models.bart_family import FAMILIES, BartFamilyAdapter, Family
-from distill_engine.values import Batch, FeatureRequest, Features
+from distill_engine.families.lookup import family_of, start_of
+from distill_engine.families.protocol import Family, StackParts
+from distill_engine.models import capture
+from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, OutputHead, Stack
 
 
-class Adapter(Protocol):
+def adapt(model: PreTrainedModel) -> Adapter:
+    """The adapter module around a Hugging Face model. Raises ValueError for a model type of no family."""
+    return Adapter(model, family_of(model.config))
+
+
+def masked_logit_value(dtype: torch.dtype) -> float:
+    """ParlAI's minus infinity: -1e20, or the lowest finite number where that does not fit (fp16)."""
+    return max(-1e20, torch.finfo(dtype).min)
+
+
+class Adapter(nn.Module):
     """Shows the features of one model.
 
     Called by both engines once per micro-batch. It is this small because the losses, the student builder and
-    the exporter need nothing else of a model: what it shows, the module itself and its family's table.
+    the exporter need nothing else of a model: what it shows, the module itself and its family.
     """
 
-    model: PreTrainedModel
-    family: Family
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+        self._recorder = capture.Recorder()
+        capture.use_capturing_attention(model)
+        parts = family.parts(model)
+        self._run, self._scale, self._bias_name = parts.run, parts.scale, parts.bias
+        self._parts = [parts]  # in a list: modules must not be registered twice
+        for stack, one in parts.stacks.items():
+            self._attach_stack(stack, one)
+        # asked once: looking at the values waits for the device
+        bias = self._logits_bias
+        self._has_logits_bias = bias is not None and bool(torch.count_nonzero(bias))
+        self._masked_id = family.masked_id(start_of(model.config))
 
-    def __call__(self, batch: Batch, request: FeatureRequest) -> Features:
-        """Run one teacher-forced forward pass and return what was asked."""
-        ...
-
-
-def family_of(config: Mapping[str, Any] | Any) -> Family:
-    """The family table for a Hugging Face configuration (mapping or object).
-
-    Raises ValueError for a model type that has no adapter.
-    """
-    model_type = config.get("model_type") if isinstance(config, Mapping) else config.model_type
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f"model type {model_type!r} has no adapter. Supported families: {', '.join(sorted(FAMILIES))}."
+    def _attach_stack(self, stack: Stack, parts: StackParts) -> None:
+        self_kind = AttentionKind.ENCODER_SELF if stack is Stack.ENCODER else AttentionKind.DECODER_SELF
+        scale = parts.scale
+        capture.attach_embedding(
+            parts.embedding, self._recorder, stack, lambda out: out if scale == 1.0 else out / scale
         )
-    return FAMILIES[model_type]
+        for number, layer in enumerate(parts.layers):
+            capture.attach_hidden(layer, self._recorder, stack, number)
+        for number, attention in enumerate(parts.self_attention):
+            capture.attach_attention(attention, self._recorder, self_kind, number, biased=parts.biased)
+        for number, attention in enumerate(parts.cross_attention):
+            capture.attach_attention(attention, self._recorder, AttentionKind.CROSS, number)
+
+    def forward(self, batch: Batch, request: FeatureRequest) -> Features:
+        """One teacher-forced pass; returns exactly what was requested.
+
+        Raises CaptureError if a requested layer did not run.
+        """
+        with self._recorder.recording(_sites(request)) as seen:
+            decoder_output, encoder_output = self._run(batch)
+            if self._scale != 1.0:
+                decoder_output = decoder_output * self._scale
+            head = self._head(decoder_output) if request.head else None
+            logits = self._logits(decoder_output) if request.logits else None
+            values = dict(seen)
+        return Features(
+            logits=logits,
+            head=head,
+            encoder_output=encoder_output if request.encoder_output else None,
+            # in Stack's order: a set's differs between processes, and ZeRO-2 adds up gradients in the order of the
+            # backward pass, which has to be the same on every rank
+            embeddings={stack: values[("embedding", stack, 0)] for stack in Stack if stack in request.embeddings},
+            hidden={
+                (stack, n): values[("hidden", stack, n)] for stack, layers in request.hidden.items() for n in layers
+            },
+            attention={
+                (kind, n): values[("attention", kind, n)]
+                for kind, layers in request.attention.items()
+                for n in layers
+            },
+        )
+
+    @property
+    def _output(self) -> nn.Module:
+        return self._parts[0].head
+
+    @property
+    def _logits_bias(self) -> Tensor | None:
+        return None if self._bias_name is None else self.model.get_buffer(self._bias_name).flatten()  # [V]
+
+    def _head(self, decoder_output: Tensor) -> OutputHead:
+        weight = self._output.get_parameter("weight")
+        bias = self._logits_bias if self._has_logits_bias else None
+        return OutputHead(decoder_output, weight, bias, self._masked_id)
+
+    def _logits(self, decoder_output: Tensor) -> Tensor:
+        logits: Tensor = self._output(decoder_output)  # [B, T, V]
+        if self._bias_name is not None:
+            logits = logits.add_(self.model.get_buffer(self._bias_name))
+        if self._masked_id is not None:
+            logits[..., self._masked_id] = masked_logit_value(logits.dtype)
+        return logits
 
 
-def adapt(model: PreTrainedModel) -> nn.Module:
-    """The adapter module around a Hugging Face model (see Adapter for what it promises)."""
-    return BartFamilyAdapter(model, family_of(model.config))
+def _sites(request: FeatureRequest) -> frozenset[capture.Site]:
+    sites: set[capture.Site] = {("embedding", stack, 0) for stack in request.embeddings}
+    sites |= {("hidden", stack, n) for stack, layers in request.hidden.items() for n in layers}
+    sites |= {("attention", kind, n) for kind, layers in request.attention.items() for n in layers}
+    return frozenset(sites)

@@ -28,6 +28,7 @@ from distill_engine.values import AttentionKind, QueryKey, Stack
 ATTENTION_NAME = "distill_capture"
 _RECORDER_ATTRIBUTE = "_distill_recorder"
 _SITE_ATTRIBUTE = "_distill_site"
+_BIASED_ATTRIBUTE = "_distill_biased"
 
 Site = tuple[str, Hashable, int]  # ("attention", kind, layer) | ("hidden", stack, layer) | ("embedding", stack, 0)
 
@@ -88,7 +89,8 @@ def _capturing_attention(
         site = getattr(module, _SITE_ATTRIBUTE)
         if recorder.wants(site):
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            recorder.write(site, QueryKey(query, key, scale))
+            bias = kwargs["position_bias"][0] if getattr(module, _BIASED_ATTRIBUTE) else None  # [1, H, Q, K] there
+            recorder.write(site, QueryKey(query, key, scale, bias))
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
@@ -109,9 +111,15 @@ AttentionInterface.register(ATTENTION_NAME, _capturing_attention)
 AttentionMaskInterface.register(ATTENTION_NAME, _mask_unseen)
 
 
-def attach_attention(module: nn.Module, recorder: Recorder, kind: AttentionKind, layer: int) -> None:
-    """Let one attention module report its query and key as (kind, layer)."""
+def attach_attention(
+    module: nn.Module, recorder: Recorder, kind: AttentionKind, layer: int, *, biased: bool = False
+) -> None:
+    """Let one attention module report its query and key as (kind, layer), and its position bias where it is `biased`.
+
+    Attentions without a bias of their own may be given zeros of its form, which are not worth keeping.
+    """
     setattr(module, _RECORDER_ATTRIBUTE, recorder)
+    setattr(module, _BIASED_ATTRIBUTE, biased)
     setattr(module, _SITE_ATTRIBUTE, ("attention", kind, layer))
 
 

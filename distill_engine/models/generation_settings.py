@@ -3,8 +3,8 @@
 A model's own settings are those that transformers takes: `generation_config.json`, and where there is none (or none
 that can be read) what `config.json` holds. They are completed by what a family's decoder takes for granted in training:
 
-- a token that is never predicted in training (Blenderbot's start token) is never said;
-- where the decoder reads END START before a label (BART), START follows END unless another token is forced there;
+- a token that is never predicted in training (a start token) is never said;
+- where the decoder reads END START before a label, START follows END unless another token is forced there;
 - a reply is limited, by its model's settings or else by the caller, and never longer than the position table.
 
 A student's settings are its teacher's, begun as its decoder was trained; they are exported as they are used here. So
@@ -21,8 +21,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from distill_engine.models.adapter import family_of
-from distill_engine.models.bart_family import Family
+from distill_engine.data.tokens.layout import SpecialTokens
+from distill_engine.families.lookup import family_of, start_of
 
 GENERATION_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "transformers_version")
@@ -75,29 +75,49 @@ def _read(folder: Path, **options: Any) -> GenerationConfig:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What settings must fit: a model's family, position table, vocabulary and special tokens."""
+    """What settings must fit.
 
-    family: Family
-    positions: int
+    prefix      what the decoder reads before a label in training    never  the token that it never predicts
+    positions   tokens that fit, None: any
+    """
+
+    prefix: tuple[int, ...]
+    never: int | None
+    positions: int | None
     vocabulary: int
-    start_id: int
     end_id: int
 
     @classmethod
-    def of(cls, config: Any) -> Decoder:
-        """From a Hugging Face configuration."""
-        return cls(
-            family_of(config),
-            int(config.max_position_embeddings),
-            int(config.vocab_size),
-            int(config.bos_token_id),
-            int(config.eos_token_id),
-        )
+    def of(cls, config: Any, own: GenerationConfig) -> Decoder:
+        """From a Hugging Face configuration and a model's generation settings."""
+        family = family_of(config)
+        shape = family.shape(config.to_dict())
+        layout = family.layout(special_tokens(config, own))
+        never = family.masked_id(start_of(config))
+        return cls(layout.decoder_prefix, never, shape.positions, shape.vocab, layout.end_id)
 
     @property
-    def first_read(self) -> int:
-        """The token that the decoder reads first in training."""
-        return self.end_id if self.family.end_before_start else self.start_id
+    def second_read(self) -> int | None:
+        """What follows it in every reply, where the decoder is not trained to predict that."""
+        return self.prefix[1] if len(self.prefix) > 1 else None
+
+
+def special_tokens(known: Any, own: GenerationConfig | None) -> SpecialTokens:
+    """Of a tokenizer or a configuration (`known`) and a model's generation settings."""
+    return SpecialTokens(
+        pad=int(known.pad_token_id),
+        end=_ids(known.eos_token_id)[0],
+        start=start_of(known),
+        decoder_start=None if own is None else own.decoder_start_token_id,
+        forced=None if own is None else own.forced_bos_token_id,
+        source=_language(known),
+    )
+
+
+def _language(tokenizer: Any) -> int | None:
+    """The id of the language that a tokenizer puts around contexts."""
+    code = getattr(tokenizer, "src_lang", None)
+    return None if code is None else int(tokenizer.convert_tokens_to_ids(code))
 
 
 @dataclass(frozen=True)
@@ -168,21 +188,22 @@ class _Settling:
 
     def begin_as_trained(self) -> None:
         """The decoder starts with the token that it starts with in training."""
-        first, given = self._decoder.first_read, self._values.get("decoder_start_token_id")
+        first, given = self._decoder.prefix[0], self._values.get("decoder_start_token_id")
         if given != first:
             self._set("decoder_start_token_id", first, "the decoder is trained to start with it")
             if given is not None:
                 self._notes.append(
                     f"decoder_start_token_id is {first}, not the teacher's {given}: students' decoders are trained "
-                    f"after {first} (end token {self._decoder.end_id}, start token {self._decoder.start_id}). A "
+                    f"after {first} (the decoder reads {list(self._decoder.prefix)} before a reply). A "
                     "teacher that was trained after another token is worse here than it could be; "
                     "`valid/teacher_ppl` tells"
                 )
         forced = self._values.get("forced_bos_token_id")
-        if self._decoder.family.end_before_start and forced not in (None, self._decoder.start_id):
+        second = self._decoder.second_read
+        if second is not None and forced not in (None, second):
             self._notes.append(
                 f"forced_bos_token_id is {forced}, the teacher's: replies begin with it, but students are trained on "
-                f"replies that begin after {self._decoder.start_id}"
+                f"replies that begin after {second}"
             )
 
     def finished(self, new_tokens: int) -> Settled:
@@ -198,9 +219,9 @@ class _Settling:
 
     def _never_said(self) -> None:
         """Together with what the settings suppress already."""
-        if not self._decoder.family.masks_start_logit:
+        start = self._decoder.never
+        if start is None:
             return
-        start = self._decoder.start_id
         self._set(
             "suppress_tokens",
             sorted({*_ids(self._values.get("suppress_tokens")), start}),
@@ -213,15 +234,16 @@ class _Settling:
     def _after_end(self) -> None:
         decoder = self._decoder
         begins_with = self._values.get("decoder_start_token_id")
-        if not decoder.family.end_before_start or begins_with not in (None, decoder.end_id):
+        if decoder.second_read is None or begins_with not in (None, decoder.prefix[0]):
             return
         if self._values.get("forced_bos_token_id") is None:
-            self._set("forced_bos_token_id", decoder.start_id, f"what follows token {decoder.end_id} is not learnt")
+            why = f"what follows token {decoder.prefix[0]} is not learnt"
+            self._set("forced_bos_token_id", decoder.second_read, why)
 
     def _fit_positions(self) -> None:
         """The decoder's own first token takes a position, too."""
         most = self._decoder.positions
-        limits = {"max_length": most, "max_new_tokens": most - 1}
+        limits = {} if most is None else {"max_length": most, "max_new_tokens": most - 1}
         for name, limit in limits.items():
             self._cap(name, limit, f"the position table has {most} rows")
         longest = self._values.get("max_new_tokens")

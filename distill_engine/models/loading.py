@@ -16,10 +16,12 @@ import torch
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from distill_engine.models.adapter import family_of
+from distill_engine.families.lookup import family_of, shape_of
+from distill_engine.models.classes import auto_class, model_class
 from distill_engine.models.weight_files import WeightFiles, WeightsError
+from distill_engine.values import Stack
 
 _OTHER_FRAMEWORKS = ("*.h5", "*.msgpack", "*.ot", "tf_model*", "flax_model*", "rust_model*", "onnx/*")
 _ZERO_IF_ABSENT = "final_logits_bias"  # a buffer that transformers makes of zeros; older checkpoints leave it out
@@ -39,7 +41,9 @@ def problem_of_teacher(folder: Path, error: Exception, may_pass: bool = False) -
 class Checkpoint:
     """A folder's weights, known to be those of the model that its config.json describes.
 
-    config  the model's configuration
+    config    the model's configuration
+    own_head  the output has a table of its own, although config.json ties it: the tensors say so
+    computes_parameters  the model computes some of its parameters, which cannot be made in shards (position codes)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +56,11 @@ class Checkpoint:
         self.config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self._files = WeightFiles(folder, getattr(self.config, "transformers_weights", None))
         with torch.device("meta"):
-            model: Any = family_of(self.config).model_class(self.config)
+            model: Any = model_class(self.config)(self.config)
+        family = family_of(self.config)
+        self._separable = family.separable
+        self.computes_parameters = shape_of(self.config).form.computed
+        self._computed = {table for table in map(family.position_table, Stack) if table and self.computes_parameters}
         self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self._ties = _ties(model)
         self._stored: dict[str, list[str]] = {}
@@ -60,11 +68,16 @@ class Checkpoint:
             self._stored.setdefault(_parameter_name(stored, model.base_model_prefix, self._shapes), []).append(stored)
         ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
         problems = [*self._absent(), *self._unknown(ignored), *self._misshapen(), *self._ambiguous()]
+        self.own_head = not problems and any(self._apart(name) for name in self._separable)
         if problems := problems or list(self._untied()):
             raise WeightsError(
                 f"{folder}: the weights are not those of the model that config.json describes: {'; '.join(problems)}. "
                 "Correct its config.json, or save or download the model again, complete."
             )
+
+    def holds(self, name: str) -> bool:
+        """Whether `read` has a value for a parameter; of computed ones files often have none."""
+        return self._found(name) is not None or name not in self._computed
 
     def read(self, name: str) -> Tensor:
         """The value of a parameter or buffer, in the dtype it is stored in; of tied ones that which is stored."""
@@ -78,12 +91,17 @@ class Checkpoint:
     def load(self, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
         """The model; "auto": in the dtype that config.json says. While a DeepSpeed configuration of ZeRO-3 is active,
         in shards (collective). Raises WeightsError if transformers reads it otherwise than was checked."""
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+        model, info = auto_class(self.config).from_pretrained(
             self.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False, local_files_only=True
         )
-        problems = [f"{kind} {', '.join(_names(info[kind]))}" for kind in _REPORTED if info.get(kind)]
+        reported = {kind: set(info.get(kind) or ()) - self._computed for kind in _REPORTED}
+        problems = [f"{kind} {', '.join(_names(found))}" for kind, found in reported.items() if found]
         if problems:
             raise WeightsError(f"{self.folder}: transformers {'; '.join(problems)}, against what its files hold.")
+        if self.own_head and all(name in model.all_tied_weights_keys for name in self._separable):
+            raise WeightsError(f"{self.folder}: transformers ties {', '.join(self._separable)}, which is stored apart.")
+        for name in self._computed:  # loading may have made them trainable
+            model.get_parameter(name).requires_grad_(False)
         return model
 
     def _found(self, name: str) -> str | None:
@@ -94,7 +112,8 @@ class Checkpoint:
         return None
 
     def _absent(self) -> Iterator[str]:
-        missing = [name for name in self._shapes if name != _ZERO_IF_ABSENT and self._found(name) is None]
+        needed = [name for name in self._shapes if name != _ZERO_IF_ABSENT and name not in self._computed]
+        missing = [name for name in needed if self._found(name) is None]
         if missing:
             yield f"{_tensors(missing)} missing and would be random numbers ({', '.join(_names(missing))})"
 
@@ -116,12 +135,18 @@ class Checkpoint:
             if len(stored) > 1:
                 yield f"{name} is stored twice, as {' and '.join(stored)}"
 
+    def _apart(self, name: str) -> bool:
+        """Whether a tied tensor that may be another one is stored with values of its own."""
+        twins = [one for one in self._ties.get(name, ()) if one in self._stored]
+        return name in self._stored and bool(twins) and not _equal(self.read(name), self.read(twins[0]))
+
     def _untied(self) -> Iterator[str]:
         """Tensors that the configuration ties and that have values of their own. Loaders of transformers differ in what
         they make of such a file, and which value the model was trained with cannot be told."""
         seen: set[str] = set()
         for name, twins in self._ties.items():
-            there = [one for one in (name, *twins) if one in self._stored and one not in seen]
+            apart = self._separable if self.own_head else ()
+            there = [one for one in (name, *twins) if one in self._stored and one not in (*seen, *apart)]
             seen |= {name, *twins}
             for other in there[1:]:
                 if not _equal(self.read(there[0]), self.read(other)):

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from distill_engine.families.lookup import family_named
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.schema import BatchSection, Recipe
+from distill_engine.registry import names
+
+
+def skipped_positions(recipe: Recipe) -> int:
+    """Positions that the student's decoder reads and does not predict, where its family is given."""
+    family = recipe.student.family
+    return family_named(family).decoder_skips if family in names("families") else 0
 
 
 def token_budget_holds_an_example(recipe: Recipe) -> Iterator[Problem]:
@@ -15,8 +23,7 @@ def token_budget_holds_an_example(recipe: Recipe) -> Iterator[Problem]:
         return
     lengths = (recipe.data.context_tokens, recipe.data.label_tokens)
     context, label = (-(-length // multiple) * multiple for length in lengths)
-    # BART's decoder reads one token more than it predicts
-    needed = context + label + (1 if recipe.student.family == "bart" else 0)
+    needed = context + label + skipped_positions(recipe)
     if needed > budget:
         yield Problem(
             "batch.max_tokens",

@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from distill_engine.data.kinds.named import UNKNOWN, all_keys, options_of
+from distill_engine.data.kinds.protocol import Source
 from distill_engine.losses.config import LossWeights
 from distill_engine.recipe.problem import Problem, did_you_mean, shown
 from distill_engine.recipe.schema import Recipe
@@ -37,7 +39,7 @@ def explain(errors: list[ErrorDetails], data: Any) -> list[tuple[Path, Problem]]
     by_path: dict[Path, list[ErrorDetails]] = {}
     for error in errors:
         by_path.setdefault(_real_path(error, data), []).append(error)
-    return [(path, _problem(path, group)) for path, group in by_path.items()]
+    return [(path, _problem(path, group, data)) for path, group in by_path.items()]
 
 
 def _real_path(error: ErrorDetails, data: Any) -> Path:
@@ -57,15 +59,17 @@ def _holds(data: Any, part: str | int) -> bool:
     return isinstance(data, list) and isinstance(part, int) and part < len(data)
 
 
-def _problem(path: Path, errors: list[ErrorDetails]) -> Problem:
+def _problem(path: Path, errors: list[ErrorDetails], data: Any) -> Problem:
     kind = errors[0]["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(path)
-    meaning = _meaning(path)
+        return _unknown_key(path, data)
+    if kind == UNKNOWN:
+        return Problem(dotted(path), f"is {shown(errors[0]['input'])}", errors[0]["msg"])
+    meaning = _meaning(path, data)
     if kind == "missing":
         return Problem(dotted(path), "is missing", "It has no default", meaning)
     rules = dict.fromkeys(_rule(error) for error in errors)
-    fix = " ".join(filter(None, (_remedy(path, errors), meaning)))
+    fix = " ".join(filter(None, (_remedy(path, errors, data), meaning)))
     return Problem(dotted(path), f"is {shown(errors[0]['input'])}", f"It should {' or '.join(rules)}", fix)
 
 
@@ -74,8 +78,8 @@ def _rule(error: ErrorDetails) -> str:
     return PLAIN_RULES.get(error["type"]) or error["msg"].partition(" should ")[2] or error["msg"]
 
 
-def _unknown_key(path: Path) -> Problem:
-    key, section = str(path[-1]), _section_at(path[:-1])
+def _unknown_key(path: Path, data: Any) -> Problem:
+    key, section = str(path[-1]), _section_at(path[:-1], data)
     known = list(fields_of(section)) if section else []
     home = _elsewhere(key)
     suggestion = did_you_mean(key, known) or (f"Did you mean {home}?" if home else "")
@@ -83,11 +87,11 @@ def _unknown_key(path: Path) -> Problem:
     return Problem(dotted(path), "is not a key that a recipe has", rule, suggestion)
 
 
-def _remedy(path: Path, errors: list[ErrorDetails]) -> str:
+def _remedy(path: Path, errors: list[ErrorDetails], data: Any) -> str:
     """What to do about a wrong type, where the mistake is a common one."""
     kind, value = errors[0]["type"], errors[0]["input"]
     if kind == "literal_error" and isinstance(value, str):
-        choices = [str(choice) for choice in _literals(_annotation_at(path))]
+        choices = [str(choice) for choice in _literals(_annotation_at(path, data))]
         return did_you_mean(value, choices)
     if kind == "bool_type":
         return "Write it without quotes."
@@ -100,31 +104,36 @@ def _remedy(path: Path, errors: list[ErrorDetails]) -> str:
     return ""
 
 
-def _meaning(path: Path) -> str:
+def _meaning(path: Path, data: Any) -> str:
     """The sentence that documents the field at `path`, if it has one."""
-    section = _section_at(path[:-1])
+    section = _section_at(path[:-1], data)
     field = fields_of(section).get(str(path[-1])) if section and path else None
     return f"Meaning: {field.description.rstrip('.')}." if field and field.description else ""
 
 
 def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
-    """A section's keys; those of loss weights are the registered terms'."""
+    """A section's keys; those of loss weights are the registered terms', those of a source of any kind all kinds'."""
+    if section is Source:
+        return all_keys()
     return section.fields() if issubclass(section, LossWeights) else section.model_fields
 
 
-def _annotation_at(path: Path) -> Any:
-    section = _section_at(path[:-1])
+def _annotation_at(path: Path, data: Any) -> Any:
+    section = _section_at(path[:-1], data)
     field = fields_of(section).get(str(path[-1])) if section and path else None
     return field.annotation if field else None
 
 
-def _section_at(path: Path) -> type[BaseModel] | None:
-    """The section whose keys stand at `path` (list positions do not count)."""
+def _section_at(path: Path, data: Any) -> type[BaseModel] | None:
+    """The section whose keys stand at `path` (list positions do not count); a source's are those of its kind."""
     section: type[BaseModel] | None = Recipe
     for part in path:
+        data = data[part] if _holds(data, part) else None
         if isinstance(part, str) and section is not None:
             field = fields_of(section).get(part)
             section = _section_in(field.annotation) if field else None
+        elif section is Source:
+            section = options_of(data)
     return section
 
 

@@ -13,7 +13,7 @@ from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.metrics.named import POOLED, better, text_metrics, token_metrics
 from distill_engine.metrics.replies import TOKENS
 from distill_engine.recipe.balance_rules import BALANCE_RULES
-from distill_engine.recipe.batch_rules import BATCH_RULES
+from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
@@ -153,8 +153,7 @@ def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:
         return
     for key in ("context_tokens", "label_tokens"):
         tokens = getattr(recipe.data, key)
-        # BART's decoder reads one token more than it predicts: it starts with </s> <s>.
-        needed = tokens + (1 if key == "label_tokens" and recipe.student.family == "bart" else 0)
+        needed = tokens + (skipped_positions(recipe) if key == "label_tokens" else 0)
         if needed > positions:
             yield Problem(
                 f"data.{key}",
@@ -226,7 +225,7 @@ def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
         what = f"is {metric!r}, a metric of generated replies, and validation.generate_examples is 0"
         yield Problem("validation.metric", what, fix="Set validation.generate_examples: 64, say, or another metric")
         return
-    labels = [task.label or task.name for task in recipe.data.tasks]
+    labels = [source.title for source in recipe.data.tasks]
     of_task = [f"{label}/{name}" for label in labels for name in measured]
     if metric not in of_task:
         rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"

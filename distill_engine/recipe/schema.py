@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distill_engine.data.kinds.named import AnySource
 from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.metrics.named import better
-from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section
+from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 
 Placement = Literal["zero3", "node", "replica", "offload"]
 
@@ -37,8 +38,8 @@ class TeacherSection(Section):
 class StudentSection(Section):
     """The model that is trained. Sizes left out are the teacher's."""
 
-    family: Literal["blenderbot", "bart"] | None = Field(
-        None, description="Architecture; null: the teacher's (needed when there is no teacher)."
+    family: Annotated[str, name_of("families")] | None = Field(
+        None, description="Architecture (`distill list families`); null: the teacher's (needed without a teacher)."
     )
     init: Literal["teacher_layers", "random"] = Field(
         "teacher_layers",
@@ -68,37 +69,10 @@ class StudentSection(Section):
     activation_checkpointing: bool = Field(False, description="Recompute layers in the backward pass.")
 
 
-class TaskSource(Section):
-    """One data source. A recipe lists one or more; their names label the metrics."""
-
-    name: str = Field(
-        description="`demo`; a file format: `parlai_text`, `conversations`, `fbdialog`, `hf_dataset`; or a dialogue "
-        "task's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
-        "`convai2:normalized`, `empathetic_dialogues`."
-    )
-    label: str | None = Field(None, description="Name in metrics; null: same as name.")
-    weight: Positive = Field(1.0, description="How often it comes, relative to the other tasks (data.weights_mean).")
-    train: str | None = Field(None, description="Training file (file formats only).")
-    valid: str | None = Field(None, description="Validation file (file formats only).")
-    test: str | None = Field(None, description="Test file (file formats only).")
-    label_turns: Literal["second_speaker", "first_speaker", "both"] = Field(
-        "second_speaker", description="conversations: whose turns are learnt."
-    )
-    train_examples: PositiveInt | None = Field(None, description="Use only the first N training examples.")
-    valid_examples: PositiveInt | None = Field(None, description="Use only the first N validation examples.")
-    seed: int = Field(0, description="demo: seed of the generator.")
-    topic_split: bool = Field(
-        False, description="wizard_of_wikipedia: validate and test on topics that training never saw."
-    )
-    normalized: bool = Field(
-        True, description="hf_dataset with ConvAI2's columns: spelling as in convai2:normalized; false: as in convai2."
-    )
-
-
 class DataSection(Section):
-    """Which dialogues, and how they become token ids (ParlAI's rules)."""
+    """Which examples, and how they become token ids."""
 
-    tasks: list[TaskSource] = Field(min_length=1, description="Sources of the training mixture.")
+    tasks: list[AnySource] = Field(min_length=1, description="Sources of the training mixture.")
     weights_mean: Literal["episodes", "examples", "passes"] = Field(
         "episodes",
         description="What weights are shares of. episodes: conversations, as ParlAI's --multitask-weights; examples: "
@@ -108,17 +82,22 @@ class DataSection(Section):
         1.0, description="Flattens the tasks' shares of the examples: share ** (1 / temperature). 1 leaves them."
     )
     root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue tasks.")
+    max_bad_rows: int = Field(
+        0, ge=0, description="Leave out up to N rows of a split that are wrong (no text, broken); more are an error."
+    )
     cache_dir: str | None = Field(
         None,
         description="Folder that keeps tokenised tasks; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
         "$XDG_CACHE_HOME or ~/.cache.",
     )
     tokenizer: str | None = Field(None, description="Tokenizer folder or name; null: the teacher's.")
-    context_tokens: PositiveInt = Field(128, description="Contexts keep their last N tokens, end token included.")
+    context_tokens: PositiveInt = Field(
+        128, description="Contexts keep N tokens, special ones included: the last or the first, as their kind says."
+    )
     label_tokens: PositiveInt = Field(128, description="Labels keep their first N tokens, end token included.")
     delimiter: str = Field("\n", description="Text between history entries, tokenised on its own.")
     history_end_token: bool = Field(
-        False, description="Append the end token to contexts (BlenderBot 3B does; BART always has its own)."
+        False, description="Append the end token to contexts, where the family does not always."
     )
 
 

@@ -3,84 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
+from distill_engine.families.lookup import family_named, family_of
+from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
+from distill_engine.registry import names
 from distill_engine.values import Stack
-
-FAMILIES = ("blenderbot", "bart")
 
 # Vocabularies are padded so that their size suits the hardware; a larger gap is another vocabulary.
 MAX_UNUSED_ROWS = 256
 
 _NO_LAYERS: Mapping[Stack, tuple[int, ...]] = dict.fromkeys(Stack, ())  # which features, not how many
 
-SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
-
-
-@dataclass(frozen=True)
-class TeacherShape:
-    """The numbers of a Blenderbot or BART config.json that rules compare with; names are the file's."""
-
-    model_type: str
-    d_model: int
-    encoder_layers: int
-    decoder_layers: int
-    encoder_attention_heads: int
-    decoder_attention_heads: int
-    encoder_ffn_dim: int
-    decoder_ffn_dim: int
-    max_position_embeddings: int
-
-    def depth(self, stack: str) -> int:
-        """Layers of `encoder` or `decoder`."""
-        return self.encoder_layers if stack == "encoder" else self.decoder_layers
-
-    def heads(self, stack: str) -> int:
-        """Attention heads of `encoder` or `decoder`."""
-        return self.encoder_attention_heads if stack == "encoder" else self.decoder_attention_heads
-
-
 def check_against_teacher(recipe: Recipe, teacher_config: Mapping[str, Any]) -> list[Problem]:
     """All problems between a recipe that has a teacher and that teacher's config.json.
 
-    teacher_config has the keys of Hugging Face's Blenderbot and BART configs.
+    teacher_config has the keys of its family's config.json.
     """
     problems = _unreadable(recipe, teacher_config)
     if problems:
         return problems
-    teacher = TeacherShape(**{field.name: teacher_config[field.name] for field in fields(TeacherShape)})
+    teacher = family_of(teacher_config).shape(teacher_config)
     return [problem for rule in TEACHER_RULES for problem in rule(recipe, teacher)]
 
 
 def _unreadable(recipe: Recipe, config: Mapping[str, Any]) -> list[Problem]:
     """Why this config is none that the rules can be applied to."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if kind not in names("families"):
         what = f"is {recipe.teacher.path!r}, whose config.json has model_type {shown(kind)}"
-        return [Problem("teacher.path", what, f"Teachers can be: {', '.join(FAMILIES)}")]
-    needed = [field.name for field in fields(TeacherShape)][1:]
-    wrong = [key for key in needed if not isinstance(config.get(key), int) or config[key] <= 0]
+        return [Problem("teacher.path", what, f"Teachers can be: {', '.join(names('families'))}")]
+    wrong = family_named(str(kind)).missing(config)
     rule = f"The config.json of a {kind} model has a positive whole number there"
     return [Problem("teacher.path", f"has a config.json with {key} {shown(config.get(key))}", rule) for key in wrong]
 
 
-def family_is_the_teachers(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def family_is_the_teachers(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Layer by layer comparison needs layers of one kind."""
     family = recipe.student.family
-    if family is not None and family != teacher.model_type:
+    if family is not None and family != teacher.family:
         yield Problem(
             "student.family",
-            f"is {family}, but the teacher is a {teacher.model_type} model",
+            f"is {family}, but the teacher is a {teacher.family} model",
             "A student has its teacher's architecture and vocabulary",
-            f"Set student.family: {teacher.model_type}, or remove the key",
+            f"Set student.family: {teacher.family}, or remove the key",
         )
 
 
-def heads_agree(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def heads_agree(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Attention terms compare head by head."""
     heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
     for term in recipe.losses.weights.terms:
@@ -88,9 +61,9 @@ def heads_agree(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
             kinds = term.needs(_NO_LAYERS).attention
             stacks.setdefault(term.weight, []).extend(kind.query_stack for kind in kinds)
     for name, asked in stacks.items():
-        wrong = [stack.value for stack in asked if heads is not None and heads != teacher.heads(stack.value)]
+        wrong = [stack.value for stack in asked if heads is not None and heads != teacher.heads_of(stack.value)]
         if wrong:
-            has, weight = teacher.heads(wrong[0]), recipe.losses.weights[name]
+            has, weight = teacher.heads_of(wrong[0]), recipe.losses.weights[name]
             yield Problem(
                 f"losses.weights.{name}",
                 f"is {weight:g}, but the teacher has {has} heads and the student {heads} (student.heads)",
@@ -99,14 +72,16 @@ def heads_agree(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
             )
 
 
-def width_divides(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
-    """Heads divide the width, where one of the two is the teacher's."""
+def width_divides(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """Heads divide the width, where one of the two is the teacher's and heads have no size of their own."""
     student = recipe.student
+    if teacher.head_size is not None:
+        return
     if student.width is not None and student.heads is not None:
         return  # rules.width_divides_into_heads has looked at it
-    width = student.width or teacher.d_model
+    width = student.width or teacher.width
     for stack in ("encoder", "decoder"):
-        heads = student.heads or teacher.heads(stack)
+        heads = student.heads or teacher.heads_of(stack)
         if width % heads:
             given = "student.width" if student.width is not None else "student.heads"
             yield Problem(
@@ -118,7 +93,7 @@ def width_divides(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
             return
 
 
-def student_is_not_deeper(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def student_is_not_deeper(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """A named layer map picks different teacher layers; a deeper student has too few to pick from."""
     for stack in ("encoder", "decoder"):
         depth = getattr(recipe.student, f"{stack}_layers")
@@ -133,7 +108,7 @@ def student_is_not_deeper(recipe: Recipe, teacher: TeacherShape) -> Iterator[Pro
             )
 
 
-def explicit_maps_point_into_the_teacher(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def explicit_maps_point_into_the_teacher(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Every entry of an explicit map is a layer that the teacher has."""
     for stack in ("encoder", "decoder"):
         depth = teacher.depth(stack)
@@ -160,12 +135,12 @@ def _maps_in_use(recipe: Recipe, stack: str) -> dict[str, LayerMap]:
     return maps
 
 
-def copied_layers_have_equal_widths(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """A copied tensor has the shape it is copied to, and its heads keep their meaning."""
     sizes = {
-        "width": (teacher.d_model,),
-        "ffn_width": (teacher.encoder_ffn_dim, teacher.decoder_ffn_dim),
-        "heads": (teacher.encoder_attention_heads, teacher.decoder_attention_heads),
+        "width": (teacher.width,),
+        "ffn_width": (teacher.encoder_ffn, teacher.decoder_ffn),
+        "heads": (teacher.encoder_heads, teacher.decoder_heads),
     }
     for key, own in sizes.items():
         asked = getattr(recipe.student, key)
@@ -179,25 +154,32 @@ def copied_layers_have_equal_widths(recipe: Recipe, teacher: TeacherShape) -> It
             )
 
 
-def tokens_fit_the_position_table(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def tokens_fit_the_position_table(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """The teacher reads the same tokens as the student."""
-    # BART's decoder reads one token more than it predicts: it starts with </s> <s>.
-    extra = {"context_tokens": 0, "label_tokens": 1 if teacher.model_type == "bart" else 0}
-    table = teacher.max_position_embeddings
+    extra = {"context_tokens": 0, "label_tokens": family_named(teacher.family).decoder_skips}
+    table = teacher.positions
+    if table is None:
+        return
     for key, more in extra.items():
         tokens = getattr(recipe.data, key)
         if tokens + more > table:
             yield Problem(
                 f"data.{key}",
                 f"is {tokens}, but the teacher's position table has {table} rows",
-                f"A {teacher.model_type} model needs {tokens + more} for them" if more else "Each token needs one",
+                f"A {teacher.family} model needs {tokens + more} for them" if more else "Each token needs one",
                 f"Set data.{key}: {table - more} or less",
             )
 
 
-def positions_can_be_copied(recipe: Recipe, teacher: TeacherShape) -> Iterator[Problem]:
+def positions_can_be_copied(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """A copied position table cannot grow."""
-    positions, table = recipe.student.positions, teacher.max_position_embeddings
+    positions, table = recipe.student.positions, teacher.positions
+    if table is None and positions is not None:
+        what = f"is {positions}, but {teacher.family} models have no position table"
+        yield Problem("student.positions", what, "They take texts of any length", "Remove student.positions")
+        return
+    if table is None:
+        return
     if recipe.student.init == "teacher_layers" and positions is not None and positions > table:
         what = f"is {positions}, but the teacher's position table has {table} rows"
         rule = "student.init: teacher_layers copies the table"
@@ -205,22 +187,20 @@ def positions_can_be_copied(recipe: Recipe, teacher: TeacherShape) -> Iterator[P
 
 
 def check_tokenizer(
-    vocab_size: int, special_ids: Mapping[str, int | None], teacher_config: Mapping[str, Any]
+    vocab_size: int, special_ids: Mapping[str, int | None], rows: int, teacher_config: Mapping[str, Any]
 ) -> list[Problem]:
     """All mismatches between a tokenizer and the teacher's embeddings.
 
     vocab_size   largest id that text can become, plus 1 (a `<mask>` that text never becomes does not count)
-    special_ids  the tokenizer's pad_token_id, bos_token_id, eos_token_id
+    special_ids  the tokenizer's pad_token_id, eos_token_id and, where the family uses it, bos_token_id
+    rows         of the teacher's embedding
     """
-    return [*_vocabulary(vocab_size, teacher_config), *_special_tokens(special_ids, teacher_config)]
+    return [*_vocabulary(vocab_size, rows), *_special_tokens(special_ids, teacher_config)]
 
 
-def _vocabulary(vocab_size: int, config: Mapping[str, Any]) -> Iterator[Problem]:
-    rows = config.get("vocab_size")
+def _vocabulary(vocab_size: int, rows: int) -> Iterator[Problem]:
     fix = "Use the tokenizer that the teacher was trained with (data.tokenizer: null takes it from teacher.path)"
-    if not isinstance(rows, int):
-        yield Problem("teacher.path", f"has a config.json with vocab_size {shown(rows)}", "It is a whole number")
-    elif vocab_size > rows:
+    if vocab_size > rows:
         what = f"gives ids up to {vocab_size - 1}, but the teacher has {rows} embedding rows"
         yield Problem("data.tokenizer", what, "Every id has an embedding row", fix)
     elif vocab_size < rows - MAX_UNUSED_ROWS:
@@ -229,15 +209,24 @@ def _vocabulary(vocab_size: int, config: Mapping[str, Any]) -> Iterator[Problem]
 
 
 def _special_tokens(special_ids: Mapping[str, int | None], config: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in SPECIAL_TOKENS:
-        own, teachers = special_ids.get(key), config.get(key)
+    for key, own in special_ids.items():
+        teachers = config.get(key)
         if teachers is not None and own != teachers:
             what = f"has {key} {shown(own)}, but the teacher's config.json says {shown(teachers)}"
             fix = "Use the teacher's tokenizer, or correct the special tokens of this one"
             yield Problem("data.tokenizer", what, "Student and teacher share their special tokens", fix)
 
 
-TeacherRule = Callable[[Recipe, TeacherShape], Iterator[Problem]]
+def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """transformers can run a model of the student's shape."""
+    student = recipe.student
+    own = teacher.resized(Sizes(student.encoder_layers, student.decoder_layers))
+    reason = family_named(teacher.family).obstacle(own)
+    if reason:
+        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", "A student generates")
+
+
+TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]
 
 TEACHER_RULES: tuple[TeacherRule, ...] = (
     family_is_the_teachers,
@@ -248,4 +237,5 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     copied_layers_have_equal_widths,
     positions_can_be_copied,
     tokens_fit_the_position_table,
+    the_student_runs,
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from html import escape
 
+_MANY_COLUMNS = 9  # from more on a table is set closer, to fit the width of a laptop's screen
 _STYLE = """
 :root { color-scheme: light dark; --line: #8883; --soft: #8881; --quiet: #6b6b6b; --card: #fff; }
 @media (prefers-color-scheme: dark) { :root { --quiet: #9a9a9a; --card: #191919; } }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .6rem; font-size: 1.2rem; }
 p.quiet, caption, .tile span { color: var(--quiet); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.6rem, 1fr)); gap: .6rem; margin: 1.2rem 0; }
@@ -28,6 +29,7 @@ table { border-collapse: collapse; margin: .4rem 0; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { white-space: nowrap; }
+.close { font-size: .87rem; } .close th, .close td { padding: .25rem .4rem; }
 tr.best td { font-weight: 600; background: var(--soft); }
 pre { background: var(--soft); padding: .8rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; }
@@ -93,7 +95,8 @@ def table(
         return "".join(f"<{tag}{kind(i)}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
 
     lines = [f"<tr{' class=best' if index == best else ''}>{cells('td', row)}</tr>" for index, row in enumerate(rows)]
-    return f'<div class="scroll"><table><tr>{cells("th", header)}</tr>{"".join(lines)}</table></div>'
+    look = ' class="close"' if len(header) > _MANY_COLUMNS else ""
+    return f'<div class="scroll"><table{look}><tr>{cells("th", header)}</tr>{"".join(lines)}</table></div>'
 
 
 def folded(summary: str, text: str) -> str:

@@ -107,12 +107,20 @@ def heat(title: str, steps: Sequence[float], rows: Sequence[Sequence[float]]) ->
     return _svg(title, draw, (4.6, 1.5 + 0.22 * len(rows)), beside=0.7)
 
 
-def frontier(title: str, points: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> str:
-    """Models as named points; better is to the left and down."""
+def frontier(
+    title: str,
+    points: Mapping[str, tuple[float, float]],
+    spread: Mapping[str, tuple[float, float]],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Models as named points with the lower and upper end of x's `spread`; better is to the left and down."""
 
     def draw(axes: Axes) -> None:
         for index, (name, (x, y)) in enumerate(points.items()):
-            axes.scatter([x], [y], s=60, color=_colour(index), zorder=3)
+            low, high = spread[name]
+            bar = [[max(0.0, x - low)], [max(0.0, high - x)]]
+            axes.errorbar([x], [y], xerr=bar, fmt="o", markersize=7, capsize=3, color=_colour(index), zorder=3)
             axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, 5), fontsize=9)
         best = _not_beaten(list(points.values()))
         if len(best) > 1:

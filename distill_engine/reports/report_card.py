@@ -27,6 +27,7 @@ _QUALITY = {  # value -> (header, is a share)
     "repetition": ("repetition", True),
     "reply_tokens": ("tokens/reply", False),
 }
+_HOW_TO_READ = "Left is faster, down is better. Bars are the 20th to the 80th percentile over the rounds."
 _SAMPLES = 8
 
 
@@ -68,7 +69,7 @@ def card_html(card: ReportCard) -> str:
     body = [
         page.heading("Report card", 1),
         page.paragraph(headline(card), quiet=True),
-        page.plots([page.plot(frontier_svg(card), "Left is faster, down is better.", wide=True)]),
+        page.plots([page.plot(frontier_svg(card), _HOW_TO_READ, wide=True)]),
         page.heading("Overview"),
         page.table(header, rows),
         page.heading("Quality by task"),
@@ -137,17 +138,20 @@ def headline(card: ReportCard) -> str:
 def frontier_svg(card: ReportCard) -> str:
     """The plot as SVG markup: milliseconds per reply and perplexity of each model."""
     points = {name: (card.milliseconds(name), card.quality[name]["ppl"]) for name in card.names}
-    return plots.frontier("speed and quality", points, "ms per reply (batch 1, greedy)", "perplexity")
+    spread = {name: (card.latency[name][0].wait_ms_p20, card.latency[name][0].wait_ms_p80) for name in card.names}
+    return plots.frontier("speed and quality", points, spread, "ms per reply (batch 1, greedy)", "perplexity")
 
 
 def overview(card: ReportCard) -> tuple[list[str], list[list[str]]]:
     """Header and rows: size, speed and quality of each model."""
     shown = [name for name in _QUALITY if any(name in values for values in card.quality.values())]
-    header = ["model", "parameters", "ms/reply", "times faster", *(_QUALITY[name][0] for name in shown)]
+    header = ["model", "parameters", "ms/reply", "p20 to p80", "times faster", *(_QUALITY[name][0] for name in shown)]
     rows = []
     for name in card.names:
         values = card.quality[name]
-        cells = [f"{values['parameters']:,.0f}", f"{card.milliseconds(name):.1f}", f"{card.faster(name):.2f}"]
+        timed = card.latency[name][0]
+        spread = f"{timed.wait_ms_p20:.1f} to {timed.wait_ms_p80:.1f}"
+        cells = [f"{values['parameters']:,.0f}", f"{timed.wait_ms_p50:.1f}", spread, f"{card.faster(name):.2f}"]
         rows.append([name, *cells, *(_cell(metric, values.get(metric)) for metric in shown)])
     return header, rows
 

@@ -16,11 +16,12 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
 from distill_engine.data.episodes import Split
-from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
-from distill_engine.models.adapter import family_of
-from distill_engine.models.bart_family import FAMILIES, Family
+from distill_engine.families.lookup import family_named, family_of
+from distill_engine.families.protocol import Family
+from distill_engine.families.shape import Shape
 from distill_engine.models.generation_settings import (
     Decoder,
     GenerationError,
@@ -28,6 +29,7 @@ from distill_engine.models.generation_settings import (
     Settled,
     read_settings,
     settle_student,
+    special_tokens,
 )
 from distill_engine.models.loading import Checkpoint, local_copy, problem_of_teacher
 from distill_engine.models.weight_files import WeightsError
@@ -48,6 +50,7 @@ class Prepared:
     family: Family
     teacher_folder: Path | None
     teacher_config: Mapping[str, Any] | None
+    special: SpecialTokens
     tokenizer: Any
     layout: SequenceLayout
     task_labels: tuple[str, ...]
@@ -55,6 +58,11 @@ class Prepared:
     valid_tasks: tuple[TokenisedTask, ...]
     valid_labels: tuple[str, ...]
     generation: Settled
+
+    @property
+    def teacher_shape(self) -> Shape | None:
+        """The teacher's sizes."""
+        return None if self.teacher_config is None else self.family.shape(self.teacher_config)
 
 
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
@@ -67,22 +75,25 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     config = None if folder is None else _read_config(folder, source)
     if folder is not None and config is not None:
         raise_if_any(source, check_against_teacher(recipe, config))
-    family = family_of(config) if config is not None else FAMILIES[str(recipe.student.family)]
+    family = family_of(config) if config is not None else family_named(str(recipe.student.family))
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
-    layout = _layout(recipe, family, tokenizer, config, source)
+    own = _own_settings(folder, source)
+    special = _special(family, tokenizer, own, config, source)
+    layout = family.layout(special, recipe.data.history_end_token)
     if folder is not None:
         _check_weights(folder)
-    rows = len(tokenizer) if config is None else int(config["vocab_size"])
-    generation = _generation(recipe, _decoder(recipe, family, layout, config, rows), layout, folder, source)
+    shape = None if config is None else family.shape(config)
+    generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
     if config is not None:
         largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
-        raise_if_any(source, _ids_fit(largest, config))
+        raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
     return Prepared(
         recipe=recipe,
         family=family,
         teacher_folder=folder,
         teacher_config=config,
+        special=special,
         tokenizer=tokenizer,
         layout=layout,
         task_labels=tasks.labels,
@@ -175,44 +186,50 @@ def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
     return config
 
 
-def _layout(
-    recipe: Recipe, family: Family, tokenizer: Any, config: Mapping[str, Any] | None, source: Path | str
-) -> SequenceLayout:
-    own = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    missing = [name for name, value in own.items() if value is None]
+def _special(
+    family: Family, tokenizer: Any, own: OwnSettings | None, config: Mapping[str, Any] | None, source: Path | str
+) -> SpecialTokens:
+    needed = ("pad_token_id", "eos_token_id", *(("bos_token_id",) if family.needs_start else ()))
+    ids = {name: getattr(tokenizer, name) for name in needed}
+    missing = [name for name, value in ids.items() if value is None]
     problems = [Problem("data.tokenizer", f"has no {name}", "Padding, start and end need tokens") for name in missing]
     if config is not None:
         # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
-        problems += check_tokenizer(min(len(tokenizer), int(config["vocab_size"])), own, config)
+        rows = family.shape(config).vocab
+        problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
     raise_if_any(source, problems)
-    special = (own["pad_token_id"], own["bos_token_id"], own["eos_token_id"])
-    return SequenceLayout.of_family(
-        special,
-        wraps_context=family.wraps_context,
-        end_before_start=family.end_before_start,
-        history_end_token=recipe.data.history_end_token,
-    )
+    return special_tokens(tokenizer, None if own is None else own.config)
 
 
-def _decoder(
-    recipe: Recipe, family: Family, layout: SequenceLayout, config: Mapping[str, Any] | None, rows: int
-) -> Decoder:
+def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shape | None, entries: int) -> Decoder:
     """What the student's generation settings must fit."""
-    positions = recipe.student.positions or (config or {}).get("max_position_embeddings")
-    positions = int(positions or family.config_class().max_position_embeddings)
-    return Decoder(family, positions, rows, layout.start_id, layout.end_id)
+    positions = recipe.student.positions or (None if shape is None else shape.positions)
+    rows = entries if shape is None else shape.vocab
+    return Decoder(layout.decoder_prefix, family.masked_id(layout.start_id), positions, rows, layout.end_id)
+
+
+def _own_settings(folder: Path | None, source: Path | str) -> OwnSettings | None:
+    if folder is None:
+        return None
+    try:
+        return read_settings(folder)
+    except GenerationError as error:
+        raise_if_any(source, [_generation_problem(folder, error)])
+        raise AssertionError from error
 
 
 def _generation(
-    recipe: Recipe, decoder: Decoder, layout: SequenceLayout, folder: Path | None, source: Path | str
+    recipe: Recipe, decoder: Decoder, layout: SequenceLayout, own: OwnSettings | None, source: Path | str
 ) -> Settled:
     try:
-        own = _fresh_settings(layout) if folder is None else read_settings(folder)
-        return settle_student(own, decoder, recipe.data.label_tokens)
+        return settle_student(own or _fresh_settings(layout), decoder, recipe.data.label_tokens)
     except GenerationError as error:
-        rule = "A student generates as its teacher does"
-        raise_if_any(source, [Problem("teacher.path", f"is {str(folder)!r}: {error}", rule)])
+        raise_if_any(source, [_generation_problem(recipe.teacher.path, error)])
         raise AssertionError from error
+
+
+def _generation_problem(folder: Path | str | None, error: Exception) -> Problem:
+    return Problem("teacher.path", f"is {str(folder)!r}: {error}", "A student generates as its teacher does")
 
 
 def _fresh_settings(layout: SequenceLayout) -> OwnSettings:
@@ -226,8 +243,7 @@ def _fresh_settings(layout: SequenceLayout) -> OwnSettings:
     return OwnSettings(config, "the family")
 
 
-def _ids_fit(largest: int, config: Mapping[str, Any]) -> list[Problem]:
-    rows = int(config["vocab_size"])
+def _ids_fit(largest: int, rows: int) -> list[Problem]:
     if largest < rows:
         return []
     return [

@@ -7,23 +7,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from distill_engine.cluster.facts import read_cluster
-from distill_engine.data.episodes import Episode, Split, TaskSpec
+from distill_engine.data.episodes import Episode, Split
 from distill_engine.data.errors import DataError
-from distill_engine.data.tasks import has_split, source_files, stream_task
-from distill_engine.data.tokens.cache import Source, TokenCache, default_cache_folder
+from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.kinds.protocol import Reading, Source
+from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
 from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.recipe.schema import DataSection
 
-# Not what decides the tokens of a split: names for people, places, sizes of other splits.
-_NO_OPTIONS = {"label", "weight", "root", "train", "valid", "test", "train_examples", "valid_examples", "test_examples"}
 _WORTH_A_LINE_SECONDS = 10.0
 
 
@@ -68,26 +67,32 @@ def _split(
     data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache
 ) -> dict[str, TokenisedTask]:
     loaded = {}
-    for spec in (TaskSpec(**task.model_dump(), root=data.root) for task in data.tasks):
-        if split != "train" and not has_split(spec, split):
+    for source in data.tasks:
+        if split != "train" and not kind_of(source).has(source, split):
             continue
-        with _display(f"tokenising {spec.title}, {split}", _speaks()) as display:
-            task = cache.task(_source(spec, split, display), encoder, display.add)
+        title, own = f"{source.title}, {split}", encoder.keeping(kind_of(source).keep)
+        with _display(f"tokenising {title}", _speaks()) as display:
+            task = cache.task(_content(data, source, split, display), own, display.add)
         if len(task) == 0:
-            raise DataError(f"Task {spec.title!r} has no {split} example. Correct its file, or leave the task out.")
-        loaded[spec.title] = task
+            raise DataError(f"Task {source.title!r} has no {split} example. Correct its file, or leave the task out.")
+        loaded[source.title] = task
     return loaded
 
 
-def _source(spec: TaskSpec, split: Split, display: Display) -> Source:
-    options = {name: value for name, value in asdict(spec).items() if name not in _NO_OPTIONS}
-    options |= {"split": split, "limit": spec.limit(split)}
+def _content(data: DataSection, source: Source, split: Split, display: Display) -> Content:
+    """What the token cache knows a split by, and how it is read."""
+    kind = kind_of(source)
+    facts = {"kind": source.kind, "version": kind.version, "max_bad_rows": data.max_bad_rows}
+    facts |= kind.facts(source, split)
 
     def episodes() -> Iterator[Episode]:
         display.begin()
-        yield from stream_task(spec, split)
+        reading = Reading(data.root, data.max_bad_rows)
+        yield from kind.read(source, split, reading)
+        for line in reading.lines:
+            display.say(f"{source.title}, {split}: {line}")
 
-    return Source(f"{spec.title}, {split}", tuple(source_files(spec, split)), options, episodes)
+    return Content(f"{source.title}, {split}", tuple(kind.files(source, split, data.root)), facts, episodes)
 
 
 class Display:
@@ -95,7 +100,7 @@ class Display:
 
     def __init__(self, title: str, console: Console, say: Callable[[str], None]) -> None:
         self._title = title
-        self._say = say
+        self.say = say
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} episodes"),
             TimeElapsedColumn(), console=console, transient=True, disable=console.quiet or not console.is_terminal,
@@ -119,7 +124,7 @@ class Display:
         self._bar.stop()
         seconds = 0.0 if self._begun is None else time.monotonic() - self._begun
         if seconds > _WORTH_A_LINE_SECONDS:
-            self._say(f"{self._title}: done in {seconds:.0f} s")
+            self.say(f"{self._title}: done in {seconds:.0f} s")
 
 
 @contextmanager

@@ -103,4 +103,5 @@ def feature_tensors(features: Features) -> list[Tensor]:
     head = None if features.head is None else features.head.hidden
     shown = (features.logits, head, features.encoder_output, *features.embeddings.values(), *features.hidden.values())
     single = [t.states if isinstance(t, Projected) else t for t in shown if t is not None]
-    return [*single, *(t for qk in features.attention.values() for t in (qk.query, qk.key))]
+    scores = (t for qk in features.attention.values() for t in (qk.query, qk.key, qk.bias) if t is not None)
+    return [*single, *scores]

@@ -112,5 +112,6 @@ def _cut(states: Tensor | Projected, rows: slice, length: int) -> Tensor:
 def _scores(pair: QueryKey, kind: AttentionKind, rows: slice, lengths: dict[Stack, int]) -> QueryKey:
     """Queries are of the stack that asks; keys are the decoder's in its own attention, else the encoder's."""
     keys = Stack.DECODER if kind is AttentionKind.DECODER_SELF else Stack.ENCODER
-    queries = pair.query[rows, :, : lengths[kind.query_stack]]
-    return QueryKey(queries, pair.key[rows, :, : lengths[keys]], pair.scale)
+    asking, asked = lengths[kind.query_stack], lengths[keys]
+    bias = None if pair.bias is None else pair.bias[:, :asking, :asked]
+    return QueryKey(pair.query[rows, :, :asking], pair.key[rows, :, :asked], pair.scale, bias)

@@ -1,7 +1,8 @@
-"""What is known in one place only: names of loss terms stand in losses/terms, those of metrics in metrics, both in the
-registry and among ParlAI's flags."""
+"""What is known in one place only: names of loss terms stand in losses/terms, those of metrics in metrics, of kinds of
+data in data/kinds, all in the registry and among ParlAI's flags; words of model families in families and interop."""
 
 import ast
+import re
 from pathlib import Path
 
 from distill_engine.registry import BUILT_IN
@@ -16,10 +17,14 @@ METRICS = {name for name in BUILT_IN["metrics"] if set("_-1") & set(name)} | {"b
 # Tables of a few chosen columns. The list may shrink.
 ALLOWED_METRICS = (
     "distill_engine/metrics/",
+    "distill_engine/data/kinds/",  # what each kind is judged by
     "distill_engine/commands/evaluate.py",
     "distill_engine/reports/report_card.py",
     *EVERYWHERE,
 )
+# `dialogue` is what a source is where a recipe says nothing
+KINDS = {*BUILT_IN["kinds"]}
+ALLOWED_KINDS = ("distill_engine/data/kinds/", *EVERYWHERE)
 
 
 def named(source: str, names: set[str] = TERMS) -> list[str]:
@@ -43,6 +48,30 @@ def test_metrics_are_named_in_their_own_files_only():
     assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED_METRICS)}
 
 
+def test_kinds_are_named_in_their_own_files_only():
+    found = {path: named((ROOT / path).read_text(encoding="utf-8"), KINDS) for path in sources()}
+    assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED_KINDS)}
+
+
 def test_names_are_seen():
     assert named('x = "token_accuracy", "f1"', METRICS) == ["1: token_accuracy", "1: f1"]
     assert named('x = {"encoder_hidden": 1}') == ["1: encoder_hidden"]
+
+
+FAMILIES = re.compile(r"bart|blenderbot|pegasus|marian|m2m|nllb|\bm?t5\b", re.IGNORECASE)
+# The last is ParlAI's commands: its agents have these names, too.
+ALLOWED_FAMILIES = ("distill_engine/families/", *EVERYWHERE, "distill_engine/commands/parlai.py")
+
+
+def family_words(source: str) -> list[str]:
+    """Lines of code, docstrings or comments that name a family."""
+    return [f"{n}: {line.strip()}" for n, line in enumerate(source.splitlines(), 1) if FAMILIES.search(line)]
+
+
+def test_families_are_named_in_their_own_files_only():
+    found = {path: family_words((ROOT / path).read_text(encoding="utf-8")) for path in sources()}
+    assert not {path: lines for path, lines in found.items() if lines and not path.startswith(ALLOWED_FAMILIES)}
+
+
+def test_family_words_are_seen():
+    assert family_words("x = 1\nif name == 'mbart':  # T5") == ["2: if name == 'mbart':  # T5"]

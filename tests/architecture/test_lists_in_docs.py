@@ -7,7 +7,14 @@ from distill_engine.cli import app
 
 
 @pytest.mark.parametrize(
-    "seam, page", [("terms", "losses.md"), ("divergences", "losses.md"), ("metrics", "metrics.md")]
+    "seam, page",
+    [
+        ("terms", "losses.md"),
+        ("divergences", "losses.md"),
+        ("metrics", "metrics.md"),
+        ("families", "families.md"),
+        ("kinds", "data.md"),
+    ],
 )
 def test_the_table_in_the_docs_is_the_registrys(root, seam, page):
     printed = CliRunner().invoke(app, ["list", seam, "--markdown"])

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine import registry
 from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config
+from distill_engine.families.lookup import family_named
 from distill_engine.recipe.load import load_recipe, recipe_digest, resolved_yaml
 from distill_engine.recipe.rules import check_against_teacher, check_recipe
 from distill_engine.recipe.schema import Recipe
@@ -22,28 +24,9 @@ PARLAI_TASKS = ["blended_skill_talk", "wizard_of_wikipedia", "convai2:normalized
 
 # The numbers of the published config.json files.
 TEACHERS = {
-    "facebook/blenderbot-3B": {
-        "model_type": "blenderbot",
-        "d_model": 2560,
-        "encoder_layers": 2,
-        "decoder_layers": 24,
-        "encoder_attention_heads": 32,
-        "decoder_attention_heads": 32,
-        "encoder_ffn_dim": 10240,
-        "decoder_ffn_dim": 10240,
-        "max_position_embeddings": 128,
-    },
-    "facebook/bart-large": {
-        "model_type": "bart",
-        "d_model": 1024,
-        "encoder_layers": 12,
-        "decoder_layers": 12,
-        "encoder_attention_heads": 16,
-        "decoder_attention_heads": 16,
-        "encoder_ffn_dim": 4096,
-        "decoder_ffn_dim": 4096,
-        "max_position_embeddings": 1024,
-    },
+    path: {"model_type": family, **config}
+    for family in registry.names("families")
+    for path, config in family_named(family).known.items()
 }
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine.families.lookup import fresh_shape
+from distill_engine.families.shape import Sizes
 from distill_engine.recipe.schema import Recipe
 from launcher import job as planned
 from launcher import loss_memory, memory_model
 from launcher.job import Job
-from launcher.shapes import ModelShape
 
 WORKER = Path(__file__).with_name("plan_worker.py")
 FOREIGN = ("RANK", "WORLD_", "LOCAL_", "MASTER_", "SLURM_", "OMPI_")
@@ -30,8 +31,8 @@ class Measured:
     def __init__(self, found: dict, ranks: int) -> None:
         recipe = Recipe.model_validate(found["recipe"])
         positions = recipe.data.context_tokens
-        teacher = ModelShape("blenderbot", 2048, 128, 512, 4, 2, 6, positions)
-        student = ModelShape("blenderbot", 2048, 96, 384, 4, 2, 3, positions)
+        teacher = fresh_shape("blenderbot", 2048, Sizes(2, 6, 128, 512, 4, positions))
+        student = fresh_shape("blenderbot", 2048, Sizes(2, 3, 96, 384, 4, positions))
         rows = recipe.batch.per_rank
         self.job = Job(recipe, student, teacher, *found["configs"], ranks, ranks, rows, 1, triton=False)
         self.rest, self.moments, self.gathered = found["at_rest"], found["moments"], found["gathered"]

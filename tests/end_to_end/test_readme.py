@@ -63,15 +63,19 @@ def test_what_make_demo_runs(tmp_path: Path) -> None:
     done = run(f"{sys.executable} benchmarks/demo.py --run-dir {tmp_path / 'demo'} {SHORT}", tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert set(rows) == {"teacher", "distilled", "without_teacher"}
+    students = ("distilled", "shrink_and_finetune", "without_teacher")
+    assert set(rows) == {"teacher", *students}
     for row in rows.values():
         assert set(row) == {"parameters", "valid_ppl", "token_accuracy", "teacher_agreement", "ms_per_reply"}
     assert rows["teacher"]["teacher_agreement"] == 1.0
-    assert rows["distilled"]["parameters"] == rows["without_teacher"]["parameters"] < rows["teacher"]["parameters"]
+    assert len({rows[name]["parameters"] for name in students}) == 1
+    assert rows["distilled"]["parameters"] < rows["teacher"]["parameters"]
     assert rows["teacher"]["valid_ppl"] < rows["distilled"]["valid_ppl"] < rows["without_teacher"]["valid_ppl"]
+    assert rows["shrink_and_finetune"]["valid_ppl"] < rows["without_teacher"]["valid_ppl"]
     for name in ("best", "checkpoints", "metrics.jsonl", "recipe.yaml", "wandb", "ds_config.json"):
         assert (tmp_path / "demo" / name).exists(), name
-    assert "without teacher" in done.stdout and "summary.json" in done.stdout and "failed" not in done.stdout
+    assert "shrink and fine-tune" in done.stdout and "without teacher" in done.stdout
+    assert "summary.json" in done.stdout and "failed" not in done.stdout
     for name in ("report.html", "report_card/report_card.html", "report_card/report_card.md"):
         assert (tmp_path / "demo" / name).stat().st_size > 1000, name
     assert "## Report card" in (tmp_path / "demo" / "best" / "README.md").read_text()

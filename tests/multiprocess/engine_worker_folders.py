@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from distill_engine.engine.teacher_weights import TeacherFilesError
+from distill_engine.families.lookup import family_named
+from distill_engine.families.shape import Sizes
 from distill_engine.models.adapter import adapt
-from distill_engine.models.bart_family import FAMILIES
 from distill_engine.models.loading import Checkpoint
-from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
+from distill_engine.student.build import TeacherLayers, build_student, student_config
 from distill_engine.values import FeatureRequest, Stack
 
 HOMES = ("zero3", "node", "replica", "offload")
@@ -50,7 +51,7 @@ def found(bench: Bench) -> dict:
     Every folder under ZeRO-3, and in one of the other placements in turn."""
     return {
         (family, tying, files, home): differences
-        for shift, family in enumerate(FAMILIES)
+        for shift, family in enumerate(("blenderbot", "bart"))
         for number, (tying, files) in enumerate(FOUND, shift)
         for home, differences in _in_homes(bench, family, tying, files, ("zero3", OTHERS[number % len(OTHERS)]))
     }
@@ -84,8 +85,8 @@ def _in_homes(
 
 def _copied(folder: Path, family: str) -> torch.nn.Module:
     maps = {Stack.ENCODER: range(tiny.ENCODER_LAYERS), Stack.DECODER: range(tiny.DECODER_LAYERS)}
-    config = student_config(AutoConfig.from_pretrained(folder), StudentSizes())
-    return build_student(FAMILIES[family], config, TeacherLayers(Checkpoint(folder), maps), seed=0)
+    config = student_config(AutoConfig.from_pretrained(folder), Sizes())
+    return build_student(family_named(family), config, TeacherLayers(Checkpoint(folder), maps), seed=0)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -22,9 +22,9 @@ from engine_worker_bench import (
 
 from distill_engine.data.order.collate import filler_batch
 from distill_engine.engine.student import StudentEngineError
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
-from distill_engine.student.build import StudentSizes
 from distill_engine.values import Batch, Stack
 
 STEPS, EXAMPLES, LEARNING_RATE = 3, 8, 0.01
@@ -101,7 +101,7 @@ def parlai(bench: Bench) -> dict:
 
 def single(bench: Bench) -> dict:
     """The gradient that the engine applies and the plain one of the joined batch, for several students."""
-    narrow, wide = tiny.STUDENT_SIZES, StudentSizes(encoder_layers=1, decoder_layers=3, dropout=0.0)
+    narrow, wide = tiny.STUDENT_SIZES, Sizes(encoder_layers=1, decoder_layers=3, dropout=0.0)
     goal, few = tiny.objective(), tiny.objective(weights=LossWeights(task=1.0, prediction=2.0))
     return {
         "narrow": _gradient(bench, goal, narrow),
@@ -119,7 +119,7 @@ def single(bench: Bench) -> dict:
 def _gradient(
     bench: Bench,
     goal: Objective,
-    sizes: StudentSizes,
+    sizes: Sizes,
     family: str = "blenderbot",
     prepare: Callable[[Any], None] = lambda module: None,
     built_for: Objective | None = None,
@@ -166,7 +166,7 @@ def _freeze_tables(module: Any) -> None:
         module.model.get_parameter(module.adapter.family.position_table(stack)).requires_grad_(False)
 
 
-def _idle_step(bench: Bench, goal: Objective, sizes: StudentSizes) -> dict:
+def _idle_step(bench: Bench, goal: Objective, sizes: Sizes) -> dict:
     module = tiny.student(bench.teachers / "blenderbot", goal, sizes)
     student = bench.student(module)
     before = weights(module)

@@ -4,13 +4,13 @@ import tiny_models as tiny
 from engine_worker_bench import Bench
 
 from distill_engine.data.order.loader import ValidationLoader
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.kernels import prediction_blocks
-from distill_engine.student.build import StudentSizes
 from distill_engine.train.validate import Validator
 
 # With batches of 2 per rank: the last batch is short on one rank, and missing on one of two and two of three.
 EXAMPLES = (9, 4)
-SIZES = StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.5)
+SIZES = Sizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.5)
 
 
 def loader(bench: Bench, family: str = "blenderbot") -> ValidationLoader:

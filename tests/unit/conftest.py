@@ -10,10 +10,12 @@ import pytest
 import teacher_folders
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from distill_engine.models.bart_family import FAMILIES
+from distill_engine.families.lookup import family_named
+from distill_engine.families.shape import Sizes
 from distill_engine.models.loading import Checkpoint
-from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
+from distill_engine.student.build import TeacherLayers, build_student, student_config
 from distill_engine.values import IGNORED_LABEL, AttentionKind, Batch, Features, QueryKey, Stack, Tokens
 
 PAD, START, END = 0, 1, 2
@@ -31,14 +33,14 @@ def tiny_config(family: str, *, width=16, heads=2, encoder_layers=2, decoder_lay
         "decoder_start_token_id": START if family == "blenderbot" else END, "forced_eos_token_id": END,
         "scale_embedding": family == "blenderbot", "activation_function": "gelu", "init_std": 0.3,
     }  # fmt: skip
-    return FAMILIES[family].config_class(**(values | more))
+    return AutoConfig.for_model(family, **(values | more))
 
 
 def tiny_model(family: str, seed: int = 0, **config):
     """A model whose every tensor is random, norms and biases too, so that a forgotten one shows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FAMILIES[family].model_class(tiny_config(family, **config))
+        model = AutoModelForSeq2SeqLM.from_config(tiny_config(family, **config))
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
@@ -139,10 +141,10 @@ def folders(tmp_path, tiny):
 
     def student(family: str, folder: Path | Checkpoint, maps=((1,), (0, 2)), norms=True, seed=0, **sizes):
         files = folder if isinstance(folder, Checkpoint) else Checkpoint(folder)
-        own = StudentSizes(**({"encoder_layers": len(maps[0]), "decoder_layers": len(maps[1])} | sizes))
+        own = Sizes(**({"encoder_layers": len(maps[0]), "decoder_layers": len(maps[1])} | sizes))
         config = student_config(type(tiny.config(family)).from_pretrained(files.folder), own)
         by_stack = dict(zip((Stack.ENCODER, Stack.DECODER), maps, strict=True))
-        return build_student(FAMILIES[family], config, TeacherLayers(files, by_stack, norms), seed)
+        return build_student(family_named(family), config, TeacherLayers(files, by_stack, norms), seed)
 
     return SimpleNamespace(
         teacher=teacher,

@@ -4,8 +4,9 @@
     <folder>/locks/<key>.lock     held while an entry is made: others wait for it instead of making it too
     <folder>/digests/             remembered digests (data/digests.py)
 
-The key is the content: the bytes of the source files, the task's options, tokenizer and delimiter, and this program's
-own readers; not the place or the time of a file. An entry is written under another name, forced to the disk and
+The key is the content: the bytes of the source files, the kind of data with its version and options, tokenizer and
+delimiter; not the place or the time of a file, nor this program: whoever changes what a kind reads, or how it is
+tokenised, raises the kind's `version`, or `_FORMAT`. An entry is written under another name, forced to the disk and
 renamed, so it is complete or absent; what a killed process leaves, the next one that makes the entry removes. The lock
 only saves work: on a file system without locks two makers end with one entry all the same. Any part of the folder may
 be deleted while nothing runs.
@@ -23,30 +24,29 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_engine.data.digests import FileDigests, sha256_of
+from distill_engine.data.digests import FileDigests
 from distill_engine.data.episodes import Episode
 from distill_engine.data.tokens.entry import EntryError, UnwritableError, open_entry, sync_folder, write_entry
 from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, warn_of_skipped
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 ENVIRONMENT_VARIABLE = "DISTILL_ENGINE_CACHE"
 
 
 @dataclass(frozen=True)
-class Source:
+class Content:
     """What is tokenised.
 
     title     its name for people
     files     the files (or folders of files) that `episodes` reads; none: it makes them up, and is not cached
-    options   all else that decides what it reads, as plain values
+    options   all else that decides what it reads, as plain values: kind of data and its version, and its options
     episodes  reads it, from the beginning, as often as it is called
     """
 
@@ -78,7 +78,7 @@ class TokenCache:
         self._say = say
         self._gave_up = False
 
-    def task(self, source: Source, encoder: DialogueTokenizer, progress: Callable[[int], None]) -> TokenisedTask:
+    def task(self, source: Content, encoder: DialogueTokenizer, progress: Callable[[int], None]) -> TokenisedTask:
         """The tokenised source; `progress` hears of so many episodes more while it is made.
 
         Raises what reading the source raises.
@@ -96,7 +96,7 @@ class TokenCache:
             self._give_up(str(error))
             return encoder.tokenise(source.episodes(), progress)
 
-    def _key(self, source: Source, encoder: DialogueTokenizer) -> str | None:
+    def _key(self, source: Content, encoder: DialogueTokenizer) -> str | None:
         """The entry's name; None when there is no content to know it by."""
         try:
             digests = [self._digests.of(file) for path in source.files for file in _files_below(path)]
@@ -104,10 +104,10 @@ class TokenCache:
             return None  # the reader says what is wrong with the file
         if not digests:
             return None
-        facts = [_FORMAT, _program(), encoder.identity, digests, dict(source.options)]
+        facts = [_FORMAT, encoder.identity, digests, dict(source.options)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def _opened(self, entry: Path, source: Source, encoder: DialogueTokenizer) -> TokenisedTask | None:
+    def _opened(self, entry: Path, source: Content, encoder: DialogueTokenizer) -> TokenisedTask | None:
         """The entry, if it is there and as it was written."""
         if not _exists(entry):
             return None
@@ -118,7 +118,7 @@ class TokenCache:
             return None
 
     def _made(
-        self, entry: Path, source: Source, encoder: DialogueTokenizer, progress: Callable[[int], None]
+        self, entry: Path, source: Content, encoder: DialogueTokenizer, progress: Callable[[int], None]
     ) -> TokenisedTask:
         with self._lock(entry.name, source) as locked:
             with suppress(EntryError):
@@ -165,7 +165,7 @@ class TokenCache:
             shutil.rmtree(leftover, ignore_errors=True)
 
     @contextmanager
-    def _lock(self, key: str, source: Source) -> Iterator[bool]:
+    def _lock(self, key: str, source: Content) -> Iterator[bool]:
         """Held by one maker of an entry at a time; False where the file system has no locks."""
         lock = FileLock(self._locks / f"{key}.lock", mode=0o666)
         locked = True
@@ -215,10 +215,3 @@ def _new_folder(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UnwritableError(str(error)) from error
-
-
-@lru_cache(maxsize=1)
-def _program() -> str:
-    """Digest of the data rooms' own code: another reader or another rule is another content."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()

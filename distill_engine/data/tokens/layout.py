@@ -6,11 +6,30 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that families put around words, by what tokenizer, configuration and generation settings say.
+
+    pad, end       every family needs them
+    start          the tokenizer's, where it has one
+    decoder_start  what the decoder reads first          forced    what a reply has to begin with (a language)
+    source         the language of contexts, where the tokenizer knows languages
+    """
+
+    pad: int
+    end: int
+    start: int | None = None
+    decoder_start: int | None = None
+    forced: int | None = None
+    source: int | None = None
+
+
+@dataclass(frozen=True)
 class SequenceLayout:
     """What a model family reads around the words.
 
     pad_id             fills contexts and decoder inputs on the right
-    start_id, end_id   the two special tokens; every label ends with end_id unless it is cut
+    start_id, end_id   the two special tokens; every label ends with end_id unless it is cut; not all families have the
+                       first
     context_prefix     ids before the words of a context; never cut off
     context_suffix     ids after them; never cut off
     decoder_prefix     ids that the decoder reads before the first label token
@@ -21,7 +40,7 @@ class SequenceLayout:
     """
 
     pad_id: int
-    start_id: int
+    start_id: int | None
     end_id: int
     context_prefix: tuple[int, ...] = ()
     context_suffix: tuple[int, ...] = ()
@@ -35,31 +54,10 @@ class SequenceLayout:
                 "the decoder reads one token more than it skips predicting. Give len(decoder_prefix) - 1."
             )
 
-    @classmethod
-    def of_family(
-        cls,
-        special_ids: tuple[int, int, int],
-        *,
-        wraps_context: bool,
-        end_before_start: bool,
-        history_end_token: bool,
-    ) -> SequenceLayout:
-        """The layout that follows from a family's facts; `special_ids` are (pad, start, end).
-
-        wraps_context      contexts are START ... END (BART)
-        end_before_start   the decoder reads END, START, label... (BART); else START, label... (Blenderbot)
-        history_end_token  contexts end with END (a data option; families that wrap do so anyway)
-        """
-        pad, start, end = special_ids
-        return cls(
-            pad_id=pad,
-            start_id=start,
-            end_id=end,
-            context_prefix=(start,) if wraps_context else (),
-            context_suffix=(end,) if wraps_context or history_end_token else (),
-            decoder_prefix=(end, start) if end_before_start else (start,),
-            label_pad_prefix=1 if end_before_start else 0,
-        )
+    @property
+    def largest_id(self) -> int:
+        """Of what is put around words."""
+        return max(self.pad_id, self.end_id, *self.context_prefix, *self.context_suffix, *self.decoder_prefix)
 
     @property
     def context_overhead(self) -> int:

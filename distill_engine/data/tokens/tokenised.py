@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.tokens.layout import SequenceLayout
+
+Keep = Literal["first", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +28,12 @@ class Example:
 
 @dataclass(frozen=True)
 class TokenLimits:
-    """Largest lengths: contexts keep their last `context`, labels their first `label` ids, special ones included."""
+    """Largest lengths, special ids included: contexts keep `context` ids, their last or first; labels their first
+    `label`."""
 
     context: int
     label: int
+    keep: Keep = "last"
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,10 @@ class TokenisedTask:
         """Example number `index`, 0 <= index < len(self)."""
         episode_start, context_end, label_start, label_end = (int(bound) for bound in self.bounds[index])
         words = self._context_words
-        context = self.tokens[max(episode_start, context_end - words) : context_end]
+        if self.limits.keep == "first":
+            context = self.tokens[episode_start : min(context_end, episode_start + words)]
+        else:
+            context = self.tokens[max(episode_start, context_end - words) : context_end]
         label = self.tokens[label_start : min(label_end, label_start + self.limits.label)]
         ended = np.append(label, np.int32(self.layout.end_id))[: self.limits.label]
         prefix = np.array(self.layout.context_prefix, np.int32)
@@ -130,7 +138,7 @@ class TokenisedTask:
     def largest_id(self) -> int:
         """The largest token id that any example holds; a model's vocabulary must be larger."""
         assert self.facts is not None
-        return max(self.layout.pad_id, self.layout.start_id, self.layout.end_id, self.facts.largest)
+        return max(self.layout.largest_id, self.facts.largest)
 
     def _lengths(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         contexts = np.minimum(bounds[:, 1] - bounds[:, 0], self._context_words) + self.layout.context_overhead

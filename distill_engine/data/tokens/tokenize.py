@@ -9,6 +9,7 @@ tokens, such as markers of speakers, are there to be written in texts, and stay 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from tokenizers import Tokenizer
 from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import Example, TokenFacts, TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedTask, TokenLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,6 +106,12 @@ class DialogueTokenizer:
         self._layout = layout
         self._limits = TokenLimits(context_tokens, label_tokens)
         self._delimiter_ids = self.encode([delimiter])[0]
+
+    def keeping(self, which: Keep) -> DialogueTokenizer:
+        """The same, but too long contexts keep these tokens."""
+        other = copy.copy(self)
+        other._limits = replace(self._limits, keep=which)
+        return other
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text alone, without special tokens."""

@@ -223,7 +223,8 @@ def _verify(
             raise ParlaiError(f"{model_file}: {name} differs (or holds NaN) after reading it back.")
     again = build_tokenizer(model.dictionary, model.options, model.architecture.agent, 0)
     places = {row: number for number, row in enumerate(dictionary.order)}
-    for text in _PROBES:
+    for probe in _PROBES:
+        text = " ".join(probe.split()) if dictionary.spaced else probe
         ours = [places[row] for row in _plain_ids(tokenizer, text)]
         if ours != _plain_ids(again, text):
             raise ParlaiError(

@@ -2,7 +2,7 @@
 
 ParlAI's ids begin with null, start, end and unknown; every other row of the embedding keeps its place in line. Byte-
 level BPEs become `bytelevelbpe`, which carries its vocabulary and merges along; word splitters that came from ParlAI
-go back as they were.
+go back as they were, and others that split at spaces become `space`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from distill_engine.interop.parlai.dictionary import SPECIAL_COUNTS, SPECIAL_OPT
 from distill_engine.interop.parlai.options.errors import ParlaiError, shown
 from distill_engine.interop.parlai.tokenizer import PROVENANCE
 
+_NORMALIZER = "it changes texts before splitting (its normalizer), and ParlAI can only lower their case"
 _SPECIALS = len(SPECIAL_OPTIONS)
 _AGAIN = re.compile(r"<(/?\w+)_AGAIN>")  # how Hugging Face renamed Blenderbot's BPE tokens that look special
 _PLAIN_PIECE = re.compile(r"Ġ?[!-/:-~]+")  # printable ASCII without digits; at most one space, in front
@@ -34,12 +35,15 @@ class ParlaiDictionary:
     tokens   ParlAI id -> token
     merges   of a byte-level BPE; None for word splitters
     options  the dictionary's options for the `.opt`
+    spaced   ids are the same only for texts with single spaces between words: where there is more, or other white
+             space, ParlAI's `space` finds empty words, or words with white space inside
     """
 
     order: list[int]
     tokens: list[str]
     merges: list[tuple[str, str]] | None
     options: dict[str, Any]
+    spaced: bool = False
 
     @property
     def _listed(self) -> int:
@@ -78,18 +82,26 @@ def dictionary_of(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) 
     origin = tokenizer.init_kwargs.get(PROVENANCE) or {}
     specials = _special_rows(tokenizer, config)
     order = [*specials, *(row for row in range(config.vocab_size) if row not in specials)]
+    splits_words = pipeline["model"]["type"] == "WordLevel"
     names = [str(origin.get(option, default)) for option, default in SPECIAL_OPTIONS.items()]
+    if splits_words and not origin:  # somebody may type them: then they are words
+        names = [str(tokenizer.convert_ids_to_tokens(row)) for row in specials]
     tokens = [*names, *_names(tokenizer, order[_SPECIALS:], set(names))]
     whole = markers(tokenizer)
     atomic = [one["content"] for one in pipeline["added_tokens"] if not one["special"] or one["content"] in whole]
     options: dict[str, Any] = dict(zip(SPECIAL_OPTIONS, names, strict=True))
     options["special_tok_lst"] = ",".join(atomic) or None
-    if pipeline["model"]["type"] == "WordLevel" and origin.get("dict_tokenizer") in WORD_LEVEL:
+    if splits_words and origin.get("dict_tokenizer") in WORD_LEVEL:
         kept = {name: origin.get(name) for name in ("dict_tokenizer", "dict_lower")}
         return ParlaiDictionary(order, tokens, None, options | kept)
-    problems = list(_obstacles(pipeline))
+    problems = list(_word_obstacles(pipeline) if splits_words else _obstacles(pipeline))
     if problems:
         raise _refused("; ".join(problems))
+    if splits_words:
+        lower = bool(_steps(pipeline["normalizer"], "normalizers"))
+        return ParlaiDictionary(
+            order, tokens, None, options | {"dict_tokenizer": "space", "dict_lower": lower}, spaced=True
+        )
     merges = [_pair(merge) for merge in pipeline["model"]["merges"]]
     lower = "Lowercase" in json.dumps(pipeline["normalizer"])
     step = _byte_level_step(pipeline)
@@ -121,11 +133,21 @@ def _names(tokenizer: PreTrainedTokenizerBase, rows: list[int], taken: set[str])
         yield name
 
 
+def _word_obstacles(pipeline: dict[str, Any]) -> Iterator[str]:
+    """Why a pipeline with a table of words is none that ParlAI's `space` follows."""
+    splits = _splits(pipeline)
+    at_spaces = ({"type": "WhitespaceSplit"}, {"type": "CharDelimiterSplit", "delimiter": " "})
+    if len(splits) != 1 or splits[0] not in at_spaces:
+        yield f"its model is WordLevel, and it splits texts with {_types(pipeline)}, not at spaces alone"
+    if any(step["type"] != "Lowercase" for step in _steps(pipeline["normalizer"], "normalizers")):
+        yield _NORMALIZER
+
+
 def _obstacles(pipeline: dict[str, Any]) -> Iterator[str]:
     """Why a pipeline is none that ParlAI's `bytelevelbpe` follows."""
     model = pipeline["model"]
     if model["type"] != "BPE":
-        yield f"its model is {model['type']}, and only byte-level BPE has a counterpart"
+        yield f"its model is {model['type']}, and only byte-level BPE and words between spaces have a counterpart"
         return
     unlike = {
         "dropout": model.get("dropout"),
@@ -136,7 +158,7 @@ def _obstacles(pipeline: dict[str, Any]) -> Iterator[str]:
     }
     yield from (f"its BPE has {name} {shown(value)}" for name, value in unlike.items() if value)
     if any(step["type"] != "Lowercase" for step in _steps(pipeline["normalizer"], "normalizers")):
-        yield "it changes texts before splitting (its normalizer), and ParlAI can only lower their case"
+        yield _NORMALIZER
     if not _byte_level_step(pipeline):
         yield f"it splits texts with {_types(pipeline)}, and ParlAI with ByteLevel alone"
     if any(step["type"] == "Digits" for step in _splits(pipeline)) and not _digits_stand_alone(pipeline):

@@ -1,6 +1,6 @@
 """Squared error of attention scores before the softmax, student against teacher.
 
-    scores = scale * q . k                        each model with its own head size and scale
+    scores = scale * q . k [+ bias]               each model with its own head size, scale and position bias
     term   = sum over valid (query, key) pairs of mean over heads of clamp((s - t)^2, max)
 
 ParlAI compares the masked score matrices. Both hold the same fill value where a key is masked, so masked pairs
@@ -22,7 +22,7 @@ from distill_engine.values import QueryKey
 def attention_mse_sum(student: QueryKey, teacher: QueryKey, pair_mask: Tensor, clamp: float | None) -> Tensor:
     """Sum over valid pairs of the squared score difference, mean over heads.
 
-    student, teacher  query [B, H, Q, Es | Et], key [B, H, K, Es | Et]; same number of heads
+    student, teacher  query [B, H, Q, Es | Et], key [B, H, K, Es | Et]; same number of heads; bias [H, Q, K] or None
     pair_mask         [B or 1, Q, K] bool, True where the query counts and may see the key
     clamp             largest squared difference of one pair, or None
     returns           [] float32
@@ -32,24 +32,41 @@ def attention_mse_sum(student: QueryKey, teacher: QueryKey, pair_mask: Tensor, c
             f"attention scores: the student has {student.query.shape[1]} heads, the teacher "
             f"{teacher.query.shape[1]}. They can only be compared head by head; use equal heads or weight 0."
         )
-    total: Tensor = _ScoreError.apply(student.query, student.key, student.scale, teacher, pair_mask, clamp)
+    offset = bias_difference(student, teacher)
+    total: Tensor = _ScoreError.apply(student.query, student.key, offset, student.scale, teacher, pair_mask, clamp)
     return total / student.query.shape[1]
+
+
+def bias_difference(student: QueryKey, teacher: QueryKey) -> Tensor | None:
+    """[H, Q, K] float32: how far the position biases are apart; None where neither model has one."""
+    if student.bias is None:
+        return None if teacher.bias is None else -teacher.bias.float()
+    return student.bias.float() if teacher.bias is None else student.bias.float() - teacher.bias.float()
 
 
 class _ScoreError(torch.autograd.Function):
     """Sum of squared score differences, with one [B, H, Q, K] kept for the backward pass.
 
-    With D = scale * q k^T - (teacher's scores) and G = dsum/dD (see squared_sum_and_slope_):
+    With D = scale * q k^T + offset - (teacher's product) and G = dsum/dD (see squared_sum_and_slope_):
 
-        dq = scale * G k          dk = scale * G^T q
+        dq = scale * G k          dk = scale * G^T q          doffset = G, summed over examples
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, scale: float, teacher: QueryKey, pair_mask: Tensor, clamp: float | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        offset: Tensor | None,
+        scale: float,
+        teacher: QueryKey,
+        pair_mask: Tensor,
+        clamp: float | None,
     ) -> Tensor:
         flat = QueryKey(_flat(query), _flat(key), scale)
         difference = _flat_difference(flat, teacher).view(*query.shape[:3], key.shape[2])
+        if offset is not None:
+            difference += offset
         total, slope = squared_sum_and_slope_(difference, pair_mask[:, None], clamp)
         # rows in no valid pair may hold anything: their slopes are 0, but 0 * nan is nan
         kept_query = _zero_unless(flat.query, pair_mask.any(dim=2), query.shape[0])
@@ -60,12 +77,15 @@ class _ScoreError(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, slope = ctx.saved_tensors
+        of_offset = None
+        if ctx.needs_input_grad[2]:
+            of_offset = slope.unflatten(0, ctx.shapes[0][:2]).sum(dim=0).mul_(gradient * 2.0)
         factor = gradient * (2.0 * ctx.scale)
         gradients = ((slope @ key).mul_(factor), (slope.transpose(1, 2) @ query).mul_(factor))
         of_query, of_key = (g.view(s).to(ctx.dtype) for g, s in zip(gradients, ctx.shapes, strict=True))
-        return of_query, of_key, None, None, None, None
+        return of_query, of_key, of_offset, None, None, None, None
 
 
 def _flat_difference(student: QueryKey, teacher: QueryKey) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_engine.losses.kernels.attention_mse import bias_difference
 from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zero_unless_
 from distill_engine.values import QueryKey
 
@@ -38,12 +39,13 @@ def attention_mse_sums(
 ) -> Tensor:
     """For every mapped layer the sum over valid pairs of the squared score difference, mean over heads.
 
-    students, teachers  one pair per mapped layer: query [B, H, Q, Es | Et], key [B, H, K, Es | Et], equal heads
+    students, teachers  one pair per mapped layer: query [B, H, Q, Es | Et], key [B, H, K, Es | Et], bias [H, Q, K] or
+                        None, equal heads
     query_mask          [B, Q] bool, True where a query counts
     key_mask            [B, K] bool, True where a key may be seen; None: everywhere
     causal              a query sees keys up to its own position (needs Q = K)
     clamp               largest squared difference of one pair, or None
-    returns             [M] float32, gradient to the students' queries and keys only
+    returns             [M] float32, gradient to the students' queries, keys and biases only
 
     Pairs that do not count may hold inf or nan. Raises ValueError where shapes do not fit.
     """
@@ -51,9 +53,11 @@ def attention_mse_sums(
     queries, keys = useful(query_mask, key_mask, causal)
     sums = []
     for student, teacher in zip(students, teachers, strict=True):
-        wanted = torch.is_grad_enabled() and (student.query.requires_grad or student.key.requires_grad)
-        pair = _LayerPair(student, teacher, queries, keys, causal, clamp)
-        sums.append(_BlockedScoreError.apply(student.query, student.key, wanted, pair))
+        offset = bias_difference(student, teacher)
+        graded = (x is not None and x.requires_grad for x in (student.query, student.key, offset))
+        wanted = torch.is_grad_enabled() and any(graded)
+        pair = _LayerPair(student, teacher, offset, queries, keys, causal, clamp)
+        sums.append(_BlockedScoreError.apply(student.query, student.key, offset, wanted, pair))
     return torch.stack(sums) if sums else query_mask.new_zeros(0, dtype=torch.float32)
 
 
@@ -131,6 +135,8 @@ class _Heads(NamedTuple):
     teacher: QueryKey
     examples: slice
     heads: slice
+    rows: Tensor  # [examples, Q] bool, those that count
+    columns: Tensor | None  # [examples, K]
 
 
 class _Block(NamedTuple):
@@ -148,6 +154,7 @@ class _LayerPair:
 
     student: QueryKey
     teacher: QueryKey
+    offset: Tensor | None  # [H, Q, K] float32, of the position biases
     query_mask: Tensor
     key_mask: Tensor | None
     causal: bool
@@ -161,11 +168,13 @@ class _LayerPair:
                 total += block.total
         return total
 
-    def total_and_slopes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The total, and slopes @ key [B, H, Q, Es] and slopes^T @ query [B, H, K, Es], float32, laid out as the
-        inputs are: the gradients of half the total but for the student's scale."""
+    def total_and_slopes(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The total, and slopes @ key [B, H, Q, Es], slopes^T @ query [B, H, K, Es] and the slopes' sum over examples
+        [H, Q, K] (where there is an offset), float32, laid out as the inputs are: the gradients of half the total but
+        for the student's scale."""
         total = self.student.query.new_zeros((), dtype=torch.float64)
         of_query, of_key = (torch.empty_like(x, dtype=torch.float32) for x in (self.student.query, self.student.key))
+        of_offset = None if self.offset is None else torch.zeros_like(self.offset)
         for part in self._parts():
             query, key = part.student.query, part.student.key
             of_part = torch.zeros_like(key)
@@ -174,9 +183,12 @@ class _LayerPair:
                 into = of_query[part.examples, part.heads, block.rows]
                 into.copy_((block.slope @ key[:, : block.keys]).view(into.shape))
                 of_part[:, : block.keys].baddbmm_(block.slope.transpose(1, 2), query[:, block.rows])
+                if of_offset is not None:
+                    by_example = block.slope.unflatten(0, (len(part.rows), -1))
+                    of_offset[part.heads, block.rows, : block.keys] += by_example.sum(dim=0)
             into = of_key[part.examples, part.heads]
             into.copy_(of_part.view(into.shape))
-        return total, of_query, of_key
+        return total, of_query, of_key, of_offset
 
     def _parts(self) -> Iterator[_Heads]:
         """Whole examples, as many as a block may hold, or a few heads of one at a time, so that copies stay small."""
@@ -193,12 +205,12 @@ class _LayerPair:
                     QueryKey(_rows(x.query[some, few], rows), _rows(x.key[some, few], columns), x.scale)
                     for x in (self.student, self.teacher)
                 )
-                yield _Heads(student, teacher, some, few)
+                yield _Heads(student, teacher, some, few, rows, columns)
 
     def _blocks(self, part: _Heads) -> Iterator[_Block]:
         """The scores of one part, a few queries at a time; beyond the causal diagonal nothing is computed.
 
-        Masked rows are zero in both models, and so are their differences: only the diagonal needs a mask.
+        Masked rows are zero in both models, and so are their differences: only the diagonal needs a mask, or an offset.
         """
         student, teacher = part.student, part.teacher
         queries, keys = student.query.shape[1], student.key.shape[1]
@@ -208,10 +220,22 @@ class _LayerPair:
             difference = student.query[:, rows] @ student.key[:, :seen].transpose(1, 2)
             teacher_keys = teacher.key[:, :seen].transpose(1, 2)
             difference.baddbmm_(teacher.query[:, rows], teacher_keys, beta=student.scale, alpha=-teacher.scale)
+            if self.offset is not None:
+                self._add_offset(difference, part, rows, seen)
             if self.causal:
                 diagonal = difference[:, :, first:]
                 zero_unless_(diagonal, torch.ones_like(diagonal[0], dtype=torch.bool).tril())
             yield _Block(rows, seen, *squared_sum_and_slope_(difference, None, self.clamp))
+
+
+    def _add_offset(self, difference: Tensor, part: _Heads, rows: slice, seen: int) -> None:
+        """To pairs that count; causality apart."""
+        assert self.offset is not None
+        by_example = difference.unflatten(0, (len(part.rows), -1))
+        by_example += self.offset[part.heads, rows, :seen]
+        zero_unless_(by_example, part.rows[:, None, rows, None])
+        if part.columns is not None:
+            zero_unless_(by_example, part.columns[:, None, None, :seen])
 
 
 def _rows(values: Tensor, keep: Tensor | None) -> Tensor:
@@ -226,14 +250,18 @@ class _BlockedScoreError(torch.autograd.Function):
     With D = scale * q k^T - (teacher's scores) and G = 2 D where the pair counts and the clamp is not reached:
 
         dq = upstream / heads * scale * G k          dk = upstream / heads * scale * G^T q
+        doffset = upstream / heads * G, summed over examples
 
     Both are made while a block of D is at hand and stay float32 until the upstream factor is known. The backward pass
     scales them in place and hands them over; a second backward pass through the same graph makes them again.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, wanted: bool, pair: _LayerPair) -> Tensor:
-        ctx.save_for_backward(query, key, pair.teacher.query, pair.teacher.key, pair.query_mask, pair.key_mask)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, offset: Tensor | None, wanted: bool, pair: _LayerPair
+    ) -> Tensor:
+        masks = pair.query_mask, pair.key_mask
+        ctx.save_for_backward(query, key, offset, pair.teacher.query, pair.teacher.key, *masks)
         ctx.settings = pair.student.scale, pair.teacher.scale, pair.causal, pair.clamp
         if not wanted:
             return (pair.total() / query.shape[1]).float()
@@ -243,13 +271,14 @@ class _BlockedScoreError(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, teacher_query, teacher_key, *masks = ctx.saved_tensors
+        query, key, offset, teacher_query, teacher_key, *masks = ctx.saved_tensors
         scale, teacher_scale, causal, clamp = ctx.settings
         if ctx.slopes is None:
             teacher = QueryKey(teacher_query, teacher_key, teacher_scale)
-            pair = _LayerPair(QueryKey(query, key, scale), teacher, masks[0], masks[1], causal, clamp)
+            pair = _LayerPair(QueryKey(query, key, scale), teacher, offset, masks[0], masks[1], causal, clamp)
             _, *ctx.slopes = pair.total_and_slopes()
-        factor = gradient * (2.0 * scale / query.shape[1])
-        of_query, of_key = (slopes.mul_(factor).to(query.dtype) for slopes in ctx.slopes)
+        *slopes, of_offset = ctx.slopes
+        factor = gradient * (2.0 / query.shape[1])
+        of_query, of_key = (one.mul_(gradient * (2.0 * scale / query.shape[1])).to(query.dtype) for one in slopes)
         ctx.slopes = None
-        return of_query, of_key, None, None
+        return of_query, of_key, None if of_offset is None else of_offset.mul_(factor), None, None

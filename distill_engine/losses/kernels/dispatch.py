@@ -148,7 +148,8 @@ def attention_sums(
     if implementation == "reference":
         mask = pair_mask(query_mask, key_mask, causal)
         return torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
-    if implementation == "chunked":
+    biased = any(one.bias is not None for one in (*students, *teachers))
+    if implementation == "chunked" or biased:  # the Triton kernel knows no position biases
         return attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
     from distill_engine.losses.kernels import attention_mse_triton  # imports triton, which only GPU machines need
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from distill_engine.metrics.protocol import TextMetric
 from distill_engine.metrics.text.words import grams, mean
 
-_ORDER = 3  # words: the length that BlenderBot's own beam search blocks, in tokens
+_ORDER = 3  # words: the length that dialogue models' beam searches block, in tokens
 
 
 def repetition(reply: str) -> float:

@@ -4,6 +4,7 @@ import json
 
 import balance as bench
 import pytest
+from runs import DEMO_RECIPE, complete, outcome
 
 from distill_engine.recipe.identity import resolved_yaml
 from distill_engine.recipe.rules import read_recipe
@@ -20,11 +21,12 @@ def run(tmp_path):
     def write(arm, ppl):
         folder = tmp_path / arm
         folder.mkdir()
-        recipe = read_recipe(bench.DEMO_RECIPE, [STEPS, *bench.ARMS[arm]])
+        recipe = read_recipe(DEMO_RECIPE, [STEPS, *bench.ARMS[arm]])
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe))
         sink = JsonlSink(folder / "metrics.jsonl")
         for step, value in ppl.items():
-            sink.write(Record("train", step, step / 2, {"train/ppl": value, "train/balance/task": 1.0}))
+            values = {"train/ppl": value, "train/balance/task": 1.0, "time/seconds_per_step": step / 80}
+            sink.write(Record("train", step, step / 2, values))
             sink.write(Record("valid", step, step / 2, {"valid/ppl": value}))
         sink.close("finished")
         return folder
@@ -33,7 +35,7 @@ def run(tmp_path):
 
 
 def test_arms_are_sound_recipes_of_one_seed_and_budget():
-    recipes = {name: read_recipe(bench.DEMO_RECIPE, arm) for name, arm in bench.ARMS.items()}
+    recipes = {name: read_recipe(DEMO_RECIPE, arm) for name, arm in bench.ARMS.items()}
     hand = recipes["hand_tuned"]
     for name, recipe in recipes.items():
         same = recipe.model_copy(update={"losses": hand.losses})
@@ -45,11 +47,11 @@ def test_arms_are_sound_recipes_of_one_seed_and_budget():
 
 def test_a_run_is_complete_at_its_last_step_with_this_recipe_only(run):
     folder = run("ones_none", {40: 2.0, 80: 1.5})
-    assert bench.complete(folder, [STEPS, *bench.ARMS["ones_none"]])
-    assert not bench.complete(folder, [STEPS, *bench.ARMS["ones_gradient_norm"]])
-    assert not bench.complete(folder, list(bench.ARMS["ones_none"])), "400 steps are asked"
-    assert not bench.complete(folder / "absent", [STEPS])
-    assert not bench.complete(run("hand_tuned", {40: 2.0}), [STEPS])
+    assert complete(folder, [STEPS, *bench.ARMS["ones_none"]])
+    assert not complete(folder, [STEPS, *bench.ARMS["ones_gradient_norm"]])
+    assert not complete(folder, list(bench.ARMS["ones_none"])), "400 steps are asked"
+    assert not complete(folder / "absent", [STEPS])
+    assert not complete(run("hand_tuned", {40: 2.0}), [STEPS])
 
 
 def test_committed_numbers(root):
@@ -75,15 +77,16 @@ def test_what_makes_no_sense_is_refused_before_any_run(monkeypatch, capsys, aske
 
 def test_the_table_has_the_best_validation_and_says_who_reached_it(run):
     found = {
-        "hand_tuned": [bench.outcome(run("hand_tuned", {40: 2.0, 80: 1.5}))] * 2,
-        "ones_none": [bench.outcome(run("ones_none", {40: 1.25, 80: 1.75}))] * 2,
-        "ones_initial_scale": [bench.outcome(run("ones_initial_scale", {40: 1.8, 80: 1.6}))] * 2,
+        "hand_tuned": [outcome(run("hand_tuned", {40: 2.0, 80: 1.5}))] * 2,
+        "ones_none": [outcome(run("ones_none", {40: 1.25, 80: 1.75}))] * 2,
+        "ones_initial_scale": [outcome(run("ones_initial_scale", {40: 1.8, 80: 1.6}))] * 2,
         "ones_gradient_norm": [
-            bench.outcome(run("ones_gradient_norm", {40: 1.8, 80: 1.5})), {"valid_ppl": 1.25, "steps": 80},
+            outcome(run("ones_gradient_norm", {40: 1.8, 80: 1.5})), {"valid_ppl": 1.25, "steps": 80},
         ],
     }  # fmt: skip
     assert found["ones_none"][0] == {
-        "valid_ppl": 1.25, "best_step": 40, "last_ppl": 1.75, "steps": 80, "seconds": 40.0, "factors": {"task": 1.0}
+        "valid_ppl": 1.25, "best_step": 40, "last_ppl": 1.75, "steps": 80, "seconds": 40.0, "seconds_per_step": 0.5,
+        "factors": {"task": 1.0},
     }  # fmt: skip
     machine = {"cpu": "a processor", "cpu_cores": 2, "gpus": [], "versions": {"torch": "9.9"}}
     result = bench.summarise(found) | {"overrides": [STEPS], "ranks": 2, "machine": machine}

@@ -14,11 +14,11 @@ import step_device
 import step_presets
 import torch
 
-from distill_engine.models.bart_family import FAMILIES
-from distill_engine.student.build import StudentSizes, build_student, fresh_config
+from distill_engine.families.lookup import family_named, fresh_shape
+from distill_engine.families.shape import Sizes
+from distill_engine.student.build import build_student, fresh_config
 from launcher.hardware import GPUS
 from launcher.plan import USABLE_MEMORY
-from launcher.shapes import _KNOWN, ModelShape
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = {
@@ -85,18 +85,18 @@ def test_a_file_without_a_time_is_refused_before_anything_is_measured(tmp_path, 
 
 def test_the_preset_of_one_gpu_is_blenderbot_3b_and_fits():
     """Built on the meta device, which is how a GPU builds it; too large for anything else here."""
-    preset, family = step_presets.PRESETS["bb3b_1gpu"], FAMILIES["blenderbot"]
+    preset, family = step_presets.PRESETS["bb3b_1gpu"], family_named("blenderbot")
     found = {}
     for name, size in (("teacher", preset.teacher), ("student", preset.student)):
         layers = (size.encoder_layers, size.decoder_layers)
         widths = (size.width, size.ffn_width, preset.heads)
-        given = StudentSizes(*layers, *widths, preset.context_tokens, dropout=0.0, attention_dropout=0.0)
-        config = fresh_config(family, given, preset.vocabulary, {"pad": 0, "start": 1, "end": 2})
+        given = Sizes(*layers, *widths, preset.context_tokens, dropout=0.0, attention_dropout=0.0)
+        config = fresh_config(family, given, preset.vocabulary, step.SPECIAL)
         with torch.device("meta"):
             model = build_student(family, config, None, seed=2)
         found[name] = sum(parameter.numel() for parameter in model.parameters())
-        assert found[name] == ModelShape("", preset.vocabulary, *widths, *layers, preset.context_tokens).parameters
-    assert ModelShape(*_KNOWN["facebook/blenderbot-3B"]).parameters == found["teacher"]
+        assert found[name] == fresh_shape("blenderbot", preset.vocabulary, given).parameters
+    assert family.shape(family.known["facebook/blenderbot-3B"]).parameters == found["teacher"]
     assert found["student"] == pytest.approx(1.13e9, rel=0.02)
     files = [ROOT / "ds_configs" / name for name in ("zero2.json", "teacher_zero3.json")]
     student_ds, teacher_ds = (json.loads(file.read_text()) for file in files)

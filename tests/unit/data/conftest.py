@@ -9,8 +9,9 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distill_engine.data.episodes import Episode, Turn
-from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenize import load_tokenizer
+from distill_engine.families.lookup import family_named
 
 CORPUS = [
     "hello there , do you mend clocks ?",
@@ -56,13 +57,13 @@ def bare_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokeni
 
 @pytest.fixture(scope="session")
 def blenderbot_layout() -> SequenceLayout:
-    return SequenceLayout.of_family((0, 1, 2), wraps_context=False, end_before_start=False, history_end_token=True)
+    return family_named("blenderbot").layout(SpecialTokens(0, 2, 1), True)
 
 
 @pytest.fixture(scope="session")
 def bart_layout() -> SequenceLayout:
     """Hugging Face's BART ids: start 0, pad 1, end 2."""
-    return SequenceLayout.of_family((1, 0, 2), wraps_context=True, end_before_start=True, history_end_token=False)
+    return family_named("bart").layout(SpecialTokens(1, 2, 0))
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_reply
 from distill_engine.data.tasks import READERS, Episode, TaskSpec, read_task
-from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
+from distill_engine.families.lookup import family_named
 
 ROOT = Path(os.environ.get("TASKDATA_DIR") or Path(__file__).parents[2] / "fixtures" / "taskdata")
 DELIMITER = "  "
@@ -105,9 +106,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("file", [f for f in ROW_FILES if '"t128"' in f.read_text("utf-8")], ids=file_name)
 def test_ids_are_parlais(file, tokenizer):
-    layout = SequenceLayout.of_family(
-        (PAD, START, END), wraps_context=False, end_before_start=False, history_end_token=True
-    )
+    layout = family_named("blenderbot").layout(SpecialTokens(PAD, END, START), True)
     rows = lines(file)
     for key in (key for key in rows[0] if re.fullmatch(r"t\d+", key)):
         limit = int(key[1:])
@@ -126,9 +125,7 @@ def test_ids_are_parlais(file, tokenizer):
 def test_barts_ids_are_the_same_words_between_start_and_end(file, tokenizer):
     """ParlAI's BART agent cuts to the limit less two, then adds both; the words are tokenised as ever."""
     limit = 32
-    layout = SequenceLayout.of_family(
-        (PAD, START, END), wraps_context=True, end_before_start=True, history_end_token=False
-    )
+    layout = family_named("bart").layout(SpecialTokens(PAD, END, START))
     task = DialogueTokenizer(tokenizer, layout, DELIMITER, limit, limit).tokenise(read(file_name(file)))
     for index, row in enumerate(lines(file)):
         ids = task.example(index)

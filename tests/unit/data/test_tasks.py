@@ -11,6 +11,7 @@ from distill_engine.data import tasks
 from distill_engine.data.formats import text_files
 from distill_engine.data.formats.conversations import sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
+from distill_engine.data.kinds.dialogue import DIALOGUE_TASKS, READABLE_TASKS
 from distill_engine.data.tasks import (
     DataError,
     Episode,
@@ -21,7 +22,6 @@ from distill_engine.data.tasks import (
     source_files,
     stream_task,
 )
-from distill_engine.recipe.data_rules import DIALOGUE_TASKS, READABLE_TASKS
 
 FILES = Path(__file__).parents[2] / "fixtures" / "data"
 

@@ -51,7 +51,8 @@ def test_warm_up_is_left_out_and_models_take_turns(clock):
     plan = {"teacher": warm + slow, "student": [1.0] * 8}
     models = {name: Talker(name, clock, log, seconds) for name, seconds in plan.items()}
     result = measure_latency(models, contexts(8), new_tokens=4, warm_up=2)
-    assert [(name, context) for name, context, _ in log] == [(m, c) for c in range(8) for m in models]
+    turns = [("teacher", "student"), ("student", "teacher")]  # each round begins with the next one
+    assert [(name, context) for name, context, _ in log] == [(m, c) for c in range(8) for m in turns[c % 2]]
     teacher = result["teacher"]
     assert teacher.median_ms == pytest.approx(35.0)
     assert (teacher.p20_ms, teacher.p80_ms) == pytest.approx((20.0, 50.0))
@@ -100,7 +101,8 @@ def test_every_round_times_every_case_on_every_model(clock):
     cases = [Case("fixed", 1), Case("fixed", 4, kv_cache=False)]
     timings = measure(models, cases, contexts(5), rounds=2, warm_up=1, new_tokens=6)
     order = [(name, options["num_beams"], options["use_cache"], context) for name, context, options in log]
-    assert order == [(m, c.beams, c.kv_cache, r) for r in range(3) for c in cases for m in models]
+    turns = [("teacher", "student"), ("student", "teacher"), ("teacher", "student")]
+    assert order == [(m, c.beams, c.kv_cache, r) for r in range(3) for c in cases for m in turns[r]]
     assert {key: len(values) for key, values in timings.items()} == {(m, c): 2 for c in cases for m in models}
     assert all(one.seconds == 1.0 and one.tokens == 6 for values in timings.values() for one in values)
 
@@ -141,6 +143,7 @@ def test_rows_say_how_and_how_fast(tiny):
     case = Case("free", 1, batch=2)
     timings = {("m", case): [Timing(seconds / 100, 10, extra_mib=seconds) for seconds in range(1, 102)]}
     (row,) = rows({"m": model}, timings)
+    assert (row.wait_ms_p20, row.wait_ms_p80) == pytest.approx((210.0, 810.0))
     assert (row.wait_ms_p50, row.wait_ms_p90, row.wait_ms_p99) == pytest.approx((510.0, 910.0, 1000.0))
     assert row.ms_per_reply == pytest.approx(255.0) and row.new_tokens == 5.0
     assert row.tokens_per_second == pytest.approx(1010 / 51.51)

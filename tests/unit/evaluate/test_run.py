@@ -20,16 +20,17 @@ from transformers import (
 
 from distill_engine.data.corpora.demo import demo_episodes
 from distill_engine.data.tasks import TaskSpec, read_task
-from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.evaluate import run as evaluation
 from distill_engine.evaluate.generate import GenerationError, own_settings, parse_settings, replies
 from distill_engine.evaluate.measure import ModelError, load_model, prediction_kernel
 from distill_engine.evaluate.run import ReplySettings, Work, run_evaluation
 from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.families.lookup import family_named
 from distill_engine.losses.kernels import dispatch, prediction_blocks
 from distill_engine.metrics.replies import Answered, reply_metrics
-from distill_engine.models.bart_family import BartFamilyAdapter
+from distill_engine.models.adapter import Adapter
 from distill_engine.values import Tokens
 
 ROOT = Path(__file__).parents[3]
@@ -40,7 +41,7 @@ SPOKEN = ReplySettings(new_tokens=10)
 
 
 def blenderbot_layout() -> SequenceLayout:
-    return SequenceLayout.of_family((0, 1, 2), wraps_context=False, end_before_start=False, history_end_token=True)
+    return family_named("blenderbot").layout(SpecialTokens(0, 2, 1), True)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_each_example_comes_once_and_its_text_is_the_data(tasks, tokenizer):
     assert len(texts) == all_of_it.examples == sum(map(len, tasks))
     said = [turn.label for episode in demo_episodes("valid", 36, 3) for turn in episode.turns]
     assert sorted(text.gold for text in texts) == sorted(said)
-    rows = sum(len(all_of_it.batch(number).input_ids) for number in range(len(all_of_it)))
+    rows = sum(len(all_of_it.batch(number)) for number in range(len(all_of_it)))
     assert rows == len(texts)
 
 
@@ -210,7 +211,7 @@ def test_values_are_the_same_where_large_logits_are_never_formed(tmp_path, tasks
     as_logits = evaluate(tmp_path / "logits", tasks, tokenizer, student, spoken=None)
     monkeypatch.setattr(dispatch, "SMALL_LOGITS_BYTES", 0)
     monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 2**18)
-    monkeypatch.setattr(BartFamilyAdapter, "_logits", None)
+    monkeypatch.setattr(Adapter, "_logits", None)
     in_blocks = evaluate(tmp_path / "blocks", tasks, tokenizer, student, spoken=None)
     assert in_blocks.values == {name: pytest.approx(values, rel=1e-5) for name, values in as_logits.values.items()}
     counted = ("token_acc", "token_em", "teacher_acc")

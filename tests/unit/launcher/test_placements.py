@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from distill_engine.families.lookup import fresh_shape
+from distill_engine.families.shape import Sizes
 from distill_engine.recipe.load import load_recipe
 from launcher.hardware import GPUS
 from launcher.job import Job
@@ -12,7 +14,6 @@ from launcher.job_files import read_job
 from launcher.memory_model import gathered, host_memory, memory, teacher_shard
 from launcher.plan import fits, make_plan
 from launcher.remedies import remedies
-from launcher.shapes import ModelShape
 from launcher.traffic import HOOK_SECONDS, hook_seconds, traffic
 
 GPU = GPUS["h100"]
@@ -136,7 +137,7 @@ def test_older_gpus_have_no_triton_kernels(job):
 
 def test_tensors_add_up_to_the_parameters():
     for family in ("blenderbot", "bart"):
-        shape = ModelShape(family, 101, 24, 36, 4, 2, 3, 40)
+        shape = fresh_shape(family, 101, Sizes(2, 3, 24, 36, 4, 40))
         assert sum(size * count for size, count in shape.tensors.items()) == shape.parameters
 
 

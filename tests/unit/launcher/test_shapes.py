@@ -2,10 +2,12 @@
 
 import pytest
 
+from distill_engine.families.lookup import fresh_shape
+from distill_engine.families.shape import Sizes
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from launcher.job import projection_parameters
-from launcher.shapes import ModelShape, student_shape, teacher_shape
+from launcher.shapes import student_shape, teacher_shape
 
 
 @pytest.mark.parametrize("family", ["blenderbot", "bart"])
@@ -25,7 +27,7 @@ def test_the_count_is_the_models(family):
             model = BartForConditionalGeneration(BartConfig(**sizes))
         else:
             model = BlenderbotForConditionalGeneration(BlenderbotConfig(**sizes))
-    shape = ModelShape(family, 101, 24, 36, 4, 2, 3, 40)
+    shape = fresh_shape(family, 101, Sizes(2, 3, 24, 36, 4, 40))
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     layers = model.model.decoder.layers[0], model.model.encoder.layers[0]
     counted = tuple(sum(p.numel() for p in layer.parameters()) for layer in layers)

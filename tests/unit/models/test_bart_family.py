@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from distill_engine.models.adapter import adapt, family_of
-from distill_engine.models.bart_family import FAMILIES, masked_logit_value
+from distill_engine.families.lookup import family_named, family_of
+from distill_engine.models.adapter import adapt, masked_logit_value
 from distill_engine.values import FeatureRequest, Stack
 
 FILL = {torch.float32: -1e20, torch.bfloat16: -1e20, torch.float16: -65504.0}
@@ -92,20 +92,20 @@ def test_last_hidden_state_of_bart_is_the_encoders_output(tiny):
 
 
 def test_families_are_found_by_configuration_object_or_mapping(family, tiny):
-    assert family_of(tiny.config(family)) is FAMILIES[family]
-    assert family_of({"model_type": family}) is FAMILIES[family]
+    assert family_of(tiny.config(family)) is family_named(family)
+    assert family_of({"model_type": family}) is family_named(family)
 
 
 def test_other_families_are_refused():
-    with pytest.raises(ValueError, match=r"model type 'gpt2' has no adapter\. Supported families: bart, blenderbot\."):
+    with pytest.raises(ValueError, match=r"model type .gpt2. is none of the families\. There are: blenderbot, .*t5\."):
         family_of({"model_type": "gpt2"})
 
 
 def test_parameter_names_in_the_table_exist(family, tiny):
-    table, model = FAMILIES[family], tiny.model(family)
+    table, model = family_named(family), tiny.model(family)
     names = dict(model.named_parameters())
     for stack, depth in ((Stack.ENCODER, 2), (Stack.DECODER, 3)):
-        assert names[table.position_table(stack)].shape[0] == 24 + table.extra_position_rows
+        assert names[table.position_table(stack)].shape[0] == 24 + table.form.position_rows
         assert any(name.startswith(table.layer_prefix(stack, depth - 1)) for name in names)
         assert not any(name.startswith(table.layer_prefix(stack, depth)) for name in names)
     for prefix in table.final_norms:

@@ -4,7 +4,6 @@ latency and chat say, token for token, over a table of settings; and what cannot
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -270,7 +269,7 @@ def test_a_shorter_position_table_caps_the_limits_and_says_so(family, teacher, t
 
 def test_what_is_asked_wins(family, teacher):
     model = load_model(teacher, CPU)
-    own, decoder = model.generation_config, Decoder.of(model.config)
+    own, decoder = model.generation_config, Decoder.of(model.config, model.generation_config)
     own.update(max_new_tokens=20, min_new_tokens=7, suppress_tokens=[9])
     asked = settle(own, decoder, 8, {"max_length": 6, "min_length": 2, "num_beams": 2}).changes
     assert (asked["max_length"], asked["max_new_tokens"], asked["min_new_tokens"]) == (6, None, None)
@@ -315,8 +314,3 @@ def test_check_shows_the_effective_settings(family, teacher, tmp_path):
     assert shown.get("suppress_tokens") == ("[1]" if family == "blenderbot" else None)
     assert shown.get("forced_bos_token_id") == ("1" if family == "bart" else None)
     assert f"generation: max_length is {POSITIONS}, not 90" in done.output
-
-
-def test_family_facts_need_no_model(family, teacher):
-    model = load_model(teacher, CPU)
-    assert Decoder.of(model.config) == Decoder.of(SimpleNamespace(**model.config.to_dict()))

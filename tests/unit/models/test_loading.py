@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from distill_engine.evaluate import measure as evaluate
+from distill_engine.families.lookup import family_named
+from distill_engine.families.shape import Sizes
 from distill_engine.models.adapter import adapt
-from distill_engine.models.bart_family import FAMILIES
 from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.models.weight_files import WeightsError
-from distill_engine.student.build import StudentSizes, TeacherLayers, build_student, student_config
+from distill_engine.student.build import TeacherLayers, build_student, student_config
 from distill_engine.values import FeatureRequest, Stack
 
 LAYERS = {Stack.ENCODER: range(tiny_models.ENCODER_LAYERS), Stack.DECODER: range(tiny_models.DECODER_LAYERS)}
@@ -43,8 +44,8 @@ def test_teacher_and_copied_student_are_what_transformers_loads(family, tmp_path
     checkpoint = Checkpoint(tmp_path)
     loaded = checkpoint.load(torch.float32)
     measured = evaluate.load_model(tmp_path, torch.device("cpu"))
-    config = student_config(plain.config, StudentSizes())
-    student = build_student(FAMILIES[family], config, TeacherLayers(checkpoint, LAYERS), seed=0)
+    config = student_config(plain.config, Sizes())
+    student = build_student(family_named(family), config, TeacherLayers(checkpoint, LAYERS), seed=0)
     for model in (plain, loaded, measured, student):
         found = model.state_dict()
         assert found.keys() == right.keys()

@@ -43,7 +43,8 @@ def browser():
 
 
 def row(model: str, beams: int, milliseconds: float) -> LatencyRow:
-    times = {"wait_ms_p50": milliseconds, "wait_ms_p90": 2 * milliseconds, "wait_ms_p99": 3 * milliseconds}
+    factors = {"p20": 0.9, "p50": 1.0, "p80": 1.3, "p90": 2.0, "p99": 3.0}
+    times = {f"wait_ms_{name}": factor * milliseconds for name, factor in factors.items()}
     return LatencyRow(
         model=model, parameters=1000, device="cpu", dtype="float32", attention="sdpa", kv_cache=True, compiled=False,
         mode="fixed", beams=beams, batch=1, rounds=5, new_tokens=16.0, ms_per_reply=milliseconds,
@@ -52,12 +53,15 @@ def row(model: str, beams: int, milliseconds: float) -> LatencyRow:
 
 
 def card() -> ReportCard:
-    """A teacher and two students, with words that look like markup."""
-    names = ["teacher", "a student of 9 layers", "<b>small</b>"]
-    values = {"ppl": 10.0, "token_acc": 0.4, "teacher_acc": 0.9, "f1": 0.2, "chat/ppl": 11.0}
+    """A teacher and three students with all that is measured, and words that look like markup."""
+    names = ["teacher", "shrink_and_finetune", "without_teacher", "<b>small</b>"]
+    values = {"ppl": 10.0, "token_acc": 0.4, "teacher_acc": 0.9, "teacher_kl": 0.03125, "f1": 0.2, "bleu": 100 / 3,
+              "interdistinct-2": 0.123, "repetition": 0.01, "reply_tokens": 17.25, "chat/ppl": 11.0}  # fmt: skip
     return ReportCard(
         names=names,
-        quality={name: {**values, "ppl": 10.0 + n, "parameters": 1000.0 / (n + 1)} for n, name in enumerate(names)},
+        quality={
+            name: {**values, "ppl": 10.0 + n, "parameters": 2_696_268_800.0 / (n + 1)} for n, name in enumerate(names)
+        },
         latency={name: [row(name, beams, 50.0 * beams / (n + 1)) for beams in (1, 4)] for n, name in enumerate(names)},
         samples=[Sample("chat", "hello <script>alert(1)</script>", "hi", dict.fromkeys(names, "long words " * 20))],
         how={"data": "40 examples"},
@@ -87,6 +91,13 @@ def test_a_page_opens_without_errors_and_shows_its_plots(browser, pages, name, p
             assert figure["drawn"] > 5 and figure["words"] > 5, figure
         sizes = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
         assert sizes[0] <= sizes[1], "no sideways scrolling of the page as a whole"
+
+
+def test_the_overview_fits_a_laptop(browser, pages):
+    with browser(pages["card"], width=1280) as (page, _):
+        wide, room = page.evaluate("(one => [one.scrollWidth, one.clientWidth])(document.querySelector('.scroll'))")
+        assert page.locator(".scroll").first.locator("th").count() == 14
+    assert wide <= room, "no sideways scrolling of the table"
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -7,21 +7,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distill_engine.data.tokens.layout import SpecialTokens
+from distill_engine.families.lookup import family_named
+from distill_engine.families.parlai_init import sinusoidal_positions
+from distill_engine.families.shape import Sizes
 from distill_engine.models import weight_files
 from distill_engine.models.adapter import adapt
-from distill_engine.models.bart_family import FAMILIES
 from distill_engine.models.loading import Checkpoint
 from distill_engine.student.build import (
-    StudentSizes,
     build_student,
     fresh_config,
-    initialise_randomly,
-    sinusoidal_positions,
     student_config,
 )
 from distill_engine.values import FeatureRequest, Stack
 
-SPECIAL = {"pad": 0, "start": 1, "end": 2}
+SPECIAL = SpecialTokens(pad=0, end=2, start=1)
 MAPS = ((1,), (0, 2))
 
 
@@ -68,7 +68,7 @@ def test_the_same_depth_copied_in_order_is_the_teacher(family, folders, tiny):
 
 def test_final_norms_are_copied_unless_parlais_way_is_asked_for(family, folders):
     folder = folders.teacher(family)
-    norms = {p + suffix: torch.tensor(float(suffix == "weight")) for p in FAMILIES[family].final_norms
+    norms = {p + suffix: torch.tensor(float(suffix == "weight")) for p in family_named(family).final_norms
              for suffix in ("weight", "bias")}  # fmt: skip
     ours, parlais = (folders.student(family, folder, norms=copied).state_dict() for copied in (True, False))
     assert len(norms) == 4
@@ -81,9 +81,9 @@ def test_final_norms_are_copied_unless_parlais_way_is_asked_for(family, folders)
 def test_position_tables_may_be_shorter_than_the_teachers(family, folders):
     folder = folders.teacher(family)
     student = folders.student(family, folder, positions=10)
-    rows = 10 + FAMILIES[family].extra_position_rows
+    rows = 10 + family_named(family).form.position_rows
     for stack in Stack:
-        name = FAMILIES[family].position_table(stack)
+        name = family_named(family).position_table(stack)
         assert torch.equal(student.get_parameter(name), folders.tensors(folder)[name][:rows])
     with pytest.raises(ValueError, match=r"embed_positions\.weight is \[3[02], 16\].*student\.positions"):
         folders.student(family, folder, positions=30)
@@ -161,20 +161,20 @@ def spying(real, taken: list[str]):
 
 def test_student_config_changes_sizes_only(family, tiny):
     teacher = tiny.config(family, encoder_layerdrop=0.4, decoder_layerdrop=0.2)
-    config = student_config(teacher, StudentSizes(encoder_layers=1, decoder_layers=2, dropout=0.3))
+    config = student_config(teacher, Sizes(encoder_layers=1, decoder_layers=2, dropout=0.3))
     assert (config.encoder_layers, config.num_hidden_layers, config.decoder_layers) == (1, 1, 2)
     assert (config.dropout, config.d_model, config.encoder_attention_heads) == (0.3, 16, 2)
     assert (config.encoder_layerdrop, config.decoder_layerdrop) == (0.0, 0.0)
     assert (teacher.encoder_layers, teacher.encoder_layerdrop, teacher.dropout) == (2, 0.4, 0.0)  # left alone
-    narrow = student_config(teacher, StudentSizes(width=8, ffn_width=12, heads=4, positions=7, attention_dropout=0.2))
+    narrow = student_config(teacher, Sizes(width=8, ffn_width=12, heads=4, positions=7, attention_dropout=0.2))
     assert (narrow.d_model, narrow.encoder_ffn_dim, narrow.decoder_ffn_dim) == (8, 12, 12)
     assert (narrow.encoder_attention_heads, narrow.decoder_attention_heads) == (4, 4)
     assert (narrow.max_position_embeddings, narrow.attention_dropout, narrow.encoder_layers) == (7, 0.2, 2)
 
 
 def test_a_configuration_without_a_teacher(family, tiny):
-    table = FAMILIES[family]
-    sizes = StudentSizes(1, 1, 16, 32, 2, 24, 0.0, 0.0)
+    table = family_named(family)
+    sizes = Sizes(1, 1, 16, 32, 2, 24, 0.0, 0.0)
     config = fresh_config(table, sizes, tiny.VOCABULARY, SPECIAL)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)
     assert config.decoder_start_token_id == (1 if family == "blenderbot" else 2)
@@ -187,8 +187,8 @@ def test_a_configuration_without_a_teacher(family, tiny):
 
 
 def fresh(family: str, seed: int = 0, width: int = 64):
-    sizes = StudentSizes(2, 2, width, 4 * width, 4, 40, 0.1, 0.1)
-    return build_student(FAMILIES[family], fresh_config(FAMILIES[family], sizes, 500, SPECIAL), None, seed)
+    sizes = Sizes(2, 2, width, 4 * width, 4, 40, 0.1, 0.1)
+    return build_student(family_named(family), fresh_config(family_named(family), sizes, 500, SPECIAL), None, seed)
 
 
 def test_a_seed_decides_every_weight(family):
@@ -227,25 +227,25 @@ def test_initial_distributions_are_parlais(family):
             assert (module.weight == 1).all() and (module.bias == 0).all(), name
     shared = model.model.shared.weight
     assert shared[1:].std().item() == pytest.approx(96**-0.5, rel=0.03)
-    assert (shared[SPECIAL["pad"]] == 0).all() and (shared[1:].abs().sum(1) > 0).all()
+    assert (shared[SPECIAL.pad] == 0).all() and (shared[1:].abs().sum(1) > 0).all()
     assert model.lm_head.weight is shared and model.model.encoder.embed_tokens.weight is shared
 
 
 def test_a_random_student_of_an_untied_teacher_has_tables_of_its_own(family, tiny):
-    config = student_config(tiny.config(family, tie_word_embeddings=False), StudentSizes(width=96, heads=4))
-    model = build_student(FAMILIES[family], config, None, seed=0)
+    config = student_config(tiny.config(family, tie_word_embeddings=False), Sizes(width=96, heads=4))
+    model = build_student(family_named(family), config, None, seed=0)
     stacks = (model.model.encoder.embed_tokens, model.model.decoder.embed_tokens)
     tables = [one.weight for one in (model.model.shared, *stacks, model.lm_head)]
     assert len({id(table) for table in tables}) == len({table.sum().item() for table in tables}) == 4
     for table in tables:
         assert table[1:].std().item() == pytest.approx(96**-0.5, rel=0.06)
-        assert (table[SPECIAL["pad"]] == 0).all()
+        assert (table[SPECIAL.pad] == 0).all()
     assert [table.requires_grad for table in tables] == [False, True, True, True]  # transformers never reads the first
 
 
 def test_position_tables_of_random_students(family):
     model = fresh(family)
-    tables = [model.get_parameter(FAMILIES[family].position_table(stack)) for stack in Stack]
+    tables = [model.get_parameter(family_named(family).position_table(stack)) for stack in Stack]
     if family == "blenderbot":
         assert all(torch.equal(table, sinusoidal_positions(40, 64)) for table in tables)
     else:
@@ -267,7 +267,7 @@ def test_sinusoidal_codes_by_the_formula(width):
 def test_a_frozen_position_table_stays_as_it_is(family, tiny):
     """What `student.train_position_tables: false` relies on: a table without a gradient, everything else with one."""
     model = fresh(family)
-    names = {FAMILIES[family].position_table(stack) for stack in Stack}
+    names = {family_named(family).position_table(stack) for stack in Stack}
     for name in names:
         model.get_parameter(name).requires_grad_(False)
     adapt(model)(tiny.batch(family), FeatureRequest()).logits.square().sum().backward()
@@ -280,6 +280,6 @@ def test_initialising_again_changes_only_what_is_random(family):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(99)
-        initialise_randomly(model, FAMILIES[family])
+        family_named(family).initialise(model)
     same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
     assert all("norm" in name or name.endswith("bias") or "positions" in name for name in same)

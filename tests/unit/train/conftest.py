@@ -270,9 +270,9 @@ def world(request, tmp_path_factory):
     """Real tiny models: a narrow student with dropout, its teacher and what that shows for one batch."""
     folder = tiny_models.save_teacher(tmp_path_factory.mktemp("teacher"), request.param)
     goal = tiny_models.objective()
-    sizes = tiny_models.StudentSizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
+    sizes = tiny_models.Sizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
     module = tiny_models.student(folder, goal, sizes).train()
-    teacher = tiny_models.student(folder, tiny_models.objective(), tiny_models.StudentSizes(), seed=3).eval()
+    teacher = tiny_models.student(folder, tiny_models.objective(), tiny_models.Sizes(), seed=3).eval()
     batch = tiny_models.batch(tiny_models.examples(3, request.param), request.param)
     divisor = goal.divisors([batch], torch.clone, 1)[0]
     with torch.no_grad():

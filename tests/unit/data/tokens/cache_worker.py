@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.formats.parlai_text import read_parlai_text
-from distill_engine.data.tokens.cache import Source, TokenCache
+from distill_engine.data.tokens.cache import Content, TokenCache
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 
@@ -45,7 +45,7 @@ def build(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
 
     say("ready")
     sys.stdin.readline()
-    task = cache.task(Source("talk", (file,), {}, episodes), encoder, lambda episodes: None)
+    task = cache.task(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
     say(json.dumps({"examples": len(task), "digest": task.digest, "read": len(read)}))
 
 
@@ -56,7 +56,7 @@ def hang(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
         sys.stdin.readline()
         raise AssertionError("killed processes do not get here")
 
-    cache.task(Source("talk", (file,), {}, episodes), encoder, lambda episodes: None)
+    cache.task(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
 
 
 def bounded(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
@@ -79,7 +79,7 @@ def bounded(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
         np.zeros(100 * MIB, np.int8).fill(1)
     except MemoryError:
         say("the limit holds")
-    task = cache.task(Source("talk", (file,), {}, episodes), encoder, lambda episodes: None)
+    task = cache.task(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
     with TrainLoader(
         [task], Mixture([len(task)], [1.0], 1), LAYOUT,
         per_rank=64, accumulation_steps=1, pad_to_multiple_of=1, rank=0, world_size=1,

@@ -17,7 +17,7 @@ from filelock import FileLock
 from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.formats.parlai_text import read_parlai_text
 from distill_engine.data.tokens import cache as token_cache
-from distill_engine.data.tokens.cache import Source, TokenCache, default_cache_folder
+from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
 from distill_engine.data.tokens.tokenised import TokenisedTask
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 
@@ -58,7 +58,7 @@ class Bench:
             yield episode
 
     def task(self, cache: TokenCache | None = None, encoder: DialogueTokenizer | None = None) -> TokenisedTask:
-        source = Source("talk, train", (self.file,), self.options, self.episodes)
+        source = Content("talk, train", (self.file,), self.options, self.episodes)
         return (cache or self.cache).task(source, encoder or self.encoder, lambda episodes: None)
 
     def fresh(self) -> TokenCache:
@@ -143,7 +143,7 @@ def test_options_tokenizer_delimiter_and_readers_make_other_entries_limits_do_no
     bench.task(encoder=DialogueTokenizer(bare_tokenizer, blenderbot_layout, "\n", 64, 64))
     bench.options = {"name": "fbdialog"}
     bench.task()
-    monkeypatch.setattr(token_cache, "_program", lambda: "another version")
+    monkeypatch.setattr(token_cache, "_FORMAT", token_cache._FORMAT + 1)
     bench.task()
     assert (bench.reads, len(bench.entries)) == (5, 5)
 
@@ -153,7 +153,7 @@ def test_a_folder_is_the_content_of_all_its_files(bench, tmp_path):
     folder.mkdir()
     for name in ("b", "a"):
         (folder / name).write_text(name)
-    source = Source("parts", (folder,), {}, bench.episodes)
+    source = Content("parts", (folder,), {}, bench.episodes)
     for _ in range(2):
         bench.cache.task(source, bench.encoder, lambda episodes: None)
     (folder / "c").write_text("c")
@@ -162,7 +162,7 @@ def test_a_folder_is_the_content_of_all_its_files(bench, tmp_path):
 
 
 def test_a_task_without_files_is_made_in_memory(bench):
-    source = Source("invented", (), {}, bench.episodes)
+    source = Content("invented", (), {}, bench.episodes)
     for reads in (1, 2):
         assert len(bench.cache.task(source, bench.encoder, lambda episodes: None)) == 3
         assert bench.reads == reads
@@ -171,7 +171,7 @@ def test_a_task_without_files_is_made_in_memory(bench):
 
 def test_progress_hears_of_every_episode(bench):
     told: list[int] = []
-    bench.cache.task(Source("talk", (bench.file,), {}, bench.episodes), bench.encoder, told.append)
+    bench.cache.task(Content("talk", (bench.file,), {}, bench.episodes), bench.encoder, told.append)
     assert sum(told) == 2
 
 

@@ -186,6 +186,27 @@ def test_word_splitters_go_back_as_they_came(student, tmp_path, kind):
     assert json.loads((tmp_path / "parlai" / "model.opt").read_text())["dict_tokenizer"] == kind
 
 
+@pytest.mark.parametrize("split", [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.CharDelimiterSplit(" ")])
+@pytest.mark.parametrize("lower", [False, True])
+def test_words_between_spaces_go_there_and_back(student, tmp_path, split, lower):
+    folder = student("blenderbot", words(split, normalizers.Lowercase() if lower else None))
+    export_parlai(folder, tmp_path / "parlai")
+    told = json.loads((tmp_path / "parlai" / "model.opt").read_text())
+    assert (told["dict_tokenizer"], told["dict_lower"]) == ("space", lower)
+    import_parlai(SourceFiles(tmp_path / "parlai" / "model"), tmp_path / "hf")
+    again = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    # AA is out of reach once texts are in lower case
+    wanted = ["hi", "i'm", "<unk>", "<unk>" if lower else "AA", "</s>.", "<unk>"]
+    for tokenizer in (AutoTokenizer.from_pretrained(folder), again):
+        ids = tokenizer("hi i'm hi, AA </s>. hi!", split_special_tokens=True).input_ids
+        assert tokenizer.convert_ids_to_tokens(ids) == wanted
+    names = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(list(range(8)))
+    (ours,), (theirs,) = (logits_of(one, ["hi AA"], ["AA hi"]) for one in (folder, tmp_path / "hf"))
+    assert torch.equal(ours, theirs[:, again.convert_tokens_to_ids(names)])
+    export_parlai(tmp_path / "hf", tmp_path / "again")  # from an import it goes back as it came
+    assert (tmp_path / "again" / "model.dict").read_text() == (tmp_path / "parlai" / "model.dict").read_text()
+
+
 def test_markers_are_found_in_texts_by_parlai_as_well(student, tmp_path):
     tokenizer = blenderbot_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<you>"]})
@@ -198,8 +219,14 @@ def test_markers_are_found_in_texts_by_parlai_as_well(student, tmp_path):
     assert "<you>" in json.loads((tmp_path / "parlai" / "model.opt").read_text())["special_tok_lst"].split(",")
 
 
-def words():
-    backend = Tokenizer(WordLevel({name: n for n, name in enumerate(["<pad>", "<s>", "</s>", "<unk>"])}, "<unk>"))
+def words(split=None, normalizer=None):
+    """Its special tokens are not where ParlAI has them, and one of its words could end a line of the dictionary."""
+    names = ["hi", "<pad>", "<s>", "</s>", "<unk>", "i'm", "</s>.", "AA"]
+    backend = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, "<unk>"))
+    if split is not None:
+        backend.pre_tokenizer = split
+    if normalizer is not None:
+        backend.normalizer = normalizer
     return PreTrainedTokenizerFast(tokenizer_object=backend, **BLENDERBOT)
 
 
@@ -227,7 +254,9 @@ def twice():
 
 
 REFUSED_TOKENIZERS = {
-    "words": (words, "its model is WordLevel"),
+    "whole texts": (words, "its model is WordLevel, and it splits texts with nothing"),
+    "words and marks": (lambda: words(pre_tokenizers.Whitespace()), "splits texts with Whitespace, not at spaces"),
+    "other words": (lambda: words(pre_tokenizers.WhitespaceSplit(), normalizers.NFKC()), "normalizer"),
     "normalizer": (lambda: with_step(normalizer=normalizers.NFKC()), "normalizer"),
     "splitting": (lambda: with_step(pre_tokenizer=pre_tokenizers.Whitespace()), "splits texts with Whitespace"),
     "numbers": (lambda: with_step(pre_tokenizer=digits(individual=False)), "splits texts with Digits"),

@@ -1,0 +1,149 @@
+"""Conversations: the model answers, with everything said before as its context, by ParlAI's rules.
+
+`name` chooses where they come from: the demo's generator, a file format, or a dialogue task below data.root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from distill_engine.data.kinds.files import file_problems, neighbour
+from distill_engine.data.kinds.protocol import Kind, Reading, Source
+from distill_engine.recipe.problem import Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from distill_engine.data.episodes import Episode, Split, TaskSpec
+
+FOLDER_TASKS = ("hf_dataset",)
+FILE_TASKS = ("parlai_text", "conversations", "fbdialog", *FOLDER_TASKS)
+# ParlAI's folder of each dialogue task below data.root.
+DIALOGUE_TASKS = {
+    "blended_skill_talk": "blended_skill_talk",
+    "wizard_of_wikipedia": "wizard_of_wikipedia",
+    "convai2": "ConvAI2",
+    "convai2:normalized": "ConvAI2",
+    "empathetic_dialogues": "empatheticdialogues",
+}
+READABLE_TASKS = ("demo", *FILE_TASKS, *DIALOGUE_TASKS)
+SPLITS = ("train", "valid", "test")
+
+
+class DialogueSource(Source):
+    """One source of dialogues."""
+
+    kind: Literal["dialogue"] = "dialogue"
+    name: str = Field(
+        description="`demo`; a file format: `parlai_text`, `conversations`, `fbdialog`, `hf_dataset`; or a dialogue "
+        "task's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
+        "`convai2:normalized`, `empathetic_dialogues`."
+    )
+    label_turns: Literal["second_speaker", "first_speaker", "both"] = Field(
+        "second_speaker", description="conversations: whose turns are learnt."
+    )
+    seed: int = Field(0, description="demo: seed of the generator.")
+    topic_split: bool = Field(
+        False, description="wizard_of_wikipedia: validate and test on topics that training never saw."
+    )
+    normalized: bool = Field(
+        True, description="hf_dataset with ConvAI2's columns: spelling as in convai2:normalized; false: as in convai2."
+    )
+
+    def spec(self, root: str | None) -> TaskSpec:
+        """As the readers take it."""
+        from distill_engine.data.episodes import TaskSpec
+
+        return TaskSpec(**self.model_dump(exclude={"kind"}), root=root)
+
+
+class Dialogue(Kind):
+    """Turns of conversations, each with the history before it; contexts keep their last tokens, as ParlAI's."""
+
+    name, meaning, keep, metrics = "dialogue", "conversations: a reply to everything said before", "last", ("ppl", "f1")
+    Options = DialogueSource
+
+    def has(self, source: Source, split: Split) -> bool:
+        """See Kind: only sources of files may lack one."""
+        return source.name not in FILE_TASKS or source.file(split) is not None
+
+    def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
+        """See Kind."""
+        from distill_engine.data.tasks import source_files
+
+        return source_files(_own(source).spec(root), split)
+
+    def facts(self, source: Source, split: Split) -> Mapping[str, object]:
+        """See Kind: some readers treat splits differently."""
+        return {**super().facts(source, split), "split": split}
+
+    def read(self, source: Source, split: Split, reading: Reading) -> Iterator[Episode]:
+        """See Kind."""
+        from distill_engine.data.tasks import stream_task
+
+        return stream_task(_own(source).spec(reading.root), split)
+
+    def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
+        """See Kind."""
+        own = _own(source)
+        if own.name not in READABLE_TASKS:
+            rule = f"The tasks are: {', '.join(READABLE_TASKS)}"
+            yield Problem("name", f"is {own.name!r}, an unknown task", rule, did_you_mean(own.name, READABLE_TASKS))
+        yield from _files(own)
+        yield from _other_tasks_have_no_files(own)
+        if own.topic_split and own.name != "wizard_of_wikipedia":
+            what = f"is true, but the task is {own.name!r}"
+            yield Problem("topic_split", what, "Only wizard_of_wikipedia has a topic split", "Remove it")
+        if not own.normalized and own.name != "hf_dataset":
+            rule = "It says how hf_dataset spells ConvAI2's dialogues; convai2 and convai2:normalized say so by name"
+            yield Problem("normalized", f"is false, but the task is {own.name!r}", rule, "Remove it")
+
+
+def root_problems(named: list[str], root: str | None) -> Iterator[Problem]:
+    """Downloaded tasks have a folder under data.root, laid out as ParlAI does; `named` are names of all sources."""
+    named = [name for name in dict.fromkeys(named) if name in DIALOGUE_TASKS]
+    fetched = list(dict.fromkeys(name.partition(":")[0] for name in named))
+    rule = "Dialogue tasks are read from data.root, a folder laid out as ParlAI's `data`"
+    if named and root is None:
+        fix = f"Name that folder; `distill data fetch {' '.join(fetched)} --root FOLDER` fills one"
+        yield Problem("data.root", f"is null, but data.tasks has {', '.join(named)}", rule, fix)
+    elif named and root is not None and not Path(root).expanduser().is_dir():
+        fix = neighbour(Path(root)) or f"Correct it, or `distill data fetch {' '.join(fetched)} --root {root}`"
+        yield Problem("data.root", f"is {root!r}, which is no folder", rule, fix)
+    elif root is not None:
+        for name in fetched:
+            folder = Path(root).expanduser() / DIALOGUE_TASKS[name]
+            if not folder.is_dir():
+                fix = f"Correct data.root, or `distill data fetch {name} --root {root}`"
+                yield Problem("data.root", f"is {root!r}, but there is no folder {folder} in it", rule, fix)
+
+
+def _own(source: Source) -> DialogueSource:
+    assert isinstance(source, DialogueSource), type(source)
+    return source
+
+
+def _files(source: DialogueSource) -> Iterator[Problem]:
+    """A task that reads files names a training file, and each named file can be read."""
+    if source.name not in FILE_TASKS:
+        return
+    if source.train is None:
+        rule = f"A {source.name} task reads files"
+        yield Problem("train", "is missing", rule, "Name the training file")
+    yield from file_problems(source, may_be_folder=source.name in FOLDER_TASKS)
+
+
+def _other_tasks_have_no_files(source: DialogueSource) -> Iterator[Problem]:
+    """The demo makes its dialogues and downloaded tasks lie in data.root; a file named for them would be ignored."""
+    sources = {"demo": "the demo makes its own dialogues"}
+    sources |= {name: f"{name} is read from data.root" for name in DIALOGUE_TASKS}
+    named = [split for split in SPLITS if getattr(source, split) is not None]
+    if source.name in sources and named:
+        what = f"is {getattr(source, named[0])!r}, but {sources[source.name]}"
+        fix = f"Remove {', '.join(named)}, or set name: {' or '.join(FILE_TASKS)}"
+        yield Problem(named[0], what, fix=fix)
+
+
+KIND = Dialogue()

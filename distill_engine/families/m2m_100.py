@@ -1,0 +1,29 @@
+"""M2M-100 and NLLB: context LANGUAGE ... END, decoder input END LANGUAGE label; positions are computed buffers."""
+
+from __future__ import annotations
+
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
+from distill_engine.families.base import BartLike, around, started
+from distill_engine.families.shape import Form
+from distill_engine.values import Stack
+
+
+class M2M100(BartLike):
+    """See `protocol.Family`."""
+
+    name = "m2m_100"
+    meaning = "M2M-100, NLLB: translation of many languages; languages stand before texts"
+    form = Form(position_rows=None, computed=True)
+
+    def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
+        del history_end_token
+        language = () if special.source is None else (special.source,)
+        begun = started(special, default=special.end)
+        return around(special, context_prefix=language, context_suffix=(special.end,), decoder_prefix=begun)
+
+    def position_table(self, stack: Stack) -> str | None:
+        del stack
+        return None
+
+
+FAMILY = M2M100()

@@ -1,0 +1,32 @@
+"""mBART and mBART-50: languages stand around texts.
+
+    mBART-50   context LANGUAGE ... END, decoder input END LANGUAGE label: the language is forced, not predicted
+    mBART      context ... END LANGUAGE, decoder input LANGUAGE label
+"""
+
+from __future__ import annotations
+
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
+from distill_engine.families.base import BartLike, around, started
+from distill_engine.families.shape import Form
+
+
+class MBart(BartLike):
+    """See `protocol.Family`."""
+
+    name = "mbart"
+    meaning = "mBART, mBART-50: translation; languages stand around texts"
+    final_norms = tuple(f"model.{stack}.{norm}." for stack in ("encoder", "decoder")
+                        for norm in ("layernorm_embedding", "layer_norm"))  # fmt: skip
+    form = Form(outer_norms=2, position_rows=2)
+
+    def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
+        del history_end_token
+        language = () if special.source is None else (special.source,)
+        begun = started(special, default=special.end)
+        if begun[0] == special.end:
+            return around(special, context_prefix=language, context_suffix=(special.end,), decoder_prefix=begun)
+        return around(special, context_suffix=(special.end, *language), decoder_prefix=begun)
+
+
+FAMILY = MBart()

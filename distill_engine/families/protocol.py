@@ -1,0 +1,112 @@
+"""What a model family is to this engine: everything that the rest asks about a model, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
+from distill_engine.families.shape import Shape, Sizes
+from distill_engine.values import Batch, Stack
+
+if TYPE_CHECKING:  # rules and the launcher ask families for shapes on machines without torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class StackParts:
+    """One half of a loaded model.
+
+    embedding  the module whose output is `scale` times the rows of the token table
+    biased     self-attentions add a position bias to their scores
+    """
+
+    embedding: nn.Module
+    scale: float
+    layers: Sequence[nn.Module]
+    self_attention: Sequence[nn.Module]
+    cross_attention: Sequence[nn.Module] = ()
+    biased: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the features of a loaded model are.
+
+    run     one teacher-forced pass: decoder output [B, T, D], encoder output [B, S, D]
+    head    the linear map to the vocabulary, of decoder outputs times `scale`
+    bias    name of the buffer that is added to the logits, or None
+    """
+
+    stacks: Mapping[Stack, StackParts]
+    run: Callable[[Batch], tuple[Tensor, Tensor]]
+    head: nn.Module
+    scale: float = 1.0
+    bias: str | None = None
+
+
+class Family(Protocol):
+    """A family of models, by the model_type of its config.json.
+
+    Found by `families.lookup` for rules, plan, preparation, student, both engines and export. It is this small because
+    all of them work with shapes, layouts, parts and names. Files of families load without torch; what needs it is
+    imported by `parts` and `initialise`. New ones derive from `families.base.BartLike` or fulfil this.
+
+    name             model_type                          meaning       one line for people
+    auto_class       transformers' class that loads it   inputs        "tokens" or "audio"
+    decoder_skips    decoder positions before the first that predicts
+    needs_start      texts need the tokenizer's start token
+    final_norms      prefixes of norms outside the layers
+    separable        tied parameters that some files of the family hold apart, whatever config.json says
+    delimiter        between turns of a conversation, where no recipe says it
+    known            name of a published model -> its config.json, so that a login node without network can plan
+    """
+
+    name: str
+    meaning: str
+    auto_class: str
+    inputs: str
+    decoder_skips: int
+    needs_start: bool
+    final_norms: tuple[str, ...]
+    separable: tuple[str, ...]
+    delimiter: str
+    known: Mapping[str, Mapping[str, Any]]
+
+    def missing(self, config: Mapping[str, Any]) -> list[str]:
+        """Keys of a config.json that are no positive whole numbers and have to be."""
+
+    def shape(self, config: Mapping[str, Any]) -> Shape:
+        """Of a config.json. Raises KeyError or ValueError where `missing` names something."""
+
+    def config_values(self, sizes: Sizes) -> dict[str, Any]:
+        """The sizes that are given, under the configuration's names."""
+
+    def fresh(self, sizes: Sizes, vocabulary: int, special: SpecialTokens) -> dict[str, Any]:
+        """A configuration without a teacher."""
+
+    def obstacle(self, shape: Shape) -> str:
+        """Why transformers cannot run a model of this shape; empty where it can."""
+
+    def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
+        """What stands around contexts and labels."""
+
+    def masked_id(self, start: int | None) -> int | None:
+        """The token that is never predicted, of models with this start token."""
+
+    def position_table(self, stack: Stack) -> str | None:
+        """Name of a stack's position table, None where that is no parameter."""
+
+    def layer_prefix(self, stack: Stack, layer: int) -> str:
+        """What names of all parameters of a layer begin with."""
+
+    def teacher_name(self, parameter: str, maps: Mapping[Stack, Sequence[int]]) -> str:
+        """The teacher's tensor that initialises a student's parameter."""
+
+    def parts(self, model: PreTrainedModel) -> Parts:
+        """Of a loaded model."""
+
+    def initialise(self, model: PreTrainedModel) -> None:
+        """Random weights of a new model, which has transformers' own so far."""

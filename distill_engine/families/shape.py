@@ -1,0 +1,192 @@
+"""One shape of a model for everybody who counts: recipe rules, the student's builder, the launcher's plan, interop.
+
+Plain numbers, no torch. Counts equal those of the real modules (tests/unit/families).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from distill_engine.values import Stack
+
+_FULL_NORM = 2  # weight and bias
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a student; None means the teacher's."""
+
+    encoder_layers: int | None = None
+    decoder_layers: int | None = None
+    width: int | None = None
+    ffn_width: int | None = None
+    heads: int | None = None
+    positions: int | None = None
+    dropout: float | None = None
+    attention_dropout: float | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the parts of a family consist of, as far as they are counted.
+
+    biases             linear maps have biases
+    norm               vectors of a norm: weight and bias, or weight alone
+    outer_norms        norms of each stack outside its layers
+    gated              the feed-forward part begins with two products
+    position_rows      rows that learnt position tables hold in front of position 0; None: no such parameters
+    computed           position tables are computed and never trained
+    bias_tables        which self-attentions have a table of position biases: "none", "first" or "all" layers'
+    scaled_embeddings  the scaled embedding is another tensor than the bare one that losses look at
+    """
+
+    biases: bool = True
+    norm: int = _FULL_NORM
+    outer_norms: int = 1
+    gated: bool = False
+    position_rows: int | None = 0
+    computed: bool = False
+    bias_tables: str = "none"
+    scaled_embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An encoder-decoder.
+
+    vocab         rows of the output embedding          token_tables  rows of each token table, tied ones once
+    positions     tokens that fit a stack, None: any    head_size     elements of a head, None: width / heads
+    buckets       rows of a position bias table
+    """
+
+    family: str
+    vocab: int
+    width: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_ffn: int
+    decoder_ffn: int
+    encoder_heads: int
+    decoder_heads: int
+    positions: int | None
+    token_tables: tuple[int, ...]
+    form: Form = Form()
+    head_size: int | None = None
+    buckets: int = 0
+
+    def depth(self, stack: Stack | str) -> int:
+        """Layers of a stack."""
+        return self.encoder_layers if stack == Stack.ENCODER else self.decoder_layers
+
+    def heads_of(self, stack: Stack | str) -> int:
+        """Attention heads of a stack."""
+        return self.encoder_heads if stack == Stack.ENCODER else self.decoder_heads
+
+    def ffn_of(self, stack: Stack | str) -> int:
+        """Inner width of a stack's feed-forward parts."""
+        return self.encoder_ffn if stack == Stack.ENCODER else self.decoder_ffn
+
+    @property
+    def heads(self) -> int:
+        """The fewest heads of an attention: theirs are the largest."""
+        return min(self.encoder_heads, self.decoder_heads)
+
+    @property
+    def ffn(self) -> int:
+        """The wider of both stacks' feed-forward parts."""
+        return max(self.encoder_ffn, self.decoder_ffn)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that fit a stack; a number beyond all texts where any do."""
+        return self.positions or sys.maxsize
+
+    @property
+    def attention_width(self) -> int:
+        """Elements of a query, all heads together."""
+        return self.head_size * self.decoder_heads if self.head_size else self.width
+
+    @property
+    def largest_head(self) -> int:
+        """Elements of the largest head."""
+        return self.head_size or self.width // self.heads
+
+    def resized(self, sizes: Sizes) -> Shape:
+        """The same family's shape with other sizes; those left out stay."""
+        given: dict[str, Any] = {
+            "encoder_layers": sizes.encoder_layers,
+            "decoder_layers": sizes.decoder_layers,
+            "width": sizes.width,
+            "encoder_ffn": sizes.ffn_width,
+            "decoder_ffn": sizes.ffn_width,
+            "encoder_heads": sizes.heads,
+            "decoder_heads": sizes.heads,
+            "positions": sizes.positions if self.positions is not None else None,
+        }
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def encoder_layer(self) -> int:
+        """Parameters of one encoder layer; of position biases none."""
+        return _elements(self._layer(Stack.ENCODER))
+
+    @property
+    def decoder_layer(self) -> int:
+        """Parameters of one decoder layer; of position biases none."""
+        return _elements(self._layer(Stack.DECODER))
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the output embedding."""
+        return self.vocab * self.width
+
+    @property
+    def position_tables(self) -> int:
+        """Parameters of the position tables of both stacks."""
+        if self.form.position_rows is None or self.positions is None:
+            return 0
+        return 2 * (self.positions + self.form.position_rows) * self.width
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return _elements(self.tensors)
+
+    @property
+    def tensors(self) -> Counter[int]:
+        """Elements of a tensor -> how many tensors have so many, all parameters together."""
+        found: Counter[int] = Counter(rows * self.width for rows in self.token_tables)
+        if self.position_tables:
+            found[self.position_tables // 2] += 2
+        found[self.width] += 2 * self.form.outer_norms * self.form.norm
+        for stack in Stack:
+            biased = {"none": 0, "first": 1, "all": self.depth(stack)}[self.form.bias_tables]
+            found += Counter({self.buckets * self.heads_of(stack): biased})
+            for size, count in self._layer(stack).items():
+                found[size] += count * self.depth(stack)
+        return found
+
+    def _layer(self, stack: Stack) -> Counter[int]:
+        """Tensors of one layer, position biases left out."""
+        attentions = 1 if stack is Stack.ENCODER else 2
+        inner = self.heads_of(stack) * (self.head_size or self.width // self.heads_of(stack))
+        wide, first = self.ffn_of(stack), 2 if self.form.gated else 1
+        found: Counter[int] = Counter()
+        found[self.width * inner] += 4 * attentions
+        found[self.width * wide] += first + 1
+        found[self.width] += (attentions + 1) * self.form.norm
+        if self.form.biases:
+            found[inner] += 3 * attentions
+            found[self.width] += attentions + 1
+            found[wide] += first
+        return found
+
+
+SIZES = tuple(field.name for field in fields(Sizes))
+
+
+def _elements(tensors: Counter[int]) -> int:
+    return sum(size * count for size, count in tensors.items())
