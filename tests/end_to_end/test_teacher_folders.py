@@ -6,6 +6,7 @@ The right values of all kinds of folders are shown by tests/unit/models/test_loa
 import json
 import os
 import shutil
+from traceback import format_exception
 
 import pytest
 import teacher_folders as wild
@@ -61,6 +62,7 @@ def distill(monkeypatch, fp32, tmp_path, capfd):
             code = run_module.main([*map(str, words), "--run-dir", str(tmp_path / "run"), "--ds_config", str(fp32)])
             return code, "".join(capfd.readouterr())
         done = CliRunner().invoke(app, [command, *map(str, words)])
+        assert done.exception is None or isinstance(done.exception, SystemExit), format_exception(done.exception)
         return done.exit_code, done.output
 
     return run
