@@ -5,7 +5,7 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-metrics/protocol.py, families/protocol.py, data/kinds/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mt5": f"{_FAMILIES}.mt5:FAMILY",
         "umt5": f"{_FAMILIES}.umt5:FAMILY",
     },
-    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND"},
+    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
     "metrics": {
         "ppl": f"{_TOKEN}.ppl:PPL",
         "loss": f"{_TOKEN}.loss:LOSS",
@@ -86,8 +86,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "total_variation": f"{_DIVERGENCES}.total_variation:TOTAL_VARIATION",
         "logit_mse": f"{_DIVERGENCES}.logit_mse:LOGIT_MSE",
     },
-    "teachers": {},
-    "rollouts": {},
+    "teachers": {"live": "distill_engine.teachers.live:LIVE"},
+    "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
 }
 # Attributes that tables show beside the meaning.
 _BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}
