@@ -69,7 +69,7 @@ class Pairs(Kind):
         if known is None and len(columns) != 2:
             raise DataError(
                 f"{table.title} has {len(columns)} columns with texts ({', '.join(columns) or 'none'}), and their "
-                "names do not say which is the source and which the target. Write the recipe's entry by hand (docs/data.md)."
+                "names do not say which is the source and which the target. Write the entry by hand (docs/data.md)."
             )
         source, target = known or tuple(columns)
         reason = "which are called so" if known else "the only two with texts, in their order"

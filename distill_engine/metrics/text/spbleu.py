@@ -1,4 +1,4 @@
-"""BLEU over SentencePiece tokens of 200 languages (Goyal et al. 2022), comparable where words are not divided by spaces."""
+"""BLEU over SentencePiece tokens of 200 languages (Goyal et al. 2022), also where no spaces divide words."""
 
 from __future__ import annotations
 
