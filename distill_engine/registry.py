@@ -5,7 +5,7 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-metrics/protocol.py, families/protocol.py, data/kinds/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "forward_kl": f"{_DIVERGENCES}.forward_kl:FORWARD_KL",
         "reverse_kl": f"{_DIVERGENCES}.reverse_kl:REVERSE_KL",
     },
-    "teachers": {},
-    "rollouts": {},
+    "teachers": {"live": "distill_engine.teachers.live:LIVE"},
+    "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
 }
 # Attributes that tables show beside the meaning.
 _BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}

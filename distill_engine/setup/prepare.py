@@ -31,7 +31,7 @@ from distill_engine.models.generation_settings import (
     settle_student,
     special_tokens,
 )
-from distill_engine.models.loading import Checkpoint, local_copy
+from distill_engine.models.loading import Checkpoint, local_copy, problem_of_teacher
 from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
@@ -108,8 +108,7 @@ def _check_weights(folder: Path) -> None:
     try:
         Checkpoint(folder)
     except WeightsError as error:
-        error.args = (f"teacher.path {error}",)
-        raise
+        raise WeightsError(problem_of_teacher(folder, error)) from error
 
 
 def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
