@@ -5,7 +5,7 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-metrics/protocol.py, families/protocol.py, data/kinds/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mt5": f"{_FAMILIES}.mt5:FAMILY",
         "umt5": f"{_FAMILIES}.umt5:FAMILY",
     },
-    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND"},
+    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
     "metrics": {
         "ppl": f"{_TOKEN}.ppl:PPL",
         "loss": f"{_TOKEN}.loss:LOSS",
@@ -52,6 +52,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "teacher_token_accuracy": f"{_TOKEN}.token_accuracy:TEACHER",
         "teacher_kl": f"{_TOKEN}.teacher_kl:TEACHER_KL",
         "f1": f"{_TEXT}.f1:METRIC",
+        "rouge_1": f"{_TEXT}.rouge:ONE",
+        "rouge_2": f"{_TEXT}.rouge:TWO",
+        "rouge_l": f"{_TEXT}.rouge:LONGEST",
+        "chrf": f"{_TEXT}.chrf:METRIC",
+        "spbleu": f"{_TEXT}.spbleu:METRIC",
+        "wer": f"{_TEXT}.error_rate:WORDS",
+        "cer": f"{_TEXT}.error_rate:CHARACTERS",
+        "token_error_rate": f"{_TEXT}.error_rate:TOKENS",
         "accuracy": f"{_TEXT}.accuracy:METRIC",
         "bleu": f"{_TEXT}.bleu:METRIC",
         "interdistinct-1": f"{_TEXT}.interdistinct:FIRST",
@@ -78,8 +86,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "forward_kl": f"{_DIVERGENCES}.forward_kl:FORWARD_KL",
         "reverse_kl": f"{_DIVERGENCES}.reverse_kl:REVERSE_KL",
     },
-    "teachers": {},
-    "rollouts": {},
+    "teachers": {"live": "distill_engine.teachers.live:LIVE"},
+    "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
 }
 # Attributes that tables show beside the meaning.
 _BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}
