@@ -19,6 +19,7 @@ from distill_engine.commands import (
     evaluate,
     latency,
     listing,
+    new,
     parlai,
     recipes,
     report,
@@ -113,7 +114,7 @@ def export(
     _OUT.print(f"{which} student of {run} (step {step}) is in {target}")
 
 
-for topic in (evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes):
+for topic in (evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new):
     topic.register(app)
 
 
