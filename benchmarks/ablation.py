@@ -1,6 +1,6 @@
 """What each part of distillation is worth: one recipe from nothing of the teacher to everything, a part at a time.
 
-    python benchmarks/ablation.py [--recipe FILE] [--seeds 3] [--set a.b=value] [--run-dir DIR] [--out FILE]
+    python benchmarks/ablation.py [--recipe FILE] [--seeds 3] [--rows NAME,...] [--set a.b=value] [--run-dir DIR]
 
 Each row has all that the rows above it have, and one thing more; `balance` then replaces the recipe's weights by ones
 that `losses.balance: gradient_alignment` balances. Same student, data and steps. Runs are kept in --run-dir, and one
@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe in all runs")  # fmt: skip
     parser.add_argument("--ranks", type=int, default=None, help="ranks of a run (default: as the demo)")
+    parser.add_argument("--rows", type=_rows, default=ROWS, help=f"some of {','.join(ROWS)} to make; default: all")
     parser.add_argument("--no-run", action="store_true", help="only write what is complete")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "ablation", help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ablation_demo.json")
@@ -55,7 +56,7 @@ def main() -> int:
     for seed in range(1, given.seeds + 1):
         for name, own in arms.items():
             folder, overrides = given.run_dir / f"{name}-{seed}", [*own, *given.overrides, f"seed={seed}"]
-            if not given.no_run:
+            if name in given.rows and not given.no_run:
                 found[name].append(finished(folder, machine, overrides, given.recipe))
             elif complete(folder, overrides, given.recipe):
                 found[name].append(outcome(folder))
@@ -65,6 +66,13 @@ def main() -> int:
     facts = {"recipe": given.recipe.name, "overrides": given.overrides, "ranks": machine.ranks}
     write(given.out, summarise(rows) | facts | {"machine": machine_record()})
     return 0
+
+
+def _rows(given: str) -> tuple[str, ...]:
+    names = tuple(given.split(","))
+    if unknown := sorted(set(names) - set(ROWS)):
+        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are: {', '.join(ROWS)}")
+    return names
 
 
 def arms_of(recipe: Path) -> dict[str, tuple[str, ...]]:

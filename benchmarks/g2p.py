@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from runs import ROOT, RunFailedError, start_run, this_machine
+from runs import ROOT, RunFailedError, complete, start_run, this_machine
 
 sys.path.insert(0, str(ROOT / "recipes" / "g2p"))
 from g2p_data import references_of, write_data
-from g2p_scoring import score
+from g2p_scoring import Score, score
 
 from distill_engine.evaluate.compare import compare
 from distill_engine.evaluate.generate import own_settings, replies
 from distill_engine.evaluate.measure import load_model
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.quiet import quiet_libraries
+from distill_engine.values import Tokens
 
 RECIPE = ROOT / "recipes" / "g2p" / "student.yaml"
 TEACHER = ROOT / "recipes" / "g2p" / "teacher"
@@ -49,6 +50,7 @@ ARMS = {
 }
 BEAMS = (1, 4)
 _WORDS_AT_A_TIME = 256
+_SAMPLE = 300
 
 
 def main() -> int:
@@ -56,7 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", choices=("distilled", "all", "none"), default="distilled", help="students to train")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to N of each")
-    parser.add_argument("--words", type=int, default=None, help="score only the first N test words")
+    parser.add_argument("--words", type=int, default=None, help="score about N test words only")
     parser.add_argument("--ds-config", type=Path, default=None, help="DeepSpeed JSON (default: fp32 on a CPU)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe in all runs")  # fmt: skip
@@ -90,13 +92,15 @@ def trained(arm: str, seed: int, overrides: Sequence[str], ds_config: Path | Non
     if ds_config is not None:
         machine = type(machine)(machine.ranks, ds_config)
     own = [*ARMS[arm], f"seed={seed}", f"name=g2p-{arm.replace('_', '-')}-{seed}", *overrides]
-    start_run(folder, machine, own, recipe=RECIPE)
+    if not complete(folder, own, RECIPE):
+        start_run(folder, machine, own, recipe=RECIPE)
     return folder / "best"
 
 
 def summarise(folders: Mapping[str, Sequence[Path]], words: int | None) -> dict[str, Any]:
     """Means and spreads (largest minus smallest) over the seeds of each kind of model; rates in percent."""
     rows = {name: [evaluated(folder, words) for folder in of_name] for name, of_name in folders.items()}
+    sample = scored(load_model(TEACHER, device()), TEACHER, _SAMPLE, 1)
     first = {name: str(of_name[0]) for name, of_name in folders.items()}
     compared = compare(list(first.values()), RECIPE, [], str(TEACHER), with_latency=True)
     means: dict[str, dict[str, float]] = {}
@@ -111,24 +115,36 @@ def summarise(folders: Mapping[str, Sequence[Path]], words: int | None) -> dict[
         "parameters": {name: compared[folder]["parameters"] for name, folder in first.items()},
         "ms_per_word": {name: compared[folder]["ms_per_reply"] for name, folder in first.items()},
         "per_seed": rows,
+        "teacher_sample": {"words": _SAMPLE, "wer": 100 * sample.wer},  # what a test repeats
     }
+
+
+def device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def scored(model: Any, folder: Path, words: int | None, beams: int) -> Score:
+    """The score of a model on about so many test words; None: all."""
+    right = test_words(words)
+    return score(pronounced(model, folder, list(right), beams), right)
 
 
 def evaluated(folder: Path, words: int | None) -> dict[str, float]:
     """WER and PER in percent with every number of BEAMS, and the perplexity of validation."""
-    model = load_model(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    right = test_words(words)
+    model = load_model(folder, device())
     values = {"valid_ppl": compare([str(folder)], RECIPE, [], None, with_latency=False)[str(folder)]["ppl"]}
     for beams in BEAMS:
-        found = score(pronounced(model, folder, list(right), beams), right)
+        found = scored(model, folder, words, beams)
         suffix = "" if beams == 1 else f"_{beams}_beams"
         values |= {f"wer{suffix}": 100 * found.wer, f"per{suffix}": 100 * found.per}
     return values
 
 
 def test_words(count: int | None) -> dict[str, tuple[str, ...]]:
-    """The first `count` held-out words with all their pronunciations; None: all of them."""
-    return dict(list(references_of(DATA / "test.txt").items())[:count])
+    """About `count` held-out words, evenly spread over the dictionary, with all their pronunciations; None: all."""
+    everything = list(references_of(DATA / "test.txt").items())
+    return dict(everything[:: max(1, len(everything) // (count or len(everything)))])
 
 
 def pronounced(model: Any, folder: Path, words: Sequence[str], beams: int) -> dict[str, str]:
@@ -141,7 +157,7 @@ def pronounced(model: Any, folder: Path, words: Sequence[str], beams: int) -> di
     for batch in _batches(words):
         texts = [" ".join(word) + f" {tokenizer.eos_token}" for word in batch]
         ids = tokenizer(texts, add_special_tokens=False, return_tensors="pt").to(model.device)
-        answers = replies(model, tokenizer, ids["input_ids"], ids["attention_mask"], settings)
+        answers = replies(model, tokenizer, Tokens(ids["input_ids"], ids["attention_mask"]), settings)
         said |= {word: answer.text for word, answer in zip(batch, answers, strict=True)}
     return said
 

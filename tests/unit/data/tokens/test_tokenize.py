@@ -217,3 +217,12 @@ def test_a_slow_tokenizer_is_refused(blenderbot_layout):
 
     with pytest.raises(DataError, match="not a fast one"):
         DialogueTokenizer(ByT5Tokenizer(), blenderbot_layout, "\n", 5, 5)
+
+
+def test_a_too_long_context_keeps_its_first_or_its_last_tokens(tokenizer, bart_layout):
+    long = Episode((Turn("do you mend clocks when it rains outside ?", "yes"),))
+    encoder = DialogueTokenizer(tokenizer, bart_layout, "\n", 6, 4)
+    words = encoder.encode([long.turns[0].text])[0]
+    last, first = (encoder.keeping(which).examples(long)[0].context_ids.tolist() for which in ("last", "first"))
+    start, end = list(bart_layout.context_prefix), list(bart_layout.context_suffix)
+    assert (last, first) == ([*start, *words[-4:], *end], [*start, *words[:4], *end])

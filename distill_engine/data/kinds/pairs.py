@@ -1,0 +1,200 @@
+"""A source text and its target: summaries, translations, anything that one text is to be made of another.
+
+Rows come from JSON lines, a JSON list, CSV, TSV, Parquet or Arrow files, from folders in Hugging Face's form, or from a
+dataset of the Hub by name; two of their columns are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from distill_engine.data.kinds.files import file_problems
+from distill_engine.data.kinds.protocol import Kind, Reading, Source
+from distill_engine.recipe.problem import Problem, did_you_mean
+from distill_engine.recipe.section import PositiveInt
+
+if TYPE_CHECKING:
+    from distill_engine.data.episodes import Episode, Split
+    from distill_engine.data.formats.tables import Table
+
+FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+
+
+class PairsSource(Source):
+    """One source of pairs."""
+
+    kind: Literal["pairs"]
+    name: str = Field("pairs", description="Name in metrics.")
+    dataset: str | None = Field(
+        None, description="Instead of files: a dataset of the Hugging Face Hub by name (extra `datasets`)."
+    )
+    config: str | None = Field(None, description="dataset: its configuration, where it has several.")
+    revision: str | None = Field(None, description="dataset: commit or tag; pin it for long runs.")
+    source: str = Field("source", description="Column of what is read; `translation.en` looks into a column.")
+    target: str = Field("target", description="Column of what is to be written.")
+    prefix: str = Field("", description="Text before every source, such as `summarize: `.")
+    max_source_characters: PositiveInt | None = Field(None, description="Leave out rows with a longer source.")
+    max_target_characters: PositiveInt | None = Field(None, description="Leave out rows with a longer target.")
+    min_characters: PositiveInt | None = Field(None, description="Leave out rows with a shorter source or target.")
+    max_ratio: float | None = Field(
+        None, gt=1, description="Leave out rows where one text has more than N times the characters of the other."
+    )
+
+
+class Pairs(Kind):
+    """One example a row; sources keep their first tokens."""
+
+    name, meaning, keep = "pairs", "a source text and its target: summaries, translations", "first"
+    metrics = ("ppl", "rouge_l", "chrf")
+    words = ("source", "target")
+    Options = PairsSource
+
+    def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
+        """See Kind."""
+        own = _own(source)
+        files = [split for split in ("train", "valid", "test") if getattr(own, split) is not None]
+        if own.dataset is not None:
+            if files:
+                yield Problem(files[0], "is set beside dataset", "Pairs come from files or a dataset", "Remove one")
+        elif own.train is None:
+            yield Problem("train", "is missing", "Pairs are read from files, or `dataset` names one of the Hub",
+                          "Name the training file")  # fmt: skip
+        for key in ("config", "revision"):
+            if own.dataset is None and getattr(own, key) is not None:
+                rule = "It belongs to a dataset of the Hub"
+                what = f"is {getattr(own, key)!r}, but dataset is null"
+                yield Problem(key, what, rule, "Remove it, or name the dataset")
+        if own.source == own.target:
+            yield Problem("target", f"is {own.target!r}, and so is source", "Nothing is learnt from copying a column")
+        yield from file_problems(own, may_be_folder=True)
+        for split in files:
+            place = Path(str(own.file(split)))  # type: ignore[arg-type]
+            if place.is_file() and place.suffix not in FORMS:
+                yield Problem(split, f"is {own.file(split)!r}", f"Files of pairs end with {', '.join(FORMS)}",  # type: ignore[arg-type]
+                              "Rename it, or write it in one of these forms")  # fmt: skip
+
+    def has(self, source: Source, split: Split) -> bool:
+        """See Kind: of a dataset by name, the splits that it has."""
+        from distill_engine.data.formats.tables import hub_splits
+
+        own = _own(source)
+        if own.dataset is None:
+            return own.file(split) is not None
+        return split in hub_splits(own.dataset, own.config, own.revision)
+
+    def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
+        """See Kind."""
+        from distill_engine.data.formats.hf_datasets import opened, split_files
+        from distill_engine.data.formats.tables import hub_files
+
+        own = _own(source)
+        if own.dataset is not None:
+            return hub_files(own.dataset, own.config, own.revision, split)
+        file = own.file(split)
+        assert file is not None, "asked for a split that the source has"
+        if Path(file).expanduser().is_dir():
+            opened(file, split)
+        return split_files(file, split)
+
+    def read(self, source: Source, split: Split, reading: Reading) -> Iterator[Episode]:
+        """See Kind. Rows that the filters leave out do not count among the first N examples."""
+        from distill_engine.data.episodes import Episode, Turn
+        from distill_engine.data.errors import DataError
+
+        own, count = _own(source), 0
+        table = opened_table(own, split)
+        _check_columns(own, table)
+        for where, row in table.rows:
+            if own.limit(split) is not None and count >= own.limit(split):  # type: ignore[operator]
+                return
+            try:
+                if isinstance(row, DataError):
+                    raise row
+                texts = _text(row, own.source, where), _text(row, own.target, where)
+                if not texts[1].strip():
+                    raise DataError(f"{where}: the target `{own.target}` is empty. Nothing is learnt from it. {_FIX}")
+            except DataError as error:
+                reading.leave_out(error)
+                continue
+            if reason := _filtered(own, *texts):
+                reading.dropped[reason] += 1
+                continue
+            count += 1
+            yield Episode((Turn(own.prefix + texts[0], texts[1]),))
+        if not count:
+            raise DataError(
+                f"{table.title} holds no example for the {split} split of {own.title!r}"
+                f"{': ' + '; '.join(reading.lines) if reading.lines else ''}. Check the file and the filters."
+            )
+
+
+_FIX = "Correct the row, remove it, or let data.max_bad_rows leave some out."
+
+
+def opened_table(source: PairsSource, split: Split) -> Table:
+    """Columns and rows of a split. Raises DataError where it is not there."""
+    from distill_engine.data.formats.tables import hub_table, open_table
+
+    if source.dataset is not None:
+        return hub_table(source.dataset, source.config, source.revision, split)
+    return open_table(str(source.file(split)), split)
+
+
+def _check_columns(source: PairsSource, table: Table) -> None:
+    from distill_engine.data.errors import DataError
+
+    for key in ("source", "target"):
+        column = getattr(source, key)
+        if column not in table.columns and column.partition(".")[0] not in table.columns:
+            raise DataError(
+                f"{table.title} has no column {column!r} ({key} of {source.title!r}). Its columns are: "
+                f"{', '.join(sorted(table.columns)) or '(none)'}. {did_you_mean(column, sorted(table.columns))} "
+                f"Correct `{key}` in data.tasks."
+            )
+
+
+def column_of(row: Mapping[str, Any], name: str) -> object:
+    """A column's value; dots lead into columns that are objects themselves. None where there is none."""
+    if name in row:
+        return row[name]
+    first, _, rest = name.partition(".")
+    inner = row.get(first)
+    return column_of(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def _text(row: object, column: str, where: str) -> str:
+    from distill_engine.data.errors import DataError, shown
+    from distill_engine.data.formats.records import checked_text
+
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: not an object but {shown(row)}. A row has columns. {_FIX}")
+    value = column_of(row, column)
+    if value is None:
+        raise DataError(f"{where}: no column {column!r}; it has {', '.join(map(str, row))}. {_FIX}")
+    return checked_text(value, where, column, _FIX)
+
+
+def _filtered(source: PairsSource, text: str, target: str) -> str:
+    """Why the source's own filters leave a row out; empty where they do not."""
+    lengths = len(text), len(target)
+    if source.max_source_characters is not None and lengths[0] > source.max_source_characters:
+        return "max_source_characters"
+    if source.max_target_characters is not None and lengths[1] > source.max_target_characters:
+        return "max_target_characters"
+    if source.min_characters is not None and min(lengths) < source.min_characters:
+        return "min_characters"
+    if source.max_ratio is not None and max(lengths) > source.max_ratio * min(lengths):
+        return "max_ratio"
+    return ""
+
+
+def _own(source: Source) -> PairsSource:
+    assert isinstance(source, PairsSource), type(source)
+    return source
+
+
+KIND = Pairs()
