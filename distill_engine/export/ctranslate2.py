@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
 from distill_engine.models.generation_settings import read_settings
+from distill_engine.models.loading import Checkpoint
 
 _SETTINGS = "transformers"
 _UNKNOWN = ("encoder_no_repeat_ngram_size", "bad_words_ids", "num_beam_groups", "forced_decoder_ids")
@@ -36,7 +37,7 @@ class CTranslate2(Target):
         config: Any = AutoConfig.from_pretrained(student, trust_remote_code=False)
         _know(config)
         try:
-            library.converters.TransformersConverter(str(student)).convert(str(target), quantization=quantize)
+            _converter(library, student).convert(str(target), quantization=quantize)
         except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
             raise TargetError(f"CTranslate2 cannot convert {student} ({config.model_type}): {error}") from error
         config.save_pretrained(target / _SETTINGS)
@@ -92,14 +93,27 @@ def _know(config: Any) -> None:
 
     @converters.register_loader(name)
     class Loader(converters.BartLoader):
-        """The same names as BART's layers, normalised before each block."""
+        """The same names as BART's layers."""
 
         architecture_name = type(model).__name__
 
-        def get_model_spec(self, model: Any) -> Any:
-            """CTranslate2's own, told where the norms are."""
-            model.config.normalize_before, model.config.normalize_embedding = True, False
-            return super().get_model_spec(model)
+
+def _converter(library: Any, student: Path) -> Any:
+    """CTranslate2's, told what configurations no longer say: which norms there are."""
+
+    class Converter(library.converters.TransformersConverter):
+        """See _converter."""
+
+        def load_model(self, model_class: Any, _name: str, dtype: Any = None, **_: Any) -> Any:
+            """Through our own loader, which compares files with the configuration."""
+            model: Any = Checkpoint(student).load(dtype or torch.float32)
+            assert isinstance(model, model_class)
+            encoder = model.get_encoder()
+            model.config.normalize_before = hasattr(encoder, "layer_norm")
+            model.config.normalize_embedding = hasattr(encoder, "layernorm_embedding")
+            return model
+
+    return Converter(str(student))
 
 
 class CTranslate2Student:
@@ -144,8 +158,7 @@ class CTranslate2Student:
             target_prefix=[self._said(prefix)] * len(source) if prefix else None,
             **self._options(settings),
         )
-        skipped = 0 if self._starts_itself else 1
-        rows = [[start, *(self._ids[token] for token in one.hypotheses[0][skipped:]), end] for one in found]
+        rows = [[start, *(self._ids[token] for token in one.hypotheses[0]), end] for one in found]
         longest = max(map(len, rows))
         pad = int(self.config.pad_token_id)
         return torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=input_ids.device)
