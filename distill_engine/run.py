@@ -23,7 +23,6 @@ import argparse  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import threading  # noqa: E402
-import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import suppress  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -38,6 +37,7 @@ from distill_engine.cluster.exit_codes import (  # noqa: E402
     RETRY,
     STOPPED_AND_SAVED,
     USAGE,
+    await_verdict,
     forget_verdict,
     leave_verdict,
     may_pass,
@@ -131,7 +131,7 @@ def run_training(options: TrainOptions) -> int:
     if speaks:
         leave_verdict(code, unless_there=True)
     elif code not in (DONE, STOPPED_AND_SAVED):  # launchers end all ranks when one ends badly: rank 0 tells why
-        time.sleep(HEAD_START_SECONDS)
+        await_verdict(HEAD_START_SECONDS)
     return code
 
 

@@ -38,8 +38,9 @@ def student_shape(recipe: Recipe, teacher: Shape | None) -> Shape:
     sizes = Sizes(**{name: getattr(given, name) for name in SIZES})
     if teacher is not None:
         return teacher.resized(sizes)
+    unneeded = "" if given.family is None or family_named(given.family).takes_positions else "positions"
     wanted = {"family": given.family, "vocab": _vocabulary(recipe)}
-    wanted |= {name: getattr(sizes, name) for name in SIZES if "dropout" not in name}
+    wanted |= {name: getattr(sizes, name) for name in SIZES if "dropout" not in name and name != unneeded}
     missing = [name for name, value in wanted.items() if value is None]
     if missing:
         problems = [

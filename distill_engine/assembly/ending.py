@@ -19,7 +19,7 @@ from datetime import datetime
 from distill_engine.assembly.resizing import ResizeError
 from distill_engine.checkpoint.agreement import RankFailures
 from distill_engine.checkpoint.manifest import CheckpointError, RefusedCheckpoint
-from distill_engine.cluster.exit_codes import BAD_INPUT, FAILED, RETRY, leave_verdict, may_pass
+from distill_engine.cluster.exit_codes import BAD_INPUT, FAILED, RETRY, await_verdict, leave_verdict, may_pass
 from distill_engine.cluster.facts import ClusterFacts
 from distill_engine.data.errors import DataError
 from distill_engine.engine.distributed import BadRanksError, LaunchError, RanksApartError
@@ -85,7 +85,8 @@ def _fail(error: Exception, scene: Scene, facts: ClusterFacts) -> int:
     who = f"rank {facts.rank} of {facts.world_size} on {own_node()}"
     agreed = isinstance(error, _AGREED_ERRORS) or _from_agreement(error)
     if facts.rank != 0 and not agreed and isinstance(error, _INPUT_ERRORS):
-        _wait_for_first_rank()  # it has probably met the same, and then this rank is ended meanwhile
+        with _signals_are(signal.SIG_DFL):  # rank 0 has probably met the same, and then this rank is ended meanwhile
+            await_verdict(HEAD_START_SECONDS)
     if facts.rank == 0 or not agreed:
         _say(_words(error, code, who, scene.doing(), facts))
     leave_verdict(code, f"{who}: {type(error).__name__} while it was {scene.doing()}", unless_there=True)
@@ -95,7 +96,8 @@ def _fail(error: Exception, scene: Scene, facts: ClusterFacts) -> int:
     if facts.world_size == 1:
         return code
     if agreed and facts.rank != 0:
-        _wait_for_first_rank()
+        with _signals_are(signal.SIG_DFL):
+            time.sleep(HEAD_START_SECONDS)  # rank 0's words are said, but its records are being closed
     _flush()
     os._exit(code)
 
@@ -146,11 +148,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-
-
-def _wait_for_first_rank() -> None:
-    with _signals_are(signal.SIG_DFL):
-        time.sleep(HEAD_START_SECONDS)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ HUNG = "hung"  # the watchdog ended it
 NOT_BEGUN = "stopped before training"
 
 VERDICT_VARIABLE = "DISTILL_VERDICT"
+_LOOK_SECONDS = 0.05
 
 # What the system says of a path that was named wrongly. Whatever else goes wrong with a file may pass.
 _PROVEN = frozenset(
@@ -72,6 +74,18 @@ def leave_verdict(code: int, reason: str = "", *, unless_there: bool = False) ->
                 fresh.replace(name)
     with suppress(OSError):
         fresh.unlink(missing_ok=True)
+
+
+def await_verdict(seconds: float) -> None:
+    """Until some rank has left its verdict and so has said what it had to; for so many seconds where none comes, or
+    where DISTILL_VERDICT names no file.
+
+    For a rank that will end badly: its launcher ends all the others then.
+    """
+    name = os.environ.get(VERDICT_VARIABLE)
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0 and not (name and Path(name).exists()):
+        time.sleep(min(left, _LOOK_SECONDS if name else seconds))
 
 
 def forget_verdict() -> None:

@@ -23,7 +23,7 @@ from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import Placement
 from distill_engine.engine.node_group import node_group
-from distill_engine.models.loading import Checkpoint
+from distill_engine.models.loading import Checkpoint, problem_of_teacher
 
 T = TypeVar("T")
 
@@ -103,16 +103,11 @@ def _on_all(read: Callable[[], T], folder: Path, ranks: Ranks) -> T:
     try:
         result = read()
     except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
-        problem, passing = " ".join(str(error).split()).rstrip(".") or type(error).__name__, may_pass(error)
+        passing = may_pass(error)
+        problem = problem_of_teacher(folder, error, passing)
     found = [(text, passes) for text, passes in ranks.gather((problem, passing)) if text]
-    problems = [text for text, _ in found]
-    if problems and all(passes for _, passes in found):
-        raise TeacherFilesError(f"teacher.path {folder}: its weights could not be read: {problems[0]}.", may_pass=True)
-    if result is None or problems:
-        raise TeacherFilesError(
-            f"teacher.path {folder}: its weights cannot be read or do not fit its config.json: {problems[0]}. "
-            "Copy or download the model again, complete."
-        )
+    if result is None or found:
+        raise TeacherFilesError(found[0][0], may_pass=all(passes for _, passes in found))
     return result
 
 

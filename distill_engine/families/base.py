@@ -25,6 +25,7 @@ class BartLike:
     auto_class = "AutoModelForSeq2SeqLM"
     inputs = "tokens"
     decoder_skips = 0
+    takes_positions = True
     needs_start = False
     final_norms: tuple[str, ...] = ("model.encoder.layer_norm.", "model.decoder.layer_norm.")
     separable: tuple[str, ...] = ()
@@ -89,6 +90,10 @@ class BartLike:
         del shape
         return ""
 
+    def unsettled(self, special: SpecialTokens) -> str:
+        del special
+        return ""
+
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
         del history_end_token  # contexts end with END in any case
         return around(special, context_suffix=(special.end,), decoder_prefix=started(special))
@@ -123,6 +128,13 @@ class BartLike:
 def is_size(value: object) -> bool:
     """Whether this is a positive whole number."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def no_language(special: SpecialTokens) -> str:
+    """What is wrong where nothing says which language is written: the decoder starts as for any, and none is forced."""
+    if special.forced is not None or special.decoder_start not in (None, special.end):
+        return ""
+    return "whose generation settings have no forced_bos_token_id: the language that it is to write is not said"
 
 
 def started(special: SpecialTokens, default: int | None = None) -> tuple[int, ...]:

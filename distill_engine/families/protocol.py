@@ -57,6 +57,7 @@ class Family(Protocol):
     name             model_type                          meaning       one line for people
     auto_class       transformers' class that loads it   inputs        "tokens" or "audio"
     decoder_skips    decoder positions before the first that predicts
+    takes_positions  its number of positions is a size of the model
     needs_start      texts need the tokenizer's start token
     final_norms      prefixes of norms outside the layers
     separable        tied parameters that some files of the family hold apart, whatever config.json says
@@ -69,6 +70,7 @@ class Family(Protocol):
     auto_class: str
     inputs: str
     decoder_skips: int
+    takes_positions: bool
     needs_start: bool
     final_norms: tuple[str, ...]
     separable: tuple[str, ...]
@@ -89,6 +91,9 @@ class Family(Protocol):
 
     def obstacle(self, shape: Shape) -> str:
         """Why transformers cannot run a model of this shape; empty where it can."""
+
+    def unsettled(self, special: SpecialTokens) -> str:
+        """Why texts cannot be laid out with these tokens; empty where they can."""
 
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
         """What stands around contexts and labels."""

@@ -31,6 +31,7 @@ class T5(BartLike):
     meaning = "T5, Flan-T5, ByT5: any text to any text"
     final_norms = ("encoder.final_layer_norm.", "decoder.final_layer_norm.")
     separable = (HEAD,)
+    takes_positions = False
     feed_forward = "relu"
     form = Form(biases=False, norm=1, position_rows=None, bias_tables="first")
 

@@ -102,13 +102,17 @@ class Decoder:
         return self.prefix[1] if len(self.prefix) > 1 else None
 
 
-def special_tokens(known: Any, own: GenerationConfig | None) -> SpecialTokens:
-    """Of a tokenizer or a configuration (`known`) and a model's generation settings."""
+def special_tokens(known: Any, own: GenerationConfig | None, config: Mapping[str, Any] | None = None) -> SpecialTokens:
+    """Of a tokenizer or a configuration (`known`) and a model's generation settings; what the decoder starts with may
+    stand in its config.json alone."""
+    start = None if own is None else own.decoder_start_token_id
+    if start is None:
+        start = (config or {}).get("decoder_start_token_id", getattr(known, "decoder_start_token_id", None))
     return SpecialTokens(
         pad=int(known.pad_token_id),
         end=_ids(known.eos_token_id)[0],
         start=start_of(known),
-        decoder_start=None if own is None else own.decoder_start_token_id,
+        decoder_start=start,
         forced=None if own is None else own.forced_bos_token_id,
         source=_language(known),
     )

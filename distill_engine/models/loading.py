@@ -28,6 +28,16 @@ _ZERO_IF_ABSENT = "final_logits_bias"  # a buffer that transformers makes of zer
 _NAMED = 5  # tensors of one kind that a message names
 
 
+def problem_of_teacher(folder: Path, error: Exception, may_pass: bool = False) -> str:
+    """What is wrong with the weights that a recipe names, in one line that begins with its key; and what to do, unless
+    it `may_pass`."""
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, WeightsError):
+        return f"teacher.path {reason}."
+    advice = "" if may_pass else " Copy or download the model again, complete."
+    return f"teacher.path {folder}: its weights cannot be read: {reason}.{advice}"
+
+
 class Checkpoint:
     """A folder's weights, known to be those of the model that its config.json describes.
 

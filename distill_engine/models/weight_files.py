@@ -136,7 +136,9 @@ def _open_safetensors(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} cannot be read as safetensors: {error}. The download may be incomplete.") from error
+        raise WeightsError(
+            f"{file} cannot be read as safetensors: {error}. It may be incomplete: copy or download it again."
+        ) from error
 
 
 def _unpickle(file: Path) -> Mapping[str, Tensor]:
@@ -144,7 +146,8 @@ def _unpickle(file: Path) -> Mapping[str, Tensor]:
         content = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise WeightsError(
-            f"{file} cannot be read as weights ({type(error).__name__}: {error}). The download may be incomplete."
+            f"{file} cannot be read as weights ({type(error).__name__}: {error}). It may be incomplete: copy or "
+            "download it again."
         ) from error
     held: Mapping[Any, Any] = content if isinstance(content, Mapping) else {type(content).__name__: content}
     others = [name for name, value in held.items() if not isinstance(value, Tensor)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.families.lookup import family_named
 from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.metrics.named import POOLED, better, text_metrics, token_metrics
 from distill_engine.metrics.replies import TOKENS
@@ -105,8 +106,10 @@ def student_alone_is_complete(recipe: Recipe) -> Iterator[Problem]:
     """Without a teacher there is nobody to take sizes from."""
     if recipe.teacher.path is not None:
         return
+    family = recipe.student.family
+    unneeded = "" if family is None or family_named(family).takes_positions else "positions"
     for key in ("family", *STUDENT_SIZES):
-        if getattr(recipe.student, key) is None:
+        if getattr(recipe.student, key) is None and key != unneeded:
             yield Problem(f"student.{key}", "is missing", "Without a teacher the student's sizes have no default")
     if recipe.data.tokenizer is None:
         rule = "Without a teacher the tokenizer has no default"

@@ -31,7 +31,7 @@ from distill_engine.models.generation_settings import (
     settle_student,
     special_tokens,
 )
-from distill_engine.models.loading import Checkpoint, local_copy
+from distill_engine.models.loading import Checkpoint, local_copy, problem_of_teacher
 from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     family = family_of(config) if config is not None else family_named(str(recipe.student.family))
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
     own = _own_settings(folder, source)
-    special = _special(family, tokenizer, own, config, source)
+    special = _special(recipe, family, tokenizer, own, config, source)
     layout = family.layout(special, recipe.data.history_end_token)
     if folder is not None:
         _check_weights(folder)
@@ -108,8 +108,7 @@ def _check_weights(folder: Path) -> None:
     try:
         Checkpoint(folder)
     except WeightsError as error:
-        error.args = (f"teacher.path {error}",)
-        raise
+        raise WeightsError(problem_of_teacher(folder, error)) from error
 
 
 def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
@@ -188,7 +187,12 @@ def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
 
 
 def _special(
-    family: Family, tokenizer: Any, own: OwnSettings | None, config: Mapping[str, Any] | None, source: Path | str
+    recipe: Recipe,
+    family: Family,
+    tokenizer: Any,
+    own: OwnSettings | None,
+    config: Mapping[str, Any] | None,
+    source: Path | str,
 ) -> SpecialTokens:
     needed = ("pad_token_id", "eos_token_id", *(("bos_token_id",) if family.needs_start else ()))
     ids = {name: getattr(tokenizer, name) for name in needed}
@@ -199,7 +203,12 @@ def _special(
         rows = family.shape(config).vocab
         problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
     raise_if_any(source, problems)
-    return special_tokens(tokenizer, None if own is None else own.config)
+    special = special_tokens(tokenizer, None if own is None else own.config, config)
+    reason = family.unsettled(special)
+    if reason:
+        rule, fix = "Students are trained on replies in one language", "Name it in the teacher's generation_config.json"
+        raise_if_any(source, [Problem("teacher.path", f"is {recipe.teacher.path!r}, {reason}", rule, fix)])
+    return special
 
 
 def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shape | None, entries: int) -> Decoder:

@@ -2,7 +2,7 @@
 
 blocked_group    the process group's end never returns, as NCCL's does when a rank is gone
 defect           rank 1 meets a KeyError in step 3
-blocked_load     rank 1 never comes back from loading the teacher, which may then take 4 s on every rank
+blocked_load     rank 1 never comes back from loading the teacher, and the others wait for it no longer than 4 s
 awaited_stop     step 3 of every rank waits until the launcher's end was noticed
 """
 
@@ -44,16 +44,37 @@ if "defect" in hostile and rank == "1":
     Trainer._step = step
 
 if "blocked_load" in hostile:
+    from contextlib import contextmanager
+
     from distill_engine.engine import teacher_weights
+    from distill_engine.engine.collectives import CollectiveCount
     from distill_engine.train import watchdog
 
-    plain_read = teacher_weights._read
+    # 4 s from the moment at which nothing but a wait is left: imports and reading take their time on a busy machine
+    limit, read = 4.0, threading.Event()
+    plain_read, plain_checkpoint = teacher_weights._read, teacher_weights.Checkpoint
+    plain_collective = CollectiveCount.__call__
 
-    def read(*arguments: object, **named: object) -> object:
-        watchdog.LOADING_SECONDS = 4.0  # not before: what the start imports takes its time on a busy machine
-        return for_ever() if rank == "1" else plain_read(*arguments, **named)
+    def blocked(*arguments: object, **named: object) -> object:
+        if rank != "1":
+            return plain_read(*arguments, **named)
+        watchdog.LOADING_SECONDS = limit
+        return for_ever()
 
-    teacher_weights._read = read
+    def checkpoint(folder: Path) -> object:
+        made = plain_checkpoint(folder)
+        read.set()
+        return made
+
+    @contextmanager
+    def collective(count: CollectiveCount, name: str) -> object:
+        with plain_collective(count, name):
+            if read.is_set():
+                watchdog.LOADING_SECONDS = limit
+            yield
+
+    teacher_weights._read, teacher_weights.Checkpoint = blocked, checkpoint
+    CollectiveCount.__call__ = collective
 
 if "awaited_stop" in hostile:
     from distill_engine.train.loop import Trainer

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import engine_worker_families as families
 import engine_worker_folders as folders
 import engine_worker_gradients as gradients
 import engine_worker_placement as placement
@@ -54,7 +55,7 @@ CHECKS = {
 }
 
 # Not among those of any number of ranks: they have a start of their own, in which they are named.
-ALONE = [folders.found, folders.refused]
+ALONE = [folders.found, folders.refused, families.matrix]
 
 
 def main() -> None:

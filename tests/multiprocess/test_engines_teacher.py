@@ -51,7 +51,7 @@ def test_the_teacher_does_not_grow_over_200_steps(on_2):
         ("missing", ["model.decoder.layers.1.fc1.weight", "missing_teacher"]),
         ("unexpected", ["model.decoder.layers.9.fc1.weight", "unexpected_teacher"]),
         ("mismatched", ["model.encoder.layers.0.self_attn.k_proj.bias", "[28]", "[32]"]),
-        ("truncated", ["truncated_teacher", "Copy or download"]),
+        ("truncated", ["truncated_teacher", "copy or download it again"]),
         ("no_folder", ["nowhere"]),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.cluster.exit_codes import NOT_BEGUN, STOPPED_AND_SAVED, leave_verdict, read_verdict
+from distill_engine.cluster.exit_codes import BAD_INPUT, NOT_BEGUN, STOPPED_AND_SAVED, leave_verdict, read_verdict
 from distill_engine.train.stop_request import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +52,36 @@ def test_a_launcher_that_ends_the_others_after_an_error_makes_no_stop_of_it(tmp_
     started.send_signal(signal.SIGTERM)
     assert started.wait(timeout=30) == STOPPED_AND_SAVED
     assert read_verdict(tmp_path / "verdict") == (1, "rank 1 failed")
+
+
+ENDING = """
+import sys
+from distill_engine import run
+run.HEAD_START_SECONDS = 600
+def ended(*_):
+    print("ended", flush=True)
+    return int(sys.argv[1])
+run._run = ended
+sys.exit(run.main([]))
+"""
+
+
+@pytest.mark.parametrize("code", [STOPPED_AND_SAVED, BAD_INPUT])
+def test_a_rank_that_fails_waits_for_the_first_ones_word_and_one_that_stops_for_nothing(tmp_path, code):
+    verdict = tmp_path / "verdict"
+    own = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING, str(code)],
+        cwd=ROOT,
+        env=os.environ | own | {"DISTILL_VERDICT": str(verdict)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ended\n"
+        if code == BAD_INPUT:
+            verdict.write_text(f"{code}\n")
+        assert process.wait(timeout=60) == code
+    finally:
+        process.kill()
+        process.communicate()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ from distill_engine.cluster.exit_codes import (
     RETRY,
     STOPPED_AND_SAVED,
     VERDICT_VARIABLE,
+    await_verdict,
     forget_verdict,
     leave_verdict,
     may_pass,
@@ -121,3 +123,11 @@ PROVEN = "ENOENT EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EEXIST"
 )
 def test_what_may_pass(error, expected):
     assert may_pass(error) is expected
+
+
+def test_where_no_verdict_comes_or_can_come_the_wait_has_an_end(tmp_path, monkeypatch):
+    for name in (str(tmp_path / "verdict"), ""):
+        monkeypatch.setenv("DISTILL_VERDICT", name)
+        began = time.monotonic()
+        await_verdict(0.1)
+        assert 0.1 <= time.monotonic() - began < 30

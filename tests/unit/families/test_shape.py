@@ -1,6 +1,7 @@
 """Shapes counted without torch are those of the real modules; students of every family hold what they should."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import tiny_families
@@ -83,6 +84,31 @@ def test_position_biases_come_from_where_they_are():
     parameter = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     assert family_named("t5").teacher_name(parameter, maps) == parameter
     assert family_named("umt5").teacher_name(parameter, maps) == parameter.replace("block.0", "block.1")
+
+
+def test_the_language_that_is_written_must_be_said():
+    """mBART-50 and NLLB: nothing in the files of a many-to-many model says it; mBART's decoder starts with it."""
+    for family in ("mbart", "m2m_100"):
+        tokens = SpecialTokens(pad=1, end=2, start=0, decoder_start=2, source=61)
+        assert "forced_bos_token_id" in family_named(family).unsettled(tokens)
+        assert family_named(family).unsettled(replace(tokens, forced=62)) == ""
+        layout = family_named(family).layout(replace(tokens, forced=62))
+        assert (layout.context_prefix, layout.context_suffix, layout.decoder_prefix) == ((61,), (2,), (2, 62))
+    first = family_named("mbart").layout(SpecialTokens(pad=1, end=2, start=0, decoder_start=63, source=61))
+    assert (first.context_prefix, first.context_suffix, first.decoder_prefix) == ((), (2, 61), (63,))
+
+
+def test_sizes_that_a_family_does_not_have_are_not_asked_for(root):
+    from distill_engine.recipe.load import load_recipe
+    from distill_engine.recipe.rules import student_alone_is_complete
+    from launcher.shapes import student_shape
+
+    alone = ["teacher.path=null", f"data.tokenizer={root}/recipes/demo/tokenizer", "student.positions=null"]
+    for family, wanted in (("t5", []), ("bart", ["student.positions"])):
+        recipe = load_recipe(root / "recipes" / "demo.yaml", [*alone, f"student.family={family}"])
+        assert [problem.path for problem in student_alone_is_complete(recipe)] == wanted
+        if not wanted:
+            assert student_shape(recipe, None).positions is None
 
 
 def test_deeper_decoders_that_cannot_generate_are_named():

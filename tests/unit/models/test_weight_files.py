@@ -129,7 +129,7 @@ def test_a_file_cut_short(folders, layout, keep):
     file = next(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(WeightsError, match=rf"{file.name} cannot be read as .*download may be incomplete"):
+    with pytest.raises(WeightsError, match=rf"{file.name} cannot be read as .*may be incomplete: copy or download"):
         WeightFiles(folder)
 
 

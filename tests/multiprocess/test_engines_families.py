@@ -1,0 +1,28 @@
+"""Every family on two ranks, copied and narrow, on tiny models with the published configurations' oddities."""
+
+import math
+
+import pytest
+import tiny_families
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+WAYS = ("copied", "narrow")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", tiny_families.PUBLISHED)
+def test_a_student_is_trained_resumed_and_exported(on_2_families, name, way):
+    first, second = (rank[name, way] for rank in on_2_families("families.matrix"))
+    assert max(first["teacher"], second["teacher"]) < 1e-5  # under ZeRO-3 as plain
+    assert first["losses"] == second["losses"] and all(map(math.isfinite, first["losses"]))
+    assert len(set(first["losses"])) == 3
+    for one in (first, second):
+        assert one["resumed"] and one["again"] == one["losses"][2]
+    assert first["twin"]
+    plain = AutoModelForSeq2SeqLM.from_pretrained(first["export"]).eval()  # no code of this engine
+    inputs = tiny_families.batch(name, seed=5).inputs
+    with torch.no_grad():
+        ids = plain.generate(**inputs.keywords)
+    assert torch.equal(ids[:, 1:], first["ids"]), "plain transformers says something else on the export"
+    assert ids.shape[1] > 2
