@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ from distill_engine.losses.config import LossWeights  # noqa: E402
 from distill_engine.losses.objective import Objective  # noqa: E402
 from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.student.projections import feature_tensors  # noqa: E402
+from distill_engine.teachers.live import LiveTeacher  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
-from distill_engine.train.window import lessons_of  # noqa: E402
 from distill_engine.values import Batch, Stack, Tokens  # noqa: E402
 
 NODES, PER_NODE, MICRO_BATCHES, ROWS = 2, 2, 4, 4
@@ -109,11 +109,11 @@ def _measured(
 
 
 def _teach(teacher: TeacherEngine, group: list[Batch], window: bool) -> int:
-    """One optimizer step's lessons, dropped as the loop does; the most bytes of features that lived at a time."""
+    """One optimizer step's teacher features, dropped as the loop does; the most bytes of them that lived at a time."""
     layers = {Stack.ENCODER: (1,), Stack.DECODER: (2, 5)}
     request = Objective(ALL_TERMS, layers).teacher_request()
     largest = 0
-    for shown in lessons_of(teacher, group, request, window, lambda _name: nullcontext()):
+    for shown in LiveTeacher(teacher, window=window).features(group, request):
         storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in feature_tensors(shown)}
         largest = max(largest, sum(storages.values()))
         del shown

@@ -199,7 +199,7 @@ def measure(trainer: Trainer, preset: Preset, rate: MatmulRate, steps: int) -> t
     for number in range(1, LONGEST_WARM_UP + 1):
         rate.sample()
         trainer._step()
-        if number >= preset.warm_up and trainer._last_outcome.applied:
+        if number >= preset.warm_up and trainer._applied:
             break
     rate.samples.clear()
     skipped = trainer.progress.skipped_steps

@@ -22,6 +22,7 @@ from step import PRESETS, Preset, ds_configs, recipe_of, trainer_of
 from distill_engine.engine import distributed
 from distill_engine.recipe.schema import LoggingSection
 from distill_engine.telemetry.machine import machine_record
+from distill_engine.train.balancing import LossTerms
 from distill_engine.train.loop import Trainer
 from distill_engine.train.term_gradients import TermGradients
 
@@ -44,7 +45,8 @@ def report(name: str, preset: Preset, pairs: int) -> dict[str, Any]:
         scale = lambda: trainer.student.loss_scale  # noqa: E731 - it changes from step to step
         module: Any = trainer.student.module  # type: ignore[attr-defined]
         gradients = Switched(trainer.objective, module, 1, scale, ranks.device)
-        trainer.term_gradients = gradients
+        (terms,) = (hook for hook in trainer.hooks.each if isinstance(hook, LossTerms))
+        terms.gradients = gradients
         for switch in (False, True) * preset.warm_up:
             seconds_of_step(trainer, gradients, switch)
         plain, measured = [], []
@@ -76,8 +78,7 @@ def seconds_of_step(trainer: Trainer, gradients: Switched, on: bool) -> float:
     gradients.on = on
     started = time.perf_counter()
     trainer._step()
-    trainer.meter.read(trainer.ranks.sum, 1.0)
-    gradients.read()
+    trainer.hooks.train_values(1.0)
     return time.perf_counter() - started
 
 

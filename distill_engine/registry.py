@@ -5,7 +5,8 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-export/protocol.py, metrics/protocol.py, families/protocol.py, data/kinds/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py,
+export/protocol.py.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "onnx": "distill_engine.export.onnx:TARGET",
         "ctranslate2": "distill_engine.export.ctranslate2:TARGET",
     },
-    "teachers": {},
-    "rollouts": {},
+    "teachers": {"live": "distill_engine.teachers.live:LIVE"},
+    "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
 }
 # Attributes that tables show beside the meaning.
 _BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distill_engine.cluster.replace import replace_text
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from launcher.attempts import read_attempts
@@ -32,9 +33,7 @@ def write_table(folder: Path) -> str:
     rows.sort(key=lambda row: row[0], reverse=True)
     cells = [("run", f"best {metric}".strip(), "at step", "steps", "state", "settings"), *(row for _, row in rows)]
     text = _markdown([tuple(cell.replace("|", "\\|") for cell in row) for row in cells])
-    fresh = folder / ".table.md.new"
-    fresh.write_text(text + "\n", encoding="utf-8")
-    fresh.replace(folder / "table.md")
+    replace_text(folder / "table.md", text + "\n")
     return text
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
-from distill_engine.checkpoint.parts import JsonPart
+from distill_engine.checkpoint.parts import Stateful
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.space import Space
 from distill_engine.data.order.collate import Picks
@@ -31,31 +34,19 @@ from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choo
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
+from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
-from distill_engine.setup.training_data import train_loader, validation_loader
+from distill_engine.setup.training_data import train_loader
 from distill_engine.student.layer_map import resolve_layer_map
-from distill_engine.telemetry.averages import Averages
+from distill_engine.teachers.protocol import Teacher, TeacherParts, lacking
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
-from distill_engine.train.balance import (
-    CurrentFactors,
-    GradientAlignment,
-    GradientNorm,
-    InitialScale,
-    no_factors,
-    reference_of,
-)
-from distill_engine.train.balancing import Balancer, by_gradient, by_value
-from distill_engine.train.decisions import Policies
-from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
+from distill_engine.train.balancing import LossTerms
+from distill_engine.train.hooks import AtValidation, Hook, Hooks, Remembered, Supervision
 from distill_engine.train.loop import Trainer
-from distill_engine.train.meter import Meter
-from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import Limits
-from distill_engine.train.term_gradients import TermGradients
-from distill_engine.train.validate import Validator
+from distill_engine.train.stop_request import StopRequest
 from distill_engine.values import Batch, Stack
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -73,9 +64,11 @@ class Builder:
         split: BatchSplit,
         resize: bool = False,
         beat: Callable[[str], None] = lambda _doing: None,
+        stop_request: StopRequest | None = None,
     ) -> None:
         """`split`: how the ranks share a step; `resize`: a checkpoint of another number of ranks may be taken up;
-        `beat`: told what begins."""
+        `beat`: told what begins; `stop_request`: what a signal asks for."""
+        self._stop_request = stop_request
         self._beat = beat
         self._split = split
         self._resize = resize
@@ -96,19 +89,19 @@ class Builder:
         student = StudentEngine(module, student_ds, self._optimizer_settings())
         self._check_space(student)
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        rollout = load("rollouts", recipe.rollout.source)
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
         self._beat("asking the teacher for sample replies and making the rest")
         self.publisher = BestPublisher(self._ready, student, self._folder, ranks, self._sinks.message)
-        gradients, balancer = self._beside_the_step(objective, student)
-        factors = (lambda: balancer.factors) if balancer is not None else no_factors
+        terms = loss_terms(recipe, objective, student, ranks)
         return Trainer(
             student=student,
             teacher=teacher,
             objective=objective,
             batches=batches,
-            validator=self._validator(objective, factors),
-            policies=self._policies(),
+            rollout=rollout,
+            policies=replace(policies_of(recipe, validates=bool(self._ready.valid_tasks)), factors=terms.factors),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
                 ranks,
@@ -119,6 +112,7 @@ class Builder:
                     **self._split.identity,
                     **fingerprints(self._ready),
                     "student_parameters": student.parameter_count(),
+                    **({} if teacher is None else teacher.identity),
                 },
                 keep_last=recipe.checkpoint.keep_last,
                 keep_best=recipe.checkpoint.keep_best,
@@ -130,16 +124,30 @@ class Builder:
                 first=self.publisher.settle,
             ),
             ranks=ranks,
-            meter=Meter(objective, Averages(ranks.device), ranks.world_size, factors),
             sinks=self._sinks,
-            publish_best=self.publisher,
-            extra_parts={"wandb": JsonPart(StoredRunId(self._folder), ranks.rank)},
-            background_saves=recipe.checkpoint.background,
-            samples=self._replies(student, teacher),
-            term_gradients=gradients,
-            balancer=balancer,
-            teacher_window=recipe.teacher.window,
+            hooks=Hooks(
+                Supervision(self._beat, self._stop_request),
+                terms,
+                step_metrics(recipe, objective, terms, batches, student, ranks, self._sinks),
+                *self._at_validations(objective, terms, student, teacher),
+                self.publisher,
+                Remembered(wandb=StoredRunId(self._folder), **_stateful(teacher=teacher, rollout=rollout)),
+            ),
         )
+
+    def _at_validations(
+        self, objective: Objective, terms: LossTerms, student: StudentEngine, teacher: Teacher | None
+    ) -> Iterator[Hook]:
+        """What is measured, in its order: the teacher-forced numbers, then what is generated."""
+        ready, ranks, beat = self._ready, self._ranks, self._beat
+        if ready.valid_tasks:
+            goal = objective.with_prediction(self._validation_prediction())
+            yield validation(ready, goal, terms, student, teacher, ranks, self._sinks, beat)
+        model, engine = student.module.model, None if teacher is None else teacher.engine
+        guard = sample_guard(ready, model, engine, self._folder, ranks, self._sinks)
+        measured = MeasuredReplies(ready, model, ranks, beat) if measures_replies(ready) else None
+        if guard is not None or measured is not None:
+            yield AtValidation(Replies(measured, guard))
 
     # ---- student and teacher ---------------------------------------------------------------------------------
 
@@ -205,9 +213,26 @@ class Builder:
         part = self._recipe.optimizer.model_dump(exclude={"clip_norm"})
         return OptimizerSettings(**part)
 
-    def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine | None:
+    def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
+        """Raises RecipeError if its source cannot show what the losses compare."""
+        shape, folder = self._ready.teacher_shape, self._ready.teacher_folder
         if not objective.weights.needs_teacher:
             return None
+        assert shape is not None and folder is not None
+        source, ranks = self._recipe.teacher.source, self._ranks
+        engine = partial(self._engine, objective, ds_config, precision)
+        window = self._recipe.teacher.window
+        parts = TeacherParts(folder, engine, window, shape.vocab, ranks.rank, ranks.world_size, ranks.device)
+        teacher: Teacher = load("teachers", source).open(parts)
+        missing = lacking(teacher, objective.teacher_request())
+        if missing:
+            what = f"is {source}, which does not give {', '.join(missing)}"
+            fix = "Set the weights of those terms to 0 (for head: losses.kernels.prediction: reference)"
+            problem = Problem("teacher.source", what, "A source gives all that the losses compare", fix)
+            raise RecipeError(self._recipe.name, [problem])
+        return teacher
+
+    def _engine(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine:
         assert self._ready.teacher_folder is not None
         dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
         head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
@@ -217,26 +242,6 @@ class Builder:
         self._beat("trying the teacher on one batch")
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
-
-    def _beside_the_step(
-        self, objective: Objective, student: StudentEngine
-    ) -> tuple[TermGradients | None, Balancer | None]:
-        """What measures loss terms at times: for the log, and to balance their weights."""
-        losses, ranks, terms = self._recipe.losses, self._ranks, tuple(objective.term_weights)
-        every = self._recipe.logging.gradient_norm_every_steps or None
-        scale = lambda: student.loss_scale  # noqa: E731 - it changes from step to step
-        gradients = TermGradients(objective, student.module, every, scale, ranks.device)
-        settings = (losses.balance_every_steps, losses.balance_smoothing, losses.balance_limit)
-        if losses.balance == "gradient_norm":
-            return gradients, by_gradient(GradientNorm(terms, *settings), objective, gradients, ranks)
-        if losses.balance == "gradient_alignment":
-            policy = GradientAlignment(objective.term_weights, *settings)
-            return gradients, by_gradient(policy, objective, gradients, ranks, reference_of(terms))
-        balancer = None
-        if losses.balance == "initial_scale":
-            start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)
-            balancer = by_value(start, objective, student.module, ranks)
-        return gradients if every else None, balancer
 
     def _probe_batch(self) -> Batch:
         """The first one or two examples of training, batched as training does: within the position tables."""
@@ -248,25 +253,6 @@ class Builder:
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 
-    def _validator(self, objective: Objective, factors: CurrentFactors) -> Validator | None:
-        if not self._ready.valid_tasks:
-            return None
-        return Validator(
-            validation_loader(self._ready, self._ranks),
-            objective.with_prediction(self._validation_prediction()),
-            self._ready.valid_labels,
-            self._ranks,
-            average=self._recipe.validation.average,
-            factors=factors,
-        )
-
-    def _replies(self, student: StudentEngine, teacher: TeacherEngine | None) -> Replies | None:
-        """What is generated at validations: replies that are measured, and the samples that people see."""
-        ready, ranks, model = self._ready, self._ranks, student.module.model
-        guard = sample_guard(ready, model, teacher, self._folder, ranks, self._sinks)
-        measured = MeasuredReplies(ready, model, ranks, self._beat) if measures_replies(ready) else None
-        return Replies(measured, guard) if guard is not None or measured is not None else None
-
     def _validation_prediction(self) -> Implementation:
         """Validation has batches of its own size, and so its own choice."""
         recipe = self._recipe
@@ -275,24 +261,8 @@ class Builder:
         kernels, _ = choose(asked, self._ranks.device, self._logits_bytes(positions))
         return kernels.prediction
 
-    def _policies(self) -> Policies:
-        recipe = self._recipe
-        schedule, when, stop, save = recipe.schedule, recipe.validation, recipe.stop, recipe.checkpoint
-        return Policies(
-            learning_rate=LearningRate(
-                schedule.name,
-                recipe.optimizer.learning_rate,
-                warmup=Warmup(schedule.warmup_steps, schedule.warmup_start),
-                total_steps=schedule.total_steps or stop.max_steps,
-                final_share=schedule.final_share,
-                plateau=Plateau(schedule.decay, schedule.patience, schedule.threshold),
-            ),
-            keep_best=KeepBest(when.better),
-            early_stopping=EarlyStopping(when.patience, when.better, when.stop_at),
-            log_when=Every(steps=recipe.logging.every_steps),
-            validate_when=Every(when.every_steps, when.every_epochs, when.every_seconds),
-            save_when=Every(steps=save.every_steps, seconds=save.every_seconds),
-            limits=Limits(stop.max_steps, stop.max_epochs, stop.max_seconds, stop.max_skipped_steps),
-            metric=when.metric,
-            save_after_validation=when.save_after_validation,
-        )
+
+
+def _stateful(**parts: object) -> dict[str, Stateful]:
+    """Those that have a state."""
+    return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

@@ -33,7 +33,7 @@ from distill_engine.losses.kernels.dispatch import KernelError
 from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.setup.run_folder import RunFolderError
-from distill_engine.train.loop import TrainingError
+from distill_engine.train.decisions import TrainingError
 from distill_engine.train.stop_request import STOP_SIGNALS
 
 HEAD_START_SECONDS = 3.0  # of rank 0, when all ranks know the same: launchers end all when one has ended badly

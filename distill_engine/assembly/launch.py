@@ -22,6 +22,7 @@ from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_fir
 from distill_engine.checkpoint.files import write_failure
 from distill_engine.cluster.exit_codes import DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.cluster.facts import ClusterFacts
+from distill_engine.cluster.replace import replace_text
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine import distributed
@@ -109,13 +110,11 @@ def _train(
     with Watchdog(hang, folder / "hang", ranks.rank, ranks.world_size, _end_hung, ranks) as watchdog:
         scene.doing = lambda: watchdog.doing
         watchdog.loading = True
-        builder = Builder(ready, folder, ranks, sinks, split, resize=options.resize, beat=watchdog.beat)
+        builder = Builder(ready, folder, ranks, sinks, split, options.resize, watchdog.beat, stop)
         trainer = builder.trainer(student_ds, teacher_ds)
         held.callback(builder.publisher.abandon)
         held.callback(trainer.checkpoints.abandon)  # of a rank that is alone; any other is gone with its threads
-        trainer.stop_request = stop
         stop.begin()
-        trainer.beat = watchdog.beat
         watchdog.loading = False
         reason = trainer.run()
     scene.doing = lambda: "closing the run's records"
@@ -218,22 +217,15 @@ def _write_run_files(folder: Path, recipe: Recipe, configs: dict[str, Any]) -> l
                 "Choose another folder (--run-dir), set these values back to continue that run, or remove it."
             )
         changed = [f"changed since the last start: {change}" for change in difference.allowed]
-    _replace_text(file, resolved_yaml(recipe))
+    replace_text(file, resolved_yaml(recipe))  # half a recipe would allow no restart
     if "teacher_ds_config" not in configs:  # one of an earlier start, with another placement
         (folder / "teacher_ds_config.json").unlink(missing_ok=True)
     resumes = newest_step(folder / "checkpoints") is not None
     for name, config in configs.items():
         lines = changes_since(folder / f"{name}.json", config, resumes=resumes)
         changed += [f"changed since the last start: {line}" for line in lines]
-        _replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
+        replace_text(folder / f"{name}.json", json.dumps(config, indent=2) + "\n")
     return changed
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """In one step: a kill in the middle must not leave half a recipe, with which no restart would be allowed."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
 
 
 def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Ranks) -> SinkGroup:

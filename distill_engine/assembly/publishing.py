@@ -18,12 +18,14 @@ from distill_engine.recipe.identity import resolved_yaml
 from distill_engine.recipe.load import without_folders
 from distill_engine.setup.prepare import Prepared
 from distill_engine.telemetry.machine import machine_record
+from distill_engine.train.hooks import Hook
+from distill_engine.train.progress import Progress
 
 THREAD_NAME = "best-exporter"
 STUDENT_FILES = "student"
 
 
-class BestPublisher:
+class BestPublisher(Hook):
     """Writes `folder`/best, on rank 0 and in a thread, from a copy of the weights in host memory.
 
     One export at a time; the others wait for nothing. A checkpoint that knows of a new best value must not become
@@ -47,12 +49,12 @@ class BestPublisher:
         if self._first:
             self._describe()
 
-    def __call__(self, values: Mapping[str, float], step: int) -> None:
-        """Export the student as it is now, at `step` and with these validation values. On all ranks; rank 0 copies."""
+    def new_best(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Export the student as it is now, with these validation values. On all ranks; rank 0 copies."""
         if not self._first:
             return
         self.wait()
-        self._step = step
+        self._step = step = progress.steps
         try:
             model = host_model(self._student.module.model)
             card = self._card(values, step)

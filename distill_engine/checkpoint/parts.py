@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Part(Protocol):
         """Take up what `save` wrote. Raises where a file is missing or does not fit."""
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """An object with a state of JSON values, equal on all ranks."""
 

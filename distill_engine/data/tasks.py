@@ -6,7 +6,6 @@ under `data.root` in ParlAI's own folder layout.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -21,6 +20,7 @@ from distill_engine.data.formats.conversations import read_conversations
 from distill_engine.data.formats.fbdialog import read_fbdialog
 from distill_engine.data.formats.hf_datasets import opened, read_hf_dataset, split_files
 from distill_engine.data.formats.parlai_text import read_parlai_text
+from distill_engine.recipe.problem import did_you_mean
 
 __all__ = ["READERS", "DataError", "Episode", "LabelTurns", "Reader", "Split", "TaskSpec", "Turn"]
 
@@ -95,12 +95,13 @@ def reader_for(name: str) -> Reader:
     """The reader of a task. Raises DataError when there is none."""
     if name in READERS:
         return READERS[name]
-    near = difflib.get_close_matches(name, READERS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise DataError(
-        f"There is no reader for the task {name!r} (data.tasks).{hint} Readers: {', '.join(sorted(READERS))}. "
-        "Choose one of them, or write the task as ParlAI text and name the files under parlai_text."
+    parts = (
+        f"There is no reader for the task {name!r} (data.tasks).",
+        did_you_mean(name, READERS),
+        f"Readers: {', '.join(sorted(READERS))}. Choose one of them, or write the task as ParlAI text and name the "
+        "files under parlai_text.",
     )
+    raise DataError(" ".join(filter(None, parts)))
 
 
 def has_split(spec: TaskSpec, split: Split) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distill_engine.engine.ds_keys import BLOCKS
+from distill_engine.recipe.problem import did_you_mean
 
 # Names of optimizer.params in DeepSpeed's JSON -> names of the recipe's optimizer section.
 OPTIMIZER_PARAMS = {
@@ -56,8 +56,7 @@ def _unknown_keys(base: Mapping[str, Any]) -> Iterator[str]:
             continue
         for key in values:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                advice = f"Did you mean {close[0]}?" if close else f"The keys are: {', '.join(sorted(known))}."
+                advice = did_you_mean(key, known) or f"The keys are: {', '.join(sorted(known))}."
                 yield f"{f'{block}.{key}' if block else key} is not a key that DeepSpeed has here. {advice}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
+from distill_engine.recipe.problem import did_you_mean
 from distill_engine.values import Tokens
 
 
@@ -36,11 +36,8 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise GenerationError(
-                f"--generation {text!r}: settings are name=value with a name of transformers' GenerationConfig.{hint}"
-            )
+            rule = "settings are name=value with a name of transformers' GenerationConfig."
+            raise GenerationError(f"--generation {text!r}: {rule} {did_you_mean(name, known)}".rstrip())
         try:
             settings[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:

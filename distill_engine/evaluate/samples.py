@@ -130,14 +130,14 @@ class SampleReplies:
         prompts: Sequence[Sequence[Prompt]],
         model: PreTrainedModel,
         sinks: Says,
-        taught: Sequence[str] | None = None,
+        teacher_replies: Sequence[str] | None = None,
     ) -> None:
-        """`model` is the student itself, without its engine; `taught` the teacher's reply to each prompt."""
+        """`model` is the student itself, without its engine; `teacher_replies` the teacher's reply to each prompt."""
         self._ready = ready
         self._prompts = prompts
         self._model = model
         self._sinks = sinks
-        self._taught = taught
+        self._teacher_replies = teacher_replies
         self._new_tokens = ready.recipe.data.label_tokens
 
     def __call__(self, step: int, seconds: float) -> dict[str, float]:
@@ -153,8 +153,8 @@ class SampleReplies:
             self._alarm(step, seconds, f"the student could not answer the sample prompts: {reason}")
             return {}
         prompts = [prompt for batch in self._prompts for prompt in batch]
-        taught = [None] * len(prompts) if self._taught is None else self._taught
-        self._sinks.samples(step, seconds, [_row(*one) for one in zip(prompts, taught, said, strict=True)])
+        teacher_replies = [None] * len(prompts) if self._teacher_replies is None else self._teacher_replies
+        self._sinks.samples(step, seconds, [_row(*one) for one in zip(prompts, teacher_replies, said, strict=True)])
         values = sample_values(prompts, said)
         found = degenerations(prompts, said, self._least_tokens())
         if found:
@@ -219,6 +219,6 @@ def _repeats(prompt: Prompt, said: Said) -> bool:
     return said.repetition > _REPEATS + prompt.repetition
 
 
-def _row(prompt: Prompt, taught: str | None, said: Said) -> dict[str, str]:
-    teacher = {} if taught is None else {"teacher": taught}
+def _row(prompt: Prompt, teacher_replies: str | None, said: Said) -> dict[str, str]:
+    teacher = {} if teacher_replies is None else {"teacher": teacher_replies}
     return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
+from distill_engine.cluster.replace import replace_text
 from distill_engine.evaluate.generate import GenerationError, own_settings
 from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, recipe_prompts
 from distill_engine.setup.prepare import Prepared, fingerprints
@@ -145,11 +146,7 @@ def _write(
         {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, "teacher": text}
         for prompt, text in zip(flat, said, strict=True)
     ]
-    fresh = file.with_name(f".{file.name}.new")
     try:
-        fresh.write_text(
-            json.dumps({"question": question, "rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        fresh.replace(file)
+        replace_text(file, json.dumps({"question": question, "rows": rows}, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         say(f"{file} could not be written ({error}); the next start asks the teacher again")

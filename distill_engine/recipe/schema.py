@@ -23,6 +23,9 @@ class TeacherSection(Section):
 
     path: str | None = Field(None, description="Folder or Hugging Face name; null: train without a teacher.")
     revision: str | None = Field(None, description="Commit or tag of a Hugging Face name; pin it for long runs.")
+    source: Annotated[str, name_of("teachers")] = Field(
+        "live", description="Where its outputs come from; `distill list teachers` has the names."
+    )
     placement: Placement = Field(
         "zero3",
         description="Where its weights live. zero3: shards over all ranks; node: shards over each node's ranks, so "
@@ -32,6 +35,14 @@ class TeacherSection(Section):
         False,
         description="One teacher pass for all micro-batches of an optimizer step: layers are gathered once per step "
         "instead of once per micro-batch, and its features of the whole step are held at a time.",
+    )
+
+
+class RolloutSection(Section):
+    """Whose text the student learns on."""
+
+    source: Annotated[str, name_of("rollouts")] = Field(
+        "gold", description="`distill list rollouts` has the names."
     )
 
 
@@ -244,6 +255,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder and the W&B run.")
     seed: int = Field(1, ge=0, description="Seeds initial weights, dropout and data order.")
     teacher: TeacherSection = Field(default_factory=lambda: TeacherSection())
+    rollout: RolloutSection = Field(default_factory=lambda: RolloutSection())
     student: StudentSection = Field(default_factory=lambda: StudentSection())
     losses: LossesSection = Field(default_factory=lambda: LossesSection())
     data: DataSection

@@ -12,7 +12,6 @@ What validation measures is registered as a metric (distill_engine/metrics) and 
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,6 +23,7 @@ from typing import Literal
 from distill_engine.metrics.named import POOLED, text_metrics, token_metrics
 from distill_engine.metrics.protocol import TextMetric, TokenMetric
 from distill_engine.metrics.replies import TOKENS
+from distill_engine.recipe.problem import did_you_mean
 from distill_engine.registry import load, markdown, names, rows
 
 Direction = Literal["lower", "higher", "neither"]
@@ -259,12 +259,13 @@ def of_teacher(name: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, [metric.name for metric in registered()], n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return (
-        f"`{name}` is not a registered metric.{hint} Only names of distill_engine/telemetry/metrics.py may be "
-        "logged, so that no chart can point at nothing; docs/metrics.md lists them. Register it there first."
+    parts = (
+        f"`{name}` is not a registered metric.",
+        did_you_mean(name, [metric.name for metric in registered()]),
+        "Only names of distill_engine/telemetry/metrics.py may be logged, so that no chart can point at nothing; "
+        "docs/metrics.md lists them. Register it there first.",
     )
+    return " ".join(filter(None, parts))
 
 
 def sections() -> dict[str, list[Metric]]:

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from distill_engine.checkpoint.parts import Stateful
 from distill_engine.losses.objective import Objective
 from distill_engine.train.balance import NOTHING, Balance, anchor_of
+from distill_engine.train.hooks import Hook
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
@@ -34,6 +36,35 @@ class SumsAndTells(Protocol):
         ...
 
 
+class LossTerms(Hook):
+    """What is measured of the loss terms beside a step: to balance their weights, and for the log."""
+
+    def __init__(self, balancer: Balancer | None, gradients: TermGradients | None, ranks: SumsAndTells) -> None:
+        self.balancer, self.gradients = balancer, gradients
+        self._ranks = ranks
+
+    @property
+    def stateful(self) -> Mapping[str, Stateful]:
+        """The balancer, if there is one."""
+        return {} if self.balancer is None else {"balance": self.balancer}
+
+    def factors(self) -> Mapping[str, float] | None:
+        """Those that hold now."""
+        return None if self.balancer is None else self.balancer.factors
+
+    def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
+        """Balance first: new factors hold for the whole step, and for what is logged of it."""
+        if self.balancer is not None:
+            self.balancer.before_backward(attempt, batch, teacher, divisor)
+        if self.gradients is not None and self.gradients.due(attempt):
+            self.gradients.measure(attempt, batch, teacher, divisor, self._ranks.sum, self.factors())
+
+    def train_values(self, wall_seconds: float) -> dict[str, float]:  # noqa: ARG002
+        """Norms that were measured since the last call, and the factors."""
+        norms = {} if self.gradients is None else self.gradients.read()
+        return norms | ({} if self.balancer is None else self.balancer.read())
+
+
 class Moment(NamedTuple):
     """What there is to measure by: the first micro-batch of one attempt of a step, before its backward pass.
 
@@ -42,7 +73,7 @@ class Moment(NamedTuple):
 
     attempt: int
     batch: Batch
-    taught: Features | None
+    teacher: Features | None
     divisor: Tensor
     factors: Mapping[str, float]
 
@@ -80,13 +111,13 @@ class Balancer:
         """Of every active term, in the registry's order."""
         return self._factors
 
-    def before_backward(self, attempt: int, batch: Batch, taught: Features | None, divisor: Tensor) -> None:
+    def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
         """Measure and decide, where this attempt is due; does nothing at its later micro-batches. Collective."""
         if attempt == self._measured_at or not self._policy.due(attempt):
             return
         self._measured_at = attempt
         before = self._factors
-        measured = self._measure(Moment(attempt, batch, taught, divisor, before))
+        measured = self._measure(Moment(attempt, batch, teacher, divisor, before))
         self._policy.observe(*self._ranks.broadcast((dict(measured.sizes), dict(measured.agreements))))
         self._factors = self._policy.factors
         self._changed(before, self._factors)
@@ -113,7 +144,7 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
     def measure(at: Moment) -> Measured:
         with torch.random.fork_rng(devices=devices):  # dropout of the step itself is as without this
             shown, _ = module(at.batch, objective.student_request())
-        terms = objective.terms(shown, at.taught, at.batch)
+        terms = objective.terms(shown, at.teacher, at.batch)
         local = torch.stack([torch.stack([value.sum.double(), value.count.double()]) for value in terms.values()])
         if objective.definition == "parlai":  # a mean of the ranks' own means
             local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)
@@ -137,7 +168,7 @@ def by_gradient(
     """
 
     def measure(at: Moment) -> Measured:
-        gradients.measure(at.attempt, at.batch, at.taught, at.divisor, ranks.sum, at.factors, reference)
+        gradients.measure(at.attempt, at.batch, at.teacher, at.divisor, ranks.sum, at.factors, reference)
         weights, norms = objective.effective_weights(at.factors), gradients.matrix_norms()
         anchor = anchor_of(tuple(weights))
         ratios = {term: typical_ratio(own, norms[anchor]) for term, own in norms.items()}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_engine.cluster.replace import replace_text
+
 OWN = "own"  # the program's own collectives; every other track is a process group of torch
 _NAMED = 8
 
@@ -19,9 +21,7 @@ def position_file(folder: Path, rank: int) -> Path:
 def leave_position(folder: Path, rank: int, position: Mapping[str, Any]) -> None:
     """Write it, in one step: `node`, `doing`, and `tracks`: name -> number, name of the last collective, ended.
     Raises OSError."""
-    fresh = folder / f".rank_{rank}.json.new"
-    fresh.write_text(json.dumps(position), encoding="utf-8")
-    fresh.replace(position_file(folder, rank))
+    replace_text(position_file(folder, rank), json.dumps(position))
 
 
 def read_positions(folder: Path, world_size: int) -> dict[int, dict[str, Any]]:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.learning_rate import LearningRate
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import Limits
+from distill_engine.train.progress import EndReason, Limits, Progress
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, and starting again would not help."""
 
 
 @dataclass
 class Policies:
-    """The decisions of a run; every one is a pure state machine that lives in the checkpoint."""
+    """The decisions of a run; every one with a state is a pure state machine that lives in the checkpoint.
+
+    factors           of the loss weights at the moment
+    background_saves  checkpoints are written while training goes on
+    validates         there is something to validate on
+    """
 
     learning_rate: LearningRate
     keep_best: KeepBest
@@ -23,6 +34,45 @@ class Policies:
     limits: Limits = field(default_factory=Limits)
     metric: str = "ppl"
     save_after_validation: bool = True
+    factors: CurrentFactors = no_factors
+    background_saves: bool = False
+    validates: bool = True
+
+    def __post_init__(self) -> None:
+        self._validated: tuple[int, float | None] = (-1, None)
+
+    def observe(self, values: Mapping[str, float], step: int) -> bool:
+        """Take in the numbers of a validation; whether they are a new best.
+
+        Raises TrainingError if the deciding metric is not among them.
+        """
+        if self.metric not in values:
+            raise TrainingError(
+                f"validation.metric is {self.metric!r}, which validation did not produce. It produced: "
+                f"{', '.join(sorted(values))}."
+            )
+        self._validated = (step, values[self.metric])
+        self.learning_rate.observe(values["loss"], step)
+        self.early_stopping.observe(values[self.metric])
+        return self.keep_best.observe(values[self.metric])
+
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """They and the best of the deciding one, with the names that records have."""
+        best = {} if self.keep_best.best is None else {f"best/{self.metric}": self.keep_best.best}
+        return {f"valid/{name}": number for name, number in values.items()} | best
+
+    def value_at(self, step: int) -> float | None:
+        """The deciding metric, if this process has validated at that step."""
+        return self._validated[1] if self._validated[0] == step else None
+
+    def validation_is_stale(self, step: int) -> bool:
+        """Whether a run that ends at this step lacks its numbers, and validates at all."""
+        return self.validates and step > 0 and self.validate_when.state_dict()["step"] != step
+
+    def end_reason(self, progress: Progress, epoch: float) -> EndReason | None:
+        """What of these decisions says that the run is over."""
+        verdict = self.early_stopping.verdict
+        return self.limits.reached(progress, epoch) if verdict is None else EndReason(verdict.value)
 
     def stateful(self) -> dict[str, Any]:
         """Those with a state, by the name of their part."""

@@ -33,6 +33,11 @@ class Progress:
     skipped_in_a_row: int = 0
     seconds: float = 0.0
 
+    @property
+    def attempts(self) -> int:
+        """Optimizer steps that were tried."""
+        return self.steps + self.skipped_steps
+
     def count_step(self, applied: bool) -> None:
         """Count one attempt."""
         if applied:

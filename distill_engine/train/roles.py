@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.checkpoint.parts import Part
-from distill_engine.train.validate import Shows
+from distill_engine.train.validate import Evaluates
 from distill_engine.values import Batch
 
 
@@ -37,7 +37,7 @@ class Ranks(Protocol):
         ...
 
 
-class Student(Shows, Part, Protocol):
+class Student(Evaluates, Part, Protocol):
     """The engine that trains (engine.student)."""
 
     def train(self) -> None:

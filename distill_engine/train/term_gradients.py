@@ -71,7 +71,7 @@ class TermGradients:
         self,
         attempt: int,
         batch: Batch,
-        taught: Features | None,
+        teacher: Features | None,
         divisor: Tensor,
         sum_across_ranks: Callable[[Tensor], Tensor],
         factors: Mapping[str, float] | None = None,
@@ -83,7 +83,7 @@ class TermGradients:
         self._measured_at, self._reference = attempt, reference
         with torch.random.fork_rng(devices=self._devices):
             shown, _ = self._module(batch, self._objective.student_request())
-            terms = self._objective.terms(shown, taught, batch)
+            terms = self._objective.terms(shown, teacher, batch)
             weighted = self._objective.weighted(terms, divisor, factors)
             del shown, terms  # the graph is held by the values alone, and freed by the last backward pass
             weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from torch import Tensor
 from distill_engine.losses.objective import Objective
 from distill_engine.metrics.scores import Scores
 from distill_engine.metrics.tally import Average, Tally
+from distill_engine.teachers.protocol import Teacher
 from distill_engine.train.balance import CurrentFactors, no_factors
+from distill_engine.train.hooks import Hook
+from distill_engine.train.progress import Progress
 from distill_engine.train.teacher_doubts import COLUMNS, doubt_sums, teacher_doubt
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
-class Shows(Protocol):
-    """A model that shows features (either engine, or a plain adapter in evaluation)."""
+class Evaluates(Protocol):
+    """A model that gives features (an engine, or a plain adapter in evaluation)."""
 
     def features(self, batch: Batch, request: FeatureRequest) -> Features:
         """One forward pass."""
@@ -63,7 +67,7 @@ class Validator:
 
     @torch.no_grad()
     def run(
-        self, student: Shows, teacher: Shows | None, on_batch: Callable[[], None] = lambda: None
+        self, student: Evaluates, teacher: Teacher | None, on_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Metrics by name (without the `valid/` prefix); the student must be in eval mode.
 
@@ -81,15 +85,17 @@ class Validator:
             on_batch()
             counts = bool(batch.label_mask.any())
             batch = batch.to(device)
-            taught = None if teacher is None else teacher.features(batch, self._objective.teacher_request())
-            shown = student.features(batch, self._objective.student_request())
-            vocabulary = 0 if taught is None else taught.vocabulary
+            request = self._objective.teacher_request()
+            teacher_outputs = None if teacher is None else next(teacher.features([batch], request))
+            student_outputs = student.features(batch, self._objective.student_request())
+            vocabulary = 0 if teacher_outputs is None else teacher_outputs.vocabulary
             if not counts:  # a filler: it took part in the teacher's collectives, that is all
                 continue
-            values, own = self._objective.terms_and_scores(shown, taught, batch)
-            scores = Scores(own, batch, None if taught is None else self._objective.teacher_scores(taught, batch))
+            values, own = self._objective.terms_and_scores(student_outputs, teacher_outputs, batch)
+            theirs = None if teacher_outputs is None else self._objective.teacher_scores(teacher_outputs, batch)
+            scores = Scores(own, batch, theirs)
             quality += tally.sums(scores, len(self._labels))
-            if taught is not None:
+            if teacher_outputs is not None:
                 doubts += doubt_sums(scores)
             for index, value in enumerate(values.values()):
                 terms[index, 0] += value.sum
@@ -116,3 +122,39 @@ class Validator:
             total += weight * raw
         values["total"] = total
         return values
+
+
+class Tells(Protocol):
+    """The part of the sinks that is needed."""
+
+    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
+        """Write one record everywhere."""
+        ...
+
+
+class Validation(Hook):
+    """Validates when the loop does, and says what the numbers say against the teacher."""
+
+    def __init__(
+        self,
+        validator: Validator,
+        student: Evaluates,
+        teacher: Teacher | None,
+        sinks: Tells,
+        beat: Callable[[str], None] = lambda _doing: None,
+    ) -> None:
+        """`beat` is called before each batch, with a few words."""
+        self.validator = validator
+        self._student, self._teacher = student, teacher
+        self._sinks = sinks
+        self._beat = beat
+
+    def valid_values(self, progress: Progress) -> dict[str, float]:
+        """The validator's."""
+        beat = partial(self._beat, f"validating after step {progress.steps}")
+        return self.validator.run(self._student, self._teacher, beat)
+
+    def after_validation(self, progress: Progress, values: Mapping[str, float]) -> None:  # noqa: ARG002
+        """A doubt is an event."""
+        if self.validator.doubt is not None:
+            self._sinks.record("event", progress.steps, progress.seconds, {}, self.validator.doubt)

@@ -48,11 +48,15 @@ LAWS: dict[str, Law] = {
     "student": law("values models families data.tokens.layout"),
     "data": law("values registry recipe.problem recipe.section"),
     "cluster": law(forbidden=HEAVY),
-    "engine": law("values cluster models.loading", frozenset({"wandb"})),
-    "telemetry": law("values registry metrics"),
+    "engine": law("values cluster models.loading recipe.problem", frozenset({"wandb"})),
+    "telemetry": law("values registry metrics recipe.problem"),
     "checkpoint": law("metrics cluster"),
+    "teachers": law("values"),
+    "rollouts": law("values teachers.protocol"),
     "train": law(
-        "values registry metrics checkpoint losses.objective losses.quality", NOT_ENGINE | {"wandb", "transformers"}
+        "teachers.protocol rollouts.protocol cluster.replace values registry metrics checkpoint losses.objective "
+        "losses.quality",
+        NOT_ENGINE | {"wandb", "transformers"},
     ),
     "setup": law("values families models data cluster recipe checkpoint"),
     "export": law("values families data models checkpoint metrics.named registry"),

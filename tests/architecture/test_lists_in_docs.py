@@ -14,6 +14,8 @@ from distill_engine.cli import app
         ("metrics", "metrics.md"),
         ("families", "families.md"),
         ("kinds", "data.md"),
+        ("teachers", "teachers.md"),
+        ("rollouts", "teachers.md"),
     ],
 )
 def test_the_table_in_the_docs_is_the_registrys(root, seam, page):

@@ -24,6 +24,7 @@ from step_presets import Preset, Size  # noqa: E402
 
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
+from distill_engine.train.balancing import LossTerms  # noqa: E402
 from distill_engine.train.term_gradients import TermGradients  # noqa: E402
 
 TEACHER, STUDENT = Size(128, 512, 2, 6), Size(96, 384, 2, 3)
@@ -82,11 +83,11 @@ def bytes_of(tensors) -> int:
 
 def at_rest(trainer) -> dict[str, int]:
     """What the engines hold between steps."""
-    teacher, engine = trainer.teacher._module, trainer.student._engine
+    live, engine = trainer.teacher.engine, trainer.student._engine
     states = [t for state in engine.optimizer.optimizer.state.values() for t in state.values()]
     return {
-        "output_embedding": bytes_of([] if trainer.teacher._embedding is None else [trainer.teacher._embedding]),
-        "teacher_shard": bytes_of(p.ds_tensor for p in teacher.parameters()),
+        "output_embedding": bytes_of([] if live._embedding is None else [live._embedding]),
+        "teacher_shard": bytes_of(p.ds_tensor for p in live._module.parameters()),
         "student": bytes_of(trainer.student.module.parameters()),
         "optimizer": bytes_of([*engine.optimizer.single_partition_of_fp32_groups, *states]),
     }
@@ -94,7 +95,7 @@ def at_rest(trainer) -> dict[str, int]:
 
 def most_gathered(trainer) -> int:
     """Bytes of the teacher's parameters that are whole, or on their way to be, at the fullest module of a pass."""
-    module = trainer.teacher._module
+    module = trainer.teacher.engine._module
     parameters = list(module.parameters())
     seen: list[int] = []
 
@@ -104,7 +105,7 @@ def most_gathered(trainer) -> int:
 
     hooks = [one.register_forward_pre_hook(look) for one in module.modules()]  # after DeepSpeed's own
     (batch,) = trainer.batches.next_group()
-    trainer.teacher.features(batch, trainer.objective.teacher_request())
+    trainer.teacher.engine.features(batch, trainer.objective.teacher_request())
     for hook in hooks:
         hook.remove()
     return max(seen)
@@ -124,8 +125,8 @@ def one_step(trainer) -> dict[str, Any]:
     (batch,) = trainer.batches.next_group()
     (divisor,) = goal.divisors([batch], ranks.sum, ranks.world_size)
     found: dict[str, Any] = {}
-    taught, found["teacher"] = allocated(lambda: trainer.teacher.features(batch, goal.teacher_request()))
-    measure = trainer.term_gradients.measure
+    taught, found["teacher"] = allocated(lambda: trainer.teacher.engine.features(batch, goal.teacher_request()))
+    (measure,) = (hook.gradients.measure for hook in trainer.hooks.each if isinstance(hook, LossTerms))
     _, found["measuring"] = allocated(lambda: measure(1000, batch, taught, divisor, ranks.sum))
     compare = TermGradients(goal, trainer.student.module, None, lambda: 1.0, ranks.device).measure
     _, found["comparing"] = allocated(lambda: compare(1000, batch, taught, divisor, ranks.sum, None, "prediction"))

@@ -37,7 +37,7 @@ if "defect" in hostile and rank == "1":
 
     def step(trainer: Trainer) -> None:
         if trainer.progress.steps == 2:
-            trainer.beat("in phase 'data' of optimizer step 3")
+            trainer.hooks.begins("in phase 'data' of optimizer step 3")
             raise KeyError("no such head")
         plain_step(trainer)
 

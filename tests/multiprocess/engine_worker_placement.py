@@ -15,6 +15,7 @@ from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.engine.teacher_weights import TeacherError
 from distill_engine.engine.traffic import Traffic
 from distill_engine.student.projections import feature_tensors
+from distill_engine.teachers.live import LiveTeacher
 from distill_engine.values import FeatureRequest
 
 HOMES = {"zero3": "zero3", "node": "node", "uneven": "node", "replica": "replica", "offload": "offload"}
@@ -130,13 +131,13 @@ def _windowed_run(bench: Bench, at_once: bool) -> dict:
     ranks = bench.ranks
     trainer = make_trainer(bench, f"window_{at_once}", bench.student_ds(accumulation=2), max_steps=3)
     trainer.batches.close()
-    trainer.teacher_window, trainer.batches = at_once, _Groups(ranks.rank)
-    counted = _Counted(trainer.teacher, ranks.rank, nodes_of(ranks))
-    trainer.teacher = counted
+    trainer.batches = _Groups(ranks.rank)
+    counted = _Counted(trainer.teacher.engine, ranks.rank, nodes_of(ranks))
+    trainer.teacher = LiveTeacher(counted, window=at_once)
     steps = []
     for _ in range(3):
         trainer._step()
-        steps.append(trainer.meter.read(ranks.sum, 1.0)["train/total"])
+        steps.append(trainer.hooks.train_values(1.0)["train/total"])
     return {
         "losses": steps,
         "norms": [entry["norm"] for entry in trainer.student.diary],

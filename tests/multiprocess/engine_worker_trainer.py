@@ -14,15 +14,19 @@ from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.engine.distributed import Ranks, RanksApartError
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
+from distill_engine.rollouts.gold import GOLD
+from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
-from distill_engine.train.decisions import Policies
+from distill_engine.train.decisions import Policies, TrainingError
+from distill_engine.train.hooks import Hooks, Supervision
 from distill_engine.train.learning_rate import LearningRate, Warmup
-from distill_engine.train.loop import Trainer, TrainingError
+from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits
-from distill_engine.train.validate import Validator
+from distill_engine.train.step_metrics import StepMetrics
+from distill_engine.train.validate import Validation, Validator
 
 NAN, OVERFLOW = float("nan"), 1e30
 
@@ -78,12 +82,15 @@ def make_trainer(
     student.attempt = first_attempt
     if bench.ranks.rank == bench.ranks.world_size - 1:
         student.faults = faults or {}
+    teacher, batches = LiveTeacher(bench.teacher(precision=precision)), _batches(bench)
+    meter, sinks = Meter(goal, Averages(), bench.ranks.world_size), SinkGroup([], print)
+    validator = Validator(loader(bench), goal, ["first", "second"], bench.ranks)
     return Trainer(
         student=student,
-        teacher=bench.teacher(precision=precision),
+        teacher=teacher,
         objective=goal,
-        batches=_batches(bench),
-        validator=Validator(loader(bench), goal, ["first", "second"], bench.ranks),
+        batches=batches,
+        rollout=GOLD,
         policies=Policies(
             schedule(), KeepBest("min"), EarlyStopping(None, "min"), Every(1), Every(4), Every(),
             Limits(max_steps, max_skipped_steps=max_skipped_steps),
@@ -92,9 +99,12 @@ def make_trainer(
             bench.folder / name, bench.ranks, identity={}, keep_last=2, allowed_globals=CHECKPOINT_CLASSES
         ),
         ranks=bench.ranks,
-        meter=Meter(goal, Averages(), bench.ranks.world_size),
-        sinks=SinkGroup([], print),
-        publish_best=lambda values, step: None,
+        sinks=sinks,
+        hooks=Hooks(
+            Supervision(),
+            StepMetrics(meter, batches, bench.ranks, sinks, max_skipped_steps, student.advice),
+            Validation(validator, student, teacher, sinks),
+        ),
     )
 
 
@@ -133,7 +143,7 @@ def stop_on_one_rank(bench: Bench) -> dict:
     """A real SIGTERM to the last rank in its third step; then the same run again, and one that was never stopped."""
     ds_config = bench.student_ds()
     stopped = make_trainer(bench, "stopped", ds_config)
-    stopped.stop_request.listen([signal.SIGTERM])
+    stopped.hooks.each[0].stop_request.listen([signal.SIGTERM])
     if bench.ranks.rank == bench.ranks.world_size - 1:
         backward = stopped.student.backward
 
@@ -192,8 +202,8 @@ def not_finite(bench: Bench) -> dict:
     trainer = make_trainer(bench, "not_finite", bench.student_ds(), max_steps=4)
     trainer.student.module.model.final_logits_bias.fill_(NAN)
     published: list[int] = []
-    trainer.publish_best = lambda values, step: published.append(step)
-    trainer._decide(bench.ranks.broadcast(trainer.validator.run(trainer.student, trainer.teacher)))
+    trainer.hooks.new_best = lambda progress, values: published.append(progress.steps)
+    trainer._decide(bench.ranks.broadcast(trainer.hooks.valid_values(trainer.progress)))
     trainer.batches.close()
     return {
         "best": trainer.policies.keep_best.best,

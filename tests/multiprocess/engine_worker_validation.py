@@ -6,6 +6,7 @@ from engine_worker_bench import Bench
 from distill_engine.data.order.loader import ValidationLoader
 from distill_engine.families.shape import Sizes
 from distill_engine.losses.kernels import prediction_blocks
+from distill_engine.teachers.live import LiveTeacher
 from distill_engine.train.validate import Validator
 
 # With batches of 2 per rank: the last batch is short on one rank, and missing on one of two and two of three.
@@ -29,7 +30,7 @@ def numbers(bench: Bench) -> dict:
     student = bench.student(tiny.student(bench.teachers / "blenderbot", goal, SIZES))
     validator = Validator(batches, goal, ["first", "second"], bench.ranks)
     student.eval()
-    teacher = bench.teacher()
+    teacher = LiveTeacher(bench.teacher())
     runs = [validator.run(student, teacher) for _ in range(2)]
     prediction_blocks.BLOCK_BYTES = 1  # two blocks of the vocabulary, and no whole logits
     in_blocks = Validator(batches, goal.with_prediction("chunked"), ["first", "second"], bench.ranks)

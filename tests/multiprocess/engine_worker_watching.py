@@ -16,6 +16,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.setup.prepare import prepare
 from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
 from distill_engine.train.balancing import by_gradient, by_value
+from distill_engine.train.hooks import AtValidation
 from distill_engine.train.term_gradients import TermGradients
 
 FAMILY, MICRO_BATCHES, STEPS = "blenderbot", 2, 3
@@ -89,7 +90,8 @@ def samples(bench: Bench) -> dict:
         said.append((step, generate_ids(model, context.inputs, settings).tolist()))
         return {"sample/length": float(step)}
 
-    trainer.samples = generate if bench.ranks.rank == 0 else None
+    if bench.ranks.rank == 0:
+        trainer.hooks.each.append(AtValidation(generate))
     return {"calm": calm, "sampled": story(trainer), "said": said}
 
 

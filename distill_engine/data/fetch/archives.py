@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill_engine.data.errors import DataError
+from distill_engine.recipe.problem import did_you_mean
 
 BASE_ADDRESS = "http://parl.ai/downloads"
 
@@ -101,12 +101,9 @@ def archives_of(names: Sequence[str]) -> list[Archive]:
     for name in names:
         task = name.partition(":")[0]
         if name != "all" and task not in ARCHIVES:
-            near = difflib.get_close_matches(task, ARCHIVES, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise DataError(
-                f"There is nothing to fetch for {name!r}.{hint} Tasks with an archive: {', '.join(ARCHIVES)}, or all. "
-                "Name one or more of them."
-            )
+            known = f"Tasks with an archive: {', '.join(ARCHIVES)}, or all. Name one or more of them."
+            parts = (f"There is nothing to fetch for {name!r}.", did_you_mean(task, ARCHIVES), known)
+            raise DataError(" ".join(filter(None, parts)))
         found = ARCHIVES.values() if name == "all" else [ARCHIVES[task]]
         wanted |= {archive.task: archive for archive in found}
     return list(wanted.values())

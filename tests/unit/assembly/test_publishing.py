@@ -7,6 +7,7 @@ import pytest
 
 from distill_engine.assembly import publishing
 from distill_engine.assembly.publishing import BestPublisher
+from distill_engine.train.progress import Progress
 
 
 class Tokenizer:
@@ -39,7 +40,7 @@ def publisher(tiny, tmp_path, said, go, monkeypatch):
 
 
 def test_training_goes_on_meanwhile_and_the_export_is_of_the_weights_then(publisher, tmp_path, go, said):
-    publisher({}, 3)
+    publisher.new_best(Progress(3), {})
     assert not (tmp_path / "best").exists() and not publisher._task.done
     go.set()
     text, exported = publisher.ending("ppl", 4.25)
@@ -49,9 +50,9 @@ def test_training_goes_on_meanwhile_and_the_export_is_of_the_weights_then(publis
 
 
 def test_the_next_one_waits_for_it(publisher, tmp_path, go):
-    publisher({}, 3)
+    publisher.new_best(Progress(3), {})
     threading.Timer(0.1, go.set).start()
-    publisher({}, 5)
+    publisher.new_best(Progress(5), {})
     assert (tmp_path / "best").resolve().name in ("step-00000003", "step-00000005")
     publisher.settle()
     assert (tmp_path / "best").resolve().name == "step-00000005"
@@ -60,16 +61,16 @@ def test_the_next_one_waits_for_it(publisher, tmp_path, go):
 def test_one_that_fails_is_told_and_the_end_tells_the_truth(publisher, tmp_path, go, said, monkeypatch):
     go.set()
     monkeypatch.setattr(publishing, "publish", lambda *_arguments: (_ for _ in ()).throw(OSError("no space")))
-    publisher({}, 3)
+    publisher.new_best(Progress(3), {})
     text, exported = publisher.ending("ppl", 4.25)
     assert not exported and "no export has succeeded" in text and "--which last" in text
     assert "(step 3) could not be exported: OSError: no space" in said[0]
     monkeypatch.undo()
     monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
-    publisher({}, 4)
+    publisher.new_best(Progress(4), {})
     publisher.wait()
     monkeypatch.setattr(publishing, "publish", lambda *_arguments: (_ for _ in ()).throw(OSError("no space")))
-    publisher({}, 6)
+    publisher.new_best(Progress(6), {})
     text, exported = publisher.ending("ppl", 4.0)
     assert exported and "at step 6, whose export failed" in text and "the student of step 4" in text
 

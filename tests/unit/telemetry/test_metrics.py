@@ -57,7 +57,7 @@ def test_refusal_is_a_key_error_that_reads_as_a_sentence_and_suggests():
     with pytest.raises(KeyError) as caught:
         describe("train/token_acuracy")
     assert str(caught.value).startswith(
-        "`train/token_acuracy` is not a registered metric. Did you mean `train/token_accuracy`?"
+        "`train/token_acuracy` is not a registered metric. Did you mean train/token_accuracy?"
     )
 
 

@@ -16,14 +16,17 @@ from torch.nn import functional
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
+from distill_engine.rollouts.gold import GOLD
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.decisions import Policies
+from distill_engine.train.hooks import Hook, Hooks, Supervision
 from distill_engine.train.learning_rate import LearningRate, Warmup
 from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
-from distill_engine.train.validate import Validator
+from distill_engine.train.step_metrics import StepMetrics
+from distill_engine.train.validate import Validation, Validator
 from distill_engine.values import Features, Stack
 
 VOCABULARY, BATCHES, MICRO_BATCHES = 29, 6, 2
@@ -60,9 +63,10 @@ class ToyTeacher:
         self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(7))
         self.asked = 0
 
-    def features(self, batch, request):
-        self.asked += 1
-        return Features(logits=self.table[batch.decoder_input_ids])
+    def features(self, group, request):
+        for batch in group:
+            self.asked += 1
+            yield Features(logits=self.table[batch.decoder_input_ids])
 
 
 class ToyStudent:
@@ -100,7 +104,7 @@ class ToyStudent:
         self.table.grad = None
         self.run.events.append(f"step {self.attempts}" if applied else f"skip {self.attempts}")
         if self.attempts == self.run.stop_at_attempt:
-            self.run.trainer.stop_request.requested = True
+            self.run.supervision.stop_request.requested = True
         return SimpleNamespace(applied=applied, grad_norm=norm if applied else None, loss_scale=4.0)
 
     def advice(self):
@@ -215,16 +219,23 @@ class Run:
             folder, self.ranks, identity={}, keep_last=2, keep_best=keep_best, allowed_globals=(),
             warn=self.sinks.messages.append,
         )  # fmt: skip
+        validator = Scripted(self, validations) if validations else Watched(self, real)
+        self.supervision, self.publishing = Supervision(), Publishing(self)
+        self.meter = Meter(self.objective, Averages(), 1, lambda: self.policies.factors())
+        self.hooks = Hooks(
+            self.supervision,
+            StepMetrics(
+                self.meter, self.batches, self.ranks, self.sinks, limits.max_skipped_steps, self.student.advice
+            ),
+            Validation(
+                validator, self.student, self.teacher, self.sinks, lambda doing: self.hooks.begins(doing)
+            ),
+            self.publishing,
+        )
         self.trainer = Trainer(
-            student=self.student, teacher=self.teacher, objective=self.objective, batches=self.batches,
-            validator=Scripted(self, validations) if validations else Watched(self, real), policies=self.policies,
-            checkpoints=self.checkpoints, ranks=self.ranks, meter=Meter(self.objective, Averages(), 1),
-            sinks=self.sinks, publish_best=self.publish,
+            student=self.student, teacher=self.teacher, objective=self.objective, batches=self.batches, rollout=GOLD,
+            policies=self.policies, checkpoints=self.checkpoints, ranks=self.ranks, sinks=self.sinks, hooks=self.hooks,
         )  # fmt: skip
-
-    def publish(self, values, step):
-        self.published.append((values, step))
-        self.events.append(f"publish {step}")
 
     def records(self, kind: str) -> list[tuple[int, float, dict]]:
         """Records of a kind without what depends on the machine."""
@@ -234,6 +245,17 @@ class Run:
             for of, step, seconds, values in self.sinks.records
             if of == kind
         ]
+
+
+class Publishing(Hook):
+    """Notes each new best student."""
+
+    def __init__(self, run: Run) -> None:
+        self.owner = run
+
+    def new_best(self, progress, values):
+        self.owner.published.append((values, progress.steps))
+        self.owner.events.append(f"publish {progress.steps}")
 
 
 class Watched:

@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 
+from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
@@ -272,7 +273,7 @@ def test_weighted_metrics_and_totals_have_the_factors(world):
 
 def valid_total(world, *factors):
     shows = SimpleNamespace(features=lambda batch, request: world.module(batch, request)[0])
-    taught = SimpleNamespace(features=lambda batch, request: world.teacher(batch, request)[0])
+    taught = LiveTeacher(SimpleNamespace(features=lambda batch, request: world.teacher(batch, request)[0]))
     ranks = SimpleNamespace(device=torch.device("cpu"), sum=lambda tensor: tensor)
     torch.manual_seed(0)
     return Validator([world.batch], world.goal, ["a", "b"], ranks, "macro", *factors).run(shows, taught)["total"]

@@ -6,7 +6,7 @@ import pytest
 
 from distill_engine.checkpoint.manifest import CheckpointError, read_manifest
 from distill_engine.telemetry.metrics import describe
-from distill_engine.train.loop import TrainingError
+from distill_engine.train.decisions import TrainingError
 from distill_engine.train.policies import Every
 from distill_engine.train.progress import EndReason
 
@@ -234,10 +234,10 @@ def test_saves_that_fail_three_times_in_a_row_end_the_run(toy):
 def test_an_error_while_publishing_is_not_swallowed(toy):
     run = toy(max_steps=2, validate=Every(steps=1))
 
-    def fail(_values, _step):
+    def fail(_progress, _values):
         raise RuntimeError("no hub")
 
-    run.trainer.publish_best = fail
+    run.publishing.new_best = fail
     with pytest.raises(RuntimeError, match="no hub"):
         run.trainer.run()
 

@@ -220,7 +220,7 @@ def test_a_process_that_fails_while_it_is_written_has_its_own_exit_code(tmp_path
 
 def test_an_error_in_the_loop_leaves_nothing_behind_that_counts(toy, monkeypatch):
     run = toy(max_steps=6, save=Every(steps=2))
-    run.trainer.background_saves = True
+    run.policies.background_saves = True
     finish, step = run.checkpoints.finish, run.student.step
     monkeypatch.setattr(run.checkpoints, "finish", lambda wait: finish(wait=True) if wait else None)  # as a slow disk
 
@@ -244,7 +244,7 @@ def test_an_error_in_the_loop_leaves_nothing_behind_that_counts(toy, monkeypatch
 def test_a_run_that_is_stopped_goes_on_the_same(toy, toy_in, tmp_path_factory, attempt):
     def start(make, **more):
         run = make(max_steps=6, save=Every(steps=1), validate=Every(steps=4), **more)
-        run.trainer.background_saves = True
+        run.policies.background_saves = True
         run.trainer.run()
         return run
 
@@ -258,7 +258,7 @@ def test_a_run_that_is_stopped_goes_on_the_same(toy, toy_in, tmp_path_factory, a
 
 def test_what_failed_in_the_background_is_saved_at_the_end(toy, monkeypatch):
     run = toy(max_steps=2, save=Every(steps=1))
-    run.trainer.background_saves = True
+    run.policies.background_saves = True
     commit, failures = run.checkpoints._disk.commit, [OSError("gone"), OSError("gone")]
 
     def failing(*arguments):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale
-from distill_engine.train.balancing import by_gradient, by_value
+from distill_engine.train.balancing import LossTerms, by_gradient, by_value
 from distill_engine.train.policies import Every
 from distill_engine.train.term_gradients import TermGradients
 
@@ -20,14 +20,15 @@ def options():
 def balanced(run, method):
     module, goal, ranks = run.module, run.objective, run.ranks
     if method == "initial_scale":
-        run.trainer.balancer = by_value(InitialScale(TERMS, 3, 100.0), goal, module, ranks)
+        run.terms = LossTerms(by_value(InitialScale(TERMS, 3, 100.0), goal, module, ranks), None, ranks)
     else:
         aligned, settings = method == "gradient_alignment", (3, 0.5, 100.0)
-        run.trainer.term_gradients = TermGradients(goal, module, None, lambda: 1.0, ranks.device)
+        gradients = TermGradients(goal, module, None, lambda: 1.0, ranks.device)
         policy = GradientAlignment(goal.term_weights, *settings) if aligned else GradientNorm(TERMS, *settings)
         reference = "prediction" if aligned else None
-        run.trainer.balancer = by_gradient(policy, goal, run.trainer.term_gradients, ranks, reference)
-    run.trainer.meter._factors = lambda: run.trainer.balancer.factors
+        run.terms = LossTerms(by_gradient(policy, goal, gradients, ranks, reference), gradients, ranks)
+    run.hooks.each.append(run.terms)
+    run.policies.factors = run.terms.factors
     return run
 
 
@@ -50,8 +51,8 @@ def test_a_resumed_run_has_the_same_factors_to_the_last_bit(toy_in, tmp_path, me
         second = balanced(toy_in(folder, **options()), method)
         second.trainer.run()
         assert torch.equal(second.student.table, whole.student.table)
-        assert second.trainer.balancer.factors == whole.trainer.balancer.factors
-        assert second.trainer.balancer.state_dict() == whole.trainer.balancer.state_dict()
+        assert second.terms.balancer.factors == whole.terms.balancer.factors
+        assert second.terms.balancer.state_dict() == whole.terms.balancer.state_dict()
         for kind in ("train", "valid"):
             assert kept(first, kind) + kept(second, kind) == kept(whole, kind)
 
@@ -96,7 +97,7 @@ def test_factors_change_what_is_learnt(toy_in, tmp_path, method):
 def test_without_balancing_there_is_no_part_and_no_metric(toy):
     run = toy(**options())
     run.trainer.run()
-    assert "balance" not in run.trainer._parts()
+    assert "balance" not in run.trainer._stateful()
     assert not any("balance" in name for _, _, values in run.records("train") for name in values)
 
 
@@ -106,7 +107,7 @@ def test_without_the_factor_the_run_is_that_without_balancing(toy_in, tmp_path, 
     plain = toy_in(tmp_path / "plain", **options())
     plain.trainer.run()
     run = balanced(toy_in(tmp_path / method, **options()), method)
-    run.trainer.balancer._policy.observe = lambda *_: None
+    run.terms.balancer._policy.observe = lambda *_: None
     run.trainer.run()
     assert torch.equal(plain.student.table, run.student.table)
     for kind in ("train", "valid"):

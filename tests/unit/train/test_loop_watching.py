@@ -2,6 +2,8 @@
 
 import torch
 
+from distill_engine.train.balancing import LossTerms
+from distill_engine.train.hooks import AtValidation
 from distill_engine.train.policies import Every
 from distill_engine.train.term_gradients import TermGradients
 
@@ -16,8 +18,8 @@ def watched(toy, **options):
         run.asked.append(step)
         return {"sample/length": float(step)}
 
-    run.trainer.samples = samples
-    run.trainer.term_gradients = TermGradients(run.objective, run.module, 4, lambda: 1.0, run.ranks.device)
+    gradients = TermGradients(run.objective, run.module, 4, lambda: 1.0, run.ranks.device)
+    run.hooks.each += [LossTerms(None, gradients, run.ranks), AtValidation(samples)]
     return run
 
 

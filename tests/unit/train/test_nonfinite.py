@@ -9,7 +9,7 @@ from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Hits, Objective
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
-from distill_engine.train.loop import TrainingError
+from distill_engine.train.decisions import TrainingError
 from distill_engine.train.meter import Meter
 from distill_engine.train.nonfinite import Found, NonFinite, NonFiniteReport, Pace
 from distill_engine.train.policies import Every

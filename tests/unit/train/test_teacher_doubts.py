@@ -7,6 +7,7 @@ import torch
 
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
+from distill_engine.teachers.live import LiveTeacher
 from distill_engine.train.validate import Validator
 from distill_engine.values import Features
 
@@ -58,7 +59,7 @@ def batches(tiny, count=6, shuffled=False):
 
 def validated(given, student, teacher):
     validator = Validator(given, GOAL, ["one", "two"], OneRank())
-    return validator.run(student, teacher), validator.doubt
+    return validator.run(student, LiveTeacher(teacher)), validator.doubt
 
 
 def test_the_teachers_own_numbers_stand_beside_the_students_without_another_pass(tiny):

@@ -11,6 +11,7 @@ from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels import prediction_blocks
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.teachers.live import LiveTeacher
 from distill_engine.train.validate import Validator
 from distill_engine.values import Stack
 
@@ -52,7 +53,7 @@ def filler(batch):
 def run(tiny, batches, ranks=None, teacher=True, objective=OBJECTIVE):
     student, taught = Shown(tiny, 0), Shown(tiny, 1000)
     validator = Validator(batches, objective, ["one", "two"], ranks or OneRank())
-    values = validator.run(student, taught if teacher else None)
+    values = validator.run(student, LiveTeacher(taught) if teacher else None)
     assert values.pop("seconds") >= 0
     return values, student.seen, taught.seen
 
@@ -109,7 +110,7 @@ def test_without_a_teacher(tiny, batches):
 
 def test_the_set_can_be_validated_again(tiny, batches):
     validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank())
-    first, second = (validator.run(Shown(tiny, 0), Shown(tiny, 1000)) for _ in range(2))
+    first, second = (validator.run(Shown(tiny, 0), LiveTeacher(Shown(tiny, 1000))) for _ in range(2))
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
 
 
@@ -117,7 +118,7 @@ def test_the_average_over_tasks_is_a_choice(tiny, batches):
     values = {}
     for average in ("macro", "micro"):
         validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank(), average=average)
-        values[average] = validator.run(Shown(tiny, 0), Shown(tiny, 1000))
+        values[average] = validator.run(Shown(tiny, 0), LiveTeacher(Shown(tiny, 1000)))
     macro, micro = values["macro"], values["micro"]
     assert macro["ppl"] == pytest.approx((macro["one/ppl"] + macro["two/ppl"]) / 2)
     assert micro["ppl"] == macro["ppl_micro"] != pytest.approx(macro["ppl"])
@@ -179,7 +180,7 @@ def test_blocks_of_logits_give_the_numbers_of_whole_logits(
     for goal in (objective, objective.with_prediction(implementation)):
         student, teacher = Real(tiny, family, 0, 2), Real(tiny, family, 5, 3)
         validator = Validator([*batches, filler(batches[0])], goal, ["one", "two"], OneRank())
-        found.append(validator.run(student, teacher if taught else None))
+        found.append(validator.run(student, LiveTeacher(teacher) if taught else None))
         assert student.whole == (goal is objective) and not (teacher.whole and goal is not objective)
         found[-1].pop("seconds")
     whole, blocks = found
@@ -208,7 +209,7 @@ def test_no_tensor_of_all_logits_is_made(tiny, monkeypatch):
     largest = {}
     for implementation in ("reference", "chunked"):
         goal = Objective(LossWeights(task=1, prediction=1), {}).with_prediction(implementation)
-        models = Real(tiny, "bart", 0, 1), Real(tiny, "bart", 1, 1)
+        models = Real(tiny, "bart", 0, 1), LiveTeacher(Real(tiny, "bart", 1, 1))
         with Largest() as made:
             Validator([batch], goal, ["one"], OneRank()).run(*models)
         largest[implementation] = made.elements

@@ -10,6 +10,7 @@ import pytest
 
 from distill_engine.train import behind
 from distill_engine.train import watchdog as module
+from distill_engine.train.hooks import Supervision
 from distill_engine.train.policies import Every
 from distill_engine.train.watchdog import Watchdog
 
@@ -163,7 +164,7 @@ def test_a_library_that_keeps_pythons_lock_cannot_hide(tmp_path):
 def test_the_loop_beats_at_everything_it_begins(toy):
     run = toy(max_steps=2, validate=Every(steps=2))
     beats: list[str] = []
-    run.trainer.beat = beats.append
+    run.hooks.each.append(Supervision(beats.append))
     run.trainer.run()
     phases = [f"in phase {name!r} of optimizer step 2" for name in ("data", "teacher", "student", "losses", "backward")]
     expected = [
@@ -174,6 +175,6 @@ def test_the_loop_beats_at_everything_it_begins(toy):
     positions = [beats.index(beat) for beat in expected]
     assert positions == sorted(positions)
     again = toy(max_steps=2, validate=Every(steps=2))
-    again.trainer.beat = beats.append
+    again.hooks.each.append(Supervision(beats.append))
     again.trainer.run()
     assert "reading part student of a checkpoint" in beats

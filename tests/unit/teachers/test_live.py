@@ -1,7 +1,6 @@
 """One teacher pass for all micro-batches of a step: the same features, losses and gradients as one pass for each."""
 
 import weakref
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from distill_engine.losses.kernels.dispatch import Kernels
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.student.projections import feature_tensors
-from distill_engine.train.window import features_of_each, joined, lessons_of
+from distill_engine.teachers.live import LiveTeacher, joined
 from distill_engine.values import AttentionKind, FeatureRequest, Features, Stack
 
 ALL_TERMS = LossWeights(
@@ -72,7 +71,7 @@ def all_tensors(shown: Features) -> list[torch.Tensor]:
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_kind_of_feature_is_that_of_a_pass_of_its_own(teacher, group, kind, count):
     part, before = group[-count:], teacher.passes
-    together = features_of_each(teacher, part, REQUESTS[kind])
+    together = list(LiveTeacher(teacher, window=True).features(part, REQUESTS[kind]))
     assert teacher.passes == before + 1
     assert len(together) == count
     for batch, shown in zip(part, together, strict=True):
@@ -89,10 +88,10 @@ def test_losses_and_gradients_are_those_without_it(tiny, teacher, family, group,
     found = {}
     for at_once in (False, True):
         student = adapt(tiny.model(family, seed=1, encoder_layers=1, decoder_layers=2))
-        lessons = lessons_of(teacher, group, goal.teacher_request(), at_once, lambda _: nullcontext())
+        features = LiveTeacher(teacher, window=at_once).features(group, goal.teacher_request())
         values = []
         for batch, divisor in zip(group, divisors, strict=True):
-            terms = goal.terms(student(batch, goal.student_request()), next(lessons), batch)
+            terms = goal.terms(student(batch, goal.student_request()), next(features), batch)
             goal.total(terms, divisor).backward()
             values += [value.sum.detach() for value in terms.values()]
         gradients = [p.grad.flatten() for p in student.parameters() if p.grad is not None]
@@ -115,33 +114,23 @@ def test_a_padded_window_has_every_row_at_its_place(group):
     assert whole.example_ids.tolist() == [number for batch in group for number in batch.example_ids.tolist()]
 
 
-@pytest.mark.parametrize(("at_once", "passes"), [(True, 1), (False, 4)])
-def test_passes_and_phases_are_counted_once_per_window_or_once_per_micro_batch(teacher, group, at_once, passes):
-    phases, before = [], teacher.passes
-
-    def phase(name):
-        phases.append(name)
-        return nullcontext()
-
-    assert len(list(lessons_of(teacher, group, REQUESTS["hidden"], at_once, phase))) == 4
-    assert teacher.passes - before == passes and phases == ["teacher"] * passes
+@pytest.mark.parametrize(("window", "passes"), [(True, 1), (False, 4)])
+def test_passes_are_one_per_window_or_one_per_micro_batch(teacher, group, window, passes):
+    before = teacher.passes
+    assert len(list(LiveTeacher(teacher, window=window).features(group, REQUESTS["hidden"]))) == 4
+    assert teacher.passes - before == passes
 
 
 def test_without_a_window_the_features_of_a_micro_batch_are_gone_before_the_next_are_computed(teacher, group):
     handed_out: list[weakref.ref] = []
     left: list[int] = []
 
-    def phase(_name):
-        left.append(sum(one() is not None for one in handed_out))
-        return nullcontext()
+    class Looks:
+        def features(self, batch, request):
+            left.append(sum(one() is not None for one in handed_out))
+            return teacher.features(batch, request)
 
-    lessons = lessons_of(teacher, group, REQUESTS["encoder output"], False, phase)
+    features = LiveTeacher(Looks()).features(group, REQUESTS["encoder output"])
     for _ in group:
-        handed_out.append(weakref.ref(next(lessons).encoder_output))
+        handed_out.append(weakref.ref(next(features).encoder_output))
     assert left == [0, 0, 0, 0]
-
-
-def test_nobody_teaches_where_there_is_no_teacher(group):
-    for at_once in (False, True):
-        lessons = lessons_of(None, group, FeatureRequest(), at_once, lambda _: nullcontext())
-        assert list(lessons) == [None] * len(group)

@@ -1,22 +1,22 @@
-"""One teacher pass for all micro-batches of an optimizer step (teacher.window).
+"""A teacher that is in memory: a forward pass per micro-batch, or one for all of an optimizer step (teacher.window).
 
-The rows of all micro-batches become one batch, padded to the longest of them, and what the teacher shows of it is cut
-into each micro-batch's own rows and lengths again. Padding lies to the right: no position that counts sees any of it,
+In a window the rows of all micro-batches become one batch, padded to the longest of them, and the features are cut into
+each micro-batch's own rows and lengths again. Padding lies to the right: no position that counts sees any of it,
 so the features are those of separate passes, up to the rounding of another order of additions. Nothing is copied on
 the way back: every part is a view, and all of the step's features live until its last micro-batch is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from distill_engine.train.validate import Shows
+from distill_engine.teachers.protocol import Engine, Teacher, TeacherParts
 from distill_engine.values import (
     IGNORED_LABEL,
     AttentionKind,
@@ -30,34 +30,36 @@ from distill_engine.values import (
 )
 
 
-def lessons_of(
-    teacher: Shows | None,
-    group: Sequence[Batch],
-    request: FeatureRequest,
-    at_once: bool,
-    phase: Callable[[str], AbstractContextManager[None]],
-) -> Iterator[Features | None]:
-    """What the teacher shows of each micro-batch in turn: of all in one pass, or of each when it is asked for.
+class LiveTeacher(Teacher):
+    """The model in memory; it provides everything."""
 
-    None without a teacher. Keeps nothing that it has handed out: without `at_once` the features of one micro-batch are
-    gone before those of the next are computed.
-    """
-    for part in [group] if at_once else [[batch] for batch in group]:
-        if teacher is None:
-            yield from [None] * len(part)
-            continue
-        with phase("teacher"):
-            shown = features_of_each(teacher, part, request)
-        while shown:
-            yield shown.pop(0)
+    def __init__(self, engine: Engine, *, window: bool = False) -> None:
+        """`window`: one pass for all micro-batches of a step."""
+        self.engine: Engine = engine
+        self._window = window
+
+    def features(self, group: Sequence[Batch], request: FeatureRequest) -> Iterator[Features]:
+        """As the protocol says; without a window those of one micro-batch may be gone before the next are computed."""
+        if not self._window or len(group) == 1:
+            for batch in group:
+                yield self.engine.features(batch, request)
+            return
+        parts = list(_parts(self.engine.features(joined(group), request), group))
+        while parts:
+            yield parts.pop(0)
 
 
-def features_of_each(teacher: Shows, group: Sequence[Batch], request: FeatureRequest) -> list[Features]:
-    """What the teacher shows of each micro-batch, from one forward pass over all of them."""
-    if len(group) == 1:
-        return [teacher.features(group[0], request)]
-    shown = teacher.features(joined(group), request)
-    return list(_parts(shown, group))
+class Live:
+    """teacher.source: live."""
+
+    meaning: ClassVar[str] = "the model itself, in memory as teacher.placement says"
+
+    def open(self, parts: TeacherParts) -> Teacher:
+        """Load it."""
+        return LiveTeacher(parts.load(), window=parts.window)
+
+
+LIVE = Live()
 
 
 def joined(group: Sequence[Batch]) -> Batch:
