@@ -20,6 +20,7 @@ from distill_engine.commands import (
     export,
     latency,
     listing,
+    new,
     parlai,
     recipes,
     report,
@@ -87,7 +88,8 @@ def train(
     raise typer.Exit(run_training(options))
 
 
-for topic in (export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes):
+_TOPICS = (export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new)
+for topic in _TOPICS:
     topic.register(app)
 
 

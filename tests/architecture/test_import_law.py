@@ -58,7 +58,7 @@ LAWS: dict[str, Law] = {
         "losses.quality",
         NOT_ENGINE | {"wandb", "transformers"},
     ),
-    "setup": law("values families models data cluster recipe checkpoint"),
+    "setup": law("values families models data cluster recipe checkpoint registry losses.config metrics.named"),
     "export": law("values families data models checkpoint metrics.named registry"),
     "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
