@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The table, and what it was measured on."""
     mean, spread, cost = (result[key] for key in ("valid_ppl_mean", "valid_ppl_spread", "seconds_per_step"))
     lines = ["| from nothing to all | valid ppl, mean | spread | seeds | s per step |", "|---|---:|---:|---:|---:|"]
-    for number, name in enumerate(mean):
-        shown = name if number == 0 else f"+ {name}"
+    for name, shown in labels(mean).items():
         seconds = f"{cost[name]:.3f}" if name in cost else "-"
         lines.append(
             f"| {shown} | {mean[name]:.4f} | {spread[name]:.4f} | {result['seeds_of_each'][name]} | {seconds} |"
@@ -147,6 +146,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     changed = f" with {', '.join(f'`{one}`' for one in result['overrides'])}" if result["overrides"] else ""
     device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cpu_cores']} cores"
     return "\n".join([*lines, "", f"{result['recipe']}{changed}, {result['ranks']} rank(s); {device}."]) + "\n"
+
+
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """What each row adds to the one above it, in words; a row also names those before it that were not made."""
+    found, passed = {}, []
+    present = set(names)
+    for name in ROWS:
+        passed.append(name)
+        if name in present:
+            found[name] = ", ".join(passed) if not found else f"+ {', '.join(passed)}"
+            passed = []
+    return found
 
 
 def plot(result: Mapping[str, Any]) -> str:
@@ -163,7 +174,7 @@ def plot(result: Mapping[str, Any]) -> str:
         axes.barh(place, result["valid_ppl_mean"][name] - lowest + 0.002, left=lowest - 0.002, color="#9db8da")
         found = [run["valid_ppl"] for run in result["runs"][name]]
         axes.plot(found, [place] * len(found), "o", color="#3b6fb6", markersize=4)
-    axes.set_yticks(range(len(names)), [name if place == 0 else f"+ {name}" for place, name in enumerate(names)])
+    axes.set_yticks(range(len(names)), list(labels(names).values()))
     axes.invert_yaxis()
     axes.set_xlabel("valid ppl (bars: mean over seeds, points: seeds)")
     axes.spines[["top", "right"]].set_visible(False)

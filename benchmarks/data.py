@@ -30,7 +30,7 @@ from tokenizers import ByteLevelBPETokenizer  # noqa: E402
 from distill_engine.data.episodes import Episode, Turn  # noqa: E402
 from distill_engine.data.order.loader import TrainLoader, token_budget_plan  # noqa: E402
 from distill_engine.data.order.mixture import Mixture, example_weights  # noqa: E402
-from distill_engine.data.tokens.cache import Source, TokenCache  # noqa: E402
+from distill_engine.data.tokens.cache import Content, TokenCache  # noqa: E402
 from distill_engine.data.tokens.tokenize import DialogueTokenizer  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
 
@@ -80,7 +80,7 @@ def tokenising(examples: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "source"
         file.write_text("stands for the files")
-        source = Source("dialogues", (file,), {}, lambda: iter(episodes))
+        source = Content("dialogues", (file,), {}, lambda: iter(episodes))
         seconds = []
         for _ in range(2):
             started = time.perf_counter()

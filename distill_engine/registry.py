@@ -5,7 +5,8 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py,
+export/protocol.py.
 """
 
 from __future__ import annotations
@@ -52,6 +53,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "teacher_token_accuracy": f"{_TOKEN}.token_accuracy:TEACHER",
         "teacher_kl": f"{_TOKEN}.teacher_kl:TEACHER_KL",
         "f1": f"{_TEXT}.f1:METRIC",
+        "rouge_1": f"{_TEXT}.rouge:ONE",
+        "rouge_2": f"{_TEXT}.rouge:TWO",
+        "rouge_l": f"{_TEXT}.rouge:LONGEST",
+        "chrf": f"{_TEXT}.chrf:METRIC",
+        "spbleu": f"{_TEXT}.spbleu:METRIC",
+        "wer": f"{_TEXT}.error_rate:WORDS",
+        "cer": f"{_TEXT}.error_rate:CHARACTERS",
+        "token_error_rate": f"{_TEXT}.error_rate:TOKENS",
         "accuracy": f"{_TEXT}.accuracy:METRIC",
         "bleu": f"{_TEXT}.bleu:METRIC",
         "interdistinct-1": f"{_TEXT}.interdistinct:FIRST",
@@ -77,6 +86,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "divergences": {
         "forward_kl": f"{_DIVERGENCES}.forward_kl:FORWARD_KL",
         "reverse_kl": f"{_DIVERGENCES}.reverse_kl:REVERSE_KL",
+    },
+    "exports": {
+        "hf": "distill_engine.export.convert:TARGET",
+        "parlai": "distill_engine.interop.parlai.run_export:TARGET",
+        "onnx": "distill_engine.export.onnx:TARGET",
+        "ctranslate2": "distill_engine.export.ctranslate2:TARGET",
     },
     "teachers": {"live": "distill_engine.teachers.live:LIVE"},
     "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},

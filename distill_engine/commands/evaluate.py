@@ -17,6 +17,7 @@ from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.cluster.facts import ClusterError, read_cluster
+from distill_engine.metrics.replies import length_groups
 
 if TYPE_CHECKING:
     from distill_engine.data.episodes import Split
@@ -49,10 +50,14 @@ DEFAULT_PARTIAL = Path("runs") / ".evaluations"
 
 # shown in this order, those that there are
 _COLUMNS = (
-    "parameters", "ppl", "token_acc", "token_em", "teacher_acc", "teacher_kl", "f1", "bleu", "interdistinct-1",
-    "interdistinct-2", "repetition", "reply_tokens", "empty", "ms_per_reply",
+    "parameters", "ppl", "token_acc", "token_em", "teacher_acc", "teacher_kl", "f1", "bleu", "rouge_1",
+    "rouge_2", "rouge_l", "chrf", "spbleu", "wer", "cer", "token_error_rate", "interdistinct-1", "interdistinct-2",
+    "repetition", "reply_words", "gold_words", "reply_tokens", "empty", "ms_per_reply",
 )  # fmt: skip
-_SHARES = ("token_acc", "token_em", "teacher_acc", "f1", "interdistinct-1", "interdistinct-2", "repetition", "empty")
+_SHARES = (
+    "token_acc", "token_em", "teacher_acc", "f1", "rouge_1", "rouge_2", "rouge_l", "wer", "cer", "token_error_rate",
+    "interdistinct-1", "interdistinct-2", "repetition", "empty",
+)  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -207,7 +212,7 @@ def progress_bars(show: bool) -> Iterator[Callable[[str, int, int], None]]:
 def print_rows(rows: Mapping[str, Mapping[str, float]], labels: list[str]) -> None:
     """A table with a column per model, then one per task if there are several."""
     console = Console()
-    for task in ["", *labels]:
+    for task in ["", *labels, *length_groups(next(iter(rows.values()), {}))]:
         prefix = f"{task}/" if task else ""
         names = [name for name in _COLUMNS if any(prefix + name in row for row in rows.values())]
         table = Table(title=task or ("all tasks" if labels else None), title_justify="left")

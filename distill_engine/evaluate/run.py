@@ -22,7 +22,7 @@ from distill_engine.evaluate.partial_results import BatchResult, PartialResults,
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.families.lookup import shape_of
 from distill_engine.metrics.named import token_metrics
-from distill_engine.metrics.replies import Answered, reply_values
+from distill_engine.metrics.replies import Answered, reply_values, values_by_length
 
 _FORMAT = 3  # of the partial results; another number makes older files unused
 _POLL_SECONDS = 0.2
@@ -232,10 +232,13 @@ def parlai_names(values: Mapping[str, float]) -> dict[str, float]:
 
 def _reply_values(results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str]) -> dict[str, float]:
     per_task: dict[str, list[Answered]] = {label: [] for label in labels}
+    by_length: list[tuple[int, Answered]] = []
     for result in results:
         for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True):
-            per_task[labels[text.task]].append(Answered(reply.text, reply.tokens, [text.gold]))
-    return reply_values(per_task)
+            answered = Answered(reply.text, reply.tokens, [text.gold])
+            per_task[labels[text.task]].append(answered)
+            by_length.append((len(text.context.split()), answered))
+    return reply_values(per_task) | values_by_length(by_length)
 
 
 def _samples(

@@ -18,6 +18,11 @@ def text_metrics() -> tuple[TextMetric, ...]:
     return tuple(metric for metric in _all() if metric.measures == "texts")
 
 
+def computable() -> tuple[TextMetric, ...]:
+    """Those of texts that can be computed on this machine."""
+    return tuple(metric for metric in text_metrics() if not metric.missing())
+
+
 def _all() -> list[TokenMetric | TextMetric]:
     return [load("metrics", name) for name in names("metrics")]
 

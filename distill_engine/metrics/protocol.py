@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class TextMetric(Protocol):
 
     name, unit, better, meaning  as a TokenMetric's
     pooled   of many texts together (BLEU): over several tasks it is the value of all texts, not the mean of values
+    library  module that it needs beside the engine's own (extra `metrics`); empty: none
     """
 
     name: str
@@ -68,7 +70,15 @@ class TextMetric(Protocol):
     better: Better
     meaning: str
     pooled: bool = False
+    library: str = ""
     measures: Literal["texts"] = "texts"
+
+    def missing(self) -> str:
+        """Why it cannot be computed here, as the continuation of its name; empty where it can. It is left out then,
+        and no recipe may choose it."""
+        if not self.library or find_spec(self.library):
+            return ""
+        return f"needs the package {self.library}. Install it with `pip install 'distill-engine[metrics]'`"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """Of at least one text, and the right answers to each, at least one."""

@@ -1,13 +1,15 @@
-"""How good generated replies are, per task and over all tasks, by all registered text metrics."""
+"""How good generated replies are, per task and over all tasks, by all text metrics that can be computed here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from distill_engine.metrics.named import text_metrics
+from distill_engine.metrics.named import computable
 
 TOKENS = "reply_tokens"  # mean number of generated tokens: of the generation, not of the text
+
+_LENGTHS, _LENGTH_GROUPS = "input ", 3
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ def reply_metrics(answered: Sequence[Answered]) -> dict[str, float]:
     if not answered:
         return {}
     texts, golds = [one.text for one in answered], [one.golds for one in answered]
-    values = {metric.name: metric.value(texts, golds) for metric in text_metrics()}
+    values = {metric.name: metric.value(texts, golds) for metric in computable()}
     return values | {TOKENS: sum(one.tokens for one in answered) / len(answered)}
 
 
@@ -38,8 +40,29 @@ def reply_values(per_task: Mapping[str, Sequence[Answered]]) -> dict[str, float]
     values = {name: sum(row[name] for row in spoken) / len(spoken) for name in spoken[0]}
     together = list(_all(per_task.values()))
     texts, golds = [one.text for one in together], [one.golds for one in together]
-    values |= {metric.name: metric.value(texts, golds) for metric in text_metrics() if metric.pooled}
+    values |= {metric.name: metric.value(texts, golds) for metric in computable() if metric.pooled}
     return values | {f"{label}/{name}": value for label, row in rows.items() for name, value in row.items()}
+
+
+def values_by_length(answered: Sequence[tuple[int, Answered]]) -> dict[str, float]:
+    """Values of replies to about equally many short, middling and long inputs, as `input A-B words/<name>`: short ones
+    break first. Input lengths are words; examples of one length stay together."""
+    lengths = sorted(length for length, _ in answered)
+    if len(set(lengths)) < _LENGTH_GROUPS:
+        return {}
+    ends = sorted({lengths[(len(lengths) - 1) * part // _LENGTH_GROUPS] for part in range(1, _LENGTH_GROUPS + 1)})
+    begin = lengths[0]
+    values: dict[str, float] = {}
+    for end in ends:
+        row = reply_metrics([one for length, one in answered if begin <= length <= end])
+        values |= {f"{_LENGTHS}{begin}-{end} words/{name}": value for name, value in row.items()}
+        begin = end + 1
+    return values
+
+
+def length_groups(values: Mapping[str, float]) -> list[str]:
+    """The groups of `values_by_length`, in order."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in values if name.startswith(_LENGTHS)))
 
 
 def _all(groups: Iterable[Sequence[Answered]]) -> Iterable[Answered]:

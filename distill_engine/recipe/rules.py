@@ -228,6 +228,10 @@ def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
         what = f"is {metric!r}, a metric of generated replies, and validation.generate_examples is 0"
         yield Problem("validation.metric", what, fix="Set validation.generate_examples: 64, say, or another metric")
         return
+    lacking = next((one.missing() for one in text_metrics() if one.name == metric.rsplit("/", 1)[-1]), "")
+    if lacking:
+        yield Problem("validation.metric", f"is {metric!r}, which {lacking}")
+        return
     labels = [source.title for source in recipe.data.tasks]
     of_task = [f"{label}/{name}" for label in labels for name in measured]
     if metric not in of_task:

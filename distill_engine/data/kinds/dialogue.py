@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from distill_engine.data.kinds.files import file_problems, neighbour
-from distill_engine.data.kinds.protocol import Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
 from distill_engine.recipe.problem import Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class DialogueSource(Source):
 class Dialogue(Kind):
     """Turns of conversations, each with the history before it; contexts keep their last tokens, as ParlAI's."""
 
-    name, meaning, keep, metrics = "dialogue", "conversations: a reply to everything said before", "last", ("ppl", "f1")
+    name, meaning, keep, metrics = "dialogue", "conversations: a reply to everything said before", "last", ("f1", "ppl")
     Options = DialogueSource
 
     def has(self, source: Source, split: Split) -> bool:
@@ -84,6 +84,13 @@ class Dialogue(Kind):
         from distill_engine.data.tasks import stream_task
 
         return stream_task(_own(source).spec(reading.root), split)
+
+    def guess(self, data: Mapping[str, str]) -> Guess | None:
+        """See Kind: by the first line of a text file, or by the columns of a copy in Hugging Face's form."""
+        named = _format_of(data["train"])
+        if named is None:
+            return None
+        return Guess({"name": named[0], **data}, f"{data['train']} is read as {named[0]}, because {named[1]}")
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""
@@ -118,6 +125,30 @@ def root_problems(named: list[str], root: str | None) -> Iterator[Problem]:
             if not folder.is_dir():
                 fix = f"Correct data.root, or `distill data fetch {name} --root {root}`"
                 yield Problem("data.root", f"is {root!r}, but there is no folder {folder} in it", rule, fix)
+
+
+def _format_of(path: str) -> tuple[str, str] | None:
+    """Name of the reader, and what tells it."""
+    from distill_engine.data.errors import DataError
+    from distill_engine.data.formats.hf_datasets import opened, task_of
+    from distill_engine.data.formats.text_files import numbered_lines
+
+    place = Path(path).expanduser()
+    if place.is_dir() or place.suffix in (".parquet", ".arrow", ".json"):
+        try:
+            return "hf_dataset", f"its columns are those of {task_of(opened(path, 'train').columns, path).title}"
+        except DataError:
+            return None
+    if not place.is_file():
+        return None
+    first = next((content for _, content in numbered_lines(path) if content.strip()), "")
+    if first.startswith("text:") and "\tlabels:" in first:
+        return "parlai_text", "its first line has the fields text: and labels:"
+    if first.startswith("{") and '"dialog"' in first:
+        return "conversations", "its first line has a list of turns under dialog"
+    if first[:1].isdigit() and "\t" in first and place.suffix not in (".csv", ".tsv"):
+        return "fbdialog", "its first line begins with a number and has its answer behind a tab"
+    return None
 
 
 def _own(source: Source) -> DialogueSource:

@@ -7,13 +7,14 @@ dataset of the Hub by name; two of their columns are used.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from distill_engine.data.kinds.files import file_problems
-from distill_engine.data.kinds.protocol import Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
 from distill_engine.recipe.problem import Problem, did_you_mean
 from distill_engine.recipe.section import PositiveInt
 
@@ -49,9 +50,31 @@ class Pairs(Kind):
     """One example a row; sources keep their first tokens."""
 
     name, meaning, keep = "pairs", "a source text and its target: summaries, translations", "first"
-    metrics = ("ppl", "rouge_l", "chrf")
+    metrics = ("rouge_l", "chrf")
     words = ("source", "target")
     Options = PairsSource
+
+    def guess(self, data: Mapping[str, str]) -> Guess | None:
+        """See Kind: two columns with known names, or the only two with texts."""
+        from distill_engine.data.errors import DataError
+
+        place = Path(data["train"]).expanduser()
+        files: Mapping[str, str] = data if place.exists() else {"dataset": data["train"]}
+        if place.is_file() and place.suffix not in FORMS:
+            return None
+        table = opened_table(PairsSource.model_validate({"kind": self.name, **files}), "train")
+        rows = [row for _, row in islice(table.rows, _GUESS_ROWS) if isinstance(row, Mapping)]
+        columns = _text_columns(rows)
+        known = next((pair for pair in _KNOWN if set(pair) <= set(columns)), None)
+        if known is None and len(columns) != 2:
+            raise DataError(
+                f"{table.title} has {len(columns)} columns with texts ({', '.join(columns) or 'none'}), and their "
+                "names do not say which is the source and which the target. Write the entry by hand (docs/data.md)."
+            )
+        source, target = known or tuple(columns)
+        reason = "which are called so" if known else "the only two with texts, in their order"
+        why = f"{table.title} is read as pairs: source {source!r} and target {target!r}, {reason}"
+        return Guess({"kind": self.name, **files, "source": source, "target": target}, why)
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""
@@ -130,6 +153,24 @@ class Pairs(Kind):
                 f"{table.title} holds no example for the {split} split of {own.title!r}"
                 f"{': ' + '; '.join(reading.lines) if reading.lines else ''}. Check the file and the filters."
             )
+
+
+_GUESS_ROWS = 50
+# Names of columns in published datasets, source before target.
+_KNOWN = (
+    ("source", "target"), ("article", "highlights"), ("document", "summary"), ("dialogue", "summary"),
+    ("article", "summary"), ("text", "summary"), ("report", "summary"), ("src", "tgt"), ("source_text", "target_text"),
+    ("input", "output"), ("input", "target"), ("inputs", "targets"), ("question", "answer"), ("prompt", "completion"),
+)  # fmt: skip
+
+
+def _text_columns(rows: list[Mapping[str, Any]]) -> list[str]:
+    """Columns that hold a text in every row, those inside a column that is an object with dots."""
+    found: list[str] = []
+    for name, value in (rows[0] if rows else {}).items():
+        names = [f"{name}.{inner}" for inner in value] if isinstance(value, Mapping) else [name]
+        found += [one for one in names if all(isinstance(column_of(row, one), str) for row in rows)]
+    return [one for one in found if one.rpartition(".")[2] not in ("id", "idx", "uid")]
 
 
 _FIX = "Correct the row, remove it, or let data.max_bad_rows leave some out."

@@ -83,13 +83,21 @@ class Reading:
         return told
 
 
+@dataclass(frozen=True)
+class Guess:
+    """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that."""
+
+    entry: Mapping[str, object]
+    why: str
+
+
 class Kind(Protocol):
     """One kind of data: dialogue, pairs of texts.
 
     Recipes are checked with `Options` and `problems`; set-up asks `has` and `facts` at every start, and `read` when a
-    split's tokens are not in the cache; `distill data show` prints `words`, `distill new` the metrics. It is this small
-    because tokenising, limits, caching, mixing, batching and validating are the same for all kinds. Made once, shared,
-    without state.
+    split's tokens are not in the cache; `distill data show` prints `words`; `distill new` asks `guess` and the
+    metrics. It is this small because tokenising, limits, caching, mixing, batching and validating are the same for all
+    kinds. Made once, shared, without state.
 
     name     in recipes; the name it is registered by
     meaning  half a sentence for tables
@@ -117,6 +125,13 @@ class Kind(Protocol):
     def has(self, source: Source, split: Split) -> bool:
         """Whether the source has the split."""
         return source.file(split) is not None
+
+    def guess(self, data: Mapping[str, str]) -> Guess | None:
+        """The source that data is of which nothing else is known, by its first rows; None where it is of another kind.
+
+        data  split -> file or folder, or for `train` alone a name of the Hub. May raise DataError.
+        """
+        return None
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """The files that a split is read from: with `facts` all that decides what `read` gives. None: it makes its

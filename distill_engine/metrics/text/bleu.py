@@ -18,10 +18,14 @@ class Bleu(TextMetric):
         """See TextMetric."""
         import sacrebleu  # here: whoever lists metrics never asks for BLEU
 
-        most = max(len(one) for one in references)
-        # None stands for "no further answer", which sacrebleu's own types do not mention
-        columns: Any = [[one[index] if index < len(one) else None for one in references] for index in range(most)]
-        return float(sacrebleu.corpus_bleu(list(hypotheses), columns).score)
+        return float(sacrebleu.corpus_bleu(list(hypotheses), columns_of(references)).score)
+
+
+def columns_of(references: Sequence[Sequence[str]]) -> Any:
+    """The first right answers to all, the second ones, ...; None stands for "no further answer", which sacrebleu's own
+    types do not mention."""
+    most = max(len(one) for one in references)
+    return [[one[index] if index < len(one) else None for one in references] for index in range(most)]
 
 
 def bleu_signature() -> str:

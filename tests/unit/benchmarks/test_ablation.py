@@ -62,3 +62,9 @@ def test_what_is_said_of_runs():
     assert "| nothing | 1.7500 | 0.1000 | 2 | 0.100 |" in text
     assert "| + initialisation | 1.5000 | 0.0000 | 1 | - |" in text and "`a=1`, 1 rank(s); X, 2 cores" in text
     assert "+ initialisation" in bench.plot(found)
+    # rows that were not made are named by the next one
+    assert bench.labels(["nothing", "prediction", "embedding"]) == {
+        "nothing": "nothing",
+        "prediction": "+ initialisation, prediction",
+        "embedding": "+ hidden, attention, embedding",
+    }

@@ -7,13 +7,14 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_engine.metrics.replies import Answered, reply_metrics, reply_values
+from distill_engine.metrics.replies import Answered, length_groups, reply_metrics, reply_values, values_by_length
 from distill_engine.metrics.text.accuracy import exact_match
 from distill_engine.metrics.text.bleu import METRIC, bleu_signature
 from distill_engine.metrics.text.f1 import f1
 from distill_engine.metrics.text.interdistinct import FIRST, SECOND
 from distill_engine.metrics.text.repetition import repetition
 from distill_engine.metrics.text.words import normalised
+from distill_engine.registry import load
 
 bleu = METRIC.value
 
@@ -125,3 +126,54 @@ def test_over_tasks_values_are_means_and_pooled_ones_of_all_replies():
     assert values["interdistinct-1"] == 4 / 12 and values["pets/interdistinct-1"] == 3 / 9
     assert not [name for name in values if name.startswith("empty/")]
     assert reply_values({"empty": []}) == {}
+
+
+# -- summaries, translations, transcripts --------------------------------------------------------------------------
+
+
+def value_of(name, texts, golds):
+    metric = load("metrics", name)
+    return math.nan if metric.missing() else metric.value(texts, golds)
+
+
+@pytest.mark.parametrize(
+    "name, text, golds, value",
+    [
+        ("rouge_1", "the cat sat", ["the cat ran off"], 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)),
+        ("rouge_2", "the cat sat", ["the cat ran off"], 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
+        ("rouge_l", "cats the sat", ["the cat sat", "no"], 2 / 3),  # stemmed; the better of two references
+        ("wer", "The cat, sat!", ["the cat sat on"], 1 / 4),  # one word is missing; marks and case are nothing
+        ("cer", "cet", ["cat"], 1 / 3),
+        ("token_error_rate", "The cat, sat", ["the cat sat"], 2 / 3),  # case, and a mark too many
+        ("wer", "a b c d", ["a"], 3.0),  # more errors than words
+        ("wer", "a b", [""], 2.0),
+        ("wer", "x", ["a b c", "x y"], 1 / 2),  # the nearer reference
+    ],
+)
+def test_worked_by_hand(name, text, golds, value):
+    assert value_of(name, [text], [golds]) == pytest.approx(value)
+
+
+def test_errors_are_pooled_and_characters_are_sacrebleus():
+    assert value_of("wer", ["a", "x x x"], [["b"], ["x x x"]]) == pytest.approx(1 / 4)
+    texts, golds = ["der hund bellt", "ja"], [["der hund hat gebellt"], ["ja doch"]]
+    expected = sacrebleu.CHRF(word_order=2).corpus_score(texts, [[one[0] for one in golds]]).score
+    assert value_of("chrf", texts, golds) == pytest.approx(expected)
+
+
+def test_without_its_library_a_metric_is_left_out_and_says_so(monkeypatch):
+    everything = set(reply_metrics([Answered("a b", 2, ["a b"])]))
+    assert {"rouge_l", "wer", "chrf"} <= everything
+    monkeypatch.setattr("distill_engine.metrics.protocol.find_spec", lambda name: None)
+    assert "pip install 'distill-engine[metrics]'" in load("metrics", "wer").missing()
+    assert set(reply_metrics([Answered("a b", 2, ["a b"])])) == everything - {
+        "rouge_1", "rouge_2", "rouge_l", "wer", "cer", "token_error_rate", "spbleu"
+    }  # fmt: skip
+
+
+def test_values_by_input_length():
+    answered = [(length, Answered("yes" if length > 2 else "", 1, ["yes"])) for length in (1, 2, 3, 4, 5, 6)]
+    values = values_by_length(answered)
+    assert length_groups(values) == ["input 1-2 words", "input 3-4 words", "input 5-6 words"]
+    assert (values["input 1-2 words/f1"], values["input 5-6 words/f1"]) == (0.0, 1.0)
+    assert values_by_length(answered[:2]) == {}

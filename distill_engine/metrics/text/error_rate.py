@@ -1,0 +1,70 @@
+"""Errors of a transcript: insertions, deletions and substitutions over what should have been said (jiwer).
+
+Word and character error rates are of texts without case, punctuation and brackets, by Whisper's language-neutral
+normaliser. The token error rate takes texts as they are: words and punctuation marks, case included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from distill_engine.metrics.protocol import TextMetric
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class ErrorRate(TextMetric):
+    """All errors / all words (characters, tokens) of the references, of several the nearest; may exceed 1."""
+
+    unit, better, pooled, library = "share", "min", True, "jiwer"
+
+    def __init__(self, name: str, meaning: str, parts: Callable[[str], list[str]]) -> None:
+        self.name, self.meaning = name, meaning
+        self._parts = parts
+
+    def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """See TextMetric."""
+        nearest = [self._errors(text, golds) for text, golds in zip(hypotheses, references, strict=True)]
+        return sum(errors for errors, _ in nearest) / max(1, sum(length for _, length in nearest))
+
+    def _errors(self, text: str, golds: Sequence[str]) -> tuple[int, int]:
+        """Errors and length of the reference with the lowest rate."""
+        said = self._parts(text)
+        found = [(_edits(self._parts(gold), said), len(self._parts(gold))) for gold in golds]
+        return min(found, key=lambda one: one[0] / max(1, one[1]))
+
+
+def _edits(reference: Sequence[str], said: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions."""
+    if not reference:  # jiwer refuses to divide by it
+        return len(said)
+    import jiwer
+
+    # each part as one word without spaces, which jiwer cannot take apart
+    numbers = {part: f"w{number}" for number, part in enumerate(dict.fromkeys([*reference, *said]))}
+    gold, text = (" ".join(numbers[part] for part in parts) for parts in (reference, said))
+    counted = jiwer.process_words(gold, text)
+    return int(counted.insertions + counted.deletions + counted.substitutions)
+
+
+@cache
+def _normaliser() -> Any:
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    return BasicTextNormalizer()
+
+
+def _words(text: str) -> list[str]:
+    return str(_normaliser()(text)).split()
+
+
+def _characters(text: str) -> list[str]:
+    return list(" ".join(_words(text)))
+
+
+WORDS = ErrorRate("wer", "word error rate after Whisper's basic normaliser", _words)
+CHARACTERS = ErrorRate("cer", "character error rate after Whisper's basic normaliser", _characters)
+TOKENS = ErrorRate("token_error_rate", "error rate of words and punctuation marks, case kept", _TOKEN.findall)
