@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from distill_engine.commands import (
     dashboard,
     data,
     evaluate,
+    export,
     latency,
     listing,
     new,
@@ -87,34 +88,8 @@ def train(
     raise typer.Exit(run_training(options))
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    target: Annotated[Path, typer.Argument(help="New folder for the student.")],
-    which: Annotated[
-        Literal["best", "last"],
-        typer.Option(help="best: the best validated student; last: the newest checkpoint's."),
-    ] = "best",
-    layout: Annotated[
-        Literal["huggingface", "parlai"],
-        typer.Option("--format", help="huggingface: a folder for transformers; parlai: model, .opt and dictionary."),
-    ] = "huggingface",
-) -> None:
-    """Write a run's student without its projections: for transformers (weights, config, tokenizer, card) or ParlAI."""
-    from distill_engine.export.run import export_run
-    from distill_engine.interop.parlai.run_export import export_run_to_parlai
-
-    try:
-        if layout == "parlai":
-            step, _ = export_run_to_parlai(run, target, which)
-        else:
-            step = export_run(run, target, which, _ERR.print)
-    except (ValueError, OSError, RuntimeError) as error:
-        _refuse(error)
-    _OUT.print(f"{which} student of {run} (step {step}) is in {target}")
-
-
-for topic in (evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new):
+_TOPICS = (export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new)
+for topic in _TOPICS:
     topic.register(app)
 
 

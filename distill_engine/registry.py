@@ -5,7 +5,8 @@ below; Python entry points of installed packages (group `distill_engine.<seam>`,
 modules given by `--plugin`, which call `register` when they are imported. No torch: recipes and the launcher read it.
 
 What an object must be is the protocol of its seam: losses/terms/protocol.py, losses/divergences/protocol.py,
-metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py.
+metrics/protocol.py, families/protocol.py, data/kinds/protocol.py, teachers/protocol.py (Source), rollouts/protocol.py,
+export/protocol.py.
 """
 
 from __future__ import annotations
@@ -93,6 +94,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "jensen_shannon": f"{_DIVERGENCES}.jensen_shannon:JENSEN_SHANNON",
         "total_variation": f"{_DIVERGENCES}.total_variation:TOTAL_VARIATION",
         "logit_mse": f"{_DIVERGENCES}.logit_mse:LOGIT_MSE",
+    },
+    "exports": {
+        "hf": "distill_engine.export.convert:TARGET",
+        "parlai": "distill_engine.interop.parlai.run_export:TARGET",
+        "onnx": "distill_engine.export.onnx:TARGET",
+        "ctranslate2": "distill_engine.export.ctranslate2:TARGET",
     },
     "teachers": {"live": "distill_engine.teachers.live:LIVE"},
     "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},

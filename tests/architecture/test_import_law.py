@@ -62,7 +62,7 @@ LAWS: dict[str, Law] = {
     "export": law("values families data models checkpoint metrics.named registry"),
     "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
-    "interop": law("export.run models.loading models.generation_settings data.tokens.tokenize recipe"),
+    "interop": law("export.protocol models.loading models.generation_settings data.tokens.tokenize recipe"),
     "assembly": Law(ANYTHING),
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),

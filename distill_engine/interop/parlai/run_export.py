@@ -1,38 +1,32 @@
-"""A run's student in ParlAI's format, with the text options of the run's recipe."""
+"""A student in ParlAI's format, with the text options of its run's recipe."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import AutoConfig
 
-from distill_engine.export.run import export_run
-from distill_engine.interop.parlai.exporter import ExportedToParlai, export_parlai
-from distill_engine.interop.parlai.options.errors import ParlaiError
+from distill_engine.export.protocol import Target
+from distill_engine.interop.parlai.exporter import export_parlai
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.schema import Recipe
 
 
-def export_run_to_parlai(
-    run: Path, target: Path, which: Literal["best", "last"] = "best"
-) -> tuple[int, ExportedToParlai]:
-    """Write a run's student as ParlAI loads it into the new folder `target`; returns its step and what was written.
+class Parlai(Target):
+    """See Target. Nothing generates, for ParlAI is not at hand; the exporter checks its loader's rules."""
 
-    Projections are no part of a student, so there is nothing to remove afterwards. Raises what `export_run` raises,
-    and ParlaiError for what ParlAI cannot represent.
-    """
-    if target.exists():
-        raise ParlaiError(f"{target} exists already. Nothing is overwritten. Give a new folder, or remove it first.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as between:
-        student = Path(between) / "student"
-        step = export_run(run, student, which)
-        recipe = run / "recipe.yaml"
+    meaning = "ParlAI's files: model, .opt, dictionary"
+    quantizations = ()
+
+    def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:  # noqa: ARG002
+        """See Target. Raises ParlaiError for what ParlAI cannot represent."""
         bart = AutoConfig.from_pretrained(student, trust_remote_code=False).model_type == "bart"
-        options = recipe_options(load_recipe(recipe), bart) if recipe.is_file() else {}
-        return step, export_parlai(student, target, options)
+        export_parlai(student, target, {} if recipe is None else recipe_options(load_recipe(recipe), bart))
+
+    def open(self, folder: Path) -> None:  # noqa: ARG002
+        """See Target."""
+        return
 
 
 def recipe_options(recipe: Recipe, bart: bool) -> dict[str, Any]:
@@ -49,3 +43,6 @@ def recipe_options(recipe: Recipe, bart: bool) -> dict[str, Any]:
         "label_truncate": data.label_tokens,
         "learn_positional_embeddings": recipe.student.train_position_tables,
     }
+
+
+TARGET = Parlai()

@@ -6,8 +6,7 @@ import shutil
 import pytest
 import torch
 
-from distill_engine.interop.parlai.options.errors import ParlaiError
-from distill_engine.interop.parlai.run_export import export_run_to_parlai
+from distill_engine.export.convert import export_student
 
 RECIPE = """
 name: small
@@ -32,19 +31,31 @@ def run(imported, tmp_path):
     return folder
 
 
+def export(source, target):
+    return export_student(source, target, "parlai", None, lambda *_: {})
+
+
 def test_the_best_student_is_written_with_the_recipes_options(run, blender, tmp_path):
-    step, report = export_run_to_parlai(run, tmp_path / "parlai")
+    step = export(run, tmp_path / "parlai")
     told = json.loads((tmp_path / "parlai" / "model.opt").read_text())
     assert step == 12 and (told["task"], told["multitask_weights"]) == ("demo", [2.0])
     assert (told["delimiter"], told["history_add_global_end_token"]) == ("  ", "end")
     assert (told["truncate"], told["text_truncate"], told["label_truncate"]) == (100, 100, 50)
-    before, after = (torch.load(f, weights_only=True)["model"] for f in (blender / "model", report.model_file))
+    before, after = (
+        torch.load(f, weights_only=True)["model"] for f in (blender / "model", tmp_path / "parlai" / "model")
+    )
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parlai", "run"]
 
 
 def test_a_target_that_exists_is_refused_before_any_work(run, tmp_path):
-    with pytest.raises(ParlaiError, match="exists already"):
-        export_run_to_parlai(run, run)
+    with pytest.raises(ValueError, match="exists already"):
+        export(run, run)
     with pytest.raises(ValueError, match="no exported student"):
-        export_run_to_parlai(tmp_path, tmp_path / "parlai")
+        export(tmp_path, tmp_path / "parlai")
+
+
+def test_any_model_folder_will_do(imported, blender, tmp_path):
+    assert export(imported, tmp_path / "parlai") is None
+    before, after = (torch.load(f, weights_only=True)["model"] for f in (blender / "model", tmp_path / "parlai/model"))
+    assert all(torch.equal(before[name], after[name]) for name in before)

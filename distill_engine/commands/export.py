@@ -1,0 +1,130 @@
+"""`distill export`: a student for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from distill_engine.commands.evaluate import RecipeOption, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distill_engine.evaluate.agreement import Agreement
+
+_OUT = Console(soft_wrap=True, highlight=False)
+_NEW_TOKENS = 32
+_ALIASES = {"huggingface": "hf"}  # its name when there were two formats
+
+
+def register(app: typer.Typer) -> None:
+    """Add `export` to the program."""
+    app.command()(export)
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="Run folder, or any transformers folder.")],
+    target: Annotated[Path, typer.Argument(help="New folder for the student.")],
+    which: Annotated[
+        Literal["best", "last"],
+        typer.Option(help="Of a run: best: the best validated student; last: the newest checkpoint's."),
+    ] = "best",
+    layout: Annotated[
+        str, typer.Option("--format", help="hf, parlai, onnx, ctranslate2 (`distill list exports`).")
+    ] = "hf",
+    quantize: Annotated[
+        str | None, typer.Option("--quantize", help="int8; ctranslate2 also int16, float16, bfloat16.")
+    ] = None,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Refuse an export with a smaller share of equal replies.")
+    ] = 0.0,
+    prompts: Annotated[int, typer.Option(min=1, help="Validation prompts that both must answer.")] = 32,
+    recipe: RecipeOption = None,
+) -> None:
+    """Write a student without its projections, for transformers, ParlAI, ONNX Runtime or CTranslate2.
+
+    The latter two answer prompts beside the PyTorch student before they count: validation prompts of the run's recipe
+    (or --recipe), else random tokens.
+    """
+    from distill_engine.export.convert import export_student
+
+    def judge(student: Path, other: Any) -> Mapping[str, Any]:
+        return _judged(student, other, [str(source)], recipe, prompts, min_agreement)
+
+    chosen = _ALIASES.get(layout, layout)
+    try:
+        step = export_student(source, target, chosen, quantize, judge, which=which, say=_tell)
+    except (ValueError, OSError, RuntimeError) as error:
+        refuse(error)
+    what = f"{which} student of {source} (step {step})" if step is not None else str(source)
+    _OUT.print(f"{what} is in {target}", markup=False)
+
+
+def _judged(
+    student: Path, other: Any, models: list[str], recipe: Path | None, prompts: int, least: float
+) -> Mapping[str, Any]:
+    """Both answer; what was found, for the record. Raises TargetError below the limit."""
+    import torch
+
+    from distill_engine.data.tokens.tokenize import load_tokenizer
+    from distill_engine.evaluate.agreement import agreement
+    from distill_engine.evaluate.measure import load_model
+    from distill_engine.export.protocol import TargetError
+
+    model = load_model(student, torch.device("cpu"))
+    tokenizer = load_tokenizer(str(student))
+    contexts, golds, source = _prompts(models, recipe, prompts, model, tokenizer)
+    for name in getattr(other, "ignored", ()):
+        _tell(f"{name} is one of the student's generation settings, which the target does not have")
+    found = agreement(model, other, tokenizer, contexts, golds, _NEW_TOKENS)
+    _tell(_shown(found, source))
+    if found.share < least:
+        raise TargetError(
+            f"{found.share:.1%} of the replies are the student's, fewer than --min-agreement {least:.1%}. Nothing is "
+            "written. Export with less quantisation, or allow more."
+        )
+    sizes = {"mib_on_disk": round(other.mib_on_disk, 3), "parameters": model.num_parameters()}
+    difference = None if found.first is None else vars(found.first)
+    return {**sizes, "agreement": found.share, "prompts": found.prompts, "prompts_from": source,
+            "first_difference": difference, "metrics": found.metrics}  # fmt: skip
+
+
+def _prompts(
+    models: list[str], recipe: Path | None, count: int, model: Any, tokenizer: Any
+) -> tuple[list[Tensor], list[str], str]:
+    """Contexts [1, S], right answers where there are some, and where they are from."""
+    import torch
+
+    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_tasks
+    from distill_engine.evaluate.generate import decoded
+
+    try:
+        task = next(iter(split_tasks(prepared(models, recipe, ()), "valid").values()))
+    except CompareError:
+        if recipe is not None:
+            raise
+        draw = torch.Generator().manual_seed(0)
+        words = int(model.config.vocab_size)
+        return [torch.randint(min(5, words - 1), words, (1, 24), generator=draw) for _ in range(count)], [], "random"
+    contexts = contexts_of(task, torch.device("cpu"), count)
+    stride = max(1, len(task) // len(contexts))
+    golds = [decoded(tokenizer, task.example(number * stride).label_ids.tolist()) for number in range(len(contexts))]
+    return contexts, golds, "validation"
+
+
+def _shown(found: Agreement, source: str) -> str:
+    lines = [f"{found.share:.1%} of {found.prompts} replies ({source} prompts) are the PyTorch student's"]
+    changed = {name: pair for name, pair in found.metrics.items() if pair[0] != pair[1]}
+    lines += [f"  {name}: {one:.4g} by PyTorch, {two:.4g} here" for name, (one, two) in changed.items()]
+    if found.first is not None:
+        first = found.first
+        lines.append(f"  first difference, after {first.context!r}: PyTorch {first.student!r}, here {first.other!r}")
+    return "\n".join(lines)
+
+
+def _tell(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
