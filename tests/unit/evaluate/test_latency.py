@@ -1,10 +1,10 @@
 """The latency protocol: equal work for all models, interleaved, warm-up thrown away, honest summaries."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BartConfig
 
 from distill_engine.evaluate import latency
 from distill_engine.evaluate.latency import Case, CompileError, Timing, measure, measure_latency, rows, unsupported
@@ -26,7 +26,7 @@ class Talker:
 
     def __init__(self, name: str, clock: Clock, log: list, seconds: list[float]) -> None:
         self.name, self.clock, self.log, self.seconds = name, clock, log, list(seconds)
-        self.config = SimpleNamespace(max_position_embeddings=64)
+        self.config = BartConfig(max_position_embeddings=64)
 
     def generate(self, *, input_ids, attention_mask, **options):
         self.log.append((self.name, int(input_ids[0, 0]), options))
