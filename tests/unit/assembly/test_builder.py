@@ -8,6 +8,11 @@ import pytest
 from distill_engine.assembly.builder import Builder
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
+from distill_engine.recipe.problem import RecipeError
+from distill_engine.teachers.protocol import Teacher
+from distill_engine.values import Stack
 
 BART = SequenceLayout(1, 0, 2, (0,), (2,), (2, 0), 1)
 LIMITS = TokenLimits(context=58, label=57)  # with one more for BART's start tokens: all that 58 positions hold
@@ -22,3 +27,21 @@ def test_padding_of_the_probe_batch_keeps_to_the_limits(examples):
     probe = Builder(ready, None, None, None, None)._probe_batch()
     assert probe.inputs.input_ids.shape == (min(examples, 2), 58)
     assert probe.decoder_input_ids.shape == probe.labels.shape == (min(examples, 2), 58)
+
+
+class Speechless(Teacher):
+    provides = frozenset({"logits"})
+
+
+def test_a_source_that_lacks_what_losses_compare_is_refused_with_what_is_missing(monkeypatch):
+    source = SimpleNamespace(open=lambda parts: Speechless())
+    monkeypatch.setattr("distill_engine.assembly.builder.load", lambda seam, name: source)
+    recipe = SimpleNamespace(name="tiny", teacher=SimpleNamespace(source="speechless", window=False))
+    ready = SimpleNamespace(recipe=recipe, teacher_shape=SimpleNamespace(vocab=9), teacher_folder="teacher")
+    ranks = SimpleNamespace(rank=0, world_size=1, device=None)
+    weights = LossWeights(task=1.0, encoder=1.0, prediction=1.0)
+    goal = Objective(weights, dict.fromkeys(Stack, ()))
+    with pytest.raises(RecipeError, match=r"teacher\.source is speechless, which does not give encoder_output"):
+        Builder(ready, None, ranks, None, None)._teacher(goal, {}, "fp32")
+    goal = Objective(LossWeights(task=1.0, prediction=1.0), dict.fromkeys(Stack, ()))
+    assert isinstance(Builder(ready, None, ranks, None, None)._teacher(goal, {}, "fp32"), Speechless)

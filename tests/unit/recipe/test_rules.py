@@ -343,7 +343,7 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "is 129, but the teacher's position table has 128 rows",
     ),
     ({}, {"model_type": "bart"}, "data.label_tokens", "A bart model needs 129 for them. Set data.label_tokens: 127"),
-    ({}, {"model_type": "t5"}, "teacher.path", "has model_type 't5'. Teachers can be: blenderbot, bart"),
+    ({}, {"model_type": "gpt2"}, "teacher.path", "has model_type 'gpt2'. Teachers can be: blenderbot"),
     ({}, {"d_model": None}, "teacher.path", "has a config.json with d_model null"),
 ]
 
