@@ -19,12 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from runs import ROOT, finished, this_machine
+from runs import DEMO_RECIPE, ROOT, finished, this_machine
 
-from distill_engine.losses.config import LossesSection, LossWeights
+from distill_engine.losses.config import LossesSection
+from distill_engine.recipe.load import load_recipe
 from distill_engine.telemetry.machine import machine_record
 
-ALL_ONES = tuple(f"losses.weights.{name}=1" for name in LossWeights.fields())
+HAND_TUNED = load_recipe(DEMO_RECIPE).losses.weights.root
+ALL_ONES = tuple(f"losses.weights.{name}=1" for name, weight in HAND_TUNED.items() if weight)
 METHODS = get_args(LossesSection.model_fields["balance"].annotation)
 ARMS: dict[str, tuple[str, ...]] = {"hand_tuned": ()} | {
     f"ones_{method}": (*ALL_ONES, f"losses.balance={method}") for method in METHODS

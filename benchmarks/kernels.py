@@ -28,8 +28,11 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+REPLAYABLE = ("eager", "reference")
+MOST_COPIES = 4  # of a case's inputs
 COLUMNS = (
-    "case", "group", "implementation", "dtype", "milliseconds", "p20", "p80", "times_faster_than_eager",
+    "case", "group", "implementation", "dtype", "milliseconds", "p20", "p80", "replayed_milliseconds",
+    "times_faster_than_eager",
     "peak_extra_mib", "share_of_eager_memory", "gradients_mib", "share_beside_gradients", "gflops",
     "share_of_matmul_ceiling", "gigabytes_per_second", "share_of_copy_ceiling", "repeats", "device", "torch", "triton",
     "commit",
@@ -42,8 +45,15 @@ def wait(device: torch.device) -> None:
 
 
 def milliseconds(run: Any, device: torch.device) -> float:
-    """Wall time of one call, the device's work included."""
+    """Of one call: between two events on the device's own clock, or wall time on a CPU."""
     wait(device)
+    if device.type == "cuda":
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        run()
+        after.record()
+        after.synchronize()
+        return float(before.elapsed_time(after))
     started = time.perf_counter()
     run()
     wait(device)
@@ -68,6 +78,37 @@ def peak_extra_bytes(run: Any, device: torch.device) -> int:
     return peak
 
 
+def replayed_milliseconds(runner: Runner, name: str, device: torch.device, repeats: int) -> float | None:
+    """Median of the same call replayed as a CUDA graph, without the host. None on a CPU, where the host makes arguments
+    anew for each launch (triton, compiled), and where a capture is refused."""
+    if device.type != "cuda" or name not in REPLAYABLE:
+        return None
+    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                runner.run(name)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        with torch.cuda.graph(graph):
+            runner.run(name)
+    except RuntimeError as error:
+        sys.stderr.write(f"  {name} is not replayed: {str(error).splitlines()[0]}\n")
+        return None
+    return statistics.median(milliseconds(graph.replay, device) for _ in range(repeats))
+
+
+def runners_of(case: Case, dtype: torch.dtype, device: torch.device) -> list[Runner]:
+    """Copies of a case with inputs that take turns, so that none is found in a GPU's L2 cache; one on a CPU."""
+    first = case.prepare(dtype, device)
+    if device.type != "cuda":
+        return [first]
+    own = sum(leaf.numel() * leaf.element_size() for leaf in first.leaves)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    copies = min(MOST_COPIES, 1 + -(-2 * cache // max(own, 1)))
+    return [first, *(case.prepare(dtype, device) for _ in range(copies - 1))]
+
+
 class Ceilings:
     """What large products and large copies reach on this device, measured in this process."""
 
@@ -86,17 +127,20 @@ def _best(run: Any, work: float, dtype: torch.dtype, device: torch.device, shape
 def rows_of(case: Case, dtype: torch.dtype, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Measure one case: implementations take turns, so that other work on the machine slows all alike."""
     torch.compiler.reset()
-    runner: Runner = case.prepare(dtype, device)
+    runners = runners_of(case, dtype, device)
+    runner = runners[0]
     fused = "triton" if device.type == "cuda" else "chunked"
     names = ("eager", "compiled", "reference", fused)
     for name in names:
-        for _ in range(3):
-            runner.run(name)
+        for turn in range(3):
+            runners[turn % len(runners)].run(name)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeats):
+    for turn in range(repeats):
         for name in names:
-            times[name].append(milliseconds(lambda name=name: runner.run(name), device))
+            one = runners[turn % len(runners)]
+            times[name].append(milliseconds(lambda name=name, one=one: one.run(name), device))
     memory = {name: peak_extra_bytes(lambda name=name: runner.run(name), device) for name in names}
+    replayed = {name: replayed_milliseconds(runner, name, device, repeats) for name in names}
     eager = statistics.median(times["eager"])
     gradients = sum(leaf.numel() * leaf.element_size() for leaf in runner.leaves)
     return [
@@ -114,6 +158,7 @@ def rows_of(case: Case, dtype: torch.dtype, device: torch.device, repeats: int) 
             "share_beside_gradients": _digits((memory[name] - gradients) / max(memory["eager"] - gradients, 1)),
             "gflops": _digits(1e3 * runner.work.gflop / statistics.median(times[name])),
             "gigabytes_per_second": _digits(1e3 * runner.work.gigabytes / statistics.median(times[name])),
+            "replayed_milliseconds": "" if (found := replayed[name]) is None else _digits(found),
             "repeats": repeats,
         }
         for name in names

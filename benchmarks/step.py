@@ -44,6 +44,7 @@ from distill_engine.engine.ds_config import load_ds_config, precision_of, studen
 from distill_engine.families.lookup import family_named  # noqa: E402
 from distill_engine.families.shape import Sizes  # noqa: E402
 from distill_engine.models.generation_settings import Decoder, read_settings, settle_student  # noqa: E402
+from distill_engine.recipe.placement import placement_of  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
 from distill_engine.setup.prepare import Prepared  # noqa: E402
 from distill_engine.student.build import build_student, fresh_config  # noqa: E402
@@ -185,7 +186,7 @@ def ds_configs(recipe: Recipe, precision: str, ranks: Ranks) -> tuple[dict[str, 
         dtype=precision_of(student),
         batch_per_rank=recipe.batch.per_rank,
         world_size=ranks.world_size,
-        placement=recipe.teacher.placement,
+        placement=placement_of(recipe, ranks.world_size, {})[0],
     )
     return student, teacher
 

@@ -82,10 +82,18 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "decoder_self_attention": f"{_TERMS}.self_attention:DECODER",
         "cross_attention": f"{_TERMS}.cross_attention:CROSS",
         "prediction": f"{_TERMS}.prediction:PREDICTION",
+        "label_smoothing": f"{_TERMS}.label_smoothing:LABEL_SMOOTHING",
+        "encoder_hidden_cosine": f"{_TERMS}.hidden_cosine:ENCODER",
+        "decoder_hidden_cosine": f"{_TERMS}.hidden_cosine:DECODER",
+        "encoder_self_relations": f"{_TERMS}.self_relations:ENCODER",
+        "decoder_self_relations": f"{_TERMS}.self_relations:DECODER",
     },
     "divergences": {
         "forward_kl": f"{_DIVERGENCES}.forward_kl:FORWARD_KL",
         "reverse_kl": f"{_DIVERGENCES}.reverse_kl:REVERSE_KL",
+        "jensen_shannon": f"{_DIVERGENCES}.jensen_shannon:JENSEN_SHANNON",
+        "total_variation": f"{_DIVERGENCES}.total_variation:TOTAL_VARIATION",
+        "logit_mse": f"{_DIVERGENCES}.logit_mse:LOGIT_MSE",
     },
     "exports": {
         "hf": "distill_engine.export.convert:TARGET",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill_engine.families.shape import Shape
+from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
 from distill_engine.values import FeatureRequest, Stack
 
@@ -61,7 +62,7 @@ class Job:
     @property
     def placement(self) -> str:
         """Where the teacher's weights live. A DeepSpeed JSON that offloads them is the same as asking for it."""
-        asked = self.recipe.teacher.placement
+        asked, _ = placement_of(self.recipe, self.ranks, self.teacher_ds)
         device = zero(self.teacher_ds).get("offload_param", {}).get("device")
         return "offload" if asked == "zero3" and device in ("cpu", "nvme") else asked
 

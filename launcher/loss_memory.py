@@ -6,7 +6,7 @@ those of the student's layers, so the gradients of all compared features exist t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from distill_engine.families.shape import Shape
@@ -31,10 +31,14 @@ class Attention:
     scores: int  # of one head, all examples
 
 
-def attentions(job: Job) -> Iterator[Attention]:
+def attentions(job: Job, operand: Operand = "scores") -> Iterator[Attention]:
     """Those of terms with a weight."""
+    return _attentions(job, _needs(job, operand))
+
+
+def _attentions(job: Job, requests: Iterable[FeatureRequest]) -> Iterator[Attention]:
     data = job.recipe.data
-    for asked in _needs(job, "scores"):
+    for asked in requests:
         for kind, layers in asked.attention.items():
             queries, keys = job.positions(kind.query_stack), job.positions(_keys(kind))
             length = data.context_tokens if _keys(kind) is Stack.ENCODER else data.label_tokens
@@ -99,13 +103,14 @@ class _Group:
 def losses(job: Job) -> float:
     """Everything that the terms add, at the largest moment: at the end of a group's forward pass, or in the backward
     pass of the vocabulary, which comes first in the forward pass and so last in the backward pass."""
-    vocabulary, hidden, attention = _vocabulary(job), _Group(), _Group()
+    vocabulary, groups = _vocabulary(job), list[_Group]()
     if job.teacher is not None:
-        hidden, attention = _hidden(job, job.teacher), _attention(job, job.teacher)
-    before = vocabulary.held
-    moments = [before + vocabulary.passing]
-    moments += [before + hidden.held + hidden.passing, before + hidden.held + attention.held + attention.passing]
-    moments += [before + vocabulary.passing + hidden.gradients + attention.gradients]
+        groups = [of(job, job.teacher) for of in (_hidden, _attention, _relations)]
+    held, moments = vocabulary.held, [vocabulary.held + vocabulary.passing]
+    for group in groups:
+        held += group.held
+        moments.append(held + group.passing)
+    moments += [vocabulary.held + vocabulary.passing + sum(group.gradients for group in groups)]
     return float(max(moments) + student_logits(job))
 
 
@@ -133,13 +138,14 @@ def _vocabulary(job: Job) -> _Group:
         return _Group(logits * FULL * (softmaxes + tempered), 0.0, logits * (FULL + rounded))
     models = 1 if job.teacher is None else 2
     block = min(models * logits * job.word, LOGIT_BLOCK_BYTES)
-    slopes = block / models / job.word * FULL if taught and _needs_a_pass(losses) else 0.0
+    in_torch = kernel(job, "prediction") == "chunked" or not losses.measure.twin
+    slopes = block / models / job.word * FULL if taught and _needs_a_pass(losses) and in_torch else 0.0
     return _Group(block, of_hidden * job.word, of_hidden * FULL + slopes)
 
 
 def _needs_a_pass(losses: LossesSection) -> bool:
     """Whether the divergence is another than the kernels' own."""
-    return bool(losses.divergence != LossesSection.model_fields["divergence"].default)
+    return losses.measure is not LossesSection().measure
 
 
 def _hidden(job: Job, teacher: Shape) -> _Group:
@@ -179,7 +185,16 @@ def _attention(job: Job, teacher: Shape) -> _Group:
     return _Group(rows * FULL if kind == "chunked" else 0.0, rows * job.word)
 
 
+def _relations(job: Job, teacher: Shape) -> _Group:
+    """Matrices of one layer's relation heads, whole and in 32 bits; gradients of queries and keys are held."""
+    kinds = list(attentions(job, "relations"))
+    rows = sum(one.layers * (one.queries + one.keys) for one in kinds) * job.student.attention_width
+    heads = max(job.student.heads, teacher.heads)
+    return _Group(rows * FULL, rows * job.word, max((4 * one.scores * heads for one in kinds), default=0) * FULL)
+
+
 def captured_of_student(job: Job) -> float:
     """Queries and keys of the student that losses look at: recomputed layers keep them all the same."""
-    rows = sum(one.layers * (one.queries + one.keys) for one in attentions(job))
-    return float(rows * job.student.attention_width * job.word)
+    asked = job.recipe.losses.weights.request(layers_of(job.student))
+    kept = sum(one.layers * (one.queries + one.keys) for one in _attentions(job, [asked]))
+    return float(kept * job.student.attention_width * job.word)

@@ -34,6 +34,7 @@ from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choo
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
+from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
@@ -168,7 +169,7 @@ class Builder:
             losses.temperature,
             losses.clamp,
             self._kernels(weights),
-            load("divergences", losses.divergence),
+            losses.measure,
         )
 
     def _kernels(self, weights: LossWeights) -> Kernels:
@@ -234,7 +235,8 @@ class Builder:
 
     def _engine(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine:
         assert self._ready.teacher_folder is not None
-        dtype, placement = _DTYPES[precision], self._recipe.teacher.placement
+        dtype = _DTYPES[precision]
+        placement, _ = placement_of(self._recipe, self._ranks.world_size, ds_config)
         head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
         folder = self._ready.teacher_folder
         self._beat("loading and sharding the teacher")

@@ -36,6 +36,7 @@ from distill_engine.engine.ds_config import (
 )
 from distill_engine.recipe.identity import recipe_difference, resolved_yaml
 from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared, prepare
@@ -98,7 +99,9 @@ def _train(
     split, split_notes = batch_split(recipe, folder / "checkpoints", ranks, resize=options.resize)
     student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
     configs = {"ds_config": student_ds}
-    if recipe.teacher.placement != "replica":  # a copy has no engine that could be configured
+    placement, why = placement_of(recipe, ranks.world_size, load_ds_config(options.teacher_ds_config))
+    notes += [why] if why and recipe.teacher.path else []
+    if placement != "replica":  # a copy has no engine that could be configured
         configs["teacher_ds_config"] = teacher_ds
     notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)
     sinks = _sinks(folder, recipe, student_ds, ranks)
@@ -177,12 +180,13 @@ def _ds_configs(
         bf16_supported=ranks.supports(torch.bfloat16),
         optimizer=recipe.optimizer.model_dump(),
     )
+    base = load_ds_config(options.teacher_ds_config)
     teacher = teacher_config(
-        load_ds_config(options.teacher_ds_config),
+        base,
         dtype=precision_of(student),
         batch_per_rank=split.per_rank,
         world_size=ranks.world_size,
-        placement=recipe.teacher.placement,
+        placement=placement_of(recipe, ranks.world_size, base)[0],
     )
     return student, teacher, notes
 

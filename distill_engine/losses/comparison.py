@@ -49,8 +49,8 @@ class MicroBatchComparison:
         causal = kind is AttentionKind.DECODER_SELF
         keys = None if causal else batch.context_mask
         queries = batch.mask_of(kind.query_stack)
-        sums = attention_sums(self.kernels.attention, students, teachers, queries, keys, causal, self.clamp)
-        return sums / students[0].key.shape[2] if self.definition == "parlai" else sums
+        divisor = students[0].key.shape[2] if self.definition == "parlai" else 1
+        return attention_sums(self.kernels.attention, students, teachers, queries, keys, causal, self.clamp, divisor)
 
 
 class BatchCounts:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, RootModel, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, RootModel, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.terms.protocol import Term
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 from distill_engine.registry import load, names
@@ -122,6 +123,9 @@ class LossesSection(Section):
     divergence: Annotated[str, name_of("divergences")] = Field(
         "forward_kl", description="From the teacher's next-token distribution; `distill list divergences` has them."
     )
+    divergence_options: dict[str, float] = Field(
+        default_factory=dict, description="Of that divergence, such as jensen_shannon's beta (docs/losses.md)."
+    )
     temperature: Positive = Field(1.0, description="Softmax temperature of the prediction term (times T squared).")
     clamp: Positive | None = Field(
         65504.0, description="Largest squared error of one element (embedding, hidden, attention); null: no clamp."
@@ -129,3 +133,25 @@ class LossesSection(Section):
     encoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each encoder layer.")
     decoder_layer_map: LayerMap = Field("parlai", description="Teacher layer that supervises each decoder layer.")
     kernels: KernelsSection = Field(default_factory=lambda: KernelsSection(), description="Who computes the losses.")
+
+    @field_validator("divergence_options", mode="after")
+    @classmethod
+    def _known_options(cls, given: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        name = info.data.get("divergence")
+        if not given or name is None:  # a wrong name is a problem of its own
+            return given
+        options = load("divergences", name).Options
+        try:
+            options.model_validate(given)
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            known = ", ".join(options.model_fields) or "none"
+            said = f"it should fit {name}, whose options are: {known}. {found}"
+            raise PydanticCustomError("divergence_options", "{said}", {"said": said}) from error
+        return given
+
+    @property
+    def measure(self) -> Divergence:
+        """The divergence with its options. It may bring torch where it is not one of ours."""
+        found: Divergence = load("divergences", self.divergence).configured(self.divergence_options)
+        return found

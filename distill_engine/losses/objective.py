@@ -141,14 +141,14 @@ class Objective:
 
     def counts(self, batch: Batch) -> Tensor:
         """[active terms] float64: what each term's sum over this micro-batch is divided by."""
-        return self._count(batch).by_term
+        return self._count(batch).by_term.double()
 
     def _count(self, batch: Batch) -> _Counted:
         """Once for each batch: before the first forward pass of a step, after it, and for the log."""
         found = self._counted.get(batch)
         if found is None:
             counts = BatchCounts(batch, self.definition)
-            by_term = torch.stack([term.count(counts) for term in self.terms_used]).double()
+            by_term = torch.stack([term.count(counts) for term in self.terms_used])
             found = self._counted[batch] = _Counted(by_term, by_term.float(), counts.labels, counts.contexts)
         return found
 
@@ -160,18 +160,20 @@ class Objective:
     def divisors(
         self, group: Sequence[Batch], sum_across_ranks: Callable[[Tensor], Tensor], world_size: int
     ) -> Tensor:
-        """[micro-batches, active terms] float64: with these, summing `total` over micro-batches and ranks gives the
-        global loss of the optimizer step. One reduction for `invariant`, none for `parlai`."""
-        local = torch.stack([self.counts(batch) for batch in group])
+        """[micro-batches, active terms] float32: with these, summing `total` over micro-batches and ranks gives the
+        global loss of the optimizer step. One reduction for `invariant`, of float64, none for `parlai`, whose counts of
+        one micro-batch are exact in float32."""
         if self.definition == "parlai":
-            return local.clamp(min=1.0) * (len(group) * world_size)
-        return sum_across_ranks(local.sum(dim=0)).clamp(min=1.0).expand_as(local)
+            counted = torch.stack([self._count(batch).as_floats for batch in group])
+            return counted.clamp(min=1.0) * (len(group) * world_size)
+        local = torch.stack([self._count(batch).by_term for batch in group])
+        return sum_across_ranks(local.sum(dim=0).double()).clamp(min=1.0).float().expand(len(group), -1)
 
     def total(self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None) -> Tensor:
         """Weighted sum of `terms` over one row of `divisors`: this micro-batch's share of the global loss, []."""
         sums = torch.stack([value.sum for value in terms.values()])
         weights = _weights(tuple(self.effective_weights(factors).values()), sums.device)
-        return (weights * sums / divisors.float()).sum()
+        return (weights * sums / divisors).sum()
 
     def weighted(
         self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None
@@ -179,7 +181,7 @@ class Objective:
         """Each term's part of `total`, [], in the registry's order."""
         weights = self.effective_weights(factors)
         return {
-            term: weight * value.sum / divisors[index].float()
+            term: weight * value.sum / divisors[index]
             for index, ((term, weight), value) in enumerate(zip(weights.items(), terms.values(), strict=True))
         }
 
@@ -191,7 +193,7 @@ def _weights(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class _Counted(NamedTuple):
-    """Of one micro-batch: [active terms] float64, the same in float32, and its label and context tokens []."""
+    """Of one micro-batch: [active terms] int64, the same in float32, and its label and context tokens []."""
 
     by_term: Tensor
     as_floats: Tensor

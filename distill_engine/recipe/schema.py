@@ -15,7 +15,8 @@ from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.metrics.named import better
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 
-Placement = Literal["zero3", "node", "replica", "offload"]
+Placed = Literal["zero3", "node", "replica", "offload"]
+Placement = Literal["auto"] | Placed
 
 
 class TeacherSection(Section):
@@ -27,8 +28,9 @@ class TeacherSection(Section):
         "live", description="Where its outputs come from; `distill list teachers` has the names."
     )
     placement: Placement = Field(
-        "zero3",
-        description="Where its weights live. zero3: shards over all ranks; node: shards over each node's ranks, so "
+        "auto",
+        description="Where its weights live. auto: a replica on one rank, else zero3. "
+        "zero3: shards over all ranks; node: shards over each node's ranks, so "
         "no byte of it crosses the network; replica: a copy on every rank; offload: shards in host memory.",
     )
     window: bool = Field(

@@ -41,15 +41,14 @@ class NonFinite:
 
     def __init__(self) -> None:
         self._depths: dict[str, int] = {}
-        self._counts: Tensor | None = None  # [2 slots + 1]: NaN, inf, and micro-batches that were affected
+        self._counts: Tensor | None = None  # [2 slots + 1]: NaN, NaN or inf, and micro-batches that were affected
         self._read: Tensor | None = None  # those of the interval that was read last
 
     def sift(self, terms: Mapping[str, TermValue]) -> Sifted:
         """Count what is not finite in one micro-batch and take it out. Never waits for the device."""
         packed = torch.cat([part for value in terms.values() for part in (value.sum.detach()[None], value.per_layer)])
-        nan, inf = packed != packed, packed.abs() == math.inf
-        bad = nan | inf
-        marks = torch.cat([nan, inf, bad.any()[None]])
+        bad = packed - packed != 0.0  # inf - inf is NaN too
+        marks = torch.cat([packed != packed, bad, bad.any()[None]])
         if self._counts is None:
             self._depths = {term: value.per_layer.numel() for term, value in terms.items()}
             self._counts = marks.double()
@@ -64,7 +63,7 @@ class NonFinite:
         if counts is None:
             return {}, 0
         *marks, affected = sum_across_ranks(counts).tolist()
-        slots = [nan + inf for nan, inf in zip(*_halves(marks), strict=True)]
+        _, slots = _halves(marks)
         bad = {term: int(slots[start]) for term, start in self._starts()}
         return {term: count for term, count in bad.items() if count}, int(affected)
 
@@ -73,13 +72,13 @@ class NonFinite:
         counts = self._read if self._counts is None else self._counts
         if counts is None:
             return {}
-        nan, inf = _halves(counts.long().tolist()[:-1])
+        nan, bad = _halves(counts.long().tolist()[:-1])
         found = {}
         for term, start in self._starts():
             depth = self._depths[term]
-            layers = tuple(n for n in range(depth) if nan[start + 1 + n] or inf[start + 1 + n])
-            if nan[start] or inf[start]:
-                found[term] = Found(nan[start], inf[start], layers, depth)
+            layers = tuple(n for n in range(depth) if bad[start + 1 + n])
+            if bad[start]:
+                found[term] = Found(nan[start], bad[start] - nan[start], layers, depth)
         return found
 
     def _starts(self) -> Iterable[tuple[str, int]]:
@@ -90,7 +89,7 @@ class NonFinite:
 
 
 def _halves(marks: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Those of NaN and of inf."""
+    """Those of NaN, and of NaN or inf."""
     middle = len(marks) // 2
     return marks[:middle], marks[middle:]
 

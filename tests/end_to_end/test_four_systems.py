@@ -16,6 +16,7 @@ import yaml
 from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 
+from distill_engine.losses.config import LossWeights
 from distill_engine.telemetry.jsonl import read_history
 
 STEPS = 6
@@ -116,9 +117,7 @@ def test_the_run_folder_is_complete(system):
     present = {path.name for path in system.folder.iterdir()}
     assert {"best", "checkpoints", "metrics.jsonl", "recipe.yaml", "ds_config.json", "wandb"} <= present
     resolved = yaml.safe_load((system.folder / "recipe.yaml").read_text())
-    assert resolved["losses"]["weights"] == {"encoder": 0.0, "embedding": 0.0, "self_attention": 0.0} | {
-        "cross_attention": 0.0
-    } | WEIGHTS[system.style]
+    assert resolved["losses"]["weights"] == dict.fromkeys(LossWeights.fields(), 0.0) | WEIGHTS[system.style]
     assert resolved["optimizer"]["betas"] == [0.9, 0.999], "defaults are written out"
     config = json.loads((system.folder / "ds_config.json").read_text())
     batch = system.recipe["batch"]

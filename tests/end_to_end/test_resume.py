@@ -178,6 +178,7 @@ def test_the_wandb_run_goes_on_under_its_id_and_the_key_is_nowhere(two_ranks):
 def plain(base_recipe) -> dict:
     recipe = resume_recipe(base_recipe("bart"), "bart")
     recipe["student"]["activation_checkpointing"] = True
+    recipe["teacher"]["placement"] = "zero3"  # one rank would choose a replica
     recipe["losses"]["weights"] |= {"self_attention": 1.0, "cross_attention": 1.0}
     recipe["stop"] = {"max_steps": PLAIN_STEPS}
     return recipe

@@ -19,14 +19,14 @@ ENTRY_POINTS = """
 encoder_cosine = toy_term:COSINE
 
 [distill_engine.divergences]
-jensen_shannon = toy_divergence:JENSEN_SHANNON
+k_divergence = toy_divergence:K_DIVERGENCE
 """
 
 
 @pytest.fixture(scope="module")
 def recipe(base_recipe, write_recipe) -> Path:
     made = base_recipe()
-    made["losses"] |= {"divergence": "jensen_shannon", "temperature": 2.0, "balance": "gradient_alignment"}
+    made["losses"] |= {"divergence": "k_divergence", "temperature": 2.0, "balance": "gradient_alignment"}
     made["losses"]["weights"]["cosine"] = 0.5
     made["validation"]["every_steps"] = 2
     return write_recipe(made)
@@ -67,7 +67,7 @@ def test_a_plugin_is_checked_trained_and_resumed(program, recipe, fp32, tmp_path
     for steps in (2, 4):
         program.run(*start, "--run-dir", halves, "--set", f"stop.max_steps={steps}", ranks=2).well()
     kept = yaml.safe_load((whole / "recipe.yaml").read_text())["losses"]
-    assert kept["weights"]["cosine"] == 0.5 and kept["divergence"] == "jensen_shannon"
+    assert kept["weights"]["cosine"] == 0.5 and kept["divergence"] == "k_divergence"
     undisturbed, resumed = records(whole, "train"), records(halves, "train")
     assert len(undisturbed) == len(resumed) == 4
     for one, other in zip(undisturbed, resumed, strict=True):
@@ -85,9 +85,9 @@ def test_without_the_plugin_its_names_are_unknown(program, recipe):
     done = distill(program, "check", "--recipe", recipe)
     assert done.returncode == 78
     assert "losses.weights.cosine is not a key that a recipe has" in done.stderr
-    assert "losses.divergence is 'jensen_shannon'. It should be one of: forward_kl, reverse_kl." in done.stderr
+    assert "losses.divergence is 'k_divergence'. It should be one of: forward_kl, reverse_kl, " in done.stderr
     done = distill(program, "check", "--recipe", recipe, *BY_FILE, "--set", "losses.divergence=revers_kl")
-    assert done.returncode == 78 and "reverse_kl, jensen_shannon. Did you mean reverse_kl?" in done.stderr
+    assert done.returncode == 78 and "logit_mse, k_divergence. Did you mean reverse_kl?" in done.stderr
     done = distill(program, "check", "--recipe", recipe, *BY_FILE, "--set", "losses.weights.cosin=1")
     assert done.returncode == 78 and "Did you mean cosine?" in done.stderr
     done = distill(program, "check", "--plugin", "no_such_module")
@@ -97,7 +97,7 @@ def test_without_the_plugin_its_names_are_unknown(program, recipe):
 def test_an_installed_package_needs_no_flag(program, recipe, fp32, installed, tmp_path):
     listed = distill(program, "list", "terms", "--markdown", env=installed)
     assert "| `encoder_cosine` | 1 - cosine of the encoder's output |" in listed.stdout, listed.stderr
-    assert "jensen_shannon" in distill(program, "list", "divergences", env=installed).stdout
+    assert "k_divergence" in distill(program, "list", "divergences", env=installed).stdout
     run = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", tmp_path / "run", "--set", "stop.max_steps=2")
     program.run(*run, ranks=2, env=installed).well()
     assert records(tmp_path / "run", "train")[-1]["train/term/encoder_cosine/raw"] > 0

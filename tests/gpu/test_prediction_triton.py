@@ -6,7 +6,10 @@ import head_cases as cases
 import pytest
 import torch
 
+from distill_engine.losses.kernels.dispatch import vocabulary_sums
 from distill_engine.losses.kernels.prediction import task_and_prediction_sums
+from distill_engine.registry import load
+from distill_engine.values import OutputHead
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if triton.knobs.runtime.interpret:
@@ -24,6 +27,27 @@ SHAPES = [(8008, (16, 128)), (50265, (4, 142))]
 def test_float64_says_the_same(dtype, temperature, vocabulary):
     options = {"size": (2, 40), "vocabulary": vocabulary, "widths": (64, 128), "masked_id": 1, "device": "cuda"}
     cases.check_float64(run, cases.case(dtype, temperature=temperature, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "total_variation", "logit_mse"])
+def test_other_divergences_are_what_torch_computes(dtype, name):
+    draw = torch.Generator("cuda").manual_seed(2)
+
+    def head(width: int) -> OutputHead:
+        states = torch.randn(2, 40, width, generator=draw, device="cuda", dtype=dtype) / width**0.5
+        return OutputHead(states, torch.randn(8008, width, generator=draw, device="cuda", dtype=dtype), None, 1)
+
+    student, teacher = head(64), head(128)
+    labels = torch.randint(2, 8008, (2, 40), generator=draw, device="cuda")
+    labels[1, 30:] = -100
+    trained = student.hidden.requires_grad_(), student.embedding.requires_grad_()
+    found = []
+    for implementation in ("triton", "chunked"):
+        task, divergence, _ = vocabulary_sums(implementation, student, teacher, labels, 2.0, load("divergences", name))
+        found.append([divergence, *torch.autograd.grad(task + 2.0 * divergence, trained)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2 if dtype == torch.float16 else 1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from distill_engine.recipe.section import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,9 +20,23 @@ class Divergence(Protocol):
     pointwise: an entry of the result depends on the same entry of the arguments alone.
 
     meaning  half a sentence for tables
+    Options  keys of losses.divergence_options, with their defaults and ranges; none by default
+    of       what `value_and_slope` gets: log-probabilities or the logits, both over the temperature. Of logits the
+             divergence is the mean over the vocabulary, not the sum
+    twin     `module:function` of the same in Triton (a module that may import it), or empty: torch on every device
+    number   what the twin is given besides, such as an option
     """
 
     meaning: str
+    Options: type[Section] = Section
+    of: Literal["log_probabilities", "logits"] = "log_probabilities"
+    twin: str = ""
+    number: float = 0.0
+
+    def configured(self, options: Mapping[str, float]) -> Divergence:
+        """The same with these options, which are valid (`Options`)."""
+        assert not options, "a divergence with Options has a `configured` of its own"
+        return self
 
     def value_and_slope(self, log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Of log-probabilities, float32 and of one shape, natural logarithm: every entry's part of the divergence, and

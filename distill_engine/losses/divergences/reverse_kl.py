@@ -14,6 +14,7 @@ class ReverseKL(Divergence):
     """sum p_s (log p_s - log p_t); generated text profits most (Gu et al. 2024, MiniLLM)."""
 
     meaning = "reverse KL: the student keeps away from what the teacher finds unlikely"
+    twin = "distill_engine.losses.divergences.reverse_kl_triton:value_and_slope"
 
     def value_and_slope(self, log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
         """See Divergence."""

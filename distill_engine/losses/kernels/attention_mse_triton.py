@@ -68,6 +68,7 @@ def attention_mse_sums(
     key_mask: Tensor | None,
     causal: bool,
     clamp: float | None,
+    divisor: int = 1,
 ) -> Tensor:
     """For every mapped layer the sum over valid pairs of the squared score difference, mean over heads.
 
@@ -76,6 +77,7 @@ def attention_mse_sums(
     key_mask            [B, K] bool, True where a key may be seen; None: everywhere
     causal              a query sees keys up to its own position (needs Q = K)
     clamp               largest squared difference of one pair, or None
+    divisor             of the sums
     returns             [M] float32, gradient to the students' queries and keys only
 
     Pairs that do not count may hold inf or nan. Raises ValueError where shapes do not fit or the kernel cannot serve.
@@ -86,7 +88,7 @@ def attention_mse_sums(
     if not students:
         return query_mask.new_zeros(0, dtype=torch.float32)
     masks = _Masks.of(query_mask, key_mask, students[0].key.shape[2], causal)
-    settings = _Settings([(x.scale, y.scale) for x, y in zip(students, teachers, strict=True)], causal, clamp)
+    settings = _Settings([(x.scale, y.scale) for x, y in zip(students, teachers, strict=True)], causal, clamp, divisor)
     tensors = [t for x, y in zip(students, teachers, strict=True) for t in (x.query, x.key, y.query, y.key)]
     result: Tensor = _FusedScoreError.apply(settings, masks, *tensors)
     return result
@@ -97,11 +99,12 @@ def attention_mse_sums(
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is not a tensor. scales: of student and teacher, for every layer."""
+    """What is not a tensor. scales: of student and teacher, for every layer; the sums are divided by `divisor`."""
 
     scales: Sequence[tuple[float, float]]
     causal: bool
     clamp: float | None
+    divisor: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class _Masks:
         queries = rows.shape[1]
         keep = torch.cat([rows, columns], dim=1).view(torch.uint8)
         last = keep * _places(queries, keys, keep.device)  # 0 or one past the place
+        if queries == keys and queries:
+            return _Masks(keep, last.view(len(last), 2, queries).amax(2))
         ends = [
             part.amax(1) if part.shape[1] else last.new_zeros(len(last))
             for part in (last[:, :queries], last[:, queries:])
@@ -251,7 +256,9 @@ class _FusedScoreError(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layers = _by_layer(ctx.saved_tensors)
-        outputs = _backward(ctx.settings, ctx.masks, layers, gradient.contiguous())
+        divisor = ctx.settings.divisor
+        upstream = gradient.contiguous() if divisor == 1 else gradient / divisor
+        outputs = _backward(ctx.settings, ctx.masks, layers, upstream)
         return None, None, *(result for pair in outputs for result in (*pair, None, None))
 
 
@@ -269,7 +276,8 @@ def _forward(settings: _Settings, masks: _Masks, layers: list[list[Tensor]]) -> 
         rows = options["BLOCK_ROWS"]
         partials = sums.new_empty(len(group.numbers), examples * heads * triton.cdiv(queries, rows))
         group.launch(forward_kernel, partials.numel(), settings, masks, partials, options)
-        found = (partials.sum(1, dtype=torch.float64) / heads).float()
+        summed = partials.sum(1, dtype=torch.float64)
+        found = torch.div(summed, heads * settings.divisor, out=sums.new_empty(len(summed)))  # rounded as it is written
         if together:
             return found
         for place, number in enumerate(group.numbers):

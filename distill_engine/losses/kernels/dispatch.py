@@ -139,21 +139,25 @@ def attention_sums(
     key_mask: Tensor | None,
     causal: bool,
     clamp: float | None,
+    divisor: int = 1,
 ) -> Tensor:
-    """[layers] float32: for each layer pair the squared score error, summed over valid pairs, mean over heads.
+    """[layers] float32: for each layer pair the squared score error, summed over valid pairs, mean over heads, over the
+    divisor.
 
     query_mask  [B, Q] bool     key_mask  [B, K] bool, None where every key counts
     causal      a query sees no later key
     """
     if implementation == "reference":
         mask = pair_mask(query_mask, key_mask, causal)
-        return torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
+        sums = torch.stack([attention_mse_sum(s, t, mask, clamp) for s, t in zip(students, teachers, strict=True)])
+        return sums if divisor == 1 else sums / divisor
     biased = any(one.bias is not None for one in (*students, *teachers))
     if implementation == "chunked" or biased:  # the Triton kernel knows no position biases
-        return attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+        sums = attention_mse_chunked.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+        return sums if divisor == 1 else sums / divisor
     from distill_engine.losses.kernels import attention_mse_triton  # imports triton, which only GPU machines need
 
-    return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp)
+    return attention_mse_triton.attention_mse_sums(students, teachers, query_mask, key_mask, causal, clamp, divisor)
 
 
 def hidden_sums(
@@ -219,6 +223,6 @@ def _factors(student: OutputHead, teacher: OutputHead | None) -> tuple[Tensor | 
 def _pointwise(implementation: Implementation) -> Pointwise:
     if implementation == "chunked":
         return TorchPointwise()
-    from distill_engine.losses.kernels.prediction_triton import TritonPointwise
+    from distill_engine.losses.kernels.prediction_divergence_triton import MeasuringPointwise
 
-    return TritonPointwise()
+    return MeasuringPointwise()

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_KEPT = WeakTensorKeyDictionary()  # mask -> its `kept_rows`
 
 
 def masked_mse_sum(student: Tensor, teacher: Tensor, mask: Tensor, clamp: float | None) -> Tensor:
@@ -62,6 +65,15 @@ def squared_sum_and_slope_(difference: Tensor, keep: Tensor | None, clamp: float
     # one pass instead of a comparison and a fill: the first argument where the second lies inside the bounds, else 0
     torch.ops.aten.hardtanh_backward.grad_input(difference, squared, -1.0, clamp, grad_input=difference)
     return squared.clamp_(max=clamp).sum(), difference
+
+
+def kept_rows(mask: Tensor) -> Tensor:
+    """[B L] int32 of a mask [B, L], the smallest that a kernel's asynchronous copies can fetch. Made once for all terms
+    of a stack: it is kept while the mask lives, which nobody writes to."""
+    found: Tensor | None = _KEPT.get(mask)
+    if found is None:
+        found = _KEPT[mask] = mask.flatten().to(torch.int32)
+    return found
 
 
 def zero_unless_(values: Tensor, keep: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_engine.losses.kernels.half_products import product
+from distill_engine.losses.kernels.masked_mse import kept_rows
 from distill_engine.losses.kernels.masked_mse_triton import PLAIN_COLUMNS, PLAIN_ROWS, launch_plain, pairs_of
 
 
@@ -24,7 +25,7 @@ class LibraryErrors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, clamp: float | None, mask: Tensor, *tensors: Tensor | None) -> Tensor:
-        keep = mask.flatten().to(torch.int32)
+        keep = kept_rows(mask)
         learns = any(ctx.needs_input_grad)
         with torch.cuda.device_of(mask):
             pairs = pairs_of(keep, tensors)

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_engine.losses.kernels.half_products import unrounded
+from distill_engine.losses.kernels.masked_mse import kept_rows
 from distill_engine.losses.kernels.masked_mse_chunked import check_projection
 from distill_engine.losses.kernels.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
 from distill_engine.losses.kernels.occupancy import register_limit_on
@@ -141,7 +142,7 @@ class _ProjectedErrors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, clamp: float | None, mask: Tensor, *tensors: Tensor | None) -> Tensor:
-        keep = mask.flatten().to(torch.int32)  # the smallest that asynchronous copies can fetch
+        keep = kept_rows(mask)
         ctx.save_for_backward(keep, *tensors)
         ctx.clamp = clamp
         with torch.cuda.device_of(mask):

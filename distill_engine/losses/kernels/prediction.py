@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from distill_engine.losses.divergences.forward_kl import FORWARD_KL
 from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels.masked_mse import zero_unless_
+from distill_engine.losses.kernels.prediction_divergence import by_logits, share
 from distill_engine.values import IGNORED_LABEL
 
 
@@ -111,6 +112,7 @@ class _Divergence(torch.autograd.Function):
     """Any divergence, pointwise in log p, with its slope by the logits kept. With g the slope by log p_s:
 
         d / d s = T (g - p_s sum g)          both softmaxes at temperature T, the sum times T^2
+        d / d s = T g / V                    of one of logits, with g the slope by s / T
     """
 
     @staticmethod
@@ -122,18 +124,19 @@ class _Divergence(torch.autograd.Function):
         temperature: float,
         measure: Divergence,
     ) -> Tensor:
-        student, teacher = (
-            torch.log_softmax(logits.float() / temperature, dim=-1) for logits in (student_logits, teacher_logits)
-        )
+        student, teacher = (logits.float() / temperature for logits in (student_logits, teacher_logits))
+        if measure.of == "log_probabilities":
+            student, teacher = torch.log_softmax(student, dim=-1), torch.log_softmax(teacher, dim=-1)
         value, slope = measure.value_and_slope(student, teacher)  # [B, T, V]
-        slope = torch.addcmul(slope, student.exp(), slope.sum(dim=-1, keepdim=True), value=-1.0)
+        slope = by_logits(measure, student, slope, slope.sum(dim=-1, keepdim=True))
         ctx.save_for_backward(slope, ignored)
-        ctx.temperature, ctx.dtype = temperature, student_logits.dtype
-        return value.sum(dim=-1).masked_fill(ignored, 0.0).sum() * temperature**2
+        ctx.dtype, part = student_logits.dtype, share(measure, student.shape[-1])
+        ctx.factor = temperature * part
+        return value.sum(dim=-1).masked_fill(ignored, 0.0).sum() * (temperature**2 * part)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         slope, ignored = ctx.saved_tensors
-        gradient = zero_unless_(slope * (upstream * ctx.temperature), ~ignored[..., None])
+        gradient = zero_unless_(slope * (upstream * ctx.factor), ~ignored[..., None])
         return gradient.to(ctx.dtype), None, None, None, None

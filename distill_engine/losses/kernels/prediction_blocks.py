@@ -36,15 +36,14 @@ from torch.autograd.function import once_differentiable
 
 from distill_engine.losses.divergences.forward_kl import FORWARD_KL
 from distill_engine.losses.divergences.protocol import Divergence
+from distill_engine.losses.kernels import prediction_tokens as tokenwise
 from distill_engine.losses.kernels.half_products import add_product_
-from distill_engine.losses.kernels.prediction_divergence import logit_slopes, values_and_slopes
-from distill_engine.losses.kernels.prediction_tokens import TokenValues, token_values
+from distill_engine.losses.kernels.prediction_divergence import share
 from distill_engine.losses.quality import TokenScores
 from distill_engine.values import IGNORED_LABEL
 
 BLOCK_BYTES = 48 * 2**20  # logits of both models that exist at once
 WIDTH_STEP = 64  # columns: rows of a block stay aligned for wide loads even where the vocabulary is odd
-
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,17 @@ class Pointwise(Protocol):
 
     def gradient_(self, block: LogitBlock, moments: Tensor, task: Tensor, prediction: Tensor) -> None:
         """Overwrite the student's logits with the gradient; moments [len(MOMENTS), N], upstream factors []."""
+        ...
+
+    def values_and_slopes(self, block: LogitBlock, moments: Tensor, measure: Divergence) -> Tensor:
+        """[2, parts, N] float32 of another divergence and one block, whose logits stay as they are
+        (`prediction_divergence`)."""
+        ...
+
+    def measured_gradient_(
+        self, block: LogitBlock, moments: Tensor, slopes: Tensor, task: Tensor, prediction: Tensor, measure: Divergence
+    ) -> None:
+        """`gradient_` of another divergence; slopes [N] are the G of all blocks."""
         ...
 
 
@@ -119,12 +129,12 @@ def scores_from_hidden(
 ) -> TokenScores:
     """What the same blocks tell of every token, without a gradient; labels [B, T]."""
     _check(models, temperature)
-    rows = _label_rows(labels) if pointwise.compact else None
+    rows = tokenwise.label_rows(labels) if pointwise.compact else None
     blocks = _Blocks(models, labels, rows, _Options(masked_id, float(temperature), measure))
     tokens, _ = blocks.tokens(pointwise)
 
     def spread(values: Tensor) -> Tensor:
-        return _spread(values[:, None], labels[..., None], rows, values.dtype).squeeze(-1)
+        return tokenwise.spread_rows(values[:, None], labels[..., None], rows, values.dtype).squeeze(-1)
 
     loss, correct = spread(tokens.task), spread(tokens.correct)
     if not tokens.with_teacher:
@@ -138,7 +148,7 @@ class _FromHidden(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         *models, labels, options, pointwise = arguments
-        rows = _label_rows(labels) if pointwise.compact else None
+        rows = tokenwise.label_rows(labels) if pointwise.compact else None
         blocks = _Blocks(models, labels, rows, options)
         tokens, slopes = blocks.tokens(pointwise)
         task, prediction, hits = tokens.totals()
@@ -155,27 +165,26 @@ class _FromHidden(torch.autograd.Function):
         hidden, embedding, bias = models[:3]
         blocks = _Blocks(models, labels, rows, ctx.options, ctx.made)
         ctx.made = None  # overwritten now: another backward pass through this graph makes every block again
-        clean = _zero_where_ignored(blocks.student.hidden, blocks.labels, ctx.pointwise.compact)
+        clean = tokenwise.zero_where_ignored(blocks.student.hidden, blocks.labels, ctx.pointwise.compact)
         of_hidden = torch.zeros_like(clean, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         of_embedding = torch.empty_like(embedding) if ctx.needs_input_grad[1] else None
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        measure = ctx.options.measure
+        weighed = prediction * share(measure, len(embedding))
         # the block that is there already comes first, also when it has to be made again: equal bits each time
         for ids in reversed(blocks.ids) if slopes is None else blocks.ids:
             block = blocks.make(ids)
             if slopes is None:
                 ctx.pointwise.gradient_(block, moments, task, prediction)
             else:
-                other = logit_slopes(block, moments, slopes, prediction, ctx.options.measure)
-                alone = replace(block, teacher=None, teacher_bias=None)
-                ctx.pointwise.gradient_(alone, moments, task, torch.zeros_like(task))
-                block.student.add_(other)
+                ctx.pointwise.measured_gradient_(block, moments, slopes, task, weighed, measure)
             if of_hidden is not None:
                 add_product_(of_hidden, block.student, embedding[ids])
             if of_embedding is not None:
                 torch.mm(block.student.t(), clean, out=of_embedding[ids])
             if of_bias is not None:
                 of_bias[ids] = block.student.sum(dim=0, dtype=torch.float32)
-        whole = None if of_hidden is None else _spread(of_hidden, hidden, rows, hidden.dtype)
+        whole = None if of_hidden is None else tokenwise.spread_rows(of_hidden, hidden, rows, hidden.dtype)
         return whole, of_embedding, of_bias, *[None] * 6
 
 
@@ -222,28 +231,29 @@ class _Blocks:
     ) -> None:
         """rows: of the tokens that take part, None for all. made: by an earlier use, not overwritten since."""
         self.models = [
-            _Model(_rows(hidden, rows), embedding, bias)
+            _Model(tokenwise.of_rows(hidden, rows), embedding, bias)
             for hidden, embedding, bias in (models[:3], models[3:])
             if hidden is not None and embedding is not None
         ]
         self.student, self.with_teacher = self.models[0], len(self.models) == 2
-        self.labels = _rows(labels[..., None], rows).squeeze(1)
+        self.labels = tokenwise.of_rows(labels[..., None], rows).squeeze(1)
         self.options = options
         bytes_per_id = labels.numel() * sum(model.hidden.element_size() for model in self.models)
         self.ids = vocabulary_blocks(len(self.student.embedding), bytes_per_id)
         width = -(-self.ids[0].stop // WIDTH_STEP) * WIDTH_STEP
         self.made = made or _Made([model.hidden.new_empty(len(model.hidden), width) for model in self.models], None)
 
-    def tokens(self, pointwise: Pointwise) -> tuple[TokenValues, Tensor | None]:
+    def tokens(self, pointwise: Pointwise) -> tuple[tokenwise.TokenValues, Tensor | None]:
         """Every token's numbers, from all blocks; of another divergence than forward KL its slopes [N] as well."""
         sums = torch.cat([pointwise.sums(self.make(ids)) for ids in self.ids], dim=1)
         temperature, measure = self.options.temperature, self.options.measure
-        tokens = token_values(sums, self.labels, len(self.student.embedding), self.with_teacher, temperature)
+        tokens = tokenwise.token_values(sums, self.labels, len(self.student.embedding), self.with_teacher, temperature)
         if measure is FORWARD_KL or not self.with_teacher:
             return tokens, None
-        parts = [values_and_slopes(self.make(ids), tokens.moments, measure) for ids in reversed(self.ids)]
-        values, slopes = torch.stack(parts).sum(dim=0)
-        values = values.double().masked_fill(self.labels == IGNORED_LABEL, 0.0) * temperature**2
+        parts = [pointwise.values_and_slopes(self.make(ids), tokens.moments, measure) for ids in reversed(self.ids)]
+        values, slopes = torch.cat(parts, dim=1).sum(dim=1)
+        factor = temperature**2 * share(measure, len(self.student.embedding))
+        values = values.double().masked_fill(self.labels == IGNORED_LABEL, 0.0) * factor
         return replace(tokens, divergence=values), slopes
 
     def make(self, ids: slice) -> LogitBlock:
@@ -272,31 +282,6 @@ def vocabulary_blocks(vocabulary: int, bytes_per_id: int) -> list[slice]:
     blocks = -(-vocabulary // (max(1, most) * WIDTH_STEP))
     width = -(-vocabulary // (blocks * WIDTH_STEP)) * WIDTH_STEP
     return [slice(first, min(first + width, vocabulary)) for first in range(0, vocabulary, width)]
-
-
-def _label_rows(labels: Tensor) -> Tensor | None:
-    """Places of the label tokens among all tokens, None when all are."""
-    rows = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
-    return None if len(rows) == labels.numel() else rows
-
-
-def _rows(values: Tensor, rows: Tensor | None) -> Tensor:
-    """[B, T, D] -> [N, D], the chosen rows."""
-    flat = values.reshape(values.shape[:-1].numel(), values.shape[-1])
-    return flat if rows is None else flat[rows]
-
-
-def _spread(chosen: Tensor, whole: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """[N, D] of the chosen rows -> the shape of `whole` in another dtype, zeros elsewhere."""
-    rounded = chosen.to(dtype)
-    if rows is None:
-        return rounded.view(whole.shape)
-    return rounded.new_zeros(whole.shape[:-1].numel(), whole.shape[-1]).index_copy_(0, rows, rounded).view(whole.shape)
-
-
-def _zero_where_ignored(hidden: Tensor, labels: Tensor, compact: bool) -> Tensor:
-    """Hidden states whose ignored rows cannot spoil a product: 0 * inf is nan."""
-    return hidden if compact else hidden.masked_fill((labels == IGNORED_LABEL)[:, None], 0.0)
 
 
 def _check(models: Sequence[Tensor | None], temperature: float) -> None:

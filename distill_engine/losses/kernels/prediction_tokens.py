@@ -106,3 +106,31 @@ def row_tiles(logits: Tensor) -> Iterator[slice]:
     """Rows of [N, W], a few at a time, so that the passes over them meet in the processor's cache."""
     step = max(1, TILE_BYTES // (4 * logits.shape[1]))
     return (slice(first, first + step) for first in range(0, len(logits), step))
+
+
+# ---- tokens that take part ---------------------------------------------------------------------------------------
+
+
+def label_rows(labels: Tensor) -> Tensor | None:
+    """Places of the label tokens among all tokens, None when all are."""
+    rows = (labels.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
+    return None if len(rows) == labels.numel() else rows
+
+
+def of_rows(values: Tensor, rows: Tensor | None) -> Tensor:
+    """[B, T, D] -> [N, D], the chosen rows."""
+    flat = values.reshape(values.shape[:-1].numel(), values.shape[-1])
+    return flat if rows is None else flat[rows]
+
+
+def spread_rows(chosen: Tensor, whole: Tensor, rows: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[N, D] of the chosen rows -> the shape of `whole` in another dtype, zeros elsewhere."""
+    rounded = chosen.to(dtype)
+    if rows is None:
+        return rounded.view(whole.shape)
+    return rounded.new_zeros(whole.shape[:-1].numel(), whole.shape[-1]).index_copy_(0, rows, rounded).view(whole.shape)
+
+
+def zero_where_ignored(hidden: Tensor, labels: Tensor, compact: bool) -> Tensor:
+    """Hidden states whose ignored rows cannot spoil a product: 0 * inf is nan."""
+    return hidden if compact else hidden.masked_fill((labels == IGNORED_LABEL)[:, None], 0.0)

@@ -20,46 +20,47 @@ import triton.language as tl
 from torch import Tensor
 
 from distill_engine.losses.kernels.prediction_blocks import LogitBlock
+from distill_engine.losses.kernels.prediction_divergence import InTorch
 from distill_engine.losses.kernels.prediction_tokens import SUMS, masked_value
 
 _MOST_COLUMNS = 4096
 _COLUMNS_PER_WARP = 512
 # Blocks and batches differ in these: a variant for each kind of number would be compiled in the middle of a run.
-_SIZES = ("tokens", "width", "first", "masked")
+SIZES = ("tokens", "width", "first", "masked")
 
 
-class TritonPointwise:
+class TritonPointwise(InTorch):
     """See `prediction_blocks.Pointwise`."""
 
     compact = False
 
     def sums(self, block: LogitBlock) -> Tensor:
         """One part per program."""
-        tokens, (columns, parts) = len(block.labels), _columns(block)
+        tokens, (each, parts) = len(block.labels), columns(block)
         found = block.student.new_empty(len(SUMS), parts, tokens, dtype=torch.float32)
         if tokens:
-            with _on(block.student):
-                _sums_kernel[(tokens, parts)](*_inputs(block), found, **_constants(block, columns))
+            with on(block.student):
+                _sums_kernel[(tokens, parts)](*inputs(block), found, **constants(block, each))
         return found
 
     def gradient_(self, block: LogitBlock, moments: Tensor, task: Tensor, prediction: Tensor) -> None:
         """The upstream factors stay on the device."""
-        tokens, (columns, parts) = len(block.labels), _columns(block)
+        tokens, (each, parts) = len(block.labels), columns(block)
         if tokens:
-            with _on(block.student):
+            with on(block.student):
                 _gradient_kernel[(tokens, parts)](
-                    *_inputs(block), moments, task.float(), prediction.float(), **_constants(block, columns)
+                    *inputs(block), moments, task.float(), prediction.float(), **constants(block, each)
                 )
 
 
-def _columns(block: LogitBlock) -> tuple[int, int]:
+def columns(block: LogitBlock) -> tuple[int, int]:
     """Columns of one program, and programs per token."""
     width = block.student.shape[1]
-    columns = min(_MOST_COLUMNS, triton.next_power_of_2(width))
-    return columns, triton.cdiv(width, columns)
+    each = min(_MOST_COLUMNS, triton.next_power_of_2(width))
+    return each, triton.cdiv(width, each)
 
 
-def _inputs(block: LogitBlock) -> tuple[object, ...]:
+def inputs(block: LogitBlock) -> tuple[object, ...]:
     """Arguments that both kernels share; what is absent is stood in for and never read."""
     student = block.student
     teacher = student if block.teacher is None else block.teacher
@@ -69,7 +70,7 @@ def _inputs(block: LogitBlock) -> tuple[object, ...]:
     return student, teacher, *biases, block.labels, *sizes, block.first, masked, block.temperature
 
 
-def _constants(block: LogitBlock, columns: int) -> dict[str, object]:
+def constants(block: LogitBlock, each: int) -> dict[str, object]:
     teacher = block.student if block.teacher is None else block.teacher
     return {
         "STUDENT_FILL": masked_value(block.student.dtype),
@@ -78,12 +79,12 @@ def _constants(block: LogitBlock, columns: int) -> dict[str, object]:
         "TEACHER_BIAS": block.teacher_bias is not None,
         "TEACHER": block.teacher is not None,
         "TEMPERED": block.temperature != 1.0,
-        "COLUMNS": columns,
-        "num_warps": max(1, columns // _COLUMNS_PER_WARP),
+        "COLUMNS": each,
+        "num_warps": max(1, each // _COLUMNS_PER_WARP),
     }
 
 
-def _on(tensor: Tensor) -> AbstractContextManager[object]:
+def on(tensor: Tensor) -> AbstractContextManager[object]:
     """Kernels start on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
@@ -92,7 +93,7 @@ def _on(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 @triton.jit
-def _logits(
+def logits(
     base: tl.tensor, bias: tl.tensor, row: tl.tensor, stride: tl.tensor, column: tl.tensor, inside: tl.tensor,
     masked: tl.tensor, BIAS: tl.constexpr, FILL: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
@@ -105,8 +106,8 @@ def _logits(
     if BIAS:
         added = tl.load(bias + column, mask=inside, other=0.0)
         raw = (raw.to(tl.float32) + added.to(tl.float32)).to(base.dtype.element_ty)
-    logits = tl.where(column == masked, FILL, raw.to(tl.float32))
-    return tl.where(inside, logits, float("-inf"))
+    shown = tl.where(column == masked, FILL, raw.to(tl.float32))
+    return tl.where(inside, shown, float("-inf"))
 
 
 @triton.jit
@@ -115,7 +116,7 @@ def _first(logits: tl.tensor, maximum: tl.tensor, column: tl.tensor) -> tl.tenso
     return tl.min(tl.where(logits == maximum, column, 2147483647), axis=0)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _sums_kernel(
     student_ptr: tl.tensor, teacher_ptr: tl.tensor, student_bias_ptr: tl.tensor, teacher_bias_ptr: tl.tensor,
     labels_ptr: tl.tensor, tokens: tl.tensor, width: tl.tensor, stride: tl.tensor, first: tl.tensor,
@@ -131,7 +132,7 @@ def _sums_kernel(
     column = part * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width
     label = tl.load(labels_ptr + row) - first
-    student = _logits(
+    student = logits(
         student_ptr, student_bias_ptr, row, stride, column, inside, masked, STUDENT_BIAS, STUDENT_FILL
     )
     student_max = tl.max(student, axis=0)
@@ -143,7 +144,7 @@ def _sums_kernel(
     student_sum = tl.sum(powers, axis=0)
     tl.store(out + step, student_sum)
     if TEACHER:
-        teacher = _logits(
+        teacher = logits(
             teacher_ptr, teacher_bias_ptr, row, stride, column, inside, masked, TEACHER_BIAS, TEACHER_FILL
         )
         teacher_max = tl.max(teacher, axis=0)
@@ -164,7 +165,7 @@ def _sums_kernel(
             tl.store(out + empty * step, 0.0)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def _gradient_kernel(
     student_ptr: tl.tensor, teacher_ptr: tl.tensor, student_bias_ptr: tl.tensor, teacher_bias_ptr: tl.tensor,
     labels_ptr: tl.tensor, tokens: tl.tensor, width: tl.tensor, stride: tl.tensor, first: tl.tensor,
@@ -181,13 +182,13 @@ def _gradient_kernel(
     task = tl.load(task_ptr).to(tl.float32)
     prediction = tl.load(prediction_ptr).to(tl.float32) * temperature
     moments = moments_ptr + row
-    student = _logits(
+    student = logits(
         student_ptr, student_bias_ptr, row, stride, column, inside, masked, STUDENT_BIAS, STUDENT_FILL
     )
     student -= tl.load(moments)
     own = task * tl.load(moments + 2 * tokens)
     if TEACHER:
-        teacher = _logits(
+        teacher = logits(
             teacher_ptr, teacher_bias_ptr, row, stride, column, inside, masked, TEACHER_BIAS, TEACHER_FILL
         )
         teacher -= tl.load(moments + tokens)

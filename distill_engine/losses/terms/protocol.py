@@ -10,7 +10,7 @@ from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features
 if TYPE_CHECKING:
     from torch import Tensor
 
-Operand = Literal["logits", "vectors", "scores"]
+Operand = Literal["logits", "vectors", "scores", "relations"]
 Layers = Mapping[Stack, tuple[int, ...]]
 
 NOTHING = FeatureRequest(logits=False)
@@ -86,7 +86,8 @@ class Term(Protocol):
     name     in logs and metrics; the name it is registered by
     weight   key of losses.weights; several terms may share one
     meaning  half a sentence for tables
-    operand  logits: of the vocabulary; vectors: of the models' width; scores: of attention
+    operand  logits: of the vocabulary; vectors: of the models' width; scores: of attention, head by head; relations:
+             of tokens, whatever the heads
     default  its weight where a recipe does not say
     taught   it compares with a teacher
     layered  `sum` has one value for each mapped layer, shown one by one

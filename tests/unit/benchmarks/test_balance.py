@@ -41,7 +41,8 @@ def test_arms_are_sound_recipes_of_one_seed_and_budget():
         same = recipe.model_copy(update={"losses": hand.losses})
         assert same == hand, "nothing but the losses differs"
         if name != "hand_tuned":
-            assert set(recipe.losses.weights.model_dump().values()) == {1.0}
+            assert set(recipe.losses.weights.per_term.values()) == {1.0}
+            assert recipe.losses.weights.per_term.keys() == hand.losses.weights.per_term.keys()
             assert name == f"ones_{recipe.losses.balance}"
 
 

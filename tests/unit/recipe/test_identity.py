@@ -20,7 +20,7 @@ def taught(**teacher) -> Recipe:
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("placement", "node", "teacher.placement: 'zero3' -> 'node'"),
+        ("placement", "node", "teacher.placement: 'auto' -> 'node'"),
         ("window", True, "teacher.window: false -> true"),
     ],
 )

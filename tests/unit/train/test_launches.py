@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import loss_launches
 
-FORWARD, WITH_BACKWARD = 120, 140  # each launch costs a GPU about as much as a small kernel runs
+FORWARD, WITH_BACKWARD = 95, 120  # each launch costs a GPU about as much as a small kernel runs
 
 
 def test_launches_per_micro_batch():
@@ -26,4 +26,4 @@ def test_accumulating_counts_nothing_twice():
     """What `divisors` has counted is not counted again by terms and meter."""
     parts = loss_launches.count()
     assert parts["divisors"].small["ne"] == 2, "one mask of each stack"
-    assert parts["meter"].small["ne"] == 1, "only which numbers are NaN"
+    assert parts["meter"].small["ne"] == 2, "only which numbers are NaN, and which are not finite"

@@ -161,7 +161,8 @@ def agree(found, wanted):
         if gradient is None:
             assert found[2][name] is None, name
         else:
-            assert (found[2][name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+            # a key's bias moves a softmax's scores alike: its gradient is what rounding leaves
+            assert (found[2][name] - gradient).norm() <= 1e-4 * gradient.norm() + 3e-6, name
 
 
 def test_prediction_may_be_computed_in_another_way():

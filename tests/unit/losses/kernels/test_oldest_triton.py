@@ -26,6 +26,7 @@ INTERPRETED = (
     "test_attention_mse_triton.py::test_holds[twice_the_same]",
     "test_attention_mse_triton.py::test_as_near_to_float64_as_whole_matrices[(2, 1, 7, 33, 80, 80)-torch.float32]",
     "test_masked_mse_triton.py::test_each_gradient_alone",
+    "test_prediction_divergence.py::test_blocks[jensen_0.9-triton-2.5-several]",
     "test_prediction_triton.py::test_float64_says_the_same[whole-2.0-options2-torch.float16]",
 )
 
