@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,10 @@ def agreement(
         first = Difference(decoded(tokenizer, contexts[at][0].tolist()), texts[0][at], texts[1][at])
     right = [[gold] for gold in golds]
     judged = [metric for metric in text_metrics() if golds and metric.better != "neither"]
-    metrics = {metric.name: (metric.value(texts[0], right), metric.value(texts[1], right)) for metric in judged}
+    metrics = {}
+    for metric in judged:
+        with suppress(ImportError):  # one whose optional library is not there is left out
+            metrics[metric.name] = (metric.value(texts[0], right), metric.value(texts[1], right))
     return Agreement(1.0 - len(different) / len(contexts), len(contexts), first, metrics)
 
 

@@ -20,7 +20,7 @@ from distill_engine.models.generation_settings import read_settings
 from distill_engine.models.loading import Checkpoint
 
 _SETTINGS = "transformers"
-_UNKNOWN = ("encoder_no_repeat_ngram_size", "bad_words_ids", "num_beam_groups", "forced_decoder_ids")
+_UNKNOWN = ("encoder_no_repeat_ngram_size", "num_beam_groups", "forced_decoder_ids")
 
 
 class CTranslate2(Target):
@@ -139,6 +139,8 @@ class CTranslate2Student:
         vocabulary = load_tokenizer(str(folder)).get_vocab()
         self._ids = dict(vocabulary)
         self._tokens = {number: token for token, number in vocabulary.items()}
+        said = next(folder.glob("*[dt]_vocabulary.json"))  # shared or target; both are alike here
+        self._known = set(json.loads(said.read_text(encoding="utf-8")))
         started = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("decoder_start_token")
         self._starts_itself = started is not None
         self.ignored = [name for name in _UNKNOWN if getattr(self.generation_config, name, None)]
@@ -170,7 +172,9 @@ class CTranslate2Student:
         """transformers' settings by CTranslate2's names; tokens are counted without the start token there."""
         most = settings.get("max_new_tokens") or int(settings.get("max_length") or 20) - 1
         least = settings.get("min_new_tokens") or max(0, int(settings.get("min_length") or 0) - 1)
-        suppressed = settings.get("suppress_tokens") or []
+        never = [[one] for one in settings.get("suppress_tokens") or []] + list(settings.get("bad_words_ids") or [])
+        named = [[self._tokens[int(one)] for one in sequence] for sequence in never]
+        suppressed = [sequence for sequence in named if self._known.issuperset(sequence)]  # no padding token
         return {
             "beam_size": int(settings.get("num_beams") or 1),
             "length_penalty": float(settings.get("length_penalty") or 1.0),
@@ -178,7 +182,7 @@ class CTranslate2Student:
             "no_repeat_ngram_size": int(settings.get("no_repeat_ngram_size") or 0),
             "max_decoding_length": int(most),
             "min_decoding_length": int(least),
-            "suppress_sequences": [[self._tokens[int(one)]] for one in suppressed] or None,
+            "suppress_sequences": suppressed or None,
         }
 
 
