@@ -58,8 +58,8 @@ def step(engine: StudentEngine) -> float:
     """One optimizer step over random tokens; its seconds."""
     started = time.perf_counter()
     ids = torch.randint(5, VOCABULARY, TOKENS)
-    shown = engine.module.model(input_ids=ids, labels=ids)
-    engine.backward(shown.loss)
+    outputs = engine.module.model(input_ids=ids, labels=ids)
+    engine.backward(outputs.loss)
     engine.step(1e-5)
     return time.perf_counter() - started
 

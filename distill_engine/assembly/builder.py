@@ -215,7 +215,7 @@ class Builder:
         return OptimizerSettings(**part)
 
     def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
-        """Raises RecipeError if its source cannot show what the losses compare."""
+        """Raises RecipeError if its source cannot give what the losses compare."""
         shape, folder = self._ready.teacher_shape, self._ready.teacher_folder
         if not objective.weights.needs_teacher:
             return None
@@ -240,7 +240,7 @@ class Builder:
         head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
         folder = self._ready.teacher_folder
         self._beat("loading and sharding the teacher")
-        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, shows_head=head)
+        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, keeps_head=head)
         self._beat("trying the teacher on one batch")
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher

@@ -90,7 +90,7 @@ def report_card(
             raise ValueError("report-card times models, which ranks beside it would disturb: start it as one process.")
         cases = _with_headline(case_list("fixed,free", beams, batches, True, False))
         loaded = loaded_models([teacher, *students], recipe, overrides, teacher, "fp32")
-        # latency first: evaluating attaches what shows features, which costs a little at every layer
+        # latency first: evaluating attaches what gives features, which costs a little at every layer
         rows = _latency(loaded, cases, rounds, new_tokens)
         done = measured(loaded, reply_settings(loaded, generation), batch_size, partial, resume)
         card = _card(loaded, with_sizes(loaded, done.values), rows, done.samples, generation)

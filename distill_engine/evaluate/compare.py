@@ -73,8 +73,8 @@ def load_models(
     tasks = split_tasks(ready, split)
     device = own_device()
     loaded = {name: load_model(model_folder(name), device, dtype) for name in models}
-    taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
-    teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device, dtype)
+    teacher_path = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
+    teacher_model = None if teacher_path is None else _loaded_once(teacher_path, loaded, device, dtype)
     return Loaded(loaded, teacher_model, ready, device, split, tasks)
 
 
@@ -130,7 +130,7 @@ def compare_loaded(
     with_latency: bool,
 ) -> dict[str, dict[str, float]]:
     """The rows of `compare` for models in memory."""
-    # latency first: evaluating attaches what shows features, which costs a little at every layer
+    # latency first: evaluating attaches what gives features, which costs a little at every layer
     latency = measure_latency(models, contexts_of(ready.valid_tasks[0], device)) if with_latency else {}
     loader = ValidationLoader(ready.valid_tasks, ready.layout, per_rank=32, rank=0, world_size=1)
     quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)

@@ -175,14 +175,14 @@ def _compute(
 ) -> None:
     """This process's batches of all models; the teacher runs once per batch."""
     done = {name: set(store.read()) for name, store in stores.items()}
-    shown, teaches = adapters_of(models, teacher)
+    adapters, teacher_adapter = adapters_of(models, teacher)
     for number in range(work.rank, len(examples), work.world_size):
         missing = [name for name in models if number not in done[name]]
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
         kernel = prediction_kernel(models, teacher, batch)
-        sums = batch_sums({name: shown[name] for name in missing}, teaches, batch, tasks, kernel)
+        sums = batch_sums({name: adapters[name] for name in missing}, teacher_adapter, batch, tasks, kernel)
         for name in missing:
             said: list[Reply] | None = None
             if spoken is not None:
@@ -213,12 +213,12 @@ def _all_batches(store: PartialResults, batches: int, work: Work, name: str) -> 
 
 
 def _values(
-    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], taught: bool, spoken: bool
+    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], with_teacher: bool, spoken: bool
 ) -> dict[str, float]:
     sums = torch.zeros(len(labels), len(results[0].sums[0]), dtype=torch.float64)
     for result in results:  # always in this order: float sums depend on it
         sums += torch.tensor(result.sums, dtype=torch.float64)
-    values = parlai_names(tally_of(taught).values(sums, labels))
+    values = parlai_names(tally_of(with_teacher).values(sums, labels))
     values["exs"] = float(examples.examples)
     return values | (_reply_values(results, examples, labels) if spoken else {})
 

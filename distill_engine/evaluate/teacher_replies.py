@@ -62,10 +62,10 @@ def sample_guard(
     Collective; arguments and errors as `teacher_replies`.
     """
     prompts = recipe_prompts(ready)
-    taught = None
+    replies = None
     if teacher is not None and prompts:
-        taught = teacher_replies(ready, teacher.model, prompts, folder, ranks, sinks.message)
-    return SampleReplies(ready, prompts, student, sinks, taught) if prompts and ranks.rank == 0 else None
+        replies = teacher_replies(ready, teacher.model, prompts, folder, ranks, sinks.message)
+    return SampleReplies(ready, prompts, student, sinks, replies) if prompts and ranks.rank == 0 else None
 
 
 def teacher_replies(

@@ -43,7 +43,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
 
 def used_weights(weights: LossWeights, *, distillation_only: bool = True) -> dict[str, float]:
     """Weights above 0; `distillation_only`: of terms that compare with a teacher."""
-    return {term.weight: weights[term.weight] for term in weights.terms if term.taught or not distillation_only}
+    return {term.weight: weights[term.weight] for term in weights.terms if term.distils or not distillation_only}
 
 
 def something_is_learnt(recipe: Recipe) -> Iterator[Problem]:

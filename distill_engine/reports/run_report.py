@@ -231,7 +231,7 @@ def _validations(history: RunHistory) -> str:
 
 
 def _samples(history: RunHistory) -> list[str]:
-    """The last sample replies, with the first ones beside them: what the run has taught."""
+    """The last sample replies, with the first ones beside them: what the student has learnt."""
     records = [record for record in history.records if record.kind == "samples" and record.rows]
     if not records:
         return []

@@ -98,8 +98,9 @@ class Bench:
         divisors = goal.divisors(group, self.ranks.sum, self.ranks.world_size)
         total = torch.zeros(())
         for number, (batch, divisor) in enumerate(zip(group, divisors, strict=True)):
-            taught = teacher.features(batch, goal.teacher_request())
-            share = goal.total(goal.terms(student.features(batch, goal.student_request()), taught, batch), divisor)
+            teacher_features = teacher.features(batch, goal.teacher_request())
+            student_features = student.features(batch, goal.student_request())
+            share = goal.total(goal.terms(student_features, teacher_features, batch), divisor)
             total += share.detach()
             student.backward(share if number else share * factor)
         return float(self.ranks.sum(total)), student.step(learning_rate)

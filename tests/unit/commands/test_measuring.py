@@ -62,11 +62,11 @@ def test_evaluate_prints_tables_and_writes_json(run, recipe, student, tmp_path):
     done = run("evaluate", TEACHER, student, "--recipe", recipe, "--generate", "--json", "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert list(rows) == [str(TEACHER), str(student)]
-    taught = rows[str(TEACHER)]
+    of_teacher = rows[str(TEACHER)]
     names = "parameters ppl ppl_micro token_acc token_em teacher_acc teacher_kl f1 bleu exs"
-    assert set(names.split()) < set(taught) and taught["exs"] == 40
-    assert {"pets/ppl", "sums/f1"} < set(taught)
-    assert taught["teacher_acc"] == 1.0 > rows[str(student)]["teacher_acc"]
+    assert set(names.split()) < set(of_teacher) and of_teacher["exs"] == 40
+    assert {"pets/ppl", "sums/f1"} < set(of_teacher)
+    assert of_teacher["teacher_acc"] == 1.0 > rows[str(student)]["teacher_acc"]
     for title in ("all tasks", "pets", "sums", "token acc", "interdistinct-2"):
         assert title in done.stdout
     assert re.search(r"ppl +│ +\S+ +│ +\S+", done.stdout)

@@ -61,10 +61,10 @@ def model(speaker):
     return copy.deepcopy(speaker)
 
 
-def ask(ready, model, taught=None):
+def ask(ready, model, replies=None):
     """Values and records of one round of samples after step 7."""
     kept = Kept()
-    guard = SampleReplies(ready, recipe_prompts(ready), model, SinkGroup([kept], pytest.fail), taught)
+    guard = SampleReplies(ready, recipe_prompts(ready), model, SinkGroup([kept], pytest.fail), replies)
     return guard(7, 3.5), kept
 
 
@@ -93,11 +93,11 @@ def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model
 
 
 def test_the_teachers_replies_stand_beside_the_students(ready, model):
-    taught = [f"taught {number}" for number in range(5)]
-    values, kept = ask(ready, model, taught)
+    replies = [f"teacher {number}" for number in range(5)]
+    values, kept = ask(ready, model, replies)
     (record,) = kept.of("samples")
     assert list(record.rows[0]) == ["task", "context", "gold", "teacher", "student"]
-    assert [row["teacher"] for row in record.rows] == taught
+    assert [row["teacher"] for row in record.rows] == replies
     plain, other = ask(ready, model)
     assert [row["student"] for row in record.rows] == [row["student"] for row in other.of("samples")[0].rows]
     assert values.keys() == plain.keys()

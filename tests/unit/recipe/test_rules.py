@@ -31,8 +31,8 @@ ALONE: dict[str, Any] = {
 }
 
 # A sound recipe that copies a teacher's layers.
-TAUGHT: dict[str, Any] = {
-    "name": "taught",
+DISTILLED: dict[str, Any] = {
+    "name": "distilled",
     "teacher": {"path": "a/teacher"},
     "student": {"init": "teacher_layers", "encoder_layers": 2, "decoder_layers": 3},
     "losses": {"weights": {"hidden": 64, "self_attention": 4, "cross_attention": 64, "prediction": 64}},
@@ -74,7 +74,7 @@ def lines(problems: list[Any]) -> list[str]:
     return [str(problem) for problem in problems]
 
 
-@pytest.mark.parametrize("base", [ALONE, TAUGHT])
+@pytest.mark.parametrize("base", [ALONE, DISTILLED])
 def test_sound_recipes_have_no_problems(base):
     assert lines(check_recipe(changed(base))) == []
 
@@ -188,7 +188,7 @@ BROKEN = [
         "the demo makes its own dialogues. Remove valid",
     ),
     (
-        TAUGHT,
+        DISTILLED,
         {"student": {"init": "random"}, "losses": {"weights": {"task": 1}}},
         "teacher.path",
         "all distillation weights .* are 0.*Set teacher.path: null, or give a term a weight",
@@ -213,7 +213,7 @@ def test_each_rule_alone(base, changes, path, said):
 
 
 def test_a_pruned_student_may_be_fine_tuned_with_all_distillation_weights_0():
-    assert lines(check_recipe(changed(TAUGHT, losses={"weights": {"task": 1}}))) == []
+    assert lines(check_recipe(changed(DISTILLED, losses={"weights": {"task": 1}}))) == []
 
 
 @pytest.mark.parametrize(
@@ -308,13 +308,13 @@ def test_one_task_with_a_validation_split_is_enough(tmp_path):
 
 @pytest.mark.parametrize("config", [BLENDERBOT, BART])
 def test_a_fitting_teacher_has_no_problems(config):
-    recipe = changed(TAUGHT, data={"label_tokens": 127})
+    recipe = changed(DISTILLED, data={"label_tokens": 127})
     assert lines(check_against_teacher(recipe, config)) == []
 
 
 RANDOM = {"init": "random", "width": 32, "ffn_width": 64}
 
-# Each row: changes to TAUGHT, changes to the config, path of the one problem, what its text says.
+# Each row: changes to DISTILLED, changes to the config, path of the one problem, what its text says.
 MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"student": {"family": "bart"}}, {}, "student.family", "is bart, but the teacher is a blenderbot model"),
     ({"student": {"decoder_layers": 7}}, {}, "student.decoder_layers", "is 7, but the teacher's decoder has 6 layers"),
@@ -350,13 +350,13 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize("changes, config, path, said", MISFITS, ids=[f"{row[2]}-{i}" for i, row in enumerate(MISFITS)])
 def test_each_misfit_alone(changes, config, path, said):
-    problems = check_against_teacher(changed(TAUGHT, **changes), {**BLENDERBOT, **config})
+    problems = check_against_teacher(changed(DISTILLED, **changes), {**BLENDERBOT, **config})
     assert [problem.path for problem in problems] == [path], lines(problems)
     assert re.search(said, str(problems[0])), str(problems[0])
 
 
 def test_head_counts_that_differ_have_the_exact_message():
-    recipe = changed(TAUGHT, student={**RANDOM, "heads": 16}, losses={"weights": {"self_attention": 4}})
+    recipe = changed(DISTILLED, student={**RANDOM, "heads": 16}, losses={"weights": {"self_attention": 4}})
     config = {**BLENDERBOT, "encoder_attention_heads": 32, "decoder_attention_heads": 32}
     (problem,) = check_against_teacher(recipe, config)
     assert str(problem) == (
@@ -367,30 +367,30 @@ def test_head_counts_that_differ_have_the_exact_message():
 
 
 def test_head_counts_may_differ_without_attention_terms():
-    recipe = changed(TAUGHT, student={**RANDOM, "heads": 2}, losses={"weights": {"hidden": 64}})
+    recipe = changed(DISTILLED, student={**RANDOM, "heads": 2}, losses={"weights": {"hidden": 64}})
     assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
 
 
 def test_each_attention_term_that_cannot_be_compared_is_told():
-    recipe = changed(TAUGHT, student={**RANDOM, "heads": 2})
+    recipe = changed(DISTILLED, student={**RANDOM, "heads": 2})
     paths = [problem.path for problem in check_against_teacher(recipe, BLENDERBOT)]
     assert paths == ["losses.weights.self_attention", "losses.weights.cross_attention"]
 
 
 def test_a_deeper_student_is_fine_where_no_map_is_used():
-    recipe = changed(TAUGHT, student={**RANDOM, "decoder_layers": 9}, losses={"weights": {"prediction": 1}})
+    recipe = changed(DISTILLED, student={**RANDOM, "decoder_layers": 9}, losses={"weights": {"prediction": 1}})
     assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
 
 
 def test_a_deeper_student_may_list_its_layers():
     maps = {"decoder_layer_map": [0, 0, 1, 1, 2, 2, 5]}
-    recipe = changed(TAUGHT, student={**RANDOM, "decoder_layers": 7}, losses={**TAUGHT["losses"], **maps})
+    recipe = changed(DISTILLED, student={**RANDOM, "decoder_layers": 7}, losses={**DISTILLED["losses"], **maps})
     assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
 
 
 def test_an_incomplete_config_tells_every_missing_number():
     config = {"model_type": "bart"}
-    assert len(check_against_teacher(changed(TAUGHT), config)) == 9
+    assert len(check_against_teacher(changed(DISTILLED), config)) == 9
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------
