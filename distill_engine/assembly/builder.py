@@ -102,7 +102,7 @@ class Builder:
             objective=objective,
             batches=batches,
             rollout=rollout,
-            policies=replace(policies_of(recipe, validates=bool(self._ready.valid_tasks)), factors=terms.factors),
+            policies=replace(policies_of(recipe, validates=bool(self._ready.valid_datasets)), factors=terms.factors),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
                 ranks,
@@ -141,7 +141,7 @@ class Builder:
     ) -> Iterator[Hook]:
         """What is measured, in its order: the teacher-forced numbers, then what is generated."""
         ready, ranks, beat = self._ready, self._ranks, self._beat
-        if ready.valid_tasks:
+        if ready.valid_datasets:
             goal = objective.with_prediction(self._validation_prediction())
             yield validation(ready, goal, terms, student, teacher, ranks, self._sinks, beat)
         model, engine = student.module.model, None if teacher is None else teacher.engine
@@ -247,10 +247,10 @@ class Builder:
 
     def _probe_batch(self) -> Batch:
         """The first one or two examples of training, batched as training does: within the position tables."""
-        tasks = self._ready.train_tasks
-        first = np.arange(min(2, len(tasks[0])))
+        datasets = self._ready.train_datasets
+        first = np.arange(min(2, len(datasets[0])))
         return picked_batch(
-            tasks, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
+            datasets, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
         )
 
     # ---- data and decisions ----------------------------------------------------------------------------------

@@ -118,11 +118,11 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
     """Contexts of the recipe's validation data, or random ones that all models' vocabularies hold; and which."""
     import torch
 
-    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_tasks
+    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_datasets
 
     try:
-        tasks = split_tasks(prepared(asked.models, asked.recipe, asked.overrides), "valid")
-        return contexts_of(next(iter(tasks.values())), device, _CONTEXTS), "validation"
+        datasets = split_datasets(prepared(asked.models, asked.recipe, asked.overrides), "valid")
+        return contexts_of(next(iter(datasets.values())), device, _CONTEXTS), "validation"
     except CompareError:
         if asked.recipe is not None:
             raise

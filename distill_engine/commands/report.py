@@ -116,7 +116,7 @@ def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) ->
     from distill_engine.evaluate.compare import contexts_of
     from distill_engine.evaluate.latency import measure, rows
 
-    contexts = contexts_of(loaded.first_task, loaded.device, _CONTEXTS)
+    contexts = contexts_of(loaded.first_dataset, loaded.device, _CONTEXTS)
     with progress_bar("latency") as advance:
         return rows(loaded.models, measure(loaded.models, cases, contexts, rounds, 2, new_tokens, advance))
 
@@ -135,10 +135,10 @@ def _card(
 
     short = short_names(values)
     ready = loaded.ready
-    counts = ", ".join(f"{label} ({len(task):,})" for label, task in loaded.tasks.items())
+    counts = ", ".join(f"{label} ({len(dataset):,})" for label, dataset in loaded.datasets.items())
     how = {
         "data": f"validation examples of recipe {ready.recipe.name}: {counts}",
-        "quality": "teacher-forced, every example once, mean over tasks; F1 and token accuracy as ParlAI has them",
+        "quality": "teacher-forced, every example once, mean over datasets; F1 and token accuracy as ParlAI has them",
         "replies": "each model's own generation settings" + (f", with {', '.join(generation)}" if generation else ""),
         "BLEU": bleu_signature(),
         "latency": f"{rows[0].rounds} rounds after 2 to warm up, models and cases taking turns; ms/reply: "
@@ -149,7 +149,7 @@ def _card(
         quality={short[name]: row for name, row in values.items()},
         latency={short[name]: [row for row in rows if row.model == name] for name in loaded.models},
         samples=[
-            Sample(one.task, one.context, one.gold, {short[name]: text for name, text in one.replies.items()})
+            Sample(one.dataset, one.context, one.gold, {short[name]: text for name, text in one.replies.items()})
             for one in samples
         ],
         how=how,

@@ -75,10 +75,10 @@ def batch_sums(
     models: Mapping[str, FeatureFunction],
     teacher: FeatureFunction | None,
     batch: Batch,
-    tasks: int,
+    datasets: int,
     implementation: Implementation = "reference",
 ) -> dict[str, Tensor]:
-    """[tasks, columns of the tally] float64 per model name, summed over the batch; the teacher runs once.
+    """[datasets, columns of the tally] float64 per model name, summed over the batch; the teacher runs once.
 
     Raises ModelError for a model whose vocabulary is not the teacher's.
     """
@@ -94,7 +94,7 @@ def batch_sums(
                 f"{teacher_features.vocabulary}. Only models of one vocabulary can be compared. Give another --teacher."
             )
         scores = _scores(features, teacher_features, batch.labels, implementation)
-        sums[name] = tally.sums(Scores(scores, batch), tasks)
+        sums[name] = tally.sums(Scores(scores, batch), datasets)
     return sums
 
 
@@ -125,7 +125,7 @@ def evaluate_models(
     models: Mapping[str, PreTrainedModel],
     teacher: PreTrainedModel | None,
     batches: Iterable[Batch],
-    task_labels: Sequence[str],
+    dataset_labels: Sequence[str],
     device: torch.device,
 ) -> dict[str, dict[str, float]]:
     """Named values per model (see metrics.tally); every model sees the same batches, the teacher runs once each.
@@ -134,13 +134,14 @@ def evaluate_models(
     """
     adapters, teacher_adapter = adapters_of(models, teacher)
     tally = tally_of(teacher is not None)
-    sums = {name: torch.zeros(len(task_labels), tally.columns, dtype=torch.float64, device=device) for name in models}
+    size = len(dataset_labels), tally.columns
+    sums = {name: torch.zeros(size, dtype=torch.float64, device=device) for name in models}
     for batch in batches:
         batch = batch.to(device)
         kernel = prediction_kernel(models, teacher, batch)
-        for name, value in batch_sums(adapters, teacher_adapter, batch, len(task_labels), kernel).items():
+        for name, value in batch_sums(adapters, teacher_adapter, batch, len(dataset_labels), kernel).items():
             sums[name] += value
-    return {name: tally.values(value, task_labels) for name, value in sums.items()}
+    return {name: tally.values(value, dataset_labels) for name, value in sums.items()}
 
 
 def parameter_count(model: PreTrainedModel) -> int:

@@ -19,7 +19,7 @@ from distill_engine.evaluate.generate import Reply
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch: [tasks, columns] sums as nested lists (exact: JSON keeps every bit of a float64), and replies."""
+    """One batch: [datasets, columns] sums as nested lists (exact: JSON keeps every bit of a float64), and replies."""
 
     number: int
     sums: list[list[float]]

@@ -1,7 +1,7 @@
 """The degeneration guard: what the student says to a few fixed prompts at each validation.
 
 A falling loss proves little about free generation: a student may repeat itself, say nothing, or never stop, at the
-best perplexity so far. So it answers the first validation examples of each task with the model's own generation
+best perplexity so far. So it answers the first validation examples of each dataset with the model's own generation
 settings; the replies stand beside the gold ones in a table, and replies that degenerate raise an alarm.
 
 Rank 0 alone generates, since the student is whole on every rank under ZeRO-2; the others wait. The teacher's replies
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel
 
 from distill_engine.data.order.collate import collate
-from distill_engine.data.tokens.tokenised import Example, TokenisedTask
+from distill_engine.data.tokens.tokenised import Example, TokenisedDataset
 from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies, same_draws
 from distill_engine.metrics.text.repetition import repetition
 from distill_engine.setup.prepare import Prepared
@@ -49,12 +49,12 @@ class Says(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One fixed example: its task's label, its ids, and both sides as text, cut as the model reads them.
+    """One fixed example: its dataset's label, its ids, and both sides as text, cut as the model reads them.
 
     repetition  the gold reply's share of token 3-grams that it has said before
     """
 
-    task: str
+    dataset: str
     example: Example
     context: str
     gold: str
@@ -76,12 +76,12 @@ class Said:
 
 
 def fixed_prompts(
-    tasks: Sequence[TokenisedTask], labels: Sequence[str], tokenizer: Any, per_task: int
+    datasets: Sequence[TokenisedDataset], labels: Sequence[str], tokenizer: Any, per_dataset: int
 ) -> list[list[Prompt]]:
-    """The first `per_task` examples of each task; a task's are one batch."""
+    """The first `per_dataset` examples of each dataset; a dataset's are one batch."""
     return [
-        [_prompt(label, task.example(index), tokenizer) for index in range(min(per_task, len(task)))]
-        for task, label in zip(tasks, labels, strict=True)
+        [_prompt(label, dataset.example(index), tokenizer) for index in range(min(per_dataset, len(dataset)))]
+        for dataset, label in zip(datasets, labels, strict=True)
     ]
 
 
@@ -100,9 +100,10 @@ def token_repetition(tokenizer: Any, text: str) -> float:
 
 
 def recipe_prompts(ready: Prepared) -> list[list[Prompt]]:
-    """The prompts that the recipe asks for, a batch per task, no batch empty."""
-    per_task = ready.recipe.validation.samples
-    return [batch for batch in fixed_prompts(ready.valid_tasks, ready.valid_labels, ready.tokenizer, per_task) if batch]
+    """The prompts that the recipe asks for, a batch per dataset, no batch empty."""
+    per_dataset = ready.recipe.validation.samples
+    found = fixed_prompts(ready.valid_datasets, ready.valid_labels, ready.tokenizer, per_dataset)
+    return [batch for batch in found if batch]
 
 
 def answers(
@@ -221,4 +222,4 @@ def _repeats(prompt: Prompt, said: Said) -> bool:
 
 def _row(prompt: Prompt, teacher_replies: str | None, said: Said) -> dict[str, str]:
     teacher = {} if teacher_replies is None else {"teacher": teacher_replies}
-    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}
+    return {"task": prompt.dataset, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}

@@ -3,8 +3,8 @@
 The teacher is frozen: its replies are made once, before the first step, and kept in the run folder; a restart reads
 them. It is sharded: each token is a forward pass in which all ranks take part. So all ranks answer the same prompts
 with the same draws, and `synced_gpus` keeps a rank in the loop whose own replies ended a token earlier than
-another's. That costs as many teacher passes as the longest replies have tokens, for each task; memory as one
-task's prompts need, times the beams.
+another's. That costs as many teacher passes as the longest replies have tokens, for each dataset; memory as one
+dataset's prompts need, times the beams.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _write(
     """In one step; a file that cannot be written costs the next start some time, and nothing else."""
     flat = [prompt for batch in prompts for prompt in batch]
     rows = [
-        {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, "teacher": text}
+        {"task": prompt.dataset, "context": prompt.context, "gold": prompt.gold, "teacher": text}
         for prompt, text in zip(flat, said, strict=True)
     ]
     try:

@@ -233,10 +233,10 @@ def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("validation.metric", f"is {metric!r}, which {lacking}")
         return
     labels = [source.title for source in recipe.data.tasks]
-    of_task = [f"{label}/{name}" for label in labels for name in measured]
-    if metric not in of_task:
-        rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"
-        close = did_you_mean(metric, [*overall, *texts, *of_task])
+    of_dataset = [f"{label}/{name}" for label in labels for name in measured]
+    if metric not in of_dataset:
+        rule = f"Metrics are: {', '.join(overall)}; and of one dataset, such as {of_dataset[0]}"
+        close = did_you_mean(metric, [*overall, *texts, *of_dataset])
         yield Problem("validation.metric", f"is {metric!r}, which validation does not measure", rule, close)
 
 

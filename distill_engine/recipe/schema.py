@@ -89,18 +89,18 @@ class DataSection(Section):
     weights_mean: Literal["episodes", "examples", "passes"] = Field(
         "episodes",
         description="What weights are shares of. episodes: conversations, as ParlAI's --multitask-weights; examples: "
-        "turns; passes: equal weights show every example of every task equally often.",
+        "turns; passes: equal weights show every example of every dataset equally often.",
     )
     temperature: Positive = Field(
-        1.0, description="Flattens the tasks' shares of the examples: share ** (1 / temperature). 1 leaves them."
+        1.0, description="Flattens the datasets' shares of the examples: share ** (1 / temperature). 1 leaves them."
     )
-    root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue tasks.")
+    root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue datasets.")
     max_bad_rows: int = Field(
         0, ge=0, description="Leave out up to N rows of a split that are wrong (no text, broken); more are an error."
     )
     cache_dir: str | None = Field(
         None,
-        description="Folder that keeps tokenised tasks; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
+        description="Folder that keeps tokenised datasets; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
         "$XDG_CACHE_HOME or ~/.cache.",
     )
     tokenizer: str | None = Field(None, description="Tokenizer folder or name; null: the teacher's.")
@@ -165,7 +165,7 @@ class ValidationSection(Section):
     metric: str = Field("ppl", description="Metric that decides best and patience; see docs/metrics.md.")
     average: Literal["macro", "micro"] = Field(
         "macro",
-        description="What ppl, loss and the like are over several tasks. macro: mean of the tasks' values, as ParlAI; "
+        description="What ppl, loss and the like are over several datasets. macro: mean of their values, as ParlAI; "
         "micro: of all tokens together (ParlAI's --aggregate-micro).",
     )
     direction: Literal["min", "max"] | None = Field(
@@ -174,7 +174,7 @@ class ValidationSection(Section):
     generate_examples: int = Field(
         0,
         ge=0,
-        description="The first N examples of each task are answered at each validation, with the model's own "
+        description="The first N examples of each dataset are answered at each validation, with the model's own "
         "generation settings, and all metrics of texts (distill list metrics) are measured. 0: none.",
     )
     patience: int | None = Field(20, gt=0, description="Stop after N validations without improvement; null: never.")
@@ -183,7 +183,7 @@ class ValidationSection(Section):
     samples: int = Field(
         4,
         ge=0,
-        description="The first N validation examples of each task are answered at each validation, with the model's "
+        description="The first N validation examples of each dataset are answered at each validation, with the model's "
         "own generation settings: a table beside the teacher's replies (made once, before the first step: a teacher "
         "pass per token), and an alarm if replies degenerate. 0: none.",
     )

@@ -29,7 +29,7 @@ def doubt_sums(scores: Scores) -> Tensor:
 def teacher_doubt(sums: Tensor, vocabulary: int) -> str | None:
     """A warning with what it probably means, or None.
 
-    sums        [len(COLUMNS)], over all tasks and ranks
+    sums        [len(COLUMNS)], over all datasets and ranks
     vocabulary  tokens that the teacher chooses from
     """
     of = dict(zip(COLUMNS, sums.tolist(), strict=True))

@@ -1,8 +1,8 @@
-"""One tokenised task as a folder: written piece by piece, checked when opened, memory-mapped.
+"""One tokenised dataset as a folder: written piece by piece, checked when opened, memory-mapped.
 
     entry.json   sizes and facts, the sha256 of both arrays, and the sha256 of all that
-    tokens.bin   [N] int32, little endian: TokenisedTask.tokens
-    bounds.bin   [examples, 4] int64, little endian: TokenisedTask.bounds
+    tokens.bin   [N] int32, little endian: TokenisedDataset.tokens
+    bounds.bin   [examples, 4] int64, little endian: TokenisedDataset.bounds
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.digests import FileDigests
-from distill_engine.data.tokens.tokenised import TokenFacts, TokenisedTask, combined_digest, episodes_in
+from distill_engine.data.tokens.tokenised import TokenFacts, TokenisedDataset, combined_digest, episodes_in
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, TokenChunk
 
 TOKENS, BOUNDS, FACTS = "tokens.bin", "bounds.bin", "entry.json"
@@ -67,8 +67,8 @@ def write_entry(folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[
     return made
 
 
-def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -> TokenisedTask:
-    """The task in an entry's folder, its arrays memory-mapped.
+def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -> TokenisedDataset:
+    """The dataset in an entry's folder, its arrays memory-mapped.
 
     Raises EntryError when anything in it is not as it was written.
     """
@@ -82,7 +82,7 @@ def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -
                 raise EntryError(f"{name} is not as it was written")
         tokens = _mapped(folder / TOKENS, _TOKEN, (content["tokens"],))
         bounds = _mapped(folder / BOUNDS, _BOUND, (content["bounds"] // 4, 4))
-        return encoder.task(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]))
+        return encoder.dataset(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EntryError(f"{type(error).__name__}: {error}") from error
 

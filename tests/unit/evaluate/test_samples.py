@@ -82,9 +82,9 @@ def test_a_model_that_speaks_well_raises_no_alarm(ready, model):
 
 def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model):
     _, kept = ask(ready, model)
-    task = ready.valid_tasks[0]
+    dataset = ready.valid_datasets[0]
     for index, row in enumerate(kept.of("samples")[0].rows):
-        example = task.example(index)
+        example = dataset.example(index)
         context = torch.tensor([example.context_ids.tolist()])
         (alone,) = replies(model, ready.tokenizer, Tokens(context, torch.ones_like(context)), own_settings(model, 32))
         assert row["student"] == alone.text
@@ -173,7 +173,7 @@ def test_a_model_that_answers_several_times_answers_once(ready, model):
 
 
 def prompt(ready, number, repeated=0.0):
-    return Prompt("demo", ready.valid_tasks[0].example(number), "context", f"gold {number}", repeated)
+    return Prompt("demo", ready.valid_datasets[0].example(number), "context", f"gold {number}", repeated)
 
 
 @pytest.mark.parametrize(

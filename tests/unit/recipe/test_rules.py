@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.kinds.dialogue import DIALOGUE_TASKS
+from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS
 from distill_engine.recipe.rules import check_against_teacher, check_recipe, check_tokenizer
 from distill_engine.recipe.schema import Recipe
 
@@ -174,7 +174,7 @@ BROKEN = [
     (ALONE, {"validation": {"patience": None}}, "stop", "Such a run never stops"),
     (ALONE, {"optimizer": {"momentum": 0.9}}, "optimizer.momentum", "is 0.9, but optimizer.name is adamw. Only sgd"),
     (ALONE, {"optimizer": {"name": "sgd", "amsgrad": True}}, "optimizer.amsgrad", "Only adam and adamw"),
-    (ALONE, {"data": {"tasks": [{"name": "dmeo"}]}}, "data.tasks.0.name", r"unknown task.*Did you mean demo\?"),
+    (ALONE, {"data": {"tasks": [{"name": "dmeo"}]}}, "data.tasks.0.name", r"unknown dataset.*Did you mean demo\?"),
     (
         ALONE,
         {"data": {"tasks": [{"name": "demo"}, {"name": "demo"}]}},
@@ -217,38 +217,38 @@ def test_a_pruned_student_may_be_fine_tuned_with_all_distillation_weights_0():
 
 
 @pytest.mark.parametrize(
-    "task", ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
+    "dataset", ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
 )
-def test_dialogue_tasks_need_their_folder_in_the_root(task, tmp_path):
+def test_dialogue_tasks_need_their_folder_in_the_root(dataset, tmp_path):
     def problem(root: str | None) -> str:
-        (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": task}], "root": root}))
+        (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": dataset}], "root": root}))
         assert problem.path == "data.root"
         return str(problem)
 
-    fetched = f"distill data fetch {task.partition(':')[0]} --root"
-    assert f"is null, but data.tasks has {task}" in problem(None) and fetched in problem(None)
+    fetched = f"distill data fetch {dataset.partition(':')[0]} --root"
+    assert f"is null, but data.tasks has {dataset}" in problem(None) and fetched in problem(None)
     assert "which is no folder" in problem(str(tmp_path / "absent"))
     assert "there is no folder" in problem(str(tmp_path)) and fetched in problem(str(tmp_path))
-    (tmp_path / DIALOGUE_TASKS[task]).mkdir()
-    assert lines(check_recipe(changed(ALONE, data={"tasks": [{"name": task}], "root": str(tmp_path)}))) == []
+    (tmp_path / DIALOGUE_DATASETS[dataset]).mkdir()
+    assert lines(check_recipe(changed(ALONE, data={"tasks": [{"name": dataset}], "root": str(tmp_path)}))) == []
 
 
 def test_every_dialogue_task_that_misses_is_told_at_once(tmp_path):
-    tasks = [{"name": "convai2"}, {"name": "convai2:normalized"}, {"name": "wizard_of_wikipedia"}]
-    said = lines(check_recipe(changed(ALONE, data={"tasks": tasks, "root": str(tmp_path)})))
+    datasets = [{"name": "convai2"}, {"name": "convai2:normalized"}, {"name": "wizard_of_wikipedia"}]
+    said = lines(check_recipe(changed(ALONE, data={"tasks": datasets, "root": str(tmp_path)})))
     assert ["ConvAI2" in said[0], "wizard_of_wikipedia" in said[1], len(said)] == [True, True, 2]
 
 
 def test_options_of_one_reader_are_refused_elsewhere(tmp_path):
     (tmp_path / "ConvAI2").mkdir()
-    tasks = [{"name": "convai2", "topic_split": True, "normalized": False, "valid": "x.txt"}]
-    problems = check_recipe(changed(ALONE, data={"tasks": tasks, "root": str(tmp_path)}))
+    datasets = [{"name": "convai2", "topic_split": True, "normalized": False, "valid": "x.txt"}]
+    problems = check_recipe(changed(ALONE, data={"tasks": datasets, "root": str(tmp_path)}))
     assert [problem.path.rsplit(".")[-1] for problem in problems] == ["valid", "topic_split", "normalized"]
 
 
 def test_a_saved_dataset_may_be_a_folder(tmp_path):
-    tasks = [{"name": "hf_dataset", "train": str(tmp_path), "valid": str(tmp_path)}]
-    assert lines(check_recipe(changed(ALONE, data={"tasks": tasks}))) == []
+    datasets = [{"name": "hf_dataset", "train": str(tmp_path), "valid": str(tmp_path)}]
+    assert lines(check_recipe(changed(ALONE, data={"tasks": datasets}))) == []
 
 
 def test_all_problems_come_at_once():
@@ -279,7 +279,7 @@ def test_file_tasks_with_their_files_are_sound(tmp_path):
 
 def test_a_file_task_needs_a_training_file(tmp_path):
     (problem,) = check_recipe(file_recipe(valid=full(tmp_path / "valid.txt")))
-    assert str(problem).startswith("data.tasks.0.train is missing. A parlai_text task reads files.")
+    assert str(problem).startswith("data.tasks.0.train is missing. A parlai_text dataset reads files.")
 
 
 def test_files_that_cannot_be_read_are_told_together(tmp_path):
@@ -299,8 +299,8 @@ def test_a_metric_without_a_validation_split_is_an_error(tmp_path):
 
 
 def test_one_task_with_a_validation_split_is_enough(tmp_path):
-    tasks = [{"name": "conversations", "train": full(tmp_path / "train.jsonl")}, {"name": "demo"}]
-    assert lines(check_recipe(changed(ALONE, data={"tasks": tasks}))) == []
+    datasets = [{"name": "conversations", "train": full(tmp_path / "train.jsonl")}, {"name": "demo"}]
+    assert lines(check_recipe(changed(ALONE, data={"tasks": datasets}))) == []
 
 
 # --- against the teacher ---------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_names_of_a_run_are_registered_under_their_own_name(name):
 
 
 def test_every_pattern_matches_its_own_example():
-    values = {"term": "task", "task": "demo", "layer": "0", "metric": "ppl"}
+    values = {"term": "task", "dataset": "demo", "layer": "0", "metric": "ppl"}
     for metric in registered():
         assert describe(metric.name.format(**values)).meaning == metric.meaning
 
