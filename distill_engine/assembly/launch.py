@@ -22,7 +22,7 @@ from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_fir
 from distill_engine.checkpoint.files import write_failure
 from distill_engine.cluster.exit_codes import DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.cluster.facts import ClusterFacts
-from distill_engine.cluster.replace import replace_text
+from distill_engine.cluster.files import replace_text
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine import distributed

@@ -9,7 +9,6 @@ dataset's prompts need, times the beams.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from distill_engine.cluster.replace import replace_text
+from distill_engine.cluster.files import digest_of, replace_text
 from distill_engine.evaluate.generate import GenerationError, own_settings
 from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, recipe_prompts
 from distill_engine.setup.prepare import Prepared, fingerprints
@@ -121,7 +120,7 @@ def _question(
         "generation_config": None if config is None else config.to_diff_dict(),
         "prompts": [[prompt.example.context_ids.tolist() for prompt in batch] for batch in prompts],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest_of(facts)[:16]
 
 
 def _read(file: Path, question: str) -> list[str] | None:

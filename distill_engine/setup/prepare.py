@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenised import TokenisedDataset
@@ -142,7 +143,7 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
     if ready.teacher_folder is not None:
         weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
         facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
-        found["teacher"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        found["teacher"] = digest_of(facts)[:16]
     return found
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_engine.data.digests import sha256_of
+from distill_engine.cluster.files import sha256_of
 from distill_engine.data.errors import shown
 from distill_engine.data.fetch.archives import Archive
 from distill_engine.data.fetch.download import FetchError, Progress, download

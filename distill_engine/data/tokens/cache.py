@@ -15,8 +15,6 @@ be deleted while nothing runs.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import os
 import secrets
@@ -28,9 +26,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distill_engine.cluster.files import digest_of, rename_synced
 from distill_engine.data.digests import FileDigests
 from distill_engine.data.episodes import Episode
-from distill_engine.data.tokens.entry import EntryError, UnwritableError, open_entry, sync_folder, write_entry
+from distill_engine.data.tokens.entry import EntryError, UnwritableError, open_entry, write_entry
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, warn_of_skipped
 
@@ -105,7 +104,7 @@ class TokenCache:
         if not digests:
             return None
         facts = [_FORMAT, encoder.identity, digests, dict(source.options)]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return digest_of(facts)[:32]
 
     def _opened(self, entry: Path, source: Content, encoder: DialogueTokenizer) -> TokenisedDataset | None:
         """The entry, if it is there and as it was written."""
@@ -151,8 +150,7 @@ class TokenCache:
                 aside = entry.with_name(f"{fresh.name}-damaged")
                 entry.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
-            fresh.rename(entry)
-            sync_folder(entry.parent)
+            rename_synced(fresh, entry)
         except OSError as error:
             if not _exists(entry):
                 raise UnwritableError(str(error)) from error

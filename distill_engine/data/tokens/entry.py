@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill_engine.cluster.files import digest_of, sync_folder
 from distill_engine.data.digests import FileDigests
 from distill_engine.data.tokens.tokenised import TokenFacts, TokenisedDataset, combined_digest, episodes_in
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, TokenChunk
@@ -60,7 +61,7 @@ def write_entry(folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[
         "facts": asdict(facts),
     }
     try:
-        _write_synced(folder / FACTS, json.dumps({"content": content, "sha256": _digest(content)}).encode())
+        _write_synced(folder / FACTS, json.dumps({"content": content, "sha256": digest_of(content)}).encode())
         sync_folder(folder)
     except OSError as error:
         raise UnwritableError(str(error)) from error
@@ -75,7 +76,7 @@ def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -
     try:
         record = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         content = record["content"]
-        if record["sha256"] != _digest(content):
+        if record["sha256"] != digest_of(content):
             raise EntryError(f"{FACTS} is not as it was written")
         for name, digest in content["sha256"].items():
             if digests.of(folder / name) != digest:
@@ -85,15 +86,6 @@ def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -
         return encoder.dataset(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EntryError(f"{type(error).__name__}: {error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _ArrayFile:
@@ -142,7 +134,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

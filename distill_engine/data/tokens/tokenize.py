@@ -10,7 +10,6 @@ tokens, such as markers of speakers, are there to be written in texts, and stay 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.tokens.layout import SequenceLayout
@@ -165,7 +165,7 @@ class DialogueTokenizer:
     def identity(self) -> str:
         """Digest of all that decides which ids `chunks` gives for a text: tokenizer and delimiter."""
         facts = [tokenizers.__version__, self._backend.to_str(), self._delimiter_ids]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return digest_of(facts)
 
     def _append(self, episode: Episode, ids: dict[str, list[int]], tokens: array[int], bounds: array[int]) -> None:
         episode_start = len(tokens)
