@@ -24,7 +24,7 @@ from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
-from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
+from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
@@ -87,7 +87,7 @@ class Builder:
         self._beat("building the student")
         module = student_module(self._ready, objective, self._sinks.message)
         self._beat("sharding the student")
-        student = StudentEngine(module, student_ds, self._optimizer_settings())
+        student = StudentEngine(module, student_ds, self._recipe.optimizer)
         self._check_space(student)
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         rollout = load("rollouts", recipe.rollout.source)
@@ -209,10 +209,6 @@ class Builder:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
-
-    def _optimizer_settings(self) -> OptimizerSettings:
-        part = self._recipe.optimizer.model_dump(exclude={"clip_norm"})
-        return OptimizerSettings(**part)
 
     def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
         """Raises RecipeError if its source cannot give what the losses compare."""

@@ -47,7 +47,7 @@ from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import Sink, SinkGroup
 from distill_engine.telemetry.time_limit import TimeLimit
-from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
+from distill_engine.telemetry.wandb_sink import StoredRunId, WandbSink
 from distill_engine.train.progress import EndReason
 from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.watchdog import Watchdog
@@ -239,7 +239,6 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
     display.phase("starting")
     wandb = recipe.logging.wandb
     StoredRunId(folder).restore(wandb.mode)
-    options = WandbOptions(wandb.project, wandb.entity, wandb.group, tuple(wandb.tags), wandb.mode)
     config = {
         "recipe": recipe.model_dump(mode="json"),
         "ds_config": student_ds,
@@ -250,7 +249,7 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
 
     def dashboard() -> Sink:
         say = display.message
-        return WandbSink(folder, recipe.name, options, config, say, history=lambda: read_history(file))
+        return WandbSink(folder, recipe.name, wandb, config, say, history=lambda: read_history(file))
 
     return SinkGroup(
         [

@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_engine.data.kinds.named import AnySource
+from distill_engine.engine.config import OptimizerSection
 from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.metrics.named import better
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
+from distill_engine.telemetry.config import LoggingSection
 
 Placed = Literal["zero3", "node", "replica", "offload"]
 Placement = Literal["auto"] | Placed
@@ -130,19 +132,6 @@ class BatchSection(Section):
     )
 
 
-class OptimizerSection(Section):
-    """How gradients become updates."""
-
-    name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="torch.optim name.")
-    learning_rate: Positive = Field(description="Peak learning rate.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's moment decay rates.")
-    eps: Positive = Field(1e-8, description="Adam's denominator floor.")
-    amsgrad: bool = Field(False, description="AMSGrad variant (what ParlAI's `adam` means).")
-    weight_decay: NonNegative = Field(0.0, description="adamw: decoupled; adam, sgd: L2.")
-    momentum: Fraction = Field(0.0, description="sgd only.")
-    clip_norm: Positive | None = Field(0.1, description="Clip the global gradient norm to this; null: no clipping.")
-
-
 class ScheduleSection(Section):
     """How the learning rate moves, counted in applied optimizer steps."""
 
@@ -223,32 +212,6 @@ class CheckpointSection(Section):
         description="Write while training goes on, from a copy in host memory (as large as the rank's part of the "
         "checkpoint); false: steps wait until it is written.",
     )
-
-
-class WandbSection(Section):
-    """Weights & Biases. The key comes from the environment or ~/.netrc, never from here."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online when a key is found, else offline."
-    )
-    project: str = Field("distill", description="W&B project.")
-    entity: str | None = Field(None, description="W&B team or user.")
-    group: str | None = Field(None, description="Groups the runs of a sweep.")
-    tags: list[str] = Field(default_factory=list)
-
-
-class LoggingSection(Section):
-    """Who hears about it."""
-
-    every_steps: PositiveInt = Field(10, description="Log training metrics every N applied optimizer steps.")
-    gradient_norm_every_steps: int = Field(
-        200,
-        ge=0,
-        description="Measure the gradient norm of every loss term at one step in N; 0: never. It costs a backward pass "
-        "per term and an all-reduce of each term's fp32 gradient: for the 3B recipe 9 times 4.8 GB, 43 GB together. At "
-        "200 that is about 3 % of the time between nodes of eight 400 Gbit/s cards, more than 10 % with one card.",
-    )
-    wandb: WandbSection = Field(default_factory=lambda: WandbSection())
 
 
 class Recipe(Section):
