@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel
 
 from distill_engine.cluster.facts import read_cluster
 from distill_engine.data.episodes import Split
-from distill_engine.data.order.loader import ValidationLoader
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.latency import measure_latency
-from distill_engine.evaluate.measure import evaluate_models, load_model, parameter_count
+from distill_engine.evaluate.measure import load_model, parameter_count
+from distill_engine.evaluate.run import Work, run_evaluation
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.setup.prepare import Prepared, datasets_of, prepare
@@ -129,12 +130,14 @@ def compare_loaded(
     device: torch.device,
     with_latency: bool,
 ) -> dict[str, dict[str, float]]:
-    """The rows of `compare` for models in memory."""
+    """The rows of `compare` for models in memory, under the names of `distill evaluate`."""
     # latency first: evaluating attaches what gives features, which costs a little at every layer
     latency = measure_latency(models, contexts_of(ready.valid_datasets[0], device)) if with_latency else {}
-    loader = ValidationLoader(ready.valid_datasets, ready.layout, per_rank=32, rank=0, world_size=1)
-    quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)
-    rows = {name: {"parameters": float(parameter_count(models[name])), **quality[name]} for name in models}
+    examples = EvaluationSet(ready.valid_datasets, ready.layout, ready.tokenizer, per_batch=32)
+    with TemporaryDirectory() as folder:
+        work = Work(Path(folder))
+        done = run_evaluation(models, teacher, examples, ready.valid_labels, ready.tokenizer, work, None)
+    rows = {name: {"parameters": float(parameter_count(models[name])), **done.values[name]} for name in models}
     for name, timed in latency.items():
         rows[name]["ms_per_reply"] = timed.median_ms
     return rows

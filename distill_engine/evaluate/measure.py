@@ -6,7 +6,7 @@ a fused kernel for them, so does this (losses.kernels.dispatch).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,29 +119,6 @@ def _divergences(logits: Tensor, right: Tensor, labels: Tensor) -> Tensor:
     """[B, T] KL(teacher || model), 0 where there is no label."""
     log_s, log_t = (torch.log_softmax(one, dim=-1, dtype=torch.float32) for one in (logits, right))  # [B, T, V]
     return ((log_t - log_s) * log_t.exp()).sum(dim=-1).masked_fill(labels == IGNORED_LABEL, 0.0)
-
-
-def evaluate_models(
-    models: Mapping[str, PreTrainedModel],
-    teacher: PreTrainedModel | None,
-    batches: Iterable[Batch],
-    dataset_labels: Sequence[str],
-    device: torch.device,
-) -> dict[str, dict[str, float]]:
-    """Named values per model (see metrics.tally); every model sees the same batches, the teacher runs once each.
-
-    A model that is the teacher agrees with itself everywhere; without a teacher there is no agreement.
-    """
-    adapters, teacher_adapter = adapters_of(models, teacher)
-    tally = tally_of(teacher is not None)
-    size = len(dataset_labels), tally.columns
-    sums = {name: torch.zeros(size, dtype=torch.float64, device=device) for name in models}
-    for batch in batches:
-        batch = batch.to(device)
-        kernel = prediction_kernel(models, teacher, batch)
-        for name, value in batch_sums(adapters, teacher_adapter, batch, len(dataset_labels), kernel).items():
-            sums[name] += value
-    return {name: tally.values(value, dataset_labels) for name, value in sums.items()}
 
 
 def parameter_count(model: PreTrainedModel) -> int:

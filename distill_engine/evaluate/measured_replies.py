@@ -13,9 +13,8 @@ from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from distill_engine.data.order.collate import collate
-from distill_engine.evaluate.generate import GenerationError, own_settings, replies, same_draws
-from distill_engine.evaluate.samples import Prompt, SampleReplies, fixed_prompts
+from distill_engine.evaluate.generate import GenerationError, own_settings
+from distill_engine.evaluate.samples import Prompt, SampleReplies, answers, fixed_prompts
 from distill_engine.metrics.replies import Answered, reply_values
 from distill_engine.setup.prepare import Prepared
 
@@ -84,7 +83,7 @@ class MeasuredReplies:
                 "validation.metric of tokens."
             )
         per_dataset: dict[str, list[Answered]] = {label: [] for label in self._ready.valid_labels}
-        found = {number: answers for of_rank, _ in everybody for number, answers in of_rank.items()}
+        found = {number: answered for of_rank, _ in everybody for number, answered in of_rank.items()}
         for number, batch in enumerate(self._batches):
             per_dataset[batch[0].dataset] += found[number]
         return reply_values(per_dataset) | {"reply_seconds": time.perf_counter() - started}
@@ -92,11 +91,8 @@ class MeasuredReplies:
     def _answers(self, number: int) -> list[Answered]:
         batch: list[Prompt] = self._batches[number]
         self._beat(f"answering validation examples, batch {number + 1} of {len(self._batches)}")
-        ready, device = self._ready, self._model.device
-        given = collate([one.example for one in batch], ready.layout, 1).to(device)
-        settings = own_settings(self._model, ready.recipe.data.label_tokens)
-        with same_draws(device, seed=number):  # whoever answers the batch
-            said = replies(self._model, ready.tokenizer, given.inputs, settings)
+        settings = own_settings(self._model, self._ready.recipe.data.label_tokens)
+        said = answers(self._ready, self._model, [batch], settings, seed=number)
         return [Answered(one.text, one.tokens, [prompt.gold]) for one, prompt in zip(said, batch, strict=True)]
 
 

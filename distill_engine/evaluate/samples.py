@@ -23,7 +23,6 @@ from distill_engine.evaluate.generate import GenerationError, Reply, decoded, ow
 from distill_engine.metrics.text.repetition import repetition
 from distill_engine.setup.prepare import Prepared
 
-_SEED = 0  # of generation settings that sample: the same draws at every validation
 # Where an alarm begins. People rarely repeat three tokens in a row within a reply, and a sound model's replies are
 # seldom longer than twice what it was trained on.
 _REPEATS = 0.3  # repetition of one reply above its gold reply's
@@ -107,15 +106,20 @@ def recipe_prompts(ready: Prepared) -> list[list[Prompt]]:
 
 
 def answers(
-    ready: Prepared, model: PreTrainedModel, prompts: Sequence[Sequence[Prompt]], settings: Mapping[str, Any]
+    ready: Prepared,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[Prompt]],
+    settings: Mapping[str, Any],
+    seed: int = 0,
 ) -> list[Reply]:
-    """A reply to each prompt. Leaves weights, mode and random streams as they are; the draws are always the same.
+    """A reply to each prompt. Leaves weights, mode and random streams as they are; settings that sample draw the same
+    for one seed, whoever answers and when.
 
     Raises GenerationError for settings that transformers refuses.
     """
     device = model.device
     said: list[Reply] = []
-    with same_draws(device, _SEED):
+    with same_draws(device, seed):
         for batch in prompts:
             given = collate([one.example for one in batch], ready.layout, 1).to(device)
             said += replies(model, ready.tokenizer, given.inputs, settings)
