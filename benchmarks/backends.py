@@ -29,7 +29,8 @@ from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.evaluate.agreement import agreement
 from distill_engine.evaluate.compare import contexts_of, prepared, split_datasets
 from distill_engine.evaluate.generate import decoded
-from distill_engine.evaluate.latency import Case, measure
+from distill_engine.evaluate.latency import measure
+from distill_engine.evaluate.latency_rows import Case
 from distill_engine.evaluate.measure import load_model
 from distill_engine.export.convert import converted
 from distill_engine.export.protocol import files_mib

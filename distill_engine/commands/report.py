@@ -30,7 +30,7 @@ from distill_engine.commands.latency import case_list, progress_bar
 
 if TYPE_CHECKING:
     from distill_engine.evaluate.compare import Loaded
-    from distill_engine.evaluate.latency import Case, LatencyRow
+    from distill_engine.evaluate.latency_rows import Case, LatencyRow
     from distill_engine.reports.report_card import ReportCard
 
 _CONTEXTS = 64
@@ -106,7 +106,7 @@ def report_card(
 
 def _with_headline(cases: list[Case]) -> list[Case]:
     """The headline case in front: fixed tokens, greedy, one at a time."""
-    from distill_engine.evaluate.latency import Case
+    from distill_engine.evaluate.latency_rows import Case
 
     first = Case("fixed")
     return [first, *(case for case in cases if case != first)]
@@ -114,7 +114,8 @@ def _with_headline(cases: list[Case]) -> list[Case]:
 
 def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) -> list[LatencyRow]:
     from distill_engine.evaluate.compare import contexts_of
-    from distill_engine.evaluate.latency import measure, rows
+    from distill_engine.evaluate.latency import measure
+    from distill_engine.evaluate.latency_rows import rows
 
     contexts = contexts_of(loaded.first_dataset, loaded.device, _CONTEXTS)
     with progress_bar("latency") as advance:

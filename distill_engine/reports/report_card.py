@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_engine.evaluate.latency import LatencyRow
+from distill_engine.evaluate.latency_rows import LatencyRow
 from distill_engine.evaluate.run import Sample
 from distill_engine.reports import page, plots
 

@@ -22,7 +22,8 @@ from distill_engine.assembly.student_module import student_module
 from distill_engine.cli import app
 from distill_engine.evaluate.chat import ContextRules, Conversation
 from distill_engine.evaluate.generate import own_settings
-from distill_engine.evaluate.latency import Case, measure
+from distill_engine.evaluate.latency import measure
+from distill_engine.evaluate.latency_rows import Case
 from distill_engine.evaluate.measure import load_model
 from distill_engine.evaluate.run import ReplySettings, Work, run_evaluation
 from distill_engine.evaluate.samples import SampleReplies, recipe_prompts

@@ -9,10 +9,10 @@ from distill_engine.telemetry.metrics import (
     UnknownMetricError,
     describe,
     registered,
-    render_markdown,
     sections,
     terms,
 )
+from distill_engine.telemetry.metrics_page import render_markdown
 
 ROOT = Path(__file__).parents[3]
 
@@ -75,4 +75,4 @@ def test_patterns_are_unique_and_every_section_is_filled():
 
 def test_documentation_is_current():
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert written == render_markdown(), "run: python -m distill_engine.telemetry.metrics > docs/metrics.md"
+    assert written == render_markdown(), "run: python -m distill_engine.telemetry.metrics_page > docs/metrics.md"
