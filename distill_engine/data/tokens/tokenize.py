@@ -113,6 +113,13 @@ class DialogueTokenizer:
         other._limits = replace(self._limits, keep=which)
         return other
 
+    def within(self, layout: SequenceLayout) -> DialogueTokenizer:
+        """The same, but with other special tokens around texts. Raises ValueError as the constructor does."""
+        _check_limit("context_tokens", self._limits.context, layout.context_overhead)
+        other = copy.copy(self)
+        other._layout = layout
+        return other
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text alone, without special tokens."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
