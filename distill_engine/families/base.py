@@ -135,6 +135,21 @@ def is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def published(vocab: int, width: int, ffn: int, heads: int, layers: int, positions: int) -> dict[str, int]:
+    """The sizes in a published config.json; both stacks have as many layers."""
+    return {
+        "vocab_size": vocab,
+        "d_model": width,
+        "encoder_ffn_dim": ffn,
+        "decoder_ffn_dim": ffn,
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "max_position_embeddings": positions,
+    }
+
+
 def no_language(special: SpecialTokens) -> str:
     """What is wrong where nothing says which language is written: the decoder starts as for any, and none is forced."""
     if special.forced is not None or not _starts_as_any(special):

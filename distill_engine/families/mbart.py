@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.base import BartLike, around, no_language, started, written_in
+from distill_engine.families.base import BartLike, around, no_language, published, started, written_in
 from distill_engine.families.shape import Form
 
 
@@ -19,6 +22,9 @@ class MBart(BartLike):
     final_norms = tuple(f"model.{stack}.{norm}." for stack in ("encoder", "decoder")
                         for norm in ("layernorm_embedding", "layer_norm"))  # fmt: skip
     decoder_skips = 1  # mBART-50: the language
+    known: Mapping[str, Mapping[str, Any]] = {
+        "facebook/mbart-large-50-many-to-many-mmt": published(250054, 1024, 4096, 16, 12, 1024),
+    }
     form = Form(outer_norms=2, position_rows=2)
 
     def unsettled(self, special: SpecialTokens) -> str:

@@ -19,13 +19,14 @@ TEXTS = [("ab c", "de"), ("b", "a cab")]
 PAIRS = {"nllb": ("eng_Latn", "deu_Latn"), "mbart50": ("en_XX", "de_DE"), "mbart": ("en_XX", "de_DE")}
 
 
-def prepared(folder: Path, teacher: Path, *languages: dict) -> Prepared:
+def prepared(folder: Path, teacher: Path, *languages: dict, label_tokens: int = 16) -> Prepared:
     data = folder / "pairs.jsonl"
     data.write_text("\n".join(json.dumps({"source": s, "target": t}) for s, t in TEXTS))
     tasks = [{"kind": "pairs", "name": f"set{n}", "train": str(data), "test": str(data), **keys}
              for n, keys in enumerate(languages)]  # fmt: skip
     recipe = {"name": "languages", "teacher": {"path": str(teacher)}, "student": {"decoder_layers": 1},
-              "data": {"tasks": tasks, "context_tokens": 16, "label_tokens": 16, "cache_dir": str(folder / "cache")},
+              "data": {"tasks": tasks, "context_tokens": 16, "label_tokens": label_tokens,
+                       "cache_dir": str(folder / "cache")},
               "optimizer": {"name": "adamw", "learning_rate": 1e-3}, "validation": {"patience": None},
               "stop": {"max_steps": 1}}  # fmt: skip
     file = folder / "recipe.yaml"
@@ -82,6 +83,15 @@ def test_wrong_languages_are_refused_together(tmp_path):
     assert "knows 3 languages: deu_Latn, eng_Latn, fra_Latn" in said and "'deu_Latn', but data.tasks.0" in said
     with pytest.raises(RecipeError, match="the data's `target_language`"):
         prepared(tmp_path, teacher, {"source_language": "eng_Latn"})
+
+
+def test_labels_beyond_the_position_table_are_refused(tmp_path):
+    """Of mBART's 32 positions one is the language's."""
+    teacher = tiny_translators.save("mbart50", tmp_path / "teacher")
+    keys = {"source_language": "en_XX", "target_language": "de_DE"}
+    with pytest.raises(RecipeError, match=r"data.label_tokens is 32.*table has 32 rows.*needs 33(.|\n)*31 or less"):
+        prepared(tmp_path, teacher, keys, label_tokens=32)
+    assert prepared(tmp_path, teacher, keys, label_tokens=31).layout.decoder_length(31) == 32
 
 
 def test_a_family_without_languages_refuses_them(tmp_path):
