@@ -70,7 +70,7 @@ def _student(bench: Bench, name: str, folder: Path, teacher, way: str) -> dict:
         model = engine.module.model.eval()
         twin = host_model(model)
         found["twin"] = all(torch.equal(t, twin.state_dict()[n]) for n, t in model.state_dict().items())
-        write_student(twin, load_tokenizer(str(TOKENIZER)), place / "export", "", probe_of(twin))
+        write_student(model, load_tokenizer(str(TOKENIZER)), place / "export", "", probe_of(model))
         inputs = tiny.batch(name, seed=5).inputs
         settings = own_settings(model, NEW_TOKENS)
         found["ids"] = generate_ids(model, inputs, settings)
