@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
-from distill_engine.setup.prepare import Prepared, prepare, tasks_of
+from distill_engine.setup.prepare import Prepared, datasets_of, prepare
 
 TEXTS = [("ab c", "de"), ("b", "a cab")]
 PAIRS = {"nllb": ("eng_Latn", "deu_Latn"), "mbart50": ("en_XX", "de_DE"), "mbart": ("en_XX", "de_DE")}
@@ -41,7 +41,7 @@ def test_texts_are_wrapped_as_plain_transformers_does(kind, tmp_path):
     plain = AutoTokenizer.from_pretrained(teacher, src_lang=source, tgt_lang=target)
     language, prefix = plain.convert_tokens_to_ids(target), ready.layout.decoder_prefix
     for index, (text, gold) in enumerate(TEXTS):
-        example, theirs = ready.train_tasks[0].example(index), plain(text, text_target=gold)
+        example, theirs = ready.train_datasets[0].example(index), plain(text, text_target=gold)
         assert example.context_ids.tolist() == theirs.input_ids
         read, label = [*prefix, *example.label_ids.tolist()], theirs.labels
         # plain transformers moves the last label to the front of what the decoder reads
@@ -64,10 +64,10 @@ def test_each_dataset_has_a_source_language_of_its_own(tmp_path):
     ready = prepared(tmp_path, teacher, to | {"source_language": "fra_Latn"}, {"source_language": "deu_Latn"}, to)
     ids = ready.tokenizer.get_vocab()
     expected = [ids["fra_Latn"], ids["deu_Latn"], ids["eng_Latn"]]  # the last one is the tokenizer's own
-    for tasks in (ready.train_tasks, tasks_of(ready, "test").values()):
+    for tasks in (ready.train_datasets, datasets_of(ready, "test").values()):
         assert [task.example(0).context_ids[0] for task in tasks] == expected
     assert ready.tokenizer.src_lang == "eng_Latn"
-    assert len({task.digest for task in ready.train_tasks}) == 1  # tokenised once
+    assert len({task.digest for task in ready.train_datasets}) == 1  # tokenised once
 
 
 def test_wrong_languages_are_refused_together(tmp_path):
