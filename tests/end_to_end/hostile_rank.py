@@ -52,12 +52,12 @@ if "blocked_load" in hostile:
 
     # 4 s from the moment at which nothing but a wait is left: imports and reading take their time on a busy machine
     limit, read = 4.0, threading.Event()
-    plain_read, plain_checkpoint = teacher_weights._read, teacher_weights.Checkpoint
+    plain_load, plain_checkpoint = teacher_weights._load, teacher_weights.Checkpoint
     plain_collective = CollectiveCount.__call__
 
     def blocked(*arguments: object, **named: object) -> object:
         if rank != "1":
-            return plain_read(*arguments, **named)
+            return plain_load(*arguments, **named)
         watchdog.LOADING_SECONDS = limit
         return for_ever()
 
@@ -73,7 +73,7 @@ if "blocked_load" in hostile:
                 watchdog.LOADING_SECONDS = limit
             yield
 
-    teacher_weights._read, teacher_weights.Checkpoint = blocked, checkpoint
+    teacher_weights._load, teacher_weights.Checkpoint = blocked, checkpoint
     CollectiveCount.__call__ = collective
 
 if "awaited_stop" in hostile:

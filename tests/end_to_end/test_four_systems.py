@@ -237,7 +237,7 @@ for folder in sys.argv[1:]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, info = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
     asked = tokenizer("hello do you have a dog", return_tensors="pt")
-    said = model.generate(**asked.inputs.keywords, max_new_tokens=8, do_sample=False)
+    said = model.generate(asked.input_ids, attention_mask=asked.attention_mask, max_new_tokens=8, do_sample=False)
     answers[folder] = {
         "lost": sorted(map(str, info["missing_keys"])) + sorted(map(str, info["unexpected_keys"])),
         "ids": said[0].tolist(),

@@ -61,7 +61,9 @@ TEACHER = {
         lambda case: case.change_config(bos_token_id=2, eos_token_id=1),
         ["data.tokenizer", "bos_token_id", "eos_token_id", "share their special tokens"],
     ),
-    "model of an unknown family": (lambda case: case.change_config(model_type="t5"), ["'t5'", "blenderbot, bart"]),
+    "model of an unknown family": (
+        lambda case: case.change_config(model_type="gpt2"), ["'gpt2'", "Teachers can be: blenderbot"],
+    ),
     "missing teacher folder": (
         setting("teacher.path", "teachers/nowhere"),
         ["teacher.path", "teachers/nowhere", "Correct the path"],
