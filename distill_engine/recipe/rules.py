@@ -15,6 +15,7 @@ from distill_engine.metrics.named import POOLED, better, text_metrics, token_met
 from distill_engine.metrics.replies import TOKENS
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
+from distill_engine.recipe.cache_rules import CACHE_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
@@ -298,4 +299,5 @@ RULES: tuple[Rule, ...] = (
     *BATCH_RULES,
     *BALANCE_RULES,
     *CHECKPOINT_RULES,
+    *CACHE_RULES,
 )
