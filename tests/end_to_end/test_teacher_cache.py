@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
+OF_LEARNING = ("train/", "valid/")
+
 
 def values(folder, kind):
     """What was recorded, but times and speeds."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = ("term/", "loss", "total", "ppl", "agreement", "accuracy")
     return [
-        {name: value for name, value in one["values"].items() if any(part in name for part in kept)}
+        {name: value for name, value in one["values"].items() if name.startswith(OF_LEARNING) and "second" not in name}
         for one in records
         if one["kind"] == kind
     ]
