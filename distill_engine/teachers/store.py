@@ -150,6 +150,12 @@ class Shards:
             keys.append(own)
             places.append(np.stack([np.full(len(own), number), np.arange(len(own))], axis=1))
         every = np.concatenate(keys)
+        there = sum(int((read_json(folder / one / DATASET) or {}).get("examples", 0)) for one in datasets)
+        if there != len(every):
+            raise CacheError(
+                f"{folder} lacks shards: {len(every)} of {there} examples are there. Remove {DATASET} in "
+                f"{' and '.join(datasets)}, and give `distill cache` the same command again."
+            )
         order = np.argsort(every[:, 0], kind="stable")
         self._keys, self._places = every[order], np.concatenate(places)[order]
         self._first = np.ascontiguousarray(self._keys[:, 0])

@@ -1,6 +1,7 @@
 """A cache of teacher outputs: made, broken off and continued, extended, refused; the losses are the teacher's."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,8 +175,9 @@ def test_broken_off_it_goes_on_and_ends_with_the_same_bytes(ready, teacher, goal
     with pytest.raises(CacheError, match=r"does not hold, .*train, train.*it was not finished"):
         opened(ready, folder)
     (key,) = {path.parent for path in folder.glob("*/00000")}
-    (key / ".00003.new").mkdir()  # what a kill leaves
-    (key / ".00003.new" / "keys.npy").write_bytes(b"half")
+    left = key / f".{len(list(key.glob('0*'))):05d}.new"  # by a kill
+    left.mkdir()
+    (left / "keys.npy").write_bytes(b"half")
     before = maker(ready, teacher, goal, folder).missing()
     assert 0 < before[1] < before[0]
     rest: list[int] = []
@@ -183,6 +185,9 @@ def test_broken_off_it_goes_on_and_ends_with_the_same_bytes(ready, teacher, goal
     assert sum(rest) == before[2] < 28
     assert tree(folder) == tree(whole)
     assert len(list(key.glob("0*"))) > 3
+    shutil.rmtree(key / "00001")
+    with pytest.raises(CacheError, match=r"lacks shards: .* of 28 examples are there"):
+        opened(ready, folder)
 
 
 def test_its_size_is_said_and_a_disk_too_small_refused_before_a_byte_is_written(
