@@ -25,7 +25,7 @@ from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.measure import load_model
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
@@ -102,7 +102,7 @@ class _Dataset:
 
     title: str
     key: str
-    task: TokenisedTask
+    task: TokenisedDataset
     shards: list[tuple[int, int]]
     sizes: NDArray[np.int64]  # [examples], bytes
 
@@ -178,12 +178,12 @@ class CacheMaker:
         shape, layout, settings = self._ready.teacher_shape, self._ready.layout, self._settings
         k = settings.k if settings.k is not None and settings.k < shape.vocab - 1 else None
         form = Form(k, settings.dtype, shape.vocab, self._ready.family.masked_id(layout.start_id))
-        shown = self._teacher.features(self._batch(self._ready.train_tasks[0], np.array([0])), self._request)
+        shown = self._teacher.features(self._batch(self._ready.train_datasets[0], np.array([0])), self._request)
         rows = packed(shown, form)
         columns = [Column(name, stack.value, one.shape[-1], dtype) for name, (stack, dtype, one) in rows.items()]
         return form, columns, attention_facts(shown)
 
-    def _dataset(self, title: str, key: str, task: TokenisedTask) -> _Dataset:
+    def _dataset(self, title: str, key: str, task: TokenisedDataset) -> _Dataset:
         row = {stack: sum(one.row_bytes for one in self._columns if one.stack == stack.value) for stack in Stack}
         labels = task.label_lengths + self._ready.layout.label_pad_prefix
         sizes = task.context_lengths * row[Stack.ENCODER] + labels * row[Stack.DECODER] + _KEY_BYTES
@@ -202,7 +202,7 @@ class CacheMaker:
                     yield one, number, first, end
 
     def _shard(
-        self, task: TokenisedTask, first: int, end: int, advance: Callable[[int], None]
+        self, task: TokenisedDataset, first: int, end: int, advance: Callable[[int], None]
     ) -> Mapping[str, NDArray[Any]]:
         """The arrays of some examples; the passes are over examples of about one length, the same in every start."""
         contexts, labels = task.lengths(np.arange(first, end))
@@ -226,7 +226,7 @@ class CacheMaker:
             advance(len(part))
         return arrays
 
-    def _batch(self, task: TokenisedTask, examples: NDArray[np.int64]) -> Batch:
+    def _batch(self, task: TokenisedDataset, examples: NDArray[np.int64]) -> Batch:
         picks = Picks(np.zeros_like(examples), examples)
         multiple = self._ready.recipe.batch.pad_to_multiple_of
         return picked_batch([task], picks, self._ready.layout, multiple).to(self._device)

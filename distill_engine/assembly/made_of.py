@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from distill_engine.data.digests import FileDigests
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.setup.datasets import cache_folder
 from distill_engine.setup.prepare import Prepared
-from distill_engine.setup.task_data import cache_folder
 from distill_engine.teachers.protocol import MadeOf
 
 
@@ -27,20 +27,20 @@ def made_of(ready: Prepared, ranks: Ranks) -> MadeOf:
     """Collective: rank 0 reads the weights, once for a state of their files."""
     return MadeOf(
         str(ranks.broadcast(_teacher_digest(ready) if ranks.rank == 0 else None)),
-        {title: dataset_digest(task) for title, task in datasets(ready).items()},
+        {title: dataset_digest(one) for title, one in datasets(ready).items()},
     )
 
 
-def datasets(ready: Prepared) -> dict[str, TokenisedTask]:
+def datasets(ready: Prepared) -> dict[str, TokenisedDataset]:
     """Everything that a run shows its teacher, by title and split."""
-    train = zip(ready.task_labels, ready.train_tasks, strict=True)
-    valid = zip(ready.valid_labels, ready.valid_tasks, strict=True)
-    return {f"{label}, train": task for label, task in train} | {f"{label}, valid": task for label, task in valid}
+    train = zip(ready.dataset_labels, ready.train_datasets, strict=True)
+    valid = zip(ready.valid_labels, ready.valid_datasets, strict=True)
+    return {f"{label}, train": one for label, one in train} | {f"{label}, valid": one for label, one in valid}
 
 
-def dataset_digest(task: TokenisedTask) -> str:
+def dataset_digest(dataset: TokenisedDataset) -> str:
     """Of all token ids as models read them: words, limits and what stands around them."""
-    facts = [task.digest, asdict(task.limits), asdict(task.layout)]
+    facts = [dataset.digest, asdict(dataset.limits), asdict(dataset.layout)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

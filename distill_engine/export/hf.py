@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from distill_engine.checkpoint.files import sync_folder, sync_tree
+from distill_engine.cluster.files import rename_synced, sync_folder, sync_tree
 from distill_engine.families.lookup import shape_of
 from distill_engine.models.loading import Checkpoint
 from distill_engine.values import Batch, Tokens
@@ -170,8 +170,7 @@ def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
     target = _unused(versions / name)
     unfinished = versions / f".tmp-{name}"
     write(unfinished)
-    unfinished.rename(target)
-    sync_folder(versions)
+    rename_synced(unfinished, target)
     fresh_link = link.parent / f".{link.name}.new"
     fresh_link.unlink(missing_ok=True)
     fresh_link.symlink_to(Path("exports") / target.name, target_is_directory=True)

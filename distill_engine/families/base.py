@@ -110,10 +110,10 @@ class BartLike:
 
     def teacher_name(self, parameter: str, maps: Mapping[Stack, Sequence[int]]) -> str:
         for stack in Stack:
-            for layer, taught_by in enumerate(maps[stack]):
+            for layer, teacher_layer in enumerate(maps[stack]):
                 prefix = self.layer_prefix(stack, layer)
                 if parameter.startswith(prefix):
-                    return self.layer_prefix(stack, taught_by) + parameter.removeprefix(prefix)
+                    return self.layer_prefix(stack, teacher_layer) + parameter.removeprefix(prefix)
         return parameter
 
     def parts(self, model: PreTrainedModel) -> Parts:

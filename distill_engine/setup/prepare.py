@@ -15,9 +15,10 @@ from typing import Any
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.protocol import Family
@@ -36,7 +37,7 @@ from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
-from distill_engine.setup.task_data import load_split, load_tasks
+from distill_engine.setup.datasets import load_datasets, load_split
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Prepared:
     special: SpecialTokens
     tokenizer: Any
     layout: SequenceLayout
-    task_labels: tuple[str, ...]
-    train_tasks: tuple[TokenisedTask, ...]
-    valid_tasks: tuple[TokenisedTask, ...]
+    dataset_labels: tuple[str, ...]
+    train_datasets: tuple[TokenisedDataset, ...]
+    valid_datasets: tuple[TokenisedDataset, ...]
     valid_labels: tuple[str, ...]
     generation: Settled
 
@@ -84,9 +85,9 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         _check_weights(folder)
     shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
+    datasets = load_datasets(recipe.data, _encoder(recipe, tokenizer, layout))
     if config is not None:
-        largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
+        largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
         raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
     return Prepared(
         recipe=recipe,
@@ -96,10 +97,10 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         special=special,
         tokenizer=tokenizer,
         layout=layout,
-        task_labels=tasks.labels,
-        train_tasks=tasks.train,
-        valid_tasks=tasks.valid,
-        valid_labels=tasks.valid_labels,
+        dataset_labels=datasets.labels,
+        train_datasets=datasets.train,
+        valid_datasets=datasets.valid,
+        valid_labels=datasets.valid_labels,
         generation=generation,
     )
 
@@ -111,15 +112,15 @@ def _check_weights(folder: Path) -> None:
         raise WeightsError(problem_of_teacher(folder, error)) from error
 
 
-def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
-    """The tasks that have a split, by name. The test split is read here and now: training has no use for it.
+def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
+    """The datasets that have a split, by name. The test split is read here and now: training has no use for it.
 
     Raises DataError for bad files.
     """
     if split == "train":
-        return dict(zip(ready.task_labels, ready.train_tasks, strict=True))
+        return dict(zip(ready.dataset_labels, ready.train_datasets, strict=True))
     if split == "valid":
-        return dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
+        return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     return load_split(ready.recipe.data, _encoder(ready.recipe, ready.tokenizer, ready.layout), split)
 
 
@@ -136,13 +137,13 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
              plateaus compare validations, which must be of the same examples
     """
     data = hashlib.sha256()
-    for task in (*ready.train_tasks, *ready.valid_tasks):
-        data.update(task.digest.encode())
+    for dataset in (*ready.train_datasets, *ready.valid_datasets):
+        data.update(dataset.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:
         weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
         facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
-        found["teacher"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        found["teacher"] = digest_of(facts)[:16]
     return found
 
 

@@ -10,7 +10,6 @@ tokens, such as markers of speakers, are there to be written in texts, and stay 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -27,10 +26,11 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedDataset, TokenLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +68,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 @dataclass(frozen=True, eq=False)
 class TokenChunk:
-    """Consecutive tokens and bounds of a TokenisedTask, the bounds counted from the task's first token.
+    """Consecutive tokens and bounds of a TokenisedDataset, the bounds counted from the dataset's first token.
 
     skipped, episodes  examples left out, and episodes read
     """
@@ -119,12 +119,12 @@ class DialogueTokenizer:
 
     def examples(self, episode: Episode) -> list[Example]:
         """The examples of one episode, in order."""
-        task = self.tokenise([episode])
-        return [task.example(index) for index in range(len(task))]
+        dataset = self.tokenise([episode])
+        return [dataset.example(index) for index in range(len(dataset))]
 
     def tokenise(
         self, episodes: Iterable[Episode], progress: Callable[[int], None] | None = None
-    ) -> TokenisedTask:
+    ) -> TokenisedDataset:
         """All examples of the episodes, in order; `progress` hears now and then of so many episodes more."""
         chunks = []
         for chunk in self.chunks(episodes):
@@ -135,7 +135,7 @@ class DialogueTokenizer:
         bounds = np.concatenate([np.empty((0, 4), np.int64), *(chunk.bounds for chunk in chunks)])
         skipped = sum(chunk.skipped for chunk in chunks)
         warn_of_skipped(skipped)
-        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped)
+        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped)
 
     def chunks(self, episodes: Iterable[Episode]) -> Iterator[TokenChunk]:
         """The same a piece at a time: joined, the chunks' arrays are those of `tokenise`.
@@ -155,17 +155,17 @@ class DialogueTokenizer:
             yield TokenChunk(np.array(tokens, np.int32), table[spoken] + begin, int((~spoken).sum()), len(chunk))
             begin += len(tokens)
 
-    def task(
+    def dataset(
         self, tokens: NDArray[np.int32], bounds: NDArray[np.int64], skipped: int, facts: TokenFacts
-    ) -> TokenisedTask:
-        """A task from arrays that these settings' `chunks` gave earlier."""
-        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped, facts)
+    ) -> TokenisedDataset:
+        """A dataset from arrays that these settings' `chunks` gave earlier."""
+        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped, facts)
 
     @property
     def identity(self) -> str:
         """Digest of all that decides which ids `chunks` gives for a text: tokenizer and delimiter."""
         facts = [tokenizers.__version__, self._backend.to_str(), self._delimiter_ids]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return digest_of(facts)
 
     def _append(self, episode: Episode, ids: dict[str, list[int]], tokens: array[int], bounds: array[int]) -> None:
         episode_start = len(tokens)

@@ -113,7 +113,7 @@ def whole(ready, teacher, goal, tmp_path_factory):
 
 def batch_of(ready, numbers, multiple=1):
     picks = Picks(np.zeros(len(numbers), np.int64), np.array(numbers))
-    return picked_batch(ready.train_tasks, picks, ready.layout, multiple)
+    return picked_batch(ready.train_datasets, picks, ready.layout, multiple)
 
 
 def losses(goal, features, batch):
@@ -235,7 +235,7 @@ def test_further_data_come_beside_the_earlier_ones(place, teacher, goal, whole, 
     assert tree(whole).items() <= tree(folder).items()
     opened(ready, folder)
     picks = Picks(np.array([1, 0]), np.array([3, 3]))
-    batch = picked_batch(both.train_tasks, picks, both.layout, 1)
+    batch = picked_batch(both.train_datasets, picks, both.layout, 1)
     (shown,) = opened(both, folder).features([batch], goal.teacher_request())
     torch.testing.assert_close(shown.logits[0], teacher.features(batch, goal.teacher_request()).logits[0])
 
