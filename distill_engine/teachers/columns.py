@@ -63,20 +63,20 @@ class Form:
         return "fp16" if self.dtype == "bf16" else self.dtype
 
 
-def packed(shown: Features, form: Form) -> dict[str, tuple[Stack, str, Tensor]]:
+def packed(features: Features, form: Form) -> dict[str, tuple[Stack, str, Tensor]]:
     """Column name -> its stack, type and rows [B, L, width]. Raises CacheError for what has no such rows."""
     found: dict[str, tuple[Stack, str, Tensor]] = {}
-    if shown.logits is not None:
-        found |= {name: (Stack.DECODER, *rest) for name, rest in _packed_logits(shown.logits, form).items()}
+    if features.logits is not None:
+        found |= {name: (Stack.DECODER, *rest) for name, rest in _packed_logits(features.logits, form).items()}
     states: dict[str, tuple[Stack, Tensor | Projected | None]] = {}
-    states["encoder_output"] = Stack.ENCODER, shown.encoder_output
-    states |= {f"embedding.{stack.value}": (stack, one) for stack, one in shown.embeddings.items()}
-    states |= {f"hidden.{stack.value}.{n}": (stack, one) for (stack, n), one in shown.hidden.items()}
+    states["encoder_output"] = Stack.ENCODER, features.encoder_output
+    states |= {f"embedding.{stack.value}": (stack, one) for stack, one in features.embeddings.items()}
+    states |= {f"hidden.{stack.value}.{n}": (stack, one) for (stack, n), one in features.hidden.items()}
     for name, (stack, one) in states.items():
         if one is not None:
             assert isinstance(one, Tensor), "a teacher's states are not projected"
             found[name] = stack, form.dtype, one
-    for (kind, n), pair in shown.attention.items():
+    for (kind, n), pair in features.attention.items():
         if pair.bias is not None:
             raise CacheError(
                 f"The teacher's {kind.value} attention has position biases, which a cache does not hold. Set the "
@@ -87,9 +87,9 @@ def packed(shown: Features, form: Form) -> dict[str, tuple[Stack, str, Tensor]]:
     return found
 
 
-def attention_facts(shown: Features) -> dict[str, list[float]]:
+def attention_facts(features: Features) -> dict[str, list[float]]:
     """Heads and scale of every attention, by `kind.layer`: what its rows alone do not say."""
-    return {f"{kind.value}.{n}": [one.query.shape[1], one.scale] for (kind, n), one in shown.attention.items()}
+    return {f"{kind.value}.{n}": [one.query.shape[1], one.scale] for (kind, n), one in features.attention.items()}
 
 
 def unpacked(

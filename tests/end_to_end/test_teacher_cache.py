@@ -17,7 +17,7 @@ def values(folder, kind):
     ]
 
 
-def test_two_ranks_learn_from_files_what_the_teacher_teaches_and_another_recipe_is_refused(
+def test_two_ranks_learn_from_files_as_from_the_teacher_and_another_recipe_is_refused(
     program, base_recipe, write_recipe, fp32, tmp_path
 ):
     """To the bit: all batches have one shape, that of the passes which the cache was made in."""
