@@ -76,6 +76,9 @@ def load_models(
     loaded = {name: load_model(model_folder(name), device, dtype) for name in models}
     teacher_path = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
     teacher_model = None if teacher_path is None else _loaded_once(teacher_path, loaded, device, dtype)
+    for model in filter(None, (*loaded.values(), teacher_model)):
+        assert model.generation_config is not None, "sequence-to-sequence models have one"
+        model.generation_config.update(**ready.told)  # students say so already, teachers need not
     return Loaded(loaded, teacher_model, ready, device, split, datasets)
 
 

@@ -82,7 +82,7 @@ def teacher_replies(
 
     Raises TeacherRepliesError for any other failure: ranks could not be brought together again after it.
     """
-    settings = own_settings(model, ready.recipe.data.label_tokens)
+    settings = own_settings(model, ready.recipe.data.label_tokens, ready.told)
     question = _question(ready, model, prompts, settings)
     held: list[str] | None = ranks.broadcast(_read(folder / FILE, question) if ranks.rank == 0 else None)
     if held is not None:

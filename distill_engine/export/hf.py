@@ -37,7 +37,12 @@ def host_model(model: PreTrainedModel) -> PreTrainedModel:
         return copies[key]
 
     twin.all_tied_weights_keys = dict(model.all_tied_weights_keys)
-    twin.load_state_dict({name: of(tensor) for name, tensor in model.state_dict().items()}, assign=True)
+    held = model.state_dict()
+    twin.load_state_dict({name: of(tensor) for name, tensor in held.items()}, assign=True)
+    for name, buffer in model.named_buffers():
+        if name not in held:  # computed when a model is made, and so not computed on meta (position codes)
+            owner, _, last = name.rpartition(".")
+            setattr(twin.get_submodule(owner), last, of(buffer))
     twin.tie_weights(recompute_mapping=False)
     twin.generation_config = copy.deepcopy(model.generation_config)
     return twin.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Reading, Source
 from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
+from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.recipe.schema import DataSection
@@ -40,18 +41,23 @@ class RecipeData:
     valid: tuple[TokenisedDataset, ...]
 
 
-def load_datasets(data: DataSection, encoder: DialogueTokenizer) -> RecipeData:
+Layouts = Mapping[str, SequenceLayout]  # of the datasets that are wrapped otherwise than the rest, by their titles
+
+
+def load_datasets(data: DataSection, encoder: DialogueTokenizer, layouts: Layouts | None = None) -> RecipeData:
     """Training and validation splits of all datasets. Raises DataError for files that are bad or hold no example."""
     cache = _cache(data)
-    train = _split(data, encoder, "train", cache)
-    valid = _split(data, encoder, "valid", cache)
+    train = _split(data, encoder, "train", cache, layouts or {})
+    valid = _split(data, encoder, "valid", cache, layouts or {})
     return RecipeData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
 
 
-def load_split(data: DataSection, encoder: DialogueTokenizer, split: Split) -> dict[str, TokenisedDataset]:
+def load_split(
+    data: DataSection, encoder: DialogueTokenizer, split: Split, layouts: Layouts | None = None
+) -> dict[str, TokenisedDataset]:
     """One split of the datasets by their names, in the recipe's order; datasets of files that name none for it are left
     out, except for training. Raises DataError for files that are bad or hold no example."""
-    return _split(data, encoder, split, _cache(data))
+    return _split(data, encoder, split, _cache(data), layouts or {})
 
 
 def cache_folder(data: DataSection) -> Path:
@@ -68,13 +74,15 @@ def _speaks() -> bool:
 
 
 def _split(
-    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache
+    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache, layouts: Layouts
 ) -> dict[str, TokenisedDataset]:
     loaded = {}
     for source in data.tasks:
         if split != "train" and not kind_of(source).has(source, split):
             continue
         title, own = f"{source.title}, {split}", encoder.keeping(kind_of(source).keep)
+        if source.title in layouts:
+            own = own.within(layouts[source.title])
         with _display(f"tokenising {title}", _speaks()) as display:
             dataset = cache.dataset(_content(data, source, split, display), own, display.add)
         if len(dataset) == 0:

@@ -133,6 +133,10 @@ class Kind(Protocol):
         """
         return None
 
+    def languages(self, source: Source) -> tuple[str | None, str | None]:
+        """The options `source_language` and `target_language` of a kind that has them: codes of the tokenizer."""
+        return None, None
+
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """The files that a split is read from: with `facts` all that decides what `read` gives. None: it makes its
         examples up, which are not cached. Raises DataError where they are not there."""

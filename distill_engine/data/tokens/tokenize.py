@@ -59,11 +59,30 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
         raise DataError(
             f"No tokenizer could be loaded from {name!r} ({'a folder' if local else 'not a folder here'}): "
-            f"{type(error).__name__}: {shown(str(error))}. data.tokenizer is a folder with tokenizer.json, or "
-            "vocab.json and merges.txt; or a Hugging Face name. Correct it."
+            f"{type(error).__name__}: {shown(str(error))}. {_without_json(source)}data.tokenizer is a folder with "
+            "tokenizer.json, or vocab.json and merges.txt; or a Hugging Face name. Correct it."
         ) from error
-    _fast_backend(tokenizer, name)
+    _fast_backend(tokenizer, name, _without_json(source))
     return tokenizer
+
+
+def _without_json(folder: str) -> str:
+    """What a folder holds instead of tokenizer.json, and what to do; empty where it holds no sentencepiece model."""
+    place = Path(folder)
+    found = sorted(file.name for file in place.glob("*") if file.suffix in (".spm", ".model")) if place.is_dir() else []
+    if not found or (place / "tokenizer.json").exists():
+        return ""
+    if len(found) == 1:
+        return (
+            f"The folder holds a sentencepiece model ({found[0]}) and no tokenizer.json. Where transformers has a fast "
+            "tokenizer for it, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one (it needs the "
+            "package sentencepiece). "
+        )
+    return (
+        f"The folder holds {len(found)} sentencepiece models ({', '.join(found)}) and no tokenizer.json: sources and "
+        "targets are cut by models of their own, for which transformers has no fast tokenizer. Name a folder with a "
+        "tokenizer.json that gives the teacher's ids as data.tokenizer. "
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +130,13 @@ class DialogueTokenizer:
         """The same, but too long contexts keep these tokens."""
         other = copy.copy(self)
         other._limits = replace(self._limits, keep=which)
+        return other
+
+    def within(self, layout: SequenceLayout) -> DialogueTokenizer:
+        """The same, but with other special tokens around texts. Raises ValueError as the constructor does."""
+        _check_limit("context_tokens", self._limits.context, layout.context_overhead)
+        other = copy.copy(self)
+        other._layout = layout
         return other
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -227,12 +253,12 @@ def markers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {token.content: number for number, token in added.items() if token.special and token.content not in roles}
 
 
-def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str) -> Tokenizer:
+def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str, remedy: str = "") -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise DataError(
             f"The tokenizer {name!r} is not a fast one ({type(tokenizer).__name__}). Data is tokenised with the "
-            "`tokenizers` library. Save it with a tokenizer.json, or use vocab.json and merges.txt."
+            f"`tokenizers` library. {remedy}Save it with a tokenizer.json, or use vocab.json and merges.txt."
         )
     return backend
 

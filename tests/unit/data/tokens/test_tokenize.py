@@ -198,6 +198,17 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path, tokenizer_folder):
         load_tokenizer(str(tmp_path))
 
 
+def test_sentencepiece_models_without_tokenizer_json_are_named(tmp_path):
+    for files, said in ((["source.spm", "target.spm"], "models of their own"), (["spiece.model"], "save_pretrained")):
+        folder = tmp_path / str(len(files))
+        folder.mkdir()
+        for file in files:
+            (folder / file).write_bytes(b"")
+        (folder / "config.json").write_text('{"model_type": "marian"}')
+        with pytest.raises(DataError, match=rf"{', '.join(files)}\) and no tokenizer.json.*{said}"):
+            load_tokenizer(str(folder))
+
+
 def test_code_that_comes_with_a_tokenizer_is_not_run_and_nobody_is_asked(tmp_path, tokenizer_folder, monkeypatch):
     folder = tmp_path / "foreign"
     shutil.copytree(tokenizer_folder, folder)
