@@ -13,6 +13,7 @@ from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.commands import (
+    cache,
     chat,
     dashboard,
     data,
@@ -88,7 +89,9 @@ def train(
     raise typer.Exit(run_training(options))
 
 
-_TOPICS = (export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new)
+_TOPICS = (
+    export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new, cache,
+)  # fmt: skip
 for topic in _TOPICS:
     topic.register(app)
 
