@@ -22,6 +22,7 @@ from distill_engine.commands import (
     listing,
     new,
     parlai,
+    pseudo_label,
     recipes,
     report,
     wandb_sync,
@@ -88,7 +89,10 @@ def train(
     raise typer.Exit(run_training(options))
 
 
-_TOPICS = (export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new)
+_TOPICS = (
+    export, evaluate, pseudo_label, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes,
+    new,
+)  # fmt: skip
 for topic in _TOPICS:
     topic.register(app)
 

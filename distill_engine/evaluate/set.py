@@ -78,6 +78,11 @@ class EvaluationSet:
             self._texts_of(task, index) for task, index in zip(tasks.tolist(), indices.tolist(), strict=True)
         ]
 
+    def ids(self, number: int) -> list[tuple[int, int]]:
+        """Task number and number of the example within it, of batch `number`, in its order."""
+        tasks, indices = self._picks[number]
+        return list(zip(tasks.tolist(), indices.tolist(), strict=True))
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any token, limit, layout or the batches."""
         digest = hashlib.sha256(repr((self._layout, [len(tasks) for tasks, _ in self._picks])).encode())

@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         _check_weights(folder)
     shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    tasks = load_tasks(recipe.data, _encoder(recipe, tokenizer, layout))
+    tasks = load_tasks(recipe.data, encoder_of(recipe, tokenizer, layout))
     if config is not None:
         largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
         raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
@@ -120,10 +120,10 @@ def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
         return dict(zip(ready.task_labels, ready.train_tasks, strict=True))
     if split == "valid":
         return dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
-    return load_split(ready.recipe.data, _encoder(ready.recipe, ready.tokenizer, ready.layout), split)
+    return load_split(ready.recipe.data, encoder_of(ready.recipe, ready.tokenizer, ready.layout), split)
 
 
-def _encoder(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
+def encoder_of(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
     data = recipe.data
     return DialogueTokenizer(tokenizer, layout, data.delimiter, data.context_tokens, data.label_tokens)
 
