@@ -34,7 +34,7 @@ PARTS = {  # row -> the terms that it adds
     "embedding": ("embedding",),
 }
 ROWS = ("nothing", "initialisation", *PARTS, "balance")
-_TAUGHT = tuple(term for terms in PARTS.values() for term in terms)
+_DISTILLED = tuple(term for terms in PARTS.values() for term in terms)
 
 
 def main() -> int:
@@ -79,17 +79,17 @@ def arms_of(recipe: Path) -> dict[str, tuple[str, ...]]:
     """Row -> what it changes in the recipe. The demo's first two have the learning rates that suit them best; those
     of another recipe have its own."""
     weights = read_recipe(recipe, []).losses.weights.model_dump()
-    none = tuple(f"losses.weights.{term}=0" for term in _TAUGHT)
+    none = tuple(f"losses.weights.{term}=0" for term in _DISTILLED)
     demo = recipe.resolve() == DEMO_RECIPE
     arms = {
         "nothing": BASELINES["without_teacher"] if demo else (*none, *_alone(recipe)),
         "initialisation": BASELINES["shrink_and_finetune"] if demo else none,
     }
-    left = set(_TAUGHT)
+    left = set(_DISTILLED)
     for name, terms in PARTS.items():
         left -= set(terms)
         if any(weights[term] for term in terms):  # a part that the recipe leaves out has no row
-            arms[name] = tuple(f"losses.weights.{term}=0" for term in _TAUGHT if term in left)
+            arms[name] = tuple(f"losses.weights.{term}=0" for term in _DISTILLED if term in left)
     ones = tuple(f"losses.weights.{name}=1" for name in LossWeights.fields() if weights[name])
     return arms | {"balance": (*ones, "losses.balance=gradient_alignment")}
 

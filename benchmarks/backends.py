@@ -27,9 +27,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig, Pr
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.evaluate.agreement import agreement
-from distill_engine.evaluate.compare import contexts_of, prepared, split_tasks
+from distill_engine.evaluate.compare import contexts_of, prepared, split_datasets
 from distill_engine.evaluate.generate import decoded
-from distill_engine.evaluate.latency import Case, measure
+from distill_engine.evaluate.latency import measure
+from distill_engine.evaluate.latency_rows import Case
 from distill_engine.evaluate.measure import load_model
 from distill_engine.export.convert import converted
 from distill_engine.export.protocol import files_mib
@@ -115,11 +116,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "backends_cpu.json")
     asked = parser.parse_args()
     recipe = ROOT / "recipes" / "demo.yaml"
-    task = next(iter(split_tasks(prepared([str(DEMO)], recipe, ()), "valid").values()))
-    contexts = contexts_of(task, torch.device("cpu"), PROMPTS)
-    stride = max(1, len(task) // len(contexts))
+    dataset = next(iter(split_datasets(prepared([str(DEMO)], recipe, ()), "valid").values()))
+    contexts = contexts_of(dataset, torch.device("cpu"), PROMPTS)
+    stride = max(1, len(dataset) // len(contexts))
     tokenizer = load_tokenizer(str(DEMO))
-    golds = [decoded(tokenizer, task.example(n * stride).label_ids.tolist()) for n in range(len(contexts))]
+    golds = [decoded(tokenizer, dataset.example(n * stride).label_ids.tolist()) for n in range(len(contexts))]
     rows = measured("demo teacher (2+6, 96 wide)", DEMO, contexts, golds, asked.rounds)
     draw = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

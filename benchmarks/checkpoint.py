@@ -28,8 +28,9 @@ from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration  #
 from distill_engine.checkpoint.checkpoints import Checkpoints  # noqa: E402
 from distill_engine.checkpoint.parts import RngPart  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
+from distill_engine.engine.config import OptimizerSection  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, student_config  # noqa: E402
-from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine  # noqa: E402
+from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngine  # noqa: E402
 from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.student.projections import StudentModule  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402
@@ -51,15 +52,15 @@ def student(ranks: distributed.Ranks) -> StudentEngine:
         world_size=ranks.world_size, clip_norm=1.0, fp16_supported=False, bf16_supported=True,
     )  # fmt: skip
     module = StudentModule(adapt(BlenderbotForConditionalGeneration(config)), None)
-    return StudentEngine(module, ds_config, OptimizerSettings("adamw", 1e-5))
+    return StudentEngine(module, ds_config, OptimizerSection(name="adamw", learning_rate=1e-5))
 
 
 def step(engine: StudentEngine) -> float:
     """One optimizer step over random tokens; its seconds."""
     started = time.perf_counter()
     ids = torch.randint(5, VOCABULARY, TOKENS)
-    shown = engine.module.model(input_ids=ids, labels=ids)
-    engine.backward(shown.loss)
+    outputs = engine.module.model(input_ids=ids, labels=ids)
+    engine.backward(outputs.loss)
     engine.step(1e-5)
     return time.perf_counter() - started
 

@@ -3,7 +3,7 @@
     python benchmarks/data.py [--examples N] [--step-ms MS] [--max-tokens N]
 
 Uses the product's own tokenizer, token cache, mixture and loader, on dialogues of random words whose sizes are those of
-the four dialogue tasks. Prints one JSON line; benchmarks/README.md explains its fields.
+the four dialogue datasets. Prints one JSON line; benchmarks/README.md explains its fields.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from dialogue_lengths import FOUR_TASKS, LAYOUT, PARLAI_WEIGHTS, four_tasks  # noqa: E402
+from dialogue_lengths import FOUR_DATASETS, LAYOUT, PARLAI_WEIGHTS, four_datasets  # noqa: E402
 from tokenizers import ByteLevelBPETokenizer  # noqa: E402
 
 from distill_engine.data.episodes import Episode, Turn  # noqa: E402
@@ -56,14 +56,14 @@ class Speaker:
 
 
 def dialogues(examples: int) -> list[Episode]:
-    """Episodes of the four tasks, in proportion, with about that many examples; no text comes twice by design."""
+    """Episodes of the four datasets, in proportion, with about that many examples; no text comes twice by design."""
     speaker, episodes = Speaker(), []
-    share = examples / sum(task.examples for task in FOUR_TASKS.values())
-    for task in FOUR_TASKS.values():
-        turns = task.examples / task.episodes
-        for _ in range(round(task.episodes * share)):
-            said = [(speaker.says(task.utterance), speaker.says(task.utterance)) for _ in range(round(turns))]
-            opening = f"{speaker.says(task.opening)}\n" if task.opening else ""
+    share = examples / sum(dataset.examples for dataset in FOUR_DATASETS.values())
+    for dataset in FOUR_DATASETS.values():
+        turns = dataset.examples / dataset.episodes
+        for _ in range(round(dataset.episodes * share)):
+            said = [(speaker.says(dataset.utterance), speaker.says(dataset.utterance)) for _ in range(round(turns))]
+            opening = f"{speaker.says(dataset.opening)}\n" if dataset.opening else ""
             first = Turn(opening + said[0][0], said[0][1])
             episodes.append(Episode((first, *(Turn(*pair) for pair in said[1:]))))
     return episodes
@@ -84,28 +84,28 @@ def tokenising(examples: int) -> dict[str, float]:
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
-            task = TokenCache(Path(folder) / "cache").task(source, encoder, lambda _: None)
+            dataset = TokenCache(Path(folder) / "cache").dataset(source, encoder, lambda _: None)
             seconds.append(time.perf_counter() - started)
     return {
-        "examples": len(task),
-        "tokens": len(task.tokens),
+        "examples": len(dataset),
+        "tokens": len(dataset.tokens),
         "tokenising_seconds": seconds[0],
-        "seconds_per_300k_examples": seconds[0] * 300_000 / len(task),
+        "seconds_per_300k_examples": seconds[0] * 300_000 / len(dataset),
         "opening_seconds": seconds[1],
     }
 
 
 def batches(max_tokens: int | None, step_ms: float, seconds: float) -> dict[str, float]:
     """Padding, the loader's own rate, and the share of waiting in so many seconds of steps that take `step_ms` each."""
-    tasks = four_tasks()
-    sizes = [len(task) for task in tasks]
-    weights = example_weights(PARLAI_WEIGHTS, sizes, [task.episodes for task in tasks], "episodes")
+    datasets = four_datasets()
+    sizes = [len(dataset) for dataset in datasets]
+    weights = example_weights(PARLAI_WEIGHTS, sizes, [dataset.episodes for dataset in datasets], "episodes")
     mixture = Mixture(sizes, weights, seed=1)
     plan = None
     if max_tokens is not None:
-        plan = token_budget_plan(tasks, mixture, LAYOUT, max_tokens=max_tokens, window=8192, pad_to_multiple_of=8)
+        plan = token_budget_plan(datasets, mixture, LAYOUT, max_tokens=max_tokens, window=8192, pad_to_multiple_of=8)
     with TrainLoader(
-        tasks, mixture, LAYOUT, per_rank=PER_RANK, accumulation_steps=1, pad_to_multiple_of=8, rank=0, world_size=1,
+        datasets, mixture, LAYOUT, per_rank=PER_RANK, accumulation_steps=1, pad_to_multiple_of=8, rank=0, world_size=1,
         plan=plan, pin_memory=torch.cuda.is_available(),
     ) as loader:  # fmt: skip
         positions = padding = 0

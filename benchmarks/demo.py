@@ -98,7 +98,9 @@ def measure(run_dir: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
         **{name: load_model(run_dir / name / "best", device) for name in BASELINES},
     }
     rows = compare_loaded(models, teacher, ready, device, with_latency=True)
-    return {name: {column: value[column.removeprefix("valid_")] for column in COLUMNS} for name, value in rows.items()}
+    # the table's words for values that `distill evaluate` calls as ParlAI does
+    of_row = {"valid_ppl": "ppl", "token_accuracy": "token_acc", "teacher_agreement": "teacher_acc"}
+    return {name: {column: row[of_row.get(column, column)] for column in COLUMNS} for name, row in rows.items()}
 
 
 def write_reports(run_dir: Path, overrides: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""Tasks of the sizes of the four dialogue tasks, with examples of about their lengths and no words in them.
+"""Datasets of the sizes of the four dialogue datasets, with examples of about their lengths and no words in them.
 
 Episodes, examples and thus turns are those of the training splits. Lengths are a model: an utterance has a log-normal
-number of tokens around the task's mean, the first text of an episode also what comes before it (persona, topic).
+number of tokens around the dataset's mean, the first text of an episode also what comes before it (persona, topic).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
 
 LAYOUT = SequenceLayout(0, 1, 2, context_suffix=(2,), decoder_prefix=(1,))
 LIMITS = TokenLimits(128, 128)
@@ -31,7 +31,7 @@ class Lengths:
     opening: float
 
 
-FOUR_TASKS = {
+FOUR_DATASETS = {
     "blended_skill_talk": Lengths(4_819, 27_018, 18, 70),
     "wizard_of_wikipedia": Lengths(18_430, 74_092, 24, 4),
     "convai2:normalized": Lengths(17_878, 131_438, 14, 50),
@@ -39,13 +39,13 @@ FOUR_TASKS = {
 }
 
 
-def four_tasks(share: float = 1.0, seed: int = 0) -> list[TokenisedTask]:
-    """The four tasks, or that share of their episodes."""
+def four_datasets(share: float = 1.0, seed: int = 0) -> list[TokenisedDataset]:
+    """The four datasets, or that share of their episodes."""
     random = np.random.default_rng(seed)
-    return [_task(random, lengths, share) for lengths in FOUR_TASKS.values()]
+    return [_dataset(random, lengths, share) for lengths in FOUR_DATASETS.values()]
 
 
-def _task(random: np.random.Generator, lengths: Lengths, share: float) -> TokenisedTask:
+def _dataset(random: np.random.Generator, lengths: Lengths, share: float) -> TokenisedDataset:
     episodes = max(1, round(lengths.episodes * share))
     turns = 1 + random.poisson(lengths.examples / lengths.episodes - 1, episodes)
     first = np.concatenate([[0], np.cumsum(turns)[:-1]])
@@ -55,7 +55,7 @@ def _task(random: np.random.Generator, lengths: Lengths, share: float) -> Tokeni
     begins = ends - (texts + labels + 2)
     label_begins = begins + texts + 1
     bounds = np.stack([np.repeat(begins[first], turns), begins + texts, label_begins, label_begins + labels], axis=1)
-    return TokenisedTask(np.full(int(ends[-1]), _WORD, np.int32), bounds, LAYOUT, LIMITS)
+    return TokenisedDataset(np.full(int(ends[-1]), _WORD, np.int32), bounds, LAYOUT, LIMITS)
 
 
 def _utterances(random: np.random.Generator, lengths: Lengths, count: int) -> NDArray[np.int64]:

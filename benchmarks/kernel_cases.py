@@ -230,11 +230,12 @@ def _logits(head: OutputHead) -> Tensor:
 
 
 def _eager_prediction(student: OutputHead, teacher: OutputHead, labels: Tensor) -> Tensor:
-    shown, taught = _logits(student).float().flatten(0, 1), _logits(teacher).float().flatten(0, 1)
+    student_logits, teacher_logits = _logits(student).float().flatten(0, 1), _logits(teacher).float().flatten(0, 1)
     labels = labels.flatten()
-    task = functional.cross_entropy(shown, labels, ignore_index=IGNORED_LABEL, reduction="sum")
-    log_shown, taught = torch.log_softmax(shown, dim=-1), torch.softmax(taught, dim=-1)
-    divergence = functional.kl_div(log_shown, taught, reduction="none").sum(dim=-1)
+    task = functional.cross_entropy(student_logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    log_student_probs = torch.log_softmax(student_logits, dim=-1)
+    teacher_probs = torch.softmax(teacher_logits, dim=-1)
+    divergence = functional.kl_div(log_student_probs, teacher_probs, reduction="none").sum(dim=-1)
     return task + (divergence * (labels != IGNORED_LABEL)).sum()
 
 

@@ -113,10 +113,11 @@ def _teach(teacher: TeacherEngine, group: list[Batch], window: bool) -> int:
     layers = {Stack.ENCODER: (1,), Stack.DECODER: (2, 5)}
     request = Objective(ALL_TERMS, layers).teacher_request()
     largest = 0
-    for shown in LiveTeacher(teacher, window=window).features(group, request):
-        storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in feature_tensors(shown)}
+    for features in LiveTeacher(teacher, window=window).features(group, request):
+        found = [one.untyped_storage() for one in feature_tensors(features)]
+        storages = {storage.data_ptr(): storage.nbytes() for storage in found}
         largest = max(largest, sum(storages.values()))
-        del shown
+        del features, found
     return largest
 
 

@@ -37,7 +37,7 @@ from step_presets import PRESETS, WEIGHTS, Preset, arithmetic_gflop  # noqa: E40
 from distill_engine.assembly.builder import Builder  # noqa: E402
 from distill_engine.assembly.resizing import split_of  # noqa: E402
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens  # noqa: E402
-from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits  # noqa: E402
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config  # noqa: E402
@@ -102,13 +102,13 @@ def write_teacher(preset: Preset, folder: Path, device: torch.device | None = No
     (model.half() if device is not None and device.type == "cuda" else model).save_pretrained(folder)
 
 
-def random_task(preset: Preset, examples: int = 512) -> TokenisedTask:
+def random_dataset(preset: Preset, examples: int = 512) -> TokenisedDataset:
     """Examples of random words whose contexts and labels are exactly as long as the limits."""
     length = preset.context_tokens + preset.label_tokens
     tokens = np.random.default_rng(3).integers(FIRST_WORD, preset.vocabulary, examples * length, dtype=np.int32)
     begin = np.arange(examples, dtype=np.int64) * length
     context_end, label_end = begin + preset.context_tokens, begin + length
-    return TokenisedTask(
+    return TokenisedDataset(
         tokens,
         np.stack([begin, context_end, context_end, label_end], axis=1),
         _layout(),
@@ -141,7 +141,7 @@ def trainer_of(
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats(ranks.device)
         ranks.barrier()
-        task = random_task(preset)
+        dataset = random_dataset(preset)
         ready = Prepared(
             recipe=recipe,
             family=family_named("blenderbot"),
@@ -150,9 +150,9 @@ def trainer_of(
             teacher_config=json.loads((teacher / "config.json").read_text(encoding="utf-8")),
             tokenizer=None,
             layout=_layout(),
-            task_labels=("random",),
-            train_tasks=(task,),
-            valid_tasks=(),
+            dataset_labels=("random",),
+            train_datasets=(dataset,),
+            valid_datasets=(),
             valid_labels=(),
             generation=settle_student(
                 read_settings(teacher),

@@ -20,7 +20,7 @@ from typing import Any
 from step import PRESETS, Preset, ds_configs, recipe_of, trainer_of
 
 from distill_engine.engine import distributed
-from distill_engine.recipe.schema import LoggingSection
+from distill_engine.telemetry.config import LoggingSection
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.train.balancing import LossTerms
 from distill_engine.train.loop import Trainer

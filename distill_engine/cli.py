@@ -55,10 +55,10 @@ DsConfigOption = Annotated[
 def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> None:  # noqa: B006  typer copies it
     """Check a recipe, its teacher's configuration, its tokenizer and its data, before any GPU time is spent."""
     ready = _prepared(recipe, overrides)
-    table = Table("task", "training examples", "validation examples", title=f"{recipe}: no problems")
-    valid = dict(zip(ready.valid_labels, map(len, ready.valid_tasks), strict=True))
-    for label, task in zip(ready.task_labels, ready.train_tasks, strict=True):
-        table.add_row(label, f"{len(task):,}", f"{valid.get(label, 0):,}")
+    table = Table("dataset", "training examples", "validation examples", title=f"{recipe}: no problems")
+    valid = dict(zip(ready.valid_labels, map(len, ready.valid_datasets), strict=True))
+    for label, dataset in zip(ready.dataset_labels, ready.train_datasets, strict=True):
+        table.add_row(label, f"{len(dataset):,}", f"{valid.get(label, 0):,}")
     _OUT.print(table)
     _show_generation(ready)
 

@@ -131,7 +131,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """What one model must show in one forward pass; everything else is neither kept nor computed.
+    """What one model must give in one forward pass; everything else is neither kept nor computed.
 
     Layer numbers are 0-based and belong to the model that is asked. `head` asks for the factors of the logits instead
     of, or beside, the logits themselves.

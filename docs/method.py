@@ -55,10 +55,10 @@ def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
 
 
 class Watched:
-    """A model that also shows what its mapped layers do: `features(batch)` is a dictionary of tensors."""
+    """A model that also gives what its mapped layers compute: `features(batch)` is a dictionary of tensors."""
 
     def __init__(self, model: PreTrainedModel, layers: dict[str, list[int]]) -> None:
-        self.model, self.shown = model, {}
+        self.model, self.captured = model, {}
         for stack, numbers in layers.items():
             half = getattr(model.model, stack)
             for index, layer in enumerate(half.layers[number] for number in numbers):
@@ -71,23 +71,23 @@ class Watched:
                     self._keep(attention.k_proj, f"{kind}_key", index)
 
     def _keep(self, module: nn.Module, name: str, index: int) -> None:
-        module.register_forward_hook(lambda _module, _inputs, output: self.shown.update({(name, index): output}))
+        module.register_forward_hook(lambda _module, _inputs, output: self.captured.update({(name, index): output}))
 
     def features(self, batch: Batch) -> dict[object, Tensor]:
         """One forward pass."""
-        self.shown = {}
+        self.captured = {}
         out = self.model(**batch.inputs.keywords, decoder_input_ids=batch.decoder_input_ids, use_cache=False)
         table_VD = self.model.get_input_embeddings().weight
         logits_BTV = out.logits.clone()
         logits_BTV[..., self.model.config.bos_token_id] = torch.finfo(logits_BTV.dtype).min  # never predicted
-        return self.shown | {"logits": logits_BTV, "encoder": out.encoder_last_hidden_state,
+        return self.captured | {"logits": logits_BTV, "encoder": out.encoder_last_hidden_state,
                              "encoder_embedding": F.embedding(batch.inputs.input_ids, table_VD),
                              "decoder_embedding": F.embedding(batch.decoder_input_ids, table_VD)}  # fmt: skip
 
-    def scores(self, shown: dict[object, Tensor], kind: str, index: int) -> Tensor:
+    def scores(self, features: dict[object, Tensor], kind: str, index: int) -> Tensor:
         """[B, H, L, L]: attention scores before the softmax."""
         heads = self.model.config.decoder_attention_heads
-        query, key = (shown[f"{kind}_{side}", index].unflatten(-1, (heads, -1)) for side in ("query", "key"))
+        query, key = (features[f"{kind}_{side}", index].unflatten(-1, (heads, -1)) for side in ("query", "key"))
         return torch.einsum("bqhe,bkhe->bhqk", query, key) * query.shape[-1] ** -0.5
 
 

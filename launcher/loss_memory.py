@@ -68,7 +68,7 @@ def compared_tokens(job: Job) -> list[int]:
 def captured(job: Job) -> float:
     """The teacher's features of mapped layers, of all micro-batches that are held; the student's are activations.
 
-    A teacher layer that teaches several student layers is kept once.
+    A teacher layer mapped to several student layers is kept once.
     """
     if job.teacher is None:
         return 0.0
@@ -126,20 +126,21 @@ def _whole_logits(job: Job) -> bool:
 def _vocabulary(job: Job) -> _Group:
     """Terms over the vocabulary. Whole: softmaxes in 32 bits; in blocks: one block of both models' logits."""
     tokens, vocab, losses = job.labels, job.student.vocab, job.recipe.losses
-    taught = job.teacher is not None and any(term.taught and term.operand == "logits" for term in losses.weights.terms)
+    asking = [term for term in losses.weights.terms if term.distils and term.operand == "logits"]
+    distils = job.teacher is not None and bool(asking)
     logits = tokens * vocab
     of_hidden = tokens * job.student.width
     if kernel(job, "prediction") == "reference":
-        if taught and _needs_a_pass(losses):  # log-probabilities of both, values, slopes; the last are held
+        if distils and _needs_a_pass(losses):  # log-probabilities of both, values, slopes; the last are held
             return _Group(logits * FULL * 2, 0.0, logits * FULL * 5)
-        softmaxes = 2 if taught else 1
-        tempered = 3 if taught and losses.temperature != 1.0 else 0
+        softmaxes = 2 if distils else 1
+        tempered = 3 if distils and losses.temperature != 1.0 else 0
         rounded = job.word if job.word < FULL else 0
         return _Group(logits * FULL * (softmaxes + tempered), 0.0, logits * (FULL + rounded))
     models = 1 if job.teacher is None else 2
     block = min(models * logits * job.word, LOGIT_BLOCK_BYTES)
     in_torch = kernel(job, "prediction") == "chunked" or not losses.measure.twin
-    slopes = block / models / job.word * FULL if taught and _needs_a_pass(losses) and in_torch else 0.0
+    slopes = block / models / job.word * FULL if distils and _needs_a_pass(losses) and in_torch else 0.0
     return _Group(block, of_hidden * job.word, of_hidden * FULL + slopes)
 
 

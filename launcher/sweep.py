@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill_engine.cluster.replace import replace_text
+from distill_engine.cluster.files import replace_text
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from launcher.attempts import read_attempts

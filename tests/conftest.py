@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 with contextlib.suppress(ImportError):  # torch.compile imports it late, which fails where distutils was imported first
@@ -15,6 +16,11 @@ if os.environ["DS_ACCELERATOR"] == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+
+# A shell that starts the tests in the background ignores these for it (nohup, `&`), and children inherit that.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 TESTS = Path(__file__).parent
 

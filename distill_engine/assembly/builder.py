@@ -24,7 +24,7 @@ from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
-from distill_engine.engine.student import CHECKPOINT_CLASSES, OptimizerSettings, StudentEngine
+from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
@@ -87,7 +87,7 @@ class Builder:
         self._beat("building the student")
         module = student_module(self._ready, objective, self._sinks.message)
         self._beat("sharding the student")
-        student = StudentEngine(module, student_ds, self._optimizer_settings())
+        student = StudentEngine(module, student_ds, self._recipe.optimizer)
         self._check_space(student)
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
         rollout = load("rollouts", recipe.rollout.source)
@@ -102,7 +102,7 @@ class Builder:
             objective=objective,
             batches=batches,
             rollout=rollout,
-            policies=replace(policies_of(recipe, validates=bool(self._ready.valid_tasks)), factors=terms.factors),
+            policies=replace(policies_of(recipe, validates=bool(self._ready.valid_datasets)), factors=terms.factors),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
                 ranks,
@@ -141,7 +141,7 @@ class Builder:
     ) -> Iterator[Hook]:
         """What is measured, in its order: the teacher-forced numbers, then what is generated."""
         ready, ranks, beat = self._ready, self._ranks, self._beat
-        if ready.valid_tasks:
+        if ready.valid_datasets:
             goal = objective.with_prediction(self._validation_prediction())
             yield validation(ready, goal, terms, student, teacher, ranks, self._sinks, beat)
         model, engine = student.module.model, None if teacher is None else teacher.engine
@@ -210,12 +210,8 @@ class Builder:
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
-    def _optimizer_settings(self) -> OptimizerSettings:
-        part = self._recipe.optimizer.model_dump(exclude={"clip_norm"})
-        return OptimizerSettings(**part)
-
     def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
-        """Raises RecipeError if its source cannot show what the losses compare."""
+        """Raises RecipeError if its source cannot give what the losses compare."""
         shape, folder = self._ready.teacher_shape, self._ready.teacher_folder
         if not objective.weights.needs_teacher:
             return None
@@ -240,17 +236,17 @@ class Builder:
         head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
         folder = self._ready.teacher_folder
         self._beat("loading and sharding the teacher")
-        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, shows_head=head)
+        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, keeps_head=head)
         self._beat("trying the teacher on one batch")
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher
 
     def _probe_batch(self) -> Batch:
         """The first one or two examples of training, batched as training does: within the position tables."""
-        tasks = self._ready.train_tasks
-        first = np.arange(min(2, len(tasks[0])))
+        datasets = self._ready.train_datasets
+        first = np.arange(min(2, len(datasets[0])))
         return picked_batch(
-            tasks, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
+            datasets, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
         )
 
     # ---- data and decisions ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_fir
 from distill_engine.checkpoint.files import write_failure
 from distill_engine.cluster.exit_codes import DONE, FAILED, HUNG, STOPPED_AND_SAVED, leave_verdict
 from distill_engine.cluster.facts import ClusterFacts
-from distill_engine.cluster.replace import replace_text
+from distill_engine.cluster.files import replace_text
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine import distributed
@@ -47,7 +47,7 @@ from distill_engine.telemetry.machine import machine_record
 from distill_engine.telemetry.progress import ProgressSink
 from distill_engine.telemetry.sinks import Sink, SinkGroup
 from distill_engine.telemetry.time_limit import TimeLimit
-from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
+from distill_engine.telemetry.wandb_sink import StoredRunId, WandbSink
 from distill_engine.train.progress import EndReason
 from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.watchdog import Watchdog
@@ -239,7 +239,6 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
     display.phase("starting")
     wandb = recipe.logging.wandb
     StoredRunId(folder).restore(wandb.mode)
-    options = WandbOptions(wandb.project, wandb.entity, wandb.group, tuple(wandb.tags), wandb.mode)
     config = {
         "recipe": recipe.model_dump(mode="json"),
         "ds_config": student_ds,
@@ -250,7 +249,7 @@ def _sinks(folder: Path, recipe: Recipe, student_ds: dict[str, Any], ranks: Rank
 
     def dashboard() -> Sink:
         say = display.message
-        return WandbSink(folder, recipe.name, options, config, say, history=lambda: read_history(file))
+        return WandbSink(folder, recipe.name, wandb, config, say, history=lambda: read_history(file))
 
     return SinkGroup(
         [

@@ -1,9 +1,8 @@
-"""The file operations that a safe checkpoint rests on: written to the disk itself, digested, renamed in one go."""
+"""The file operations that a safe checkpoint rests on: written to the disk itself, protected, looked for patiently."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import stat
@@ -14,8 +13,8 @@ from pathlib import Path
 
 from distill_engine.checkpoint.agreement import plain_reason
 from distill_engine.checkpoint.faults import fault_point
+from distill_engine.cluster.files import sync_folder
 
-READ_BYTES = 1 << 20
 # With less than this left, a failed write is put down to the full disk whatever its text says: torch reports a disk
 # that fills up as "unexpected pos" or "iostream error".
 NEARLY_FULL_BYTES = 1 << 20
@@ -52,24 +51,6 @@ def protect(path: Path) -> None:
         path.chmod(mode & ~stat.S_IWOTH)
 
 
-def sync_folder(folder: Path) -> None:
-    """Force names created, renamed or deleted in `folder` to the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """Force a folder that was just written to the disk: its files, its folders and their names."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with Path(parent, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
-
-
 def late_files(sizes: Mapping[Path, int | None], seconds: float) -> list[Path]:
     """Which files this node still does not see, or not in their size (bytes; None: any), after so many seconds.
 
@@ -97,17 +78,6 @@ def _is_seen(path: Path, size: int | None) -> bool:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             return False
         raise
-
-
-def sha256_of(path: Path, *, sync: bool = False) -> str:
-    """Hexadecimal SHA-256 of a file; with `sync` it is forced to the disk first."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def remove_tree(folder: Path) -> None:

@@ -30,7 +30,6 @@ from distill_engine.checkpoint.files import (
     readable_bytes,
     remove_tree,
     replace_file,
-    sync_folder,
     write_failure,
 )
 from distill_engine.checkpoint.manifest import (
@@ -43,6 +42,7 @@ from distill_engine.checkpoint.manifest import (
 )
 from distill_engine.checkpoint.retention import Retention, Saved
 from distill_engine.checkpoint.trust import refuse_foreign
+from distill_engine.cluster.files import rename_synced, sync_folder
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
@@ -115,8 +115,7 @@ class CheckpointFolder:
             sync_folder(Path(parent))
         name = self._free_name(manifest.step)
         fault_point("before_rename")
-        temporary.rename(self.path / name)
-        sync_folder(self.path)
+        rename_synced(temporary, self.path / name)
         fault_point("after_rename")
         self._last = manifest
         return name

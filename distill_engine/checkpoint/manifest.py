@@ -5,7 +5,6 @@ A folder without a manifest that verifies is not a checkpoint, whatever its name
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_engine.checkpoint.files import late_files, protect, sha256_of, write_file
+from distill_engine.checkpoint.files import late_files, protect, write_file
+from distill_engine.cluster.files import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -62,14 +62,10 @@ class Manifest:
     value: float | None = None
 
 
-def _digest_of_fields(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, with a digest over its own fields, and force it to the disk."""
     fields = {"version": VERSION, **asdict(manifest)}
-    text = json.dumps({**fields, "sha256": _digest_of_fields(fields)}, indent=1, sort_keys=True)
+    text = json.dumps({**fields, "sha256": digest_of(fields)}, indent=1, sort_keys=True)
     write_file(folder / MANIFEST, text.encode(), fault="in_manifest")
     protect(folder / MANIFEST)
 
@@ -86,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadCheckpoint(f"its {MANIFEST} cannot be read ({error})") from error
     if version != VERSION:
         raise BadCheckpoint(f"its {MANIFEST} has version {version}, this program reads version {VERSION}")
-    if written_digest != _digest_of_fields({"version": version, **fields}):
+    if written_digest != digest_of({"version": version, **fields}):
         raise BadCheckpoint(f"its {MANIFEST} differs from its own digest: it was changed or damaged")
     try:
         files = {name: FileFacts(**facts) for name, facts in fields["files"].items()}

@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from distill_engine.cluster.files import create_text, replace_text
+
 DONE = 0
 FAILED = 1
 USAGE = 2  # the command line is wrong
@@ -59,21 +61,9 @@ def leave_verdict(code: int, reason: str = "", *, unless_there: bool = False) ->
     name = os.environ.get(VERDICT_VARIABLE)
     if not name:
         return
-    fresh = Path(f"{name}.{os.getpid()}")
+    leave = create_text if unless_there else replace_text
     with suppress(OSError):
-        fresh.write_text(f"{code} {' '.join(reason.split())}".rstrip() + "\n", encoding="utf-8")
-        if not unless_there:
-            fresh.replace(name)
-            return
-        try:
-            os.link(fresh, name)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            if not Path(name).exists():
-                fresh.replace(name)
-    with suppress(OSError):
-        fresh.unlink(missing_ok=True)
+        leave(Path(name), f"{code} {' '.join(reason.split())}".rstrip() + "\n")
 
 
 def await_verdict(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""`distill data`: download dialogue tasks, and look at what a model will read."""
+"""`distill data`: download dialogue datasets, and look at what a model will read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from distill_engine.commands.data_show import show
 
 if TYPE_CHECKING:
     from distill_engine.data.fetch.archives import Archive
-    from distill_engine.data.fetch.task import Origin
+    from distill_engine.data.fetch.dataset import Origin
 
 _OUT = Console()
 _ERR = Console(stderr=True)
 
-data_app = typer.Typer(help="Dialogue tasks: download them, look at them.", no_args_is_help=True)
+data_app = typer.Typer(help="Dialogue datasets: download them, look at them.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -33,37 +33,37 @@ data_app.command()(show)
 
 @data_app.command()
 def fetch(
-    tasks: Annotated[
+    datasets: Annotated[
         list[str],
         typer.Argument(
-            help="blended_skill_talk, wizard_of_wikipedia, convai2, empathetic_dialogues; or all.", metavar="TASK..."
+            help="blended_skill_talk, wizard_of_wikipedia, convai2, empathetic_dialogues; or all.", metavar="DATASET..."
         ),
     ],
-    root: Annotated[Path, typer.Option("--root", help="Folder of the tasks, ParlAI's `data`; then set data.root.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder of the datasets, ParlAI's `data`; then set data.root.")],
     url_base: Annotated[
         str | None, typer.Option("--url-base", help="Mirror, in place of http://parl.ai/downloads.")
     ] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Address of the archive; for one task.")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Address of the archive; for one dataset.")] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="A copy of the archive on this machine; for one task.")
+        Path | None, typer.Option("--archive", help="A copy of the archive on this machine; for one dataset.")
     ] = None,
     sha256: Annotated[
-        str | None, typer.Option("--sha256", help="Checksum of an archive of your own making; for one task.")
+        str | None, typer.Option("--sha256", help="Checksum of an archive of your own making; for one dataset.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Fetch again what is there; put its files in place of others.")
     ] = False,
 ) -> None:
-    """Download original task archives, check them and unpack them into ParlAI's folder layout.
+    """Download original dataset archives, check them and unpack them into ParlAI's folder layout.
 
-    A download that broke off goes on where it stopped. A task is there as a whole or not at all.
+    A download that broke off goes on where it stopped. A dataset is there as a whole or not at all.
     """
     from distill_engine.data.errors import DataError
     from distill_engine.data.fetch.archives import BASE_ADDRESS, archives_of
-    from distill_engine.data.fetch.task import Origin
+    from distill_engine.data.fetch.dataset import Origin
 
     try:
-        wanted = archives_of(tasks)
+        wanted = archives_of(datasets)
         _check_options(len(wanted), url_base, url, archive, sha256)
     except DataError as error:
         _say(error)
@@ -73,21 +73,23 @@ def fetch(
         origin = Origin(url or one.url(url_base or BASE_ADDRESS), sha256 or one.sha256, archive)
         try:
             _fetch_one(one, root, origin, replace)
-        except DataError as error:  # the other tasks can still be had
+        except DataError as error:  # the other datasets can still be had
             _say(error)
             failed = True
     if failed:
         raise typer.Exit(FAILED)
 
 
-def _check_options(tasks: int, url_base: str | None, url: str | None, archive: Path | None, sha256: str | None) -> None:
-    """Raises DataError for options that contradict each other or the number of tasks."""
+def _check_options(
+    datasets: int, url_base: str | None, url: str | None, archive: Path | None, sha256: str | None
+) -> None:
+    """Raises DataError for options that contradict each other or the number of datasets."""
     from distill_engine.data.errors import DataError
 
     for_one = {"--url": url, "--archive": archive, "--sha256": sha256}
     given = [option for option, value in for_one.items() if value is not None]
-    if tasks > 1 and given:
-        raise DataError(f"{', '.join(given)} stand for one archive, but {tasks} tasks are named. Name one task.")
+    if datasets > 1 and given:
+        raise DataError(f"{', '.join(given)} stand for one archive, but {datasets} datasets are named. Name one.")
     sources = [name for name, value in {"--url-base": url_base, "--url": url, "--archive": archive}.items() if value]
     if len(sources) > 1:
         raise DataError(f"{' and '.join(sources)} both say where the archive is. Give one of them.")
@@ -98,22 +100,22 @@ def _check_options(tasks: int, url_base: str | None, url: str | None, archive: P
 
 
 def _fetch_one(archive: Archive, root: Path, origin: Origin, replace: bool) -> None:
-    from distill_engine.data.fetch.task import fetch
+    from distill_engine.data.fetch.dataset import fetch
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=_ERR, transient=True) as bar:
-        line = bar.add_task(archive.task, total=None)
+        line = bar.add_task(archive.dataset, total=None)
         done = fetch(
             archive,
             root,
             origin,
             replace=replace,
             progress=lambda so_far, total: bar.update(line, completed=so_far, total=total),
-            say=lambda message: bar.update(line, description=f"{archive.task}: {message}"),
+            say=lambda message: bar.update(line, description=f"{archive.dataset}: {message}"),
         )
     what = "is there already" if done.was_there else "is complete"
-    _OUT.print(f"{archive.task} {what}: {done.folder} ({len(done.files)} files)", soft_wrap=True, highlight=False)
+    _OUT.print(f"{archive.dataset} {what}: {done.folder} ({len(done.files)} files)", soft_wrap=True, highlight=False)
 
 
 def _say(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""`distill data show`: what a model will read, and how much of each task."""
+"""`distill data show`: what a model will read, and how much of each dataset."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from distill_engine.data.kinds.named import kind_of
 from distill_engine.recipe.shipped import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
-    from distill_engine.data.tokens.summary import Lengths, TaskSummary
-    from distill_engine.data.tokens.tokenised import TokenisedTask
+    from distill_engine.data.tokens.summary import DatasetSummary, Lengths
+    from distill_engine.data.tokens.tokenised import TokenisedDataset
     from distill_engine.setup.prepare import Prepared
 
 _OUT = Console()
@@ -28,40 +28,40 @@ Words = tuple[str, str]  # what people call an input and an answer
 
 
 def show(
-    tasks: Annotated[
+    datasets: Annotated[
         list[str] | None,
-        typer.Argument(help="Tasks of the recipe, or any other by name; none: all of the recipe.", metavar="[TASK]..."),
+        typer.Argument(help="Of the recipe, or others by name; none: all of the recipe.", metavar="[DATASET]..."),
     ] = None,
     recipe: Annotated[
-        Path, typer.Option("--recipe", help="Recipe: its tasks, tokenizer, delimiter, limits.")
+        Path, typer.Option("--recipe", help="Recipe: its datasets, tokenizer, delimiter, limits.")
     ] = DEFAULT_RECIPE,
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
     ] = [],  # noqa: B006  typer copies it
-    root: Annotated[Path | None, typer.Option("--root", help="Folder of the downloaded tasks (data.root).")] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Folder of the downloaded datasets (data.root).")] = None,
     split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "train",
-    examples: Annotated[int, typer.Option(min=0, help="Examples shown of each task, spread over it.")] = 3,
+    examples: Annotated[int, typer.Option(min=0, help="Examples shown of each dataset, spread over it.")] = 3,
 ) -> None:
     """Look at data as a model reads it: examples with token counts, lengths, what is cut, shares of the mixture."""
     try:
-        ready, wanted = _prepared(recipe, overrides, root, tasks or [])
+        ready, wanted = _prepared(recipe, overrides, root, datasets or [])
     except ValueError as error:
         _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(BAD_INPUT) from error
-    held = dict(zip(ready.task_labels, ready.train_tasks, strict=True))
+    held = dict(zip(ready.dataset_labels, ready.train_datasets, strict=True))
     if split == "valid":
-        held = dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
-    chosen = {label: task for label, task in held.items() if not wanted or label in wanted}
+        held = dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
+    chosen = {label: dataset for label, dataset in held.items() if not wanted or label in wanted}
     if not chosen:
-        _ERR.print(f"No task has a {split} split: {', '.join(wanted or ready.task_labels)}.", soft_wrap=True)
+        _ERR.print(f"No dataset has a {split} split: {', '.join(wanted or ready.dataset_labels)}.", soft_wrap=True)
         raise typer.Exit(BAD_INPUT)
     from distill_engine.data.tokens.summary import summarise
 
     words = {source.title: kind_of(source).words for source in ready.recipe.data.tasks}
-    for label, task in chosen.items():
-        _print_examples(label, task, words[label], ready.tokenizer, examples)
+    for label, dataset in chosen.items():
+        _print_examples(label, dataset, words[label], ready.tokenizer, examples)
     _print_markers(chosen, ready.tokenizer)
-    summaries = {label: summarise(task) for label, task in chosen.items()}
+    summaries = {label: summarise(dataset) for label, dataset in chosen.items()}
     for label, summary in summaries.items():
         _print_histogram(label, words[label], summary)
     _print_tables(summaries, words, _shares(ready) if split == "train" else {}, split)
@@ -70,12 +70,12 @@ def show(
 def _prepared(
     recipe: Path, overrides: Sequence[str], root: Path | None, wanted: Sequence[str]
 ) -> tuple[Prepared, list[str]]:
-    """The recipe with its data, and the names to show; names that it lacks become its only tasks."""
+    """The recipe with its data, and the names to show; names that it lacks become its only datasets."""
     from distill_engine.recipe.load import load_recipe
     from distill_engine.recipe.rules import read_recipe
 
     changes = [*overrides, *([f"data.root={json.dumps(str(root))}"] if root is not None else [])]
-    known = {task.title for task in load_recipe(recipe, changes).data.tasks}
+    known = {dataset.title for dataset in load_recipe(recipe, changes).data.tasks}
     if not set(wanted) <= known:
         changes.append(f"data.tasks={json.dumps([{'name': name} for name in dict.fromkeys(wanted)])}")
     sound = read_recipe(recipe, changes)
@@ -85,28 +85,28 @@ def _prepared(
 
 
 def _shares(ready: Prepared) -> dict[str, float]:
-    """Each task's share of the training examples, by the recipe's weights."""
+    """Each dataset's share of the training examples, by the recipe's weights."""
     from distill_engine.data.order.mixture import example_weights
 
-    data, tasks = ready.recipe.data, ready.train_tasks
+    data, datasets = ready.recipe.data, ready.train_datasets
     weights = example_weights(
-        [task.weight for task in data.tasks],
-        [len(task) for task in tasks],
-        [task.episodes for task in tasks],
+        [dataset.weight for dataset in data.tasks],
+        [len(dataset) for dataset in datasets],
+        [dataset.episodes for dataset in datasets],
         data.weights_mean,
         data.temperature,
     )
-    return {label: weight / sum(weights) for label, weight in zip(ready.task_labels, weights, strict=True)}
+    return {label: weight / sum(weights) for label, weight in zip(ready.dataset_labels, weights, strict=True)}
 
 
-def _print_examples(label: str, task: TokenisedTask, words: Words, tokenizer: Any, count: int) -> None:
+def _print_examples(label: str, dataset: TokenisedDataset, words: Words, tokenizer: Any, count: int) -> None:
     from distill_engine.data.tokens.summary import uncut_lengths
 
-    contexts, labels = uncut_lengths(task)
-    shown = sorted({index * len(task) // max(count, 1) for index in range(min(count, len(task)))})
+    contexts, labels = uncut_lengths(dataset)
+    shown = sorted({index * len(dataset) // max(count, 1) for index in range(min(count, len(dataset)))})
     for index in shown:
-        example = task.example(index)
-        _OUT.rule(Text(f"{label}, example {index + 1:,} of {len(task):,}"), align="left", characters="-")
+        example = dataset.example(index)
+        _OUT.rule(Text(f"{label}, example {index + 1:,} of {len(dataset):,}"), align="left", characters="-")
         for name, ids, whole in (
             (words[0], example.context_ids, contexts[index]),
             (words[1], example.label_ids, labels[index]),
@@ -117,16 +117,16 @@ def _print_examples(label: str, task: TokenisedTask, words: Words, tokenizer: An
             _OUT.print(Text(text), soft_wrap=True)
 
 
-def _print_markers(tasks: dict[str, TokenisedTask], tokenizer: Any) -> None:
-    """The special tokens that texts may hold, and how often those of each task do."""
+def _print_markers(datasets: dict[str, TokenisedDataset], tokenizer: Any) -> None:
+    """The special tokens that texts may hold, and how often those of each dataset do."""
     from distill_engine.data.tokens.tokenize import markers
 
     for name, number in markers(tokenizer).items():
-        counts = ", ".join(f"{label} {int((task.tokens == number).sum()):,}" for label, task in tasks.items())
+        counts = ", ".join(f"{label} {int((dataset.tokens == number).sum()):,}" for label, dataset in datasets.items())
         _OUT.print(Text(f"special token {name} (id {number}), kept whole, times in texts: {counts}"), soft_wrap=True)
 
 
-def _print_histogram(label: str, words: Words, summary: TaskSummary) -> None:
+def _print_histogram(label: str, words: Words, summary: DatasetSummary) -> None:
     for name, lengths in zip(words, (summary.contexts, summary.labels), strict=True):
         table = Table.grid(padding=(0, 1))
         tallest = max(share for _, share in lengths.histogram)
@@ -141,12 +141,12 @@ def _print_histogram(label: str, words: Words, summary: TaskSummary) -> None:
 
 
 def _print_tables(
-    summaries: dict[str, TaskSummary], words: dict[str, Words], shares: dict[str, float], split: str
+    summaries: dict[str, DatasetSummary], words: dict[str, Words], shares: dict[str, float], split: str
 ) -> None:
-    sizes = Table("task", title=f"\n{split} split", title_justify="left")
+    sizes = Table("dataset", title=f"\n{split} split", title_justify="left")
     for column in ("examples", "episodes", "turns each", "share"):
         sizes.add_column(column, justify="right")
-    lengths = Table("task", "text", title="\ntokens before anything is cut", title_justify="left")
+    lengths = Table("dataset", "text", title="\ntokens before anything is cut", title_justify="left")
     for column in ("mean", "median", "95 %", "longest", "cut"):
         lengths.add_column(column, justify="right")
     for label, one in summaries.items():

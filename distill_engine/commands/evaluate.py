@@ -70,7 +70,7 @@ def evaluate(
     recipe: RecipeOption = None,
     teacher: TeacherOption = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it
-    split: Annotated[SplitName, typer.Option(help="Which examples, of the tasks that have the split.")] = "valid",
+    split: Annotated[SplitName, typer.Option(help="Which examples, of the datasets that have the split.")] = "valid",
     generate: Annotated[
         bool, typer.Option("--generate", help="Also generate replies: F1, BLEU, distinct, length, repetition.")
     ] = False,
@@ -82,7 +82,7 @@ def evaluate(
     resume: ResumeOption = True,
     json_file: JsonOption = None,
 ) -> None:
-    """Perplexity, token accuracy and closeness to the teacher per task; with --generate also replies.
+    """Perplexity, token accuracy and closeness to the teacher per dataset; with --generate also replies.
 
     Names and numbers are ParlAI's where it has the metric. Under a launcher (torchrun, srun, deepspeed) the ranks
     share the work.
@@ -103,7 +103,7 @@ def evaluate(
         refuse(error)
     if rank != 0:
         return
-    print_rows(rows, list(loaded.tasks) if len(loaded.tasks) > 1 else [])
+    print_rows(rows, list(loaded.datasets) if len(loaded.datasets) > 1 else [])
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
@@ -138,7 +138,7 @@ def loaded_models(
 
 
 def say_left_out(loaded: Loaded) -> None:
-    """One line on stderr about the tasks without the split: a mean over fewer tasks is another number."""
+    """One line on stderr about the datasets without the split: a mean over fewer datasets is another number."""
     text = f"without a {loaded.split} split, and left out: {', '.join(loaded.without_split)}"
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -171,7 +171,7 @@ def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, part
             loaded.models,
             loaded.teacher,
             evaluation_set(loaded, batch_size),
-            list(loaded.tasks),
+            list(loaded.datasets),
             loaded.ready.tokenizer,
             Work(partial, rank, world_size, resume, advance),
             spoken,
@@ -190,7 +190,7 @@ def add_latency(loaded: Loaded, rows: dict[str, dict[str, float]]) -> None:
     from distill_engine.evaluate.compare import contexts_of
     from distill_engine.evaluate.latency import measure_latency
 
-    for name, one in measure_latency(loaded.models, contexts_of(loaded.first_task, loaded.device)).items():
+    for name, one in measure_latency(loaded.models, contexts_of(loaded.first_dataset, loaded.device)).items():
         rows[name]["ms_per_reply"] = one.median_ms
 
 
@@ -210,12 +210,12 @@ def progress_bars(show: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_rows(rows: Mapping[str, Mapping[str, float]], labels: list[str]) -> None:
-    """A table with a column per model, then one per task if there are several."""
+    """A table with a column per model, then one per dataset if there are several."""
     console = Console()
-    for task in ["", *labels, *length_groups(next(iter(rows.values()), {}))]:
-        prefix = f"{task}/" if task else ""
+    for dataset in ["", *labels, *length_groups(next(iter(rows.values()), {}))]:
+        prefix = f"{dataset}/" if dataset else ""
         names = [name for name in _COLUMNS if any(prefix + name in row for row in rows.values())]
-        table = Table(title=task or ("all tasks" if labels else None), title_justify="left")
+        table = Table(title=dataset or ("all datasets" if labels else None), title_justify="left")
         table.add_column("", no_wrap=True)
         for short in short_names(rows).values():
             table.add_column(Text(short, overflow="fold"), justify="right", min_width=9)

@@ -99,20 +99,20 @@ def _prompts(
     """Contexts [1, S], right answers where there are some, and where they are from."""
     import torch
 
-    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_tasks
+    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_datasets
     from distill_engine.evaluate.generate import decoded
 
     try:
-        task = next(iter(split_tasks(prepared(models, recipe, ()), "valid").values()))
+        dataset = next(iter(split_datasets(prepared(models, recipe, ()), "valid").values()))
     except CompareError:
         if recipe is not None:
             raise
         draw = torch.Generator().manual_seed(0)
         words = int(model.config.vocab_size)
         return [torch.randint(min(5, words - 1), words, (1, 24), generator=draw) for _ in range(count)], [], "random"
-    contexts = contexts_of(task, torch.device("cpu"), count)
-    stride = max(1, len(task) // len(contexts))
-    golds = [decoded(tokenizer, task.example(number * stride).label_ids.tolist()) for number in range(len(contexts))]
+    contexts = contexts_of(dataset, torch.device("cpu"), count)
+    stride = max(1, len(dataset) // len(contexts))
+    golds = [decoded(tokenizer, dataset.example(number * stride).label_ids.tolist()) for number in range(len(contexts))]
     return contexts, golds, "validation"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from distill_engine.evaluate.latency import Case, LatencyRow
+    from distill_engine.evaluate.latency_rows import Case, LatencyRow
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTEXTS = 64
@@ -95,7 +95,8 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
 
     from distill_engine.evaluate.compare import model_folder, own_device
     from distill_engine.evaluate.generate import notes_on
-    from distill_engine.evaluate.latency import measure, rows, unsupported
+    from distill_engine.evaluate.latency import measure, unsupported
+    from distill_engine.evaluate.latency_rows import rows
     from distill_engine.evaluate.measure import load_model
 
     device, kind = own_device(), getattr(torch, DTYPES[dtype])
@@ -118,11 +119,11 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
     """Contexts of the recipe's validation data, or random ones that all models' vocabularies hold; and which."""
     import torch
 
-    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_tasks
+    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_datasets
 
     try:
-        tasks = split_tasks(prepared(asked.models, asked.recipe, asked.overrides), "valid")
-        return contexts_of(next(iter(tasks.values())), device, _CONTEXTS), "validation"
+        datasets = split_datasets(prepared(asked.models, asked.recipe, asked.overrides), "valid")
+        return contexts_of(next(iter(datasets.values())), device, _CONTEXTS), "validation"
     except CompareError:
         if asked.recipe is not None:
             raise
@@ -150,7 +151,7 @@ def _record(new_tokens: int, rounds: int, warm_up: int) -> dict[str, Any]:
 
 def case_list(modes: str, beams: str, batches: str, kv_cache: bool, compiled: bool) -> list[Case]:
     """Every combination of comma-separated lists. Raises ValueError for a list that is none."""
-    from distill_engine.evaluate.latency import Case
+    from distill_engine.evaluate.latency_rows import Case
 
     return [
         Case("fixed" if mode == "fixed" else "free", number, batch, kv_cache, kind)

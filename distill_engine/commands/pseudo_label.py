@@ -100,18 +100,19 @@ def _job(
     from distill_engine.evaluate.generate import notes_on, parse_settings
     from distill_engine.evaluate.measure import load_model
     from distill_engine.evaluate.set import EvaluationSet
-    from distill_engine.pseudo_labels.generate import Job, PseudoLabelError
+    from distill_engine.pseudo_labels.generate import Job, PseudoLabelError, check_language
     from distill_engine.pseudo_labels.write import check_kinds
 
     changed = parse_settings(generation)
     ready = prepared([], recipe, overrides)
     check_kinds(ready)
+    check_language(ready, changed)
     name = model or (str(ready.teacher_folder) if ready.teacher_folder else None)
     if name is None:
         raise PseudoLabelError(f"{recipe}: teacher.path is null, so nobody answers. Name a model with --model.")
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     loaded = load_model(model_folder(name), own_device(), precision)
-    examples = EvaluationSet(ready.train_tasks, ready.layout, ready.tokenizer, batch)
+    examples = EvaluationSet(ready.train_datasets, ready.layout, ready.tokenizer, batch)
     new_tokens = ready.recipe.data.label_tokens
     if ranks()[0] == 0:
         for note in notes_on(loaded, new_tokens, changed):
@@ -152,7 +153,7 @@ def _progress(show: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def _write_summary(job: Job, filters: Filters, written: list[Written], out: Path) -> None:
     """What was generated how, and what was kept."""
-    from distill_engine.cluster.replace import replace_text
+    from distill_engine.cluster.files import replace_text
 
     limits = [{"metric": one.metric.name, "at_most" if one.most else "at_least": one.bound} for one in filters.limits]
     content = {

@@ -30,7 +30,7 @@ from distill_engine.commands.latency import case_list, progress_bar
 
 if TYPE_CHECKING:
     from distill_engine.evaluate.compare import Loaded
-    from distill_engine.evaluate.latency import Case, LatencyRow
+    from distill_engine.evaluate.latency_rows import Case, LatencyRow
     from distill_engine.reports.report_card import ReportCard
 
 _CONTEXTS = 64
@@ -90,7 +90,7 @@ def report_card(
             raise ValueError("report-card times models, which ranks beside it would disturb: start it as one process.")
         cases = _with_headline(case_list("fixed,free", beams, batches, True, False))
         loaded = loaded_models([teacher, *students], recipe, overrides, teacher, "fp32")
-        # latency first: evaluating attaches what shows features, which costs a little at every layer
+        # latency first: evaluating attaches what gives features, which costs a little at every layer
         rows = _latency(loaded, cases, rounds, new_tokens)
         done = measured(loaded, reply_settings(loaded, generation), batch_size, partial, resume)
         card = _card(loaded, with_sizes(loaded, done.values), rows, done.samples, generation)
@@ -106,7 +106,7 @@ def report_card(
 
 def _with_headline(cases: list[Case]) -> list[Case]:
     """The headline case in front: fixed tokens, greedy, one at a time."""
-    from distill_engine.evaluate.latency import Case
+    from distill_engine.evaluate.latency_rows import Case
 
     first = Case("fixed")
     return [first, *(case for case in cases if case != first)]
@@ -114,9 +114,10 @@ def _with_headline(cases: list[Case]) -> list[Case]:
 
 def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) -> list[LatencyRow]:
     from distill_engine.evaluate.compare import contexts_of
-    from distill_engine.evaluate.latency import measure, rows
+    from distill_engine.evaluate.latency import measure
+    from distill_engine.evaluate.latency_rows import rows
 
-    contexts = contexts_of(loaded.first_task, loaded.device, _CONTEXTS)
+    contexts = contexts_of(loaded.first_dataset, loaded.device, _CONTEXTS)
     with progress_bar("latency") as advance:
         return rows(loaded.models, measure(loaded.models, cases, contexts, rounds, 2, new_tokens, advance))
 
@@ -135,10 +136,10 @@ def _card(
 
     short = short_names(values)
     ready = loaded.ready
-    counts = ", ".join(f"{label} ({len(task):,})" for label, task in loaded.tasks.items())
+    counts = ", ".join(f"{label} ({len(dataset):,})" for label, dataset in loaded.datasets.items())
     how = {
         "data": f"validation examples of recipe {ready.recipe.name}: {counts}",
-        "quality": "teacher-forced, every example once, mean over tasks; F1 and token accuracy as ParlAI has them",
+        "quality": "teacher-forced, every example once, mean over datasets; F1 and token accuracy as ParlAI has them",
         "replies": "each model's own generation settings" + (f", with {', '.join(generation)}" if generation else ""),
         "BLEU": bleu_signature(),
         "latency": f"{rows[0].rounds} rounds after 2 to warm up, models and cases taking turns; ms/reply: "
@@ -149,7 +150,7 @@ def _card(
         quality={short[name]: row for name, row in values.items()},
         latency={short[name]: [row for row in rows if row.model == name] for name in loaded.models},
         samples=[
-            Sample(one.task, one.context, one.gold, {short[name]: text for name, text in one.replies.items()})
+            Sample(one.dataset, one.context, one.gold, {short[name]: text for name, text in one.replies.items()})
             for one in samples
         ],
         how=how,

@@ -29,7 +29,7 @@ def wandb_sync(
 ) -> None:
     """Give W&B the records of a run that it lacks; without an account or network they are kept on disk for later."""
     from distill_engine.reports.history import RunHistoryError, read_run
-    from distill_engine.telemetry.wandb_sink import StoredRunId, WandbOptions, WandbSink
+    from distill_engine.telemetry.wandb_sink import StoredRunId, WandbSink
 
     console = Console()
     say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
@@ -41,10 +41,7 @@ def wandb_sync(
             raise RunHistoryError(f"{run}/recipe.yaml is missing or of another version: it names the W&B project.")
     except (ValueError, OSError) as error:
         refuse(error)
-    chosen = history.recipe.logging.wandb
-    options = WandbOptions(
-        chosen.project, chosen.entity, chosen.group, tuple(chosen.tags), "offline" if offline else "auto"
-    )
+    options = history.recipe.logging.wandb.model_copy(update={"mode": "offline" if offline else "auto"})
     StoredRunId(run).restore(options.mode)
     sink = WandbSink(
         run,

@@ -9,9 +9,10 @@ import os
 import time
 from pathlib import Path
 
+from distill_engine.cluster.files import replace_text, sha256_of
+
 # A file that changed this lately may change again without its times telling (clocks of file systems tick coarsely).
 _SETTLED_SECONDS = 2.0
-_READ_BYTES = 2**20
 
 
 class FileDigests:
@@ -39,24 +40,13 @@ class FileDigests:
     def remember(self, path: Path, digest: str) -> None:
         """Believe this digest of a file until it changes."""
         note = self._note(path)
-        fresh = note.with_name(f"{note.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps({"state": _state(path), "sha256": digest, "path": str(path)}))
-            fresh.replace(note)
+            replace_text(note, json.dumps({"state": _state(path), "sha256": digest, "path": str(path)}))
 
     def _note(self, path: Path) -> Path:
         name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
         return self._folder / f"{name}.json"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _state(path: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What every reader gives: episodes of turns; and what it is given: a task's description by value."""
+"""What every reader gives: episodes of turns; and what it is given: a dataset's description by value."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class TaskSpec:
+class DialogueSpec:
     """One data source, as plain values with the names that a recipe uses.
 
-    name        which reader: an entry of `tasks.READERS`
+    name        which reader: an entry of `readers.READERS`
     label       name in metrics; None: same as name (read it through `title`)
-    weight      share of the training mixture, relative to the other tasks
+    weight      share of the training mixture, relative to the other datasets
     train, valid, test   file of each split, for the file formats
     label_turns conversations: whose turns are learnt
     train_examples, valid_examples, test_examples   keep only the first N examples of a split; None: all
     seed        demo: seed of the generator
-    root        folder that holds downloaded dialogue tasks, for readers that look there
+    root        folder that holds downloaded dialogue datasets, for readers that look there
     topic_split wizard_of_wikipedia: valid and test are about topics that training never saw
     normalized  hf_dataset with ConvAI2's columns: texts as `convai2:normalized` has them
     """
@@ -68,7 +68,7 @@ class TaskSpec:
 
     @property
     def title(self) -> str:
-        """The task's name in metrics and messages."""
+        """The dataset's name in metrics and messages."""
         return self.label or self.name
 
     def file(self, split: Split) -> str | None:

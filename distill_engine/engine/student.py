@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import deepspeed.comm as dist
@@ -22,6 +22,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 
 from distill_engine.engine.advice import advice
+from distill_engine.engine.config import OptimizerSection
 from distill_engine.engine.gradient_norm import read_once
 from distill_engine.engine.host_copy import host_copy
 from distill_engine.engine.shards import SavedShards, divided_anew, layouts_of
@@ -38,32 +39,13 @@ class StudentEngineError(RuntimeError):
     """The student's engine is not what the run needs."""
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """How gradients become updates; see the recipe's optimizer section."""
-
-    name: Literal["adam", "adamw", "sgd"]
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    amsgrad: bool = False
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-
-    @property
-    def moments(self) -> int:
-        """Numbers that it keeps for each weight."""
-        return int(self.momentum > 0) if self.name == "sgd" else 2 + int(self.amsgrad)
-
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The torch optimizer. DeepSpeed's own would be compiled on first use; torch's fused one is as fast."""
-        groups = _parameter_groups(module, self.weight_decay)
-        if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
-        return kind(
-            groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, amsgrad=self.amsgrad, fused=True
-        )
+def torch_optimizer(module: nn.Module, asked: OptimizerSection) -> torch.optim.Optimizer:
+    """The optimizer of a recipe. DeepSpeed's own would be compiled on first use; torch's fused one is as fast."""
+    groups = _parameter_groups(module, asked.weight_decay)
+    if asked.name == "sgd":
+        return torch.optim.SGD(groups, lr=asked.learning_rate, momentum=asked.momentum)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[asked.name]
+    return kind(groups, lr=asked.learning_rate, betas=asked.betas, eps=asked.eps, amsgrad=asked.amsgrad, fused=True)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -94,7 +76,7 @@ class StepOutcome:
 class StudentEngine:
     """Trains {student, projections}. Also a checkpoint part: `save` and `load` are collective."""
 
-    def __init__(self, module: nn.Module, ds_config: Mapping[str, Any], optimizer: OptimizerSettings) -> None:
+    def __init__(self, module: nn.Module, ds_config: Mapping[str, Any], optimizer: OptimizerSection) -> None:
         """Raises StudentEngineError if the student was sharded by mistake or DeepSpeed chose another ZeRO stage."""
         sharded = [name for name, p in module.named_parameters() if hasattr(p, "ds_id")]
         if sharded:
@@ -103,7 +85,7 @@ class StudentEngine:
                 "configuration leaked into the student."
             )
         engine, self._optimizer, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer.build(module), config=dict(ds_config)
+            model=module, optimizer=torch_optimizer(module, optimizer), config=dict(ds_config)
         )
         asked = ds_config["zero_optimization"]["stage"]
         if engine.zero_optimization_stage() != asked:

@@ -22,7 +22,7 @@ _LARGEST_DISTANCE = 0.02
 
 
 class TeacherEngine:
-    """Shows features of a frozen model.
+    """Gives the features of a frozen model.
 
     zero3    shards over all ranks, gathered layer by layer in each pass
     node     the same over the ranks of each node: no byte of the teacher crosses the network
@@ -42,10 +42,10 @@ class TeacherEngine:
         adapt: Callable[[PreTrainedModel], nn.Module],
         placement: Placement = "zero3",
         *,
-        shows_head: bool = True,
+        keeps_head: bool = True,
     ) -> None:
-        """Load from a local folder; `adapt` wraps the model into what shows features (models.adapter), `ds_config` is
-        engine.ds_config.teacher_config's for the same placement. Without `shows_head` requests cannot ask for `head`,
+        """Load from a local folder; `adapt` wraps the model into what gives features (models.adapter), `ds_config` is
+        engine.ds_config.teacher_config's for the same placement. Without `keeps_head` requests cannot ask for `head`,
         and no copy of the output embedding is kept.
 
         Raises TeacherError if anything is missing or not where it should be, LaunchError if nodes cannot be told apart.
@@ -53,12 +53,12 @@ class TeacherEngine:
         model = load_teacher(folder, ds_config, dtype, ranks, placement)
         model.requires_grad_(False).eval()
         self._module: Any = adapt(model).eval()
-        self._shows: Any = self._module
+        self._engine: Any = self._module
         self._is_sharded = placement != "replica"
         if self._is_sharded:
-            self._shows, *_ = deepspeed.initialize(model=self._module, config=dict(ds_config))
-            self._shows.eval()
-        self._embedding = self._output_embedding() if self._is_sharded and shows_head else None
+            self._engine, *_ = deepspeed.initialize(model=self._module, config=dict(ds_config))
+            self._engine.eval()
+        self._embedding = self._output_embedding() if self._is_sharded and keeps_head else None
         self._folder, self._ranks = folder, ranks
         self.config = model.config
 
@@ -72,12 +72,12 @@ class TeacherEngine:
         """What was asked, without gradients. Raises TeacherError if the logits are not finite numbers."""
         # no_grad, not inference_mode: losses save these tensors for the student's backward pass
         with torch.no_grad():
-            shown: Features = self._shows(batch, request)
-            if shown.head is None or not self._is_sharded:
-                return shown
+            features: Features = self._engine(batch, request)
+            if features.head is None or not self._is_sharded:
+                return features
             if self._embedding is None:
-                raise TeacherError("the teacher was asked for its head, and was made without (shows_head).")
-            return replace(shown, head=replace(shown.head, embedding=self._embedding))
+                raise TeacherError("the teacher was asked for its head, and was made without (keeps_head).")
+            return replace(features, head=replace(features.head, embedding=self._embedding))
 
     def _output_embedding(self) -> Tensor:
         """[V, D], whole. The sharded one is gone when a pass is over; a copy is as true: the teacher is frozen.

@@ -18,7 +18,7 @@ from distill_engine.models.generation_settings import special_tokens
 from distill_engine.values import Tokens
 
 LONGEST = 512  # tokens of a conversation for models that take any number
-PERSONA_SEPARATOR = "\n"  # as the dialogue tasks put persona lines before the first thing said
+PERSONA_SEPARATOR = "\n"  # as the dialogue datasets put persona lines before the first thing said
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -13,13 +14,13 @@ from transformers import PreTrainedModel
 
 from distill_engine.cluster.facts import read_cluster
 from distill_engine.data.episodes import Split
-from distill_engine.data.order.loader import ValidationLoader
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.latency import measure_latency
-from distill_engine.evaluate.measure import evaluate_models, load_model, parameter_count
+from distill_engine.evaluate.measure import load_model, parameter_count
+from distill_engine.evaluate.run import Work, run_evaluation
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.recipe.rules import read_recipe
-from distill_engine.setup.prepare import Prepared, prepare, tasks_of
+from distill_engine.setup.prepare import Prepared, datasets_of, prepare
 
 _LATENCY_CONTEXTS = 53  # 3 of them warm up; the median of 50 rounds is steady to about 3 % on a busy machine
 
@@ -32,7 +33,7 @@ class CompareError(ValueError):
 class Loaded:
     """Models of one comparison in memory, by the names they were given, with the data to compare them on.
 
-    `teacher` may be one of `models`; None without one. `tasks` are those of the recipe that have the `split`, by name.
+    `teacher` may be one of `models`; None without one. `datasets`: those of the recipe that have the `split`, by name.
     """
 
     models: dict[str, PreTrainedModel]
@@ -40,17 +41,17 @@ class Loaded:
     ready: Prepared
     device: torch.device
     split: Split
-    tasks: dict[str, TokenisedTask]
+    datasets: dict[str, TokenisedDataset]
 
     @property
-    def first_task(self) -> TokenisedTask:
-        """The task whose contexts latency is measured with."""
-        return next(iter(self.tasks.values()))
+    def first_dataset(self) -> TokenisedDataset:
+        """The dataset whose contexts latency is measured with."""
+        return next(iter(self.datasets.values()))
 
     @property
     def without_split(self) -> list[str]:
-        """Names of the tasks that are left out."""
-        return [label for label in self.ready.task_labels if label not in self.tasks]
+        """Names of the datasets that are left out."""
+        return [label for label in self.ready.dataset_labels if label not in self.datasets]
 
 
 def load_models(
@@ -70,12 +71,15 @@ def load_models(
     Raises CompareError or another ValueError that says what to correct.
     """
     ready = prepared(models, recipe_file, overrides)
-    tasks = split_tasks(ready, split)
+    datasets = split_datasets(ready, split)
     device = own_device()
     loaded = {name: load_model(model_folder(name), device, dtype) for name in models}
-    taught_by = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
-    teacher_model = None if taught_by is None else _loaded_once(taught_by, loaded, device, dtype)
-    return Loaded(loaded, teacher_model, ready, device, split, tasks)
+    teacher_path = teacher or (str(ready.teacher_folder) if ready.teacher_folder else None)
+    teacher_model = None if teacher_path is None else _loaded_once(teacher_path, loaded, device, dtype)
+    for model in filter(None, (*loaded.values(), teacher_model)):
+        assert model.generation_config is not None, "sequence-to-sequence models have one"
+        model.generation_config.update(**ready.told)  # students say so already, teachers need not
+    return Loaded(loaded, teacher_model, ready, device, split, datasets)
 
 
 def prepared(models: Sequence[str], recipe_file: Path | None, overrides: Sequence[str]) -> Prepared:
@@ -84,16 +88,16 @@ def prepared(models: Sequence[str], recipe_file: Path | None, overrides: Sequenc
     return prepare(read_recipe(file, overrides), file)
 
 
-def split_tasks(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
-    """The recipe's tasks that have the split, by name; at least one. Raises CompareError if none has it, DataError
+def split_datasets(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
+    """The recipe's datasets that have the split, by name; at least one. Raises CompareError if none has it, DataError
     for bad files."""
-    tasks = tasks_of(ready, split)
-    if tasks:
-        return tasks
-    held = ["train", *(["valid"] if ready.valid_tasks else [])]
+    datasets = datasets_of(ready, split)
+    if datasets:
+        return datasets
+    held = ["train", *(["valid"] if ready.valid_datasets else [])]
     raise CompareError(
-        f"recipe {ready.recipe.name}: none of its tasks ({', '.join(ready.task_labels)}) has a {split} split. A task "
-        f"of files has the splits that the recipe names files for. Add `{split}: FILE` to one (data.tasks), or "
+        f"recipe {ready.recipe.name}: none of its datasets ({', '.join(ready.dataset_labels)}) has a {split} split. A "
+        f"dataset of files has the splits that the recipe names files for. Add `{split}: FILE` to one (data.tasks), or "
         f"measure on another one (--split {' or '.join(held)})."
     )
 
@@ -107,7 +111,7 @@ def own_device() -> torch.device:
 
 def evaluation_set(loaded: Loaded, per_batch: int) -> EvaluationSet:
     """The examples to compare on, in batches of `per_batch`."""
-    return EvaluationSet(tuple(loaded.tasks.values()), loaded.ready.layout, loaded.ready.tokenizer, per_batch)
+    return EvaluationSet(tuple(loaded.datasets.values()), loaded.ready.layout, loaded.ready.tokenizer, per_batch)
 
 
 def compare(
@@ -129,22 +133,24 @@ def compare_loaded(
     device: torch.device,
     with_latency: bool,
 ) -> dict[str, dict[str, float]]:
-    """The rows of `compare` for models in memory."""
-    # latency first: evaluating attaches what shows features, which costs a little at every layer
-    latency = measure_latency(models, contexts_of(ready.valid_tasks[0], device)) if with_latency else {}
-    loader = ValidationLoader(ready.valid_tasks, ready.layout, per_rank=32, rank=0, world_size=1)
-    quality = evaluate_models(models, teacher, loader, ready.valid_labels, device)
-    rows = {name: {"parameters": float(parameter_count(models[name])), **quality[name]} for name in models}
+    """The rows of `compare` for models in memory, under the names of `distill evaluate`."""
+    # latency first: evaluating attaches what gives features, which costs a little at every layer
+    latency = measure_latency(models, contexts_of(ready.valid_datasets[0], device)) if with_latency else {}
+    examples = EvaluationSet(ready.valid_datasets, ready.layout, ready.tokenizer, per_batch=32)
+    with TemporaryDirectory() as folder:
+        work = Work(Path(folder))
+        done = run_evaluation(models, teacher, examples, ready.valid_labels, ready.tokenizer, work, None)
+    rows = {name: {"parameters": float(parameter_count(models[name])), **done.values[name]} for name in models}
     for name, timed in latency.items():
         rows[name]["ms_per_reply"] = timed.median_ms
     return rows
 
 
-def contexts_of(task: TokenisedTask, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
-    """At most `count` contexts of a task, evenly spread over it; [1, S] int64 each."""
-    count = min(count, len(task))
-    stride = max(1, len(task) // count)
-    ids = [task.example(number * stride).context_ids for number in range(count)]
+def contexts_of(dataset: TokenisedDataset, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
+    """At most `count` contexts of a dataset, evenly spread over it; [1, S] int64 each."""
+    count = min(count, len(dataset))
+    stride = max(1, len(dataset) // count)
+    ids = [dataset.example(number * stride).context_ids for number in range(count)]
     return [torch.tensor(context, dtype=torch.long, device=device)[None] for context in ids]
 
 

@@ -6,7 +6,7 @@ a fused kernel for them, so does this (losses.kernels.dispatch).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint, local_copy
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
 
-Shows = Callable[[Batch, FeatureRequest], Features]
+FeatureFunction = Callable[[Batch, FeatureRequest], Features]
 
 
 class ModelError(ValueError):
@@ -45,11 +45,11 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype = to
 
 def adapters_of(
     models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel | None
-) -> tuple[dict[str, Shows], Shows | None]:
+) -> tuple[dict[str, FeatureFunction], FeatureFunction | None]:
     """An adapter per model name, and the teacher's: the same one where a model is the teacher."""
-    shown: dict[str, Shows] = {name: adapt(model) for name, model in models.items()}
+    adapters: dict[str, FeatureFunction] = {name: adapt(model) for name, model in models.items()}
     same = [name for name, model in models.items() if model is teacher]
-    return shown, shown[same[0]] if same else None if teacher is None else adapt(teacher)
+    return adapters, adapters[same[0]] if same else None if teacher is None else adapt(teacher)
 
 
 def tally_of(with_teacher: bool) -> Tally:
@@ -72,73 +72,53 @@ def prediction_kernel(
 
 @torch.no_grad()
 def batch_sums(
-    models: Mapping[str, Shows],
-    teacher: Shows | None,
+    models: Mapping[str, FeatureFunction],
+    teacher: FeatureFunction | None,
     batch: Batch,
-    tasks: int,
+    datasets: int,
     implementation: Implementation = "reference",
 ) -> dict[str, Tensor]:
-    """[tasks, columns of the tally] float64 per model name, summed over the batch; the teacher runs once.
+    """[datasets, columns of the tally] float64 per model name, summed over the batch; the teacher runs once.
 
     Raises ModelError for a model whose vocabulary is not the teacher's.
     """
     whole = implementation == "reference"
     request = FeatureRequest(logits=whole, head=not whole)
-    taught = None if teacher is None else teacher(batch, request)
+    teacher_features = None if teacher is None else teacher(batch, request)
     tally, sums = tally_of(teacher is not None), {}
     for name, adapter in models.items():
-        shown = taught if taught is not None and adapter is teacher else adapter(batch, request)
-        if taught is not None and taught.vocabulary != shown.vocabulary:
+        features = teacher_features if teacher_features is not None and adapter is teacher else adapter(batch, request)
+        if teacher_features is not None and teacher_features.vocabulary != features.vocabulary:
             raise ModelError(
-                f"model {name!r} predicts {shown.vocabulary} tokens, the teacher {taught.vocabulary}. Only models "
-                "of one vocabulary can be compared. Give another --teacher."
+                f"model {name!r} predicts {features.vocabulary} tokens, the teacher "
+                f"{teacher_features.vocabulary}. Only models of one vocabulary can be compared. Give another --teacher."
             )
-        scores = _scores(shown, taught, batch.labels, implementation)
-        sums[name] = tally.sums(Scores(scores, batch), tasks)
+        scores = _scores(features, teacher_features, batch.labels, implementation)
+        sums[name] = tally.sums(Scores(scores, batch), datasets)
     return sums
 
 
-def _head(shown: Features) -> OutputHead:
-    assert shown.head is not None
-    return shown.head
+def _head(features: Features) -> OutputHead:
+    assert features.head is not None
+    return features.head
 
 
-def _scores(shown: Features, taught: Features | None, labels: Tensor, implementation: Implementation) -> TokenScores:
+def _scores(
+    features: Features, teacher_features: Features | None, labels: Tensor, implementation: Implementation
+) -> TokenScores:
     """How every label position [B, T] is predicted; with a divergence where there is a teacher."""
-    if shown.logits is None:
-        teacher = None if taught is None else _head(taught)
-        return vocabulary_scores(implementation, _head(shown), teacher, labels, temperature=1.0)
-    right = None if taught is None else taught.logits
-    scores = token_scores(shown.logits, right, labels)
-    return scores if right is None else scores._replace(divergence=_divergences(shown.logits, right, labels))
+    if features.logits is None:
+        teacher = None if teacher_features is None else _head(teacher_features)
+        return vocabulary_scores(implementation, _head(features), teacher, labels, temperature=1.0)
+    right = None if teacher_features is None else teacher_features.logits
+    scores = token_scores(features.logits, right, labels)
+    return scores if right is None else scores._replace(divergence=_divergences(features.logits, right, labels))
 
 
 def _divergences(logits: Tensor, right: Tensor, labels: Tensor) -> Tensor:
     """[B, T] KL(teacher || model), 0 where there is no label."""
-    said, taught = (torch.log_softmax(one, dim=-1, dtype=torch.float32) for one in (logits, right))  # [B, T, V]
-    return ((taught - said) * taught.exp()).sum(dim=-1).masked_fill(labels == IGNORED_LABEL, 0.0)
-
-
-def evaluate_models(
-    models: Mapping[str, PreTrainedModel],
-    teacher: PreTrainedModel | None,
-    batches: Iterable[Batch],
-    task_labels: Sequence[str],
-    device: torch.device,
-) -> dict[str, dict[str, float]]:
-    """Named values per model (see metrics.tally); every model sees the same batches, the teacher runs once each.
-
-    A model that is the teacher agrees with itself everywhere; without a teacher there is no agreement.
-    """
-    shown, teaches = adapters_of(models, teacher)
-    tally = tally_of(teacher is not None)
-    sums = {name: torch.zeros(len(task_labels), tally.columns, dtype=torch.float64, device=device) for name in models}
-    for batch in batches:
-        batch = batch.to(device)
-        kernel = prediction_kernel(models, teacher, batch)
-        for name, value in batch_sums(shown, teaches, batch, len(task_labels), kernel).items():
-            sums[name] += value
-    return {name: tally.values(value, task_labels) for name, value in sums.items()}
+    log_s, log_t = (torch.log_softmax(one, dim=-1, dtype=torch.float32) for one in (logits, right))  # [B, T, V]
+    return ((log_t - log_s) * log_t.exp()).sum(dim=-1).masked_fill(labels == IGNORED_LABEL, 0.0)
 
 
 def parameter_count(model: PreTrainedModel) -> int:

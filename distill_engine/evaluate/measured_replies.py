@@ -13,9 +13,8 @@ from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from distill_engine.data.order.collate import collate
-from distill_engine.evaluate.generate import GenerationError, own_settings, replies, same_draws
-from distill_engine.evaluate.samples import Prompt, SampleReplies, fixed_prompts
+from distill_engine.evaluate.generate import GenerationError, own_settings
+from distill_engine.evaluate.samples import Prompt, SampleReplies, answers, fixed_prompts
 from distill_engine.metrics.replies import Answered, reply_values
 from distill_engine.setup.prepare import Prepared
 
@@ -43,11 +42,11 @@ class Ranks(Protocol):
 
 def measures_replies(ready: Prepared) -> bool:
     """Whether the recipe asks for them, and there is something to answer."""
-    return ready.recipe.validation.generate_examples > 0 and bool(ready.valid_tasks)
+    return ready.recipe.validation.generate_examples > 0 and bool(ready.valid_datasets)
 
 
 class MeasuredReplies:
-    """Answers the first examples of each task at each validation. Leaves weights, mode and random streams as they
+    """Answers the first examples of each dataset at each validation. Leaves weights, mode and random streams as they
     are."""
 
     def __init__(
@@ -60,8 +59,8 @@ class MeasuredReplies:
         self._beat = beat
         validation, tokenizer = ready.recipe.validation, ready.tokenizer
         size = validation.per_rank_batch or ready.recipe.batch.per_rank
-        tasks = fixed_prompts(ready.valid_tasks, ready.valid_labels, tokenizer, validation.generate_examples)
-        self._batches = [task[start : start + size] for task in tasks for start in range(0, len(task), size)]
+        prompts = fixed_prompts(ready.valid_datasets, ready.valid_labels, tokenizer, validation.generate_examples)
+        self._batches = [held[start : start + size] for held in prompts for start in range(0, len(held), size)]
 
     def __call__(self) -> dict[str, float]:
         """Values by name, without `valid/`, the same on all ranks. Collective; to be called in eval mode.
@@ -83,20 +82,17 @@ class MeasuredReplies:
                 "Lower validation.per_rank_batch if memory ran out, or set validation.generate_examples: 0 and a "
                 "validation.metric of tokens."
             )
-        per_task: dict[str, list[Answered]] = {label: [] for label in self._ready.valid_labels}
-        found = {number: answers for of_rank, _ in everybody for number, answers in of_rank.items()}
+        per_dataset: dict[str, list[Answered]] = {label: [] for label in self._ready.valid_labels}
+        found = {number: answered for of_rank, _ in everybody for number, answered in of_rank.items()}
         for number, batch in enumerate(self._batches):
-            per_task[batch[0].task] += found[number]
-        return reply_values(per_task) | {"reply_seconds": time.perf_counter() - started}
+            per_dataset[batch[0].dataset] += found[number]
+        return reply_values(per_dataset) | {"reply_seconds": time.perf_counter() - started}
 
     def _answers(self, number: int) -> list[Answered]:
         batch: list[Prompt] = self._batches[number]
         self._beat(f"answering validation examples, batch {number + 1} of {len(self._batches)}")
-        ready, device = self._ready, self._model.device
-        given = collate([one.example for one in batch], ready.layout, 1).to(device)
-        settings = own_settings(self._model, ready.recipe.data.label_tokens)
-        with same_draws(device, seed=number):  # whoever answers the batch
-            said = replies(self._model, ready.tokenizer, given.inputs, settings)
+        settings = own_settings(self._model, self._ready.recipe.data.label_tokens)
+        said = answers(self._ready, self._model, [batch], settings, seed=number)
         return [Answered(one.text, one.tokens, [prompt.gold]) for one, prompt in zip(said, batch, strict=True)]
 
 

@@ -7,19 +7,19 @@ or absent; what a killed process left half-written is cut off when it starts aga
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.evaluate.generate import Reply
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch: [tasks, columns] sums as nested lists (exact: JSON keeps every bit of a float64), and replies."""
+    """One batch: [datasets, columns] sums as nested lists (exact: JSON keeps every bit of a float64), and replies."""
 
     number: int
     sums: list[list[float]]
@@ -73,7 +73,7 @@ class PartialResults:
 
 def question_key(facts: Mapping[str, Any]) -> str:
     """20 hexadecimal digits that change with any of the JSON-ready facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    return digest_of(facts)[:20]
 
 
 def model_identity(folder: str, commit: str | None) -> list[Any]:

@@ -1,8 +1,8 @@
 """Everything that `distill evaluate` measures: teacher-forced quality and generated replies of several models.
 
 Values have ParlAI's names where ParlAI has the metric (`ppl`, `token_acc`, `token_em`, `teacher_acc`, `f1`, ...).
-Without a task in front a value is the unweighted mean over tasks, as in ParlAI; `ppl_micro`, and metrics of many
-replies together (`bleu`), pool all tasks.
+Without a dataset in front a value is the unweighted mean over datasets, as in ParlAI; `ppl_micro`, and metrics of many
+replies together (`bleu`), pool all datasets.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Work:
 class Sample:
     """One example with what each model replied to it."""
 
-    task: str
+    dataset: str
     context: str
     gold: str
     replies: Mapping[str, str]
@@ -90,7 +90,7 @@ def run_evaluation(
     """Measure every model on every example once; finished batches of an earlier start are not computed again.
 
     models   by name, all on one device; `teacher` may be one of them
-    labels   the tasks' names
+    labels   the datasets' names
     spoken   None: nothing is generated
 
     Every process of a launcher calls it with its rank; each computes its batches, waits for the others' files and
@@ -168,7 +168,7 @@ def _compute(
     models: Mapping[str, PreTrainedModel],
     teacher: PreTrainedModel | None,
     examples: EvaluationSet,
-    tasks: int,
+    datasets: int,
     tokenizer: Any,
     work: Work,
     spoken: ReplySettings | None,
@@ -176,14 +176,14 @@ def _compute(
 ) -> None:
     """This process's batches of all models; the teacher runs once per batch."""
     done = {name: set(store.read()) for name, store in stores.items()}
-    shown, teaches = adapters_of(models, teacher)
+    adapters, teacher_adapter = adapters_of(models, teacher)
     for number in range(work.rank, len(examples), work.world_size):
         missing = [name for name in models if number not in done[name]]
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
         kernel = prediction_kernel(models, teacher, batch)
-        sums = batch_sums({name: shown[name] for name in missing}, teaches, batch, tasks, kernel)
+        sums = batch_sums({name: adapters[name] for name in missing}, teacher_adapter, batch, datasets, kernel)
         for name in missing:
             said: list[Reply] | None = None
             if spoken is not None:
@@ -214,12 +214,12 @@ def _all_batches(store: PartialResults, batches: int, work: Work, name: str) -> 
 
 
 def _values(
-    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], taught: bool, spoken: bool
+    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], with_teacher: bool, spoken: bool
 ) -> dict[str, float]:
     sums = torch.zeros(len(labels), len(results[0].sums[0]), dtype=torch.float64)
     for result in results:  # always in this order: float sums depend on it
         sums += torch.tensor(result.sums, dtype=torch.float64)
-    values = parlai_names(tally_of(taught).values(sums, labels))
+    values = parlai_names(tally_of(with_teacher).values(sums, labels))
     values["exs"] = float(examples.examples)
     return values | (_reply_values(results, examples, labels) if spoken else {})
 
@@ -228,18 +228,18 @@ def parlai_names(values: Mapping[str, float]) -> dict[str, float]:
     """The same under ParlAI's names, where ParlAI has the metric under another one."""
     other = {metric.name: metric.parlai for metric in token_metrics() if metric.parlai}
     paths = {name: name.rpartition("/") for name in values}
-    return {f"{task}{slash}{other.get(last, last)}": values[name] for name, (task, slash, last) in paths.items()}
+    return {f"{dataset}{slash}{other.get(last, last)}": values[name] for name, (dataset, slash, last) in paths.items()}
 
 
 def _reply_values(results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str]) -> dict[str, float]:
-    per_task: dict[str, list[Answered]] = {label: [] for label in labels}
+    per_dataset: dict[str, list[Answered]] = {label: [] for label in labels}
     by_length: list[tuple[int, Answered]] = []
     for result in results:
         for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True):
             answered = Answered(reply.text, reply.tokens, [text.gold])
-            per_task[labels[text.task]].append(answered)
+            per_dataset[labels[text.dataset]].append(answered)
             by_length.append((len(text.context.split()), answered))
-    return reply_values(per_task) | values_by_length(by_length)
+    return reply_values(per_dataset) | values_by_length(by_length)
 
 
 def _samples(
@@ -253,5 +253,5 @@ def _samples(
         row = position * 7 % len(texts)  # not always the longest of its batch
         said = {name: (of_model[number].replies or [])[row].text for name, of_model in results.items()}
         text = texts[row]
-        samples.append(Sample(labels[text.task], text.context, text.gold, said))
+        samples.append(Sample(labels[text.dataset], text.context, text.gold, said))
     return samples

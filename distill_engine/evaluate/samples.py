@@ -1,7 +1,7 @@
 """The degeneration guard: what the student says to a few fixed prompts at each validation.
 
 A falling loss proves little about free generation: a student may repeat itself, say nothing, or never stop, at the
-best perplexity so far. So it answers the first validation examples of each task with the model's own generation
+best perplexity so far. So it answers the first validation examples of each dataset with the model's own generation
 settings; the replies stand beside the gold ones in a table, and replies that degenerate raise an alarm.
 
 Rank 0 alone generates, since the student is whole on every rank under ZeRO-2; the others wait. The teacher's replies
@@ -18,12 +18,11 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel
 
 from distill_engine.data.order.collate import collate
-from distill_engine.data.tokens.tokenised import Example, TokenisedTask
+from distill_engine.data.tokens.tokenised import Example, TokenisedDataset
 from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies, same_draws
 from distill_engine.metrics.text.repetition import repetition
 from distill_engine.setup.prepare import Prepared
 
-_SEED = 0  # of generation settings that sample: the same draws at every validation
 # Where an alarm begins. People rarely repeat three tokens in a row within a reply, and a sound model's replies are
 # seldom longer than twice what it was trained on.
 _REPEATS = 0.3  # repetition of one reply above its gold reply's
@@ -49,12 +48,12 @@ class Says(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One fixed example: its task's label, its ids, and both sides as text, cut as the model reads them.
+    """One fixed example: its dataset's label, its ids, and both sides as text, cut as the model reads them.
 
     repetition  the gold reply's share of token 3-grams that it has said before
     """
 
-    task: str
+    dataset: str
     example: Example
     context: str
     gold: str
@@ -76,12 +75,12 @@ class Said:
 
 
 def fixed_prompts(
-    tasks: Sequence[TokenisedTask], labels: Sequence[str], tokenizer: Any, per_task: int
+    datasets: Sequence[TokenisedDataset], labels: Sequence[str], tokenizer: Any, per_dataset: int
 ) -> list[list[Prompt]]:
-    """The first `per_task` examples of each task; a task's are one batch."""
+    """The first `per_dataset` examples of each dataset; a dataset's are one batch."""
     return [
-        [_prompt(label, task.example(index), tokenizer) for index in range(min(per_task, len(task)))]
-        for task, label in zip(tasks, labels, strict=True)
+        [_prompt(label, dataset.example(index), tokenizer) for index in range(min(per_dataset, len(dataset)))]
+        for dataset, label in zip(datasets, labels, strict=True)
     ]
 
 
@@ -100,21 +99,27 @@ def token_repetition(tokenizer: Any, text: str) -> float:
 
 
 def recipe_prompts(ready: Prepared) -> list[list[Prompt]]:
-    """The prompts that the recipe asks for, a batch per task, no batch empty."""
-    per_task = ready.recipe.validation.samples
-    return [batch for batch in fixed_prompts(ready.valid_tasks, ready.valid_labels, ready.tokenizer, per_task) if batch]
+    """The prompts that the recipe asks for, a batch per dataset, no batch empty."""
+    per_dataset = ready.recipe.validation.samples
+    found = fixed_prompts(ready.valid_datasets, ready.valid_labels, ready.tokenizer, per_dataset)
+    return [batch for batch in found if batch]
 
 
 def answers(
-    ready: Prepared, model: PreTrainedModel, prompts: Sequence[Sequence[Prompt]], settings: Mapping[str, Any]
+    ready: Prepared,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[Prompt]],
+    settings: Mapping[str, Any],
+    seed: int = 0,
 ) -> list[Reply]:
-    """A reply to each prompt. Leaves weights, mode and random streams as they are; the draws are always the same.
+    """A reply to each prompt. Leaves weights, mode and random streams as they are; settings that sample draw the same
+    for one seed, whoever answers and when.
 
     Raises GenerationError for settings that transformers refuses.
     """
     device = model.device
     said: list[Reply] = []
-    with same_draws(device, _SEED):
+    with same_draws(device, seed):
         for batch in prompts:
             given = collate([one.example for one in batch], ready.layout, 1).to(device)
             said += replies(model, ready.tokenizer, given.inputs, settings)
@@ -221,4 +226,4 @@ def _repeats(prompt: Prompt, said: Said) -> bool:
 
 def _row(prompt: Prompt, teacher_replies: str | None, said: Said) -> dict[str, str]:
     teacher = {} if teacher_replies is None else {"teacher": teacher_replies}
-    return {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}
+    return {"task": prompt.dataset, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}

@@ -16,32 +16,32 @@ from numpy.typing import NDArray
 
 from distill_engine.data.order.loader import length_sorted_batches, picked_batch
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.values import Batch
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example as texts: task number, what was said before, and the whole right answer (never cut)."""
+    """One example as texts: dataset number, what was said before, and the whole right answer (never cut)."""
 
-    task: int
+    dataset: int
     context: str
     gold: str
 
 
 class EvaluationSet:
-    """All examples of some tasks, long ones first and neighbours about equally long, in batches of `per_batch`."""
+    """All examples of some datasets, long ones first and neighbours about equally long, in batches of `per_batch`."""
 
     def __init__(
-        self, tasks: Sequence[TokenisedTask], layout: SequenceLayout, tokenizer: Any, per_batch: int
+        self, datasets: Sequence[TokenisedDataset], layout: SequenceLayout, tokenizer: Any, per_batch: int
     ) -> None:
         """Raises ValueError if `per_batch` is not positive."""
         if per_batch < 1:
             raise ValueError(f"the batch size is {per_batch}; it must be at least 1.")
-        self.tasks = tuple(tasks)
+        self.datasets = tuple(datasets)
         self._layout = layout
         self._tokenizer = tokenizer
-        self._picks = length_sorted_batches(self.tasks, per_batch)
+        self._picks = length_sorted_batches(self.datasets, per_batch)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -49,52 +49,52 @@ class EvaluationSet:
 
     @property
     def examples(self) -> int:
-        """Number of examples of all tasks."""
-        return sum(len(task) for task in self.tasks)
+        """Number of examples of all datasets."""
+        return sum(len(dataset) for dataset in self.datasets)
 
     @property
     def longest_context(self) -> int:
         """Tokens of the longest context."""
-        return max(int(task.context_lengths.max(initial=0)) for task in self.tasks)
+        return max(int(dataset.context_lengths.max(initial=0)) for dataset in self.datasets)
 
     @property
     def longest_decoder_input(self) -> int:
         """Positions that the decoder needs for the longest label."""
-        return max(self._layout.decoder_length(int(task.label_lengths.max(initial=0))) for task in self.tasks)
+        return max(self._layout.decoder_length(int(dataset.label_lengths.max(initial=0))) for dataset in self.datasets)
 
     @property
     def largest_id(self) -> int:
         """The largest token id in any example."""
-        return max(task.largest_id for task in self.tasks)
+        return max(dataset.largest_id for dataset in self.datasets)
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, 0 <= number < len(self), on the CPU."""
-        return picked_batch(self.tasks, self._picks[number], self._layout, 1)
+        return picked_batch(self.datasets, self._picks[number], self._layout, 1)
 
     def texts(self, number: int) -> list[Example]:
         """The texts of batch `number`, in its order."""
-        tasks, indices = self._picks[number]
+        datasets, indices = self._picks[number]
         return [
-            self._texts_of(task, index) for task, index in zip(tasks.tolist(), indices.tolist(), strict=True)
+            self._texts_of(dataset, index) for dataset, index in zip(datasets.tolist(), indices.tolist(), strict=True)
         ]
 
     def ids(self, number: int) -> list[tuple[int, int]]:
-        """Task number and number of the example within it, of batch `number`, in its order."""
-        tasks, indices = self._picks[number]
-        return list(zip(tasks.tolist(), indices.tolist(), strict=True))
+        """Dataset number and number of the example within it, of batch `number`, in its order."""
+        datasets, indices = self._picks[number]
+        return list(zip(datasets.tolist(), indices.tolist(), strict=True))
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any token, limit, layout or the batches."""
-        digest = hashlib.sha256(repr((self._layout, [len(tasks) for tasks, _ in self._picks])).encode())
-        for task in self.tasks:
-            digest.update(repr((task.limits, task.digest)).encode())
+        digest = hashlib.sha256(repr((self._layout, [len(datasets) for datasets, _ in self._picks])).encode())
+        for dataset in self.datasets:
+            digest.update(repr((dataset.limits, dataset.digest)).encode())
         return digest.hexdigest()[:16]
 
-    def _texts_of(self, task: int, index: int) -> Example:
-        source = self.tasks[task]
+    def _texts_of(self, dataset: int, index: int) -> Example:
+        source = self.datasets[dataset]
         episode_start, context_end, label_start, label_end = (int(bound) for bound in source.bounds[index])
         return Example(
-            task,
+            dataset,
             self._decode(source.tokens[episode_start:context_end]),
             self._decode(source.tokens[label_start:label_end]),
         )

@@ -3,13 +3,12 @@
 The teacher is frozen: its replies are made once, before the first step, and kept in the run folder; a restart reads
 them. It is sharded: each token is a forward pass in which all ranks take part. So all ranks answer the same prompts
 with the same draws, and `synced_gpus` keeps a rank in the loop whose own replies ended a token earlier than
-another's. That costs as many teacher passes as the longest replies have tokens, for each task; memory as one
-task's prompts need, times the beams.
+another's. That costs as many teacher passes as the longest replies have tokens, for each dataset; memory as one
+dataset's prompts need, times the beams.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
-from distill_engine.cluster.replace import replace_text
+from distill_engine.cluster.files import digest_of, replace_text
 from distill_engine.evaluate.generate import GenerationError, own_settings
 from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, recipe_prompts
 from distill_engine.setup.prepare import Prepared, fingerprints
@@ -62,10 +61,10 @@ def sample_guard(
     Collective; arguments and errors as `teacher_replies`.
     """
     prompts = recipe_prompts(ready)
-    taught = None
+    replies = None
     if teacher is not None and prompts:
-        taught = teacher_replies(ready, teacher.model, prompts, folder, ranks, sinks.message)
-    return SampleReplies(ready, prompts, student, sinks, taught) if prompts and ranks.rank == 0 else None
+        replies = teacher_replies(ready, teacher.model, prompts, folder, ranks, sinks.message)
+    return SampleReplies(ready, prompts, student, sinks, replies) if prompts and ranks.rank == 0 else None
 
 
 def teacher_replies(
@@ -83,7 +82,7 @@ def teacher_replies(
 
     Raises TeacherRepliesError for any other failure: ranks could not be brought together again after it.
     """
-    settings = own_settings(model, ready.recipe.data.label_tokens)
+    settings = own_settings(model, ready.recipe.data.label_tokens, ready.told)
     question = _question(ready, model, prompts, settings)
     held: list[str] | None = ranks.broadcast(_read(folder / FILE, question) if ranks.rank == 0 else None)
     if held is not None:
@@ -121,7 +120,7 @@ def _question(
         "generation_config": None if config is None else config.to_diff_dict(),
         "prompts": [[prompt.example.context_ids.tolist() for prompt in batch] for batch in prompts],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return digest_of(facts)[:16]
 
 
 def _read(file: Path, question: str) -> list[str] | None:
@@ -143,7 +142,7 @@ def _write(
     """In one step; a file that cannot be written costs the next start some time, and nothing else."""
     flat = [prompt for batch in prompts for prompt in batch]
     rows = [
-        {"task": prompt.task, "context": prompt.context, "gold": prompt.gold, "teacher": text}
+        {"task": prompt.dataset, "context": prompt.context, "gold": prompt.gold, "teacher": text}
         for prompt, text in zip(flat, said, strict=True)
     ]
     try:

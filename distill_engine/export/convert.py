@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from distill_engine.checkpoint.files import sync_folder, sync_tree
+from distill_engine.cluster.files import rename_synced, sync_tree
 from distill_engine.export.hf import verify_folder
 from distill_engine.export.protocol import RECORD, Generates, Target, TargetError
 from distill_engine.export.run import export_run
@@ -76,8 +76,7 @@ def export_student(
             told = {"format": name, "quantize": quantize, "source": source.name, **judge(student, opened)}
             (made / RECORD).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         sync_tree(made)
-        made.rename(target)
-    sync_folder(target.parent)
+        rename_synced(made, target)
     return step
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from distill_engine.checkpoint.files import sync_folder, sync_tree
+from distill_engine.cluster.files import rename_synced, sync_folder, sync_tree
 from distill_engine.families.lookup import shape_of
 from distill_engine.models.loading import Checkpoint
 from distill_engine.values import Batch, Tokens
@@ -37,7 +37,12 @@ def host_model(model: PreTrainedModel) -> PreTrainedModel:
         return copies[key]
 
     twin.all_tied_weights_keys = dict(model.all_tied_weights_keys)
-    twin.load_state_dict({name: of(tensor) for name, tensor in model.state_dict().items()}, assign=True)
+    held = model.state_dict()
+    twin.load_state_dict({name: of(tensor) for name, tensor in held.items()}, assign=True)
+    for name, buffer in model.named_buffers():
+        if name not in held:  # computed when a model is made, and so not computed on meta (position codes)
+            owner, _, last = name.rpartition(".")
+            setattr(twin.get_submodule(owner), last, of(buffer))
     twin.tie_weights(recompute_mapping=False)
     twin.generation_config = copy.deepcopy(model.generation_config)
     return twin.eval()
@@ -170,8 +175,7 @@ def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:
     target = _unused(versions / name)
     unfinished = versions / f".tmp-{name}"
     write(unfinished)
-    unfinished.rename(target)
-    sync_folder(versions)
+    rename_synced(unfinished, target)
     fresh_link = link.parent / f".{link.name}.new"
     fresh_link.unlink(missing_ok=True)
     fresh_link.symlink_to(Path("exports") / target.name, target_is_directory=True)

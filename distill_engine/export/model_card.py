@@ -34,7 +34,7 @@ model = AutoModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
 |---|---|
 {rows}
 
-Teacher-forced, over the whole validation set. `ppl` is the mean of the tasks' perplexities. `teacher_ppl` and
+Teacher-forced, over the whole validation set. `ppl` is the mean of the datasets' perplexities. `teacher_ppl` and
 `teacher_token_accuracy` are the teacher's own.
 
 ## Recipe

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
-from distill_engine.checkpoint.files import sync_folder, sync_tree
 from distill_engine.checkpoint.manifest import CheckpointError
+from distill_engine.cluster.files import sync_folder, sync_tree
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
 from distill_engine.families.lookup import family_of

@@ -6,27 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.base import BartLike, around
+from distill_engine.families.base import BartLike, around, published
 from distill_engine.families.shape import Form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 POSITION_ROWS = 2  # in front of position 0
-
-
-def _published(vocab: int, width: int, ffn: int, heads: int, layers: int, positions: int) -> dict[str, int]:
-    return {
-        "vocab_size": vocab,
-        "d_model": width,
-        "encoder_ffn_dim": ffn,
-        "decoder_ffn_dim": ffn,
-        "encoder_attention_heads": heads,
-        "decoder_attention_heads": heads,
-        "encoder_layers": layers,
-        "decoder_layers": layers,
-        "max_position_embeddings": positions,
-    }
 
 
 class Bart(BartLike):
@@ -40,9 +26,9 @@ class Bart(BartLike):
     form = Form(position_rows=POSITION_ROWS)
     fresh_values: Mapping[str, Any] = {"activation_function": "gelu", "scale_embedding": False}
     known: Mapping[str, Mapping[str, Any]] = {
-        "facebook/bart-large": _published(50265, 1024, 4096, 16, 12, 1024),
-        "facebook/bart-large-cnn": _published(50264, 1024, 4096, 16, 12, 1024),
-        "facebook/bart-base": _published(50265, 768, 3072, 12, 6, 1024),
+        "facebook/bart-large": published(50265, 1024, 4096, 16, 12, 1024),
+        "facebook/bart-large-cnn": published(50264, 1024, 4096, 16, 12, 1024),
+        "facebook/bart-base": published(50265, 768, 3072, 12, 6, 1024),
     }
 
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
@@ -94,6 +95,10 @@ class BartLike:
         del special
         return ""
 
+    def towards(self, special: SpecialTokens, language: int) -> SpecialTokens | None:
+        del special, language
+        return None
+
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
         del history_end_token  # contexts end with END in any case
         return around(special, context_suffix=(special.end,), decoder_prefix=started(special))
@@ -110,10 +115,10 @@ class BartLike:
 
     def teacher_name(self, parameter: str, maps: Mapping[Stack, Sequence[int]]) -> str:
         for stack in Stack:
-            for layer, taught_by in enumerate(maps[stack]):
+            for layer, teacher_layer in enumerate(maps[stack]):
                 prefix = self.layer_prefix(stack, layer)
                 if parameter.startswith(prefix):
-                    return self.layer_prefix(stack, taught_by) + parameter.removeprefix(prefix)
+                    return self.layer_prefix(stack, teacher_layer) + parameter.removeprefix(prefix)
         return parameter
 
     def parts(self, model: PreTrainedModel) -> Parts:
@@ -130,11 +135,37 @@ def is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def published(vocab: int, width: int, ffn: int, heads: int, layers: int, positions: int) -> dict[str, int]:
+    """The sizes in a published config.json; both stacks have as many layers."""
+    return {
+        "vocab_size": vocab,
+        "d_model": width,
+        "encoder_ffn_dim": ffn,
+        "decoder_ffn_dim": ffn,
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "max_position_embeddings": positions,
+    }
+
+
 def no_language(special: SpecialTokens) -> str:
     """What is wrong where nothing says which language is written: the decoder starts as for any, and none is forced."""
-    if special.forced is not None or special.decoder_start not in (None, special.end):
+    if special.forced is not None or not _starts_as_any(special):
         return ""
     return "whose generation settings have no forced_bos_token_id: the language that it is to write is not said"
+
+
+def written_in(special: SpecialTokens, language: int) -> SpecialTokens:
+    """Tokens that begin replies with a language: forced after the start of any, or itself the start."""
+    if _starts_as_any(special):
+        return replace(special, forced=language)
+    return replace(special, decoder_start=language, forced=None)
+
+
+def _starts_as_any(special: SpecialTokens) -> bool:
+    return special.decoder_start in (None, special.end)
 
 
 def started(special: SpecialTokens, default: int | None = None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from distill_engine.families.base import BartLike
+from distill_engine.families.base import BartLike, published
 from distill_engine.families.shape import Form, Shape
 
 
@@ -16,6 +16,9 @@ class Marian(BartLike):
     name = "marian"
     meaning = "Marian, opus-mt: translation of one pair of languages"
     final_norms = ()
+    known: Mapping[str, Mapping[str, Any]] = {
+        "Helsinki-NLP/opus-mt-en-de": published(58101, 512, 2048, 8, 6, 512),
+    }
     form = Form(outer_norms=0, computed=True)
 
     def shape(self, config: Mapping[str, Any]) -> Shape:

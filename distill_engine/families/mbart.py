@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.base import BartLike, around, no_language, started
+from distill_engine.families.base import BartLike, around, no_language, published, started, written_in
 from distill_engine.families.shape import Form
 
 
@@ -18,10 +21,17 @@ class MBart(BartLike):
     meaning = "mBART, mBART-50: translation; languages stand around texts"
     final_norms = tuple(f"model.{stack}.{norm}." for stack in ("encoder", "decoder")
                         for norm in ("layernorm_embedding", "layer_norm"))  # fmt: skip
+    decoder_skips = 1  # mBART-50: the language
+    known: Mapping[str, Mapping[str, Any]] = {
+        "facebook/mbart-large-50-many-to-many-mmt": published(250054, 1024, 4096, 16, 12, 1024),
+    }
     form = Form(outer_norms=2, position_rows=2)
 
     def unsettled(self, special: SpecialTokens) -> str:
         return no_language(special)
+
+    def towards(self, special: SpecialTokens, language: int) -> SpecialTokens:
+        return written_in(special, language)
 
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
         del history_end_token

@@ -14,6 +14,7 @@ class MT5(T5):
     name = "mt5"
     meaning = "mT5: T5 for many languages"
     feed_forward = "gated-gelu"
+    known: Mapping[str, Mapping[str, Any]] = {}
 
     def own_head(self, config: Mapping[str, Any]) -> bool:
         del config  # transformers writes "tied" in every config.json, and published files never are

@@ -95,6 +95,9 @@ class Family(Protocol):
     def unsettled(self, special: SpecialTokens) -> str:
         """Why texts cannot be laid out with these tokens; empty where they can."""
 
+    def towards(self, special: SpecialTokens, language: int) -> SpecialTokens | None:
+        """The same for replies in the language of this token; None where models of this family know no languages."""
+
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
         """What stands around contexts and labels."""
 

@@ -32,6 +32,12 @@ class T5(BartLike):
     final_norms = ("encoder.final_layer_norm.", "decoder.final_layer_norm.")
     separable = (HEAD,)
     takes_positions = False
+    known: Mapping[str, Mapping[str, Any]] = {
+        "google/flan-t5-xl": {
+            "vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24,
+            "num_heads": 32, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+        },
+    }  # fmt: skip
     feed_forward = "relu"
     form = Form(biases=False, norm=1, position_rows=None, bias_tables="first")
 

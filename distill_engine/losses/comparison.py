@@ -43,9 +43,9 @@ class MicroBatchComparison:
         Decoder self-attention has no padding mask on keys (ParlAI): right padding lies after every valid query, so the
         causal mask already excludes it.
         """
-        taught_by = self.supervision[kind.query_stack]
-        students = [student.attention[kind, layer] for layer in range(len(taught_by))]
-        teachers = [teacher.attention[kind, layer] for layer in taught_by]
+        teacher_layers = self.supervision[kind.query_stack]
+        students = [student.attention[kind, layer] for layer in range(len(teacher_layers))]
+        teachers = [teacher.attention[kind, layer] for layer in teacher_layers]
         causal = kind is AttentionKind.DECODER_SELF
         keys = None if causal else batch.context_mask
         queries = batch.mask_of(kind.query_stack)

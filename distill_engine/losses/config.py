@@ -76,7 +76,7 @@ class LossWeights(RootModel[dict[str, float]]):
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with a teacher."""
-        return any(term.taught for term in self.terms)
+        return any(term.distils for term in self.terms)
 
     def request(self, layers: Mapping[Stack, Sequence[int]]) -> FeatureRequest:
         """All that these terms look at in a model in which these layers are compared; logits where one insists."""

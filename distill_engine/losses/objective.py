@@ -71,11 +71,11 @@ class Objective:
         return own if factors is None else {term: weight * factors[term] for term, weight in own.items()}
 
     def student_request(self) -> FeatureRequest:
-        """What the student must show; unweighted features are not requested."""
+        """What the student must give; unweighted features are not requested."""
         return self._request({stack: tuple(range(len(layers))) for stack, layers in self.supervision.items()})
 
     def teacher_request(self) -> FeatureRequest:
-        """What the teacher must show: mapped layers only."""
+        """What the teacher must give: mapped layers only."""
         return self._request({stack: tuple(sorted(set(layers))) for stack, layers in self.supervision.items()})
 
     def with_prediction(self, implementation: Implementation) -> Objective:
@@ -119,7 +119,7 @@ class Objective:
     def _vocabulary(self) -> Vocabulary:
         """Terms that insist on whole logits do without these sums."""
         asking = [term for term in self.terms_used if term.operand == "logits" and not term.needs(_NO_LAYERS).logits]
-        task, divergence = (any(term.taught == taught for term in asking) for taught in (False, True))
+        task, divergence = (any(term.distils == distils for term in asking) for distils in (False, True))
         return Vocabulary(task, divergence, self.kernels.prediction, self.temperature, self.divergence)
 
     def _values(
@@ -131,7 +131,7 @@ class Objective:
         counts = self._count(batch).as_floats.unbind()
         values: dict[str, TermValue] = {}
         for term, count in zip(self.terms_used, counts, strict=True):
-            assert teacher is not None or not term.taught, "the recipe rules refuse distillation without a teacher"
+            assert teacher is not None or not term.distils, "the recipe rules refuse distillation without a teacher"
             found = term.sum(student, teacher or Features(), batch, comparison)
             total = found.mean() if found.ndim and len(found) > 1 else found.squeeze()
             values[term.name] = TermValue(total, count, found.detach() if term.layered else none)

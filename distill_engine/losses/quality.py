@@ -17,7 +17,7 @@ class TokenScores(NamedTuple):
     loss        floating point, -log p(label)
     correct     bool, the label is the student's best token
     agreeing    bool, the student's best token is the teacher's; None without one
-    divergence  floating point, temperature^2 KL(teacher || student); None where it was not asked for or nobody teaches
+    divergence  floating point, temperature^2 KL(teacher || student); None if not asked for or without a teacher
     """
 
     loss: Tensor

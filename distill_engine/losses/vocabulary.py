@@ -80,12 +80,12 @@ class Vocabulary:
         divergence = scores.loss.new_zeros(()) if scores.divergence is None else scores.divergence
         return Sums(scores.loss.sum().float(), divergence.sum().float()), scores
 
-    def scores(self, shown: Features, labels: Tensor) -> TokenScores:
+    def scores(self, features: Features, labels: Tensor) -> TokenScores:
         """How one model alone predicts every position; labels [B, T]."""
-        if shown.logits is not None:
-            return token_scores(shown.logits, None, labels)
-        assert self.implementation != "reference" and shown.head is not None
-        return vocabulary_scores(self.implementation, shown.head, None, labels, self.temperature)
+        if features.logits is not None:
+            return token_scores(features.logits, None, labels)
+        assert self.implementation != "reference" and features.head is not None
+        return vocabulary_scores(self.implementation, features.head, None, labels, self.temperature)
 
     def _in_blocks(self, student: Features) -> bool:
         return self.implementation != "reference" and student.head is not None

@@ -1,11 +1,11 @@
-"""Metrics by name: which there are, which way they are better, which value stands for all tasks."""
+"""Metrics by name: which there are, which way they are better, which value stands for all datasets."""
 
 from __future__ import annotations
 
 from distill_engine.metrics.protocol import Better, TextMetric, TokenMetric
 from distill_engine.registry import load, names
 
-POOLED = "ppl_micro"  # perplexity over the label tokens of all tasks together, whatever validation.average says
+POOLED = "ppl_micro"  # perplexity over the label tokens of all datasets together, whatever validation.average says
 
 
 def token_metrics() -> tuple[TokenMetric, ...]:
@@ -28,7 +28,7 @@ def _all() -> list[TokenMetric | TextMetric]:
 
 
 def better(value: str) -> Better:
-    """Which way a validation value (`ppl`, `my_task/f1`, `total`, `term/task/raw`) is better; neither if unknown."""
+    """Which way a validation value (`ppl`, `my_dataset/f1`, `total`, `term/task/raw`) is better; neither if unknown."""
     last = value.rsplit("/", 1)[-1]
     if last in (POOLED, "total", "raw"):
         return "min"

@@ -19,8 +19,8 @@ class TokenMetric(Protocol):
     """A number of how tokens are predicted, teacher-forced.
 
     Validation and `distill evaluate` call `sums` after each forward pass and `value` once all ranks are added up: for
-    each task, and for all tasks together. It is this small because adding up, averaging over tasks, records, charts,
-    `best` and patience are the same for all metrics.
+    each dataset, and for all datasets together. It is this small because adding up, averaging over datasets, records,
+    charts, `best` and patience are the same for all metrics.
 
     Loaded without torch: import it inside `sums` if a tensor's methods are not enough. Made once, shared, without
     state.
@@ -57,11 +57,11 @@ class TokenMetric(Protocol):
 class TextMetric(Protocol):
     """A number of how good generated texts are.
 
-    Called once for the texts of each task. It is this small because generating, sharing the work, averaging over tasks,
-    records, charts, `best` and patience are the same for all metrics. Made once, shared, without state.
+    Called once for the texts of each dataset. It is this small because generating, sharing the work, averaging over
+    datasets, records, charts, `best` and patience are the same for all metrics. Made once, shared, without state.
 
     name, unit, better, meaning  as a TokenMetric's
-    pooled   of many texts together (BLEU): over several tasks it is the value of all texts, not the mean of values
+    pooled   of many texts together (BLEU): over several datasets it is the value of all texts, not the mean of values
     library  module that it needs beside the engine's own (extra `metrics`); empty: none
     """
 

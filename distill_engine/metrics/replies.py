@@ -1,4 +1,4 @@
-"""How good generated replies are, per task and over all tasks, by all text metrics that can be computed here."""
+"""How good generated replies are, per dataset and over all datasets, by all text metrics that can be computed here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Answered:
 
 
 def reply_metrics(answered: Sequence[Answered]) -> dict[str, float]:
-    """Named values of one task's replies; no reply gives no value."""
+    """Named values of one dataset's replies; no reply gives no value."""
     if not answered:
         return {}
     texts, golds = [one.text for one in answered], [one.golds for one in answered]
@@ -30,15 +30,15 @@ def reply_metrics(answered: Sequence[Answered]) -> dict[str, float]:
     return values | {TOKENS: sum(one.tokens for one in answered) / len(answered)}
 
 
-def reply_values(per_task: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
-    """Named values: per task as `<label>/<name>`, without a label the mean over tasks that have replies, or, of pooled
-    metrics, the value of all replies together."""
-    rows = {label: reply_metrics(answered) for label, answered in per_task.items()}
+def reply_values(per_dataset: Mapping[str, Sequence[Answered]]) -> dict[str, float]:
+    """Named values: per dataset as `<label>/<name>`, without a label the mean over datasets that have replies, or, of
+    pooled metrics, the value of all replies together."""
+    rows = {label: reply_metrics(answered) for label, answered in per_dataset.items()}
     spoken = [row for row in rows.values() if row]
     if not spoken:
         return {}
     values = {name: sum(row[name] for row in spoken) / len(spoken) for name in spoken[0]}
-    together = list(_all(per_task.values()))
+    together = list(_all(per_dataset.values()))
     texts, golds = [one.text for one in together], [one.golds for one in together]
     values |= {metric.name: metric.value(texts, golds) for metric in computable() if metric.pooled}
     return values | {f"{label}/{name}": value for label, row in rows.items() for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""Shows the features of any model whose family is known: it knows where the parts are, this module records them."""
+"""Gives the features of any model whose family is known: it knows where the parts are, this module records them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def masked_logit_value(dtype: torch.dtype) -> float:
 
 
 class Adapter(nn.Module):
-    """Shows the features of one model.
+    """Gives the features of one model.
 
     Called by both engines once per micro-batch. It is this small because the losses, the student builder and
-    the exporter need nothing else of a model: what it shows, the module itself and its family.
+    the exporter need nothing else of a model: its features, the module itself and its family.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.order.shuffle import key_of
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.run import Work, check_fits
 from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.setup.prepare import Prepared
 
 _FORMAT = 1  # of the partial results; another number makes older files unused
 _LEAST_POLL_SECONDS = 0.2
@@ -54,6 +56,19 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What is told to the model's `generate`."""
         return own_settings(self.model, self.new_tokens, self.changed)
+
+
+def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
+    """Raises PseudoLabelError where datasets name other languages than a model's settings can be known to write."""
+    sources = ready.recipe.data.tasks
+    named = {source.title: kind_of(source).languages(source)[1] for source in sources}
+    wanted = set(named.values())
+    told = {"forced_bos_token_id", "decoder_start_token_id"} & set(changed)
+    if len(wanted) > 1 or (wanted != {None} and not told):
+        raise PseudoLabelError(
+            f"target languages are {named}, but a model's generation settings begin all texts with one token. Give "
+            "datasets of one language, and its token (--generation forced_bos_token_id=ID)."
+        )
 
 
 def generate(job: Job, work: Work) -> None:
@@ -97,7 +112,7 @@ def _draws(seed: int, batch: int) -> int:
 
 
 def collected(job: Job, work: Work) -> list[list[Reply]]:
-    """The answers of all ranks: for each task those to its examples, in their order. Waits for the other ranks.
+    """The answers of all ranks: for each dataset those to its examples, in their order. Waits for the other ranks.
 
     Raises OSError if one of them has given up.
     """
@@ -114,11 +129,11 @@ def collected(job: Job, work: Work) -> list[list[Reply]]:
 
 
 def _in_order(examples: EvaluationSet, found: Mapping[int, BatchResult]) -> list[list[Reply]]:
-    answers: list[dict[int, Reply]] = [{} for _ in examples.tasks]
+    answers: list[dict[int, Reply]] = [{} for _ in examples.datasets]
     for number, result in found.items():
-        for (task, index), reply in zip(examples.ids(number), result.replies or [], strict=True):
-            answers[task][index] = reply
-    return [[of_task[index] for index in range(len(of_task))] for of_task in answers]
+        for (dataset, index), reply in zip(examples.ids(number), result.replies or [], strict=True):
+            answers[dataset][index] = reply
+    return [[of_dataset[index] for index in range(len(of_dataset))] for of_dataset in answers]
 
 
 def _store(job: Job, work: Work) -> PartialResults:

@@ -19,7 +19,7 @@ from typing import Any
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Reading, Source
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.generate import Reply
 from distill_engine.pseudo_labels.filters import Filters
 from distill_engine.setup.prepare import Prepared, encoder_of
@@ -59,19 +59,19 @@ def write(ready: Prepared, answers: Sequence[Sequence[Reply]], filters: Filters,
     folder.mkdir(parents=True, exist_ok=True)
     sources = ready.recipe.data.tasks
     return [
-        _write(ready, source, task, said, filters, folder / f"{number}-{_plain(source.title)}.jsonl")
-        for number, (source, task, said) in enumerate(zip(sources, ready.train_tasks, answers, strict=True), 1)
+        _write(ready, source, tokens, said, filters, folder / f"{number}-{_plain(source.title)}.jsonl")
+        for number, (source, tokens, said) in enumerate(zip(sources, ready.train_datasets, answers, strict=True), 1)
     ]
 
 
 def _write(
-    ready: Prepared, source: Source, task: TokenisedTask, said: Sequence[Reply], filters: Filters, file: Path
+    ready: Prepared, source: Source, tokens: TokenisedDataset, said: Sequence[Reply], filters: Filters, file: Path
 ) -> Written:
     kind, left_out, count = kind_of(source), Counter[str](), 0
     fresh = file.with_name(f".{file.name}.new")
     try:
         with fresh.open("w", encoding="utf-8") as lines:
-            for count, (entries, gold) in enumerate(_examples(ready, source, task), 1):
+            for count, (entries, gold) in enumerate(_examples(ready, source, tokens), 1):
                 if count > len(said):
                     break
                 text = said[count - 1].text
@@ -90,7 +90,7 @@ def _write(
         raise
     kept = count - left_out.total()
     # a generated example is an episode of its own: where weights count episodes, this makes it weigh what gold's do
-    turns = len(task) / task.episodes if ready.recipe.data.weights_mean == "episodes" else 1.0
+    turns = len(tokens) / tokens.episodes if ready.recipe.data.weights_mean == "episodes" else 1.0
     entry = _entry(source, file, source.weight * turns) if kept else None
     return Written(source.title, file, entry, count, dict(left_out.most_common()))
 
@@ -100,8 +100,8 @@ def _entry(source: Source, file: Path, weight: float) -> dict[str, Any]:
     return {**own, "label": f"{source.title}_pseudo", "weight": float(f"{weight:.4g}"), "train": str(file.resolve())}
 
 
-def _examples(ready: Prepared, source: Source, task: TokenisedTask) -> Iterator[tuple[Sequence[str], str]]:
-    """The texts of the task's examples in its order: the history with what is answered, and the gold answer."""
+def _examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[tuple[Sequence[str], str]]:
+    """The texts of the dataset's examples in its order: the history with what is answered, and the gold answer."""
     data = ready.recipe.data
     encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
     for episode in kind_of(source).read(source, "train", Reading(data.root, data.max_bad_rows)):
@@ -112,8 +112,8 @@ def _examples(ready: Prepared, source: Source, task: TokenisedTask) -> Iterator[
             if turn.learnt:
                 found.append((tuple(entries), turn.label))
             entries.append(turn.label)
-        # examples without a word before the answer, the first of an episode, are left out of tasks
-        yield from found[len(found) - len(encoder.examples(episode)) :] if task.skipped else found
+        # examples without a word before the answer, the first of an episode, are left out of datasets
+        yield from found[len(found) - len(encoder.examples(episode)) :] if tokens.skipped else found
 
 
 def _plain(title: str) -> str:

@@ -48,19 +48,19 @@ def length_window_is_used(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def temperature_has_tasks(recipe: Recipe) -> Iterator[Problem]:
-    """A single task has no shares to flatten."""
+def temperature_has_datasets(recipe: Recipe) -> Iterator[Problem]:
+    """A single dataset has no shares to flatten."""
     if recipe.data.temperature != 1.0 and len(recipe.data.tasks) == 1:
         yield Problem(
             "data.temperature",
             f"is {recipe.data.temperature:g}, but data.tasks has one entry",
-            "It flattens the shares of several tasks",
-            "Remove it, or name more tasks",
+            "It flattens the shares of several datasets",
+            "Remove it, or name more datasets",
         )
 
 
 BATCH_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     token_budget_holds_an_example,
     length_window_is_used,
-    temperature_has_tasks,
+    temperature_has_datasets,
 )

@@ -19,13 +19,13 @@ def sources_are_of_their_kind(recipe: Recipe) -> Iterator[Problem]:
             yield replace(problem, path=f"data.tasks.{index}.{problem.path}")
 
 
-def dialogue_tasks_are_in_the_root(recipe: Recipe) -> Iterator[Problem]:
-    """Downloaded tasks have a folder under data.root."""
+def dialogue_datasets_are_in_the_root(recipe: Recipe) -> Iterator[Problem]:
+    """Downloaded datasets have a folder under data.root."""
     yield from root_problems([source.name for source in recipe.data.tasks], recipe.data.root)
 
 
 def labels_differ(recipe: Recipe) -> Iterator[Problem]:
-    """Metrics per task need names that tell tasks apart."""
+    """Metrics per dataset need names that tell datasets apart."""
     labels = [source.title for source in recipe.data.tasks]
     for label, count in Counter(labels).items():
         if count > 1:
@@ -48,13 +48,13 @@ def validation_has_data(recipe: Recipe) -> Iterator[Problem]:
             f"has no `valid` file, but validations are asked for ({', '.join(active)}) and decide by "
             f"{recipe.validation.metric} (validation.metric)",
             "Without a validation split that metric cannot be computed",
-            "Name a `valid` file for at least one task, or remove the triggers",
+            "Name a `valid` file for at least one dataset, or remove the triggers",
         )
 
 
 DATA_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     sources_are_of_their_kind,
-    dialogue_tasks_are_in_the_root,
+    dialogue_datasets_are_in_the_root,
     labels_differ,
     validation_has_data,
 )

@@ -166,8 +166,8 @@ def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) ->
         return section.model_copy(update={key: change(path) for key, path in paths.items() if path is not None})
 
     sources = enumerate(recipe.data.tasks)
-    tasks = [changed(task, f"data.tasks.{index}", "train", "valid", "test") for index, task in sources]
-    data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": tasks})
+    datasets = [changed(dataset, f"data.tasks.{index}", "train", "valid", "test") for index, dataset in sources]
+    data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": datasets})
     return recipe.model_copy(update={"data": data, "teacher": changed(recipe.teacher, "teacher", "path")})
 
 

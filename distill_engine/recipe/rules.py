@@ -11,17 +11,15 @@ from pathlib import Path
 
 from distill_engine.families.lookup import family_named
 from distill_engine.losses.config import LayerMap, LossWeights
-from distill_engine.metrics.named import POOLED, better, text_metrics, token_metrics
-from distill_engine.metrics.replies import TOKENS
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
-from distill_engine.recipe.problem import Problem, RecipeError, did_you_mean, raise_if_any, shown
+from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.schema import Recipe, TeacherSection
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
-from distill_engine.registry import names
+from distill_engine.recipe.validation_rules import VALIDATION_RULES
 
 __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "check_tokenizer", "raise_if_any"]
 
@@ -43,7 +41,7 @@ def check_recipe(recipe: Recipe) -> list[Problem]:
 
 def used_weights(weights: LossWeights, *, distillation_only: bool = True) -> dict[str, float]:
     """Weights above 0; `distillation_only`: of terms that compare with a teacher."""
-    return {term.weight: weights[term.weight] for term in weights.terms if term.taught or not distillation_only}
+    return {term.weight: weights[term.weight] for term in weights.terms if term.distils or not distillation_only}
 
 
 def something_is_learnt(recipe: Recipe) -> Iterator[Problem]:
@@ -191,67 +189,6 @@ def first_step_moves(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def validates(recipe: Recipe) -> bool:
-    """Whether anything triggers a validation."""
-    triggers = recipe.validation
-    return any((triggers.every_steps, triggers.every_epochs, triggers.every_seconds))
-
-
-def metric_is_measured(recipe: Recipe) -> Iterator[Problem]:
-    """Whatever waits for a validation metric needs validations."""
-    waiting = {
-        "schedule.name": ("reduce_on_plateau", recipe.schedule.name == "reduce_on_plateau"),
-        "validation.patience": (recipe.validation.patience, recipe.validation.patience is not None),
-        "validation.stop_at": (recipe.validation.stop_at, recipe.validation.stop_at is not None),
-    }
-    for path, (value, waits) in waiting.items():
-        if waits and not validates(recipe):
-            yield Problem(
-                path,
-                f"is {value}, but no validation ever runs",
-                "It acts on the metric of validations",
-                "Set validation.every_steps, every_epochs or every_seconds"
-                + ("" if path == "schedule.name" else f", or {path}: null"),
-            )
-
-
-def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
-    """A name that validation does not produce would end the run at the first validation."""
-    validation = recipe.validation
-    metric, texts = validation.metric, [*(one.name for one in text_metrics()), TOKENS]
-    measured = [one.name for one in token_metrics() if one.needs != "divergence"]
-    measured += texts if validation.generate_examples else []
-    overall = [*measured, POOLED, "total"]
-    if not validates(recipe) or metric.startswith("term/") or metric in overall:
-        return
-    if metric.rsplit("/", 1)[-1] in texts and not validation.generate_examples:
-        what = f"is {metric!r}, a metric of generated replies, and validation.generate_examples is 0"
-        yield Problem("validation.metric", what, fix="Set validation.generate_examples: 64, say, or another metric")
-        return
-    lacking = next((one.missing() for one in text_metrics() if one.name == metric.rsplit("/", 1)[-1]), "")
-    if lacking:
-        yield Problem("validation.metric", f"is {metric!r}, which {lacking}")
-        return
-    labels = [source.title for source in recipe.data.tasks]
-    of_task = [f"{label}/{name}" for label in labels for name in measured]
-    if metric not in of_task:
-        rule = f"Metrics are: {', '.join(overall)}; and of one task, such as {of_task[0]}"
-        close = did_you_mean(metric, [*overall, *texts, *of_task])
-        yield Problem("validation.metric", f"is {metric!r}, which validation does not measure", rule, close)
-
-
-def direction_fits_metric(recipe: Recipe) -> Iterator[Problem]:
-    """A known metric is not optimised the wrong way round, and one that says nothing about it not at random."""
-    metric, direction = recipe.validation.metric, recipe.validation.direction
-    right = better(metric)
-    if direction is not None and right not in ("neither", direction):
-        what = f"is {direction}, but {metric} (validation.metric) is better when it is {right}imal"
-        yield Problem("validation.direction", what, fix=f"Set validation.direction: {right}, or leave it out")
-    if direction is None and right == "neither" and metric.rsplit("/", 1)[-1] in (*names("metrics"), TOKENS):
-        what = f"is null, but {metric} (validation.metric) is neither better when it is minimal nor when maximal"
-        yield Problem("validation.direction", what, fix="Set validation.direction: min or max, or another metric")
-
-
 def run_stops(recipe: Recipe) -> Iterator[Problem]:
     """Something ends the run: a limit, patience or a goal."""
     stop = recipe.stop
@@ -289,9 +226,7 @@ RULES: tuple[Rule, ...] = (
     positions_are_enough,
     schedule_has_an_end,
     first_step_moves,
-    metric_is_measured,
-    metric_is_known,
-    direction_fits_metric,
+    *VALIDATION_RULES,
     run_stops,
     optimizer_keys_are_used,
     *DATA_RULES,

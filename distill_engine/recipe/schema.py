@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill_engine.data.kinds.named import AnySource
+from distill_engine.engine.config import OptimizerSection
 from distill_engine.losses.config import LayerMap, LossesSection
 from distill_engine.metrics.named import better
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
+from distill_engine.telemetry.config import LoggingSection
 
 Placed = Literal["zero3", "node", "replica", "offload"]
 Placement = Literal["auto"] | Placed
@@ -89,18 +91,18 @@ class DataSection(Section):
     weights_mean: Literal["episodes", "examples", "passes"] = Field(
         "episodes",
         description="What weights are shares of. episodes: conversations, as ParlAI's --multitask-weights; examples: "
-        "turns; passes: equal weights show every example of every task equally often.",
+        "turns; passes: equal weights show every example of every dataset equally often.",
     )
     temperature: Positive = Field(
-        1.0, description="Flattens the tasks' shares of the examples: share ** (1 / temperature). 1 leaves them."
+        1.0, description="Flattens the datasets' shares of the examples: share ** (1 / temperature). 1 leaves them."
     )
-    root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue tasks.")
+    root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue datasets.")
     max_bad_rows: int = Field(
         0, ge=0, description="Leave out up to N rows of a split that are wrong (no text, broken); more are an error."
     )
     cache_dir: str | None = Field(
         None,
-        description="Folder that keeps tokenised tasks; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
+        description="Folder that keeps tokenised datasets; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
         "$XDG_CACHE_HOME or ~/.cache.",
     )
     tokenizer: str | None = Field(None, description="Tokenizer folder or name; null: the teacher's.")
@@ -130,19 +132,6 @@ class BatchSection(Section):
     )
 
 
-class OptimizerSection(Section):
-    """How gradients become updates."""
-
-    name: Literal["adam", "adamw", "sgd"] = Field("adamw", description="torch.optim name.")
-    learning_rate: Positive = Field(description="Peak learning rate.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's moment decay rates.")
-    eps: Positive = Field(1e-8, description="Adam's denominator floor.")
-    amsgrad: bool = Field(False, description="AMSGrad variant (what ParlAI's `adam` means).")
-    weight_decay: NonNegative = Field(0.0, description="adamw: decoupled; adam, sgd: L2.")
-    momentum: Fraction = Field(0.0, description="sgd only.")
-    clip_norm: Positive | None = Field(0.1, description="Clip the global gradient norm to this; null: no clipping.")
-
-
 class ScheduleSection(Section):
     """How the learning rate moves, counted in applied optimizer steps."""
 
@@ -165,7 +154,7 @@ class ValidationSection(Section):
     metric: str = Field("ppl", description="Metric that decides best and patience; see docs/metrics.md.")
     average: Literal["macro", "micro"] = Field(
         "macro",
-        description="What ppl, loss and the like are over several tasks. macro: mean of the tasks' values, as ParlAI; "
+        description="What ppl, loss and the like are over several datasets. macro: mean of their values, as ParlAI; "
         "micro: of all tokens together (ParlAI's --aggregate-micro).",
     )
     direction: Literal["min", "max"] | None = Field(
@@ -174,7 +163,7 @@ class ValidationSection(Section):
     generate_examples: int = Field(
         0,
         ge=0,
-        description="The first N examples of each task are answered at each validation, with the model's own "
+        description="The first N examples of each dataset are answered at each validation, with the model's own "
         "generation settings, and all metrics of texts (distill list metrics) are measured. 0: none.",
     )
     patience: int | None = Field(20, gt=0, description="Stop after N validations without improvement; null: never.")
@@ -183,7 +172,7 @@ class ValidationSection(Section):
     samples: int = Field(
         4,
         ge=0,
-        description="The first N validation examples of each task are answered at each validation, with the model's "
+        description="The first N validation examples of each dataset are answered at each validation, with the model's "
         "own generation settings: a table beside the teacher's replies (made once, before the first step: a teacher "
         "pass per token), and an alarm if replies degenerate. 0: none.",
     )
@@ -223,32 +212,6 @@ class CheckpointSection(Section):
         description="Write while training goes on, from a copy in host memory (as large as the rank's part of the "
         "checkpoint); false: steps wait until it is written.",
     )
-
-
-class WandbSection(Section):
-    """Weights & Biases. The key comes from the environment or ~/.netrc, never from here."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online when a key is found, else offline."
-    )
-    project: str = Field("distill", description="W&B project.")
-    entity: str | None = Field(None, description="W&B team or user.")
-    group: str | None = Field(None, description="Groups the runs of a sweep.")
-    tags: list[str] = Field(default_factory=list)
-
-
-class LoggingSection(Section):
-    """Who hears about it."""
-
-    every_steps: PositiveInt = Field(10, description="Log training metrics every N applied optimizer steps.")
-    gradient_norm_every_steps: int = Field(
-        200,
-        ge=0,
-        description="Measure the gradient norm of every loss term at one step in N; 0: never. It costs a backward pass "
-        "per term and an all-reduce of each term's fp32 gradient: for the 3B recipe 9 times 4.8 GB, 43 GB together. At "
-        "200 that is about 3 % of the time between nodes of eight 400 Gbit/s cards, more than 10 % with one card.",
-    )
-    wandb: WandbSection = Field(default_factory=lambda: WandbSection())
 
 
 class Recipe(Section):

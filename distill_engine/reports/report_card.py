@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_engine.evaluate.latency import LatencyRow
+from distill_engine.evaluate.latency_rows import LatencyRow
 from distill_engine.evaluate.run import Sample
 from distill_engine.reports import page, plots
 
@@ -72,8 +72,8 @@ def card_html(card: ReportCard) -> str:
         page.plots([page.plot(frontier_svg(card), _HOW_TO_READ, wide=True)]),
         page.heading("Overview"),
         page.table(header, rows),
-        page.heading("Quality by task"),
-        *_task_tables(card),
+        page.heading("Quality by dataset"),
+        *_dataset_tables(card),
         page.heading("Latency"),
         page.table(speed_header, speed_rows),
         page.heading("Sample replies"),
@@ -177,13 +177,13 @@ def sample_rows(card: ReportCard) -> list[list[str]]:
     return [[s.context, s.gold, *(s.replies[name] for name in card.names)] for s in card.samples[:_SAMPLES]]
 
 
-def _task_tables(card: ReportCard) -> list[str]:
-    tasks = dict.fromkeys(name.rsplit("/", 1)[0] for name in card.quality[card.teacher] if "/" in name)
+def _dataset_tables(card: ReportCard) -> list[str]:
+    datasets = dict.fromkeys(name.rsplit("/", 1)[0] for name in card.quality[card.teacher] if "/" in name)
     made = []
-    for task in tasks:
-        shown = [m for m in _QUALITY if any(f"{task}/{m}" in values for values in card.quality.values())]
-        rows = [[name, *(_cell(m, card.quality[name].get(f"{task}/{m}")) for m in shown)] for name in card.names]
-        made.append(page.table([task, *(_QUALITY[metric][0] for metric in shown)], rows))
+    for dataset in datasets:
+        shown = [m for m in _QUALITY if any(f"{dataset}/{m}" in values for values in card.quality.values())]
+        rows = [[name, *(_cell(m, card.quality[name].get(f"{dataset}/{m}")) for m in shown)] for name in card.names]
+        made.append(page.table([dataset, *(_QUALITY[metric][0] for metric in shown)], rows))
     return made
 
 

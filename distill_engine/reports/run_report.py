@@ -165,15 +165,15 @@ def _time_shares(history: RunHistory, names: Sequence[str]) -> list[str]:
     return [page.plot(plots.shares("where a step's time goes", series), "Parts of a training step.", wide=True)]
 
 
-def _by_task(history: RunHistory, names: Sequence[str]) -> list[str]:
-    """One plot per metric with a line per task."""
+def _by_dataset(history: RunHistory, names: Sequence[str]) -> list[str]:
+    """One plot per metric with a line per dataset."""
     drawn = []
     for metric in dict.fromkeys(name.rsplit("/", 1)[1] for name in names):
         own = [name for name in names if name.rsplit("/", 1)[1] == metric]
         series = {name.split("/")[1]: history.series(name) for name in own}
         described = describe(own[0])
         drawn.append(
-            page.plot(plots.lines(f"{metric} by task", series, described.unit, log=described.better == "lower"))
+            page.plot(plots.lines(f"{metric} by dataset", series, described.unit, log=described.better == "lower"))
         )
     return drawn
 
@@ -184,7 +184,7 @@ _OWN_PLOTS = {
     "Gradients by term": _gradients,
     "Loss balance": _balance,
     "Time shares": _time_shares,
-    "Validation by task": _by_task,
+    "Validation by dataset": _by_dataset,
 }
 
 
@@ -231,7 +231,7 @@ def _validations(history: RunHistory) -> str:
 
 
 def _samples(history: RunHistory) -> list[str]:
-    """The last sample replies, with the first ones beside them: what the run has taught."""
+    """The last sample replies, with the first ones beside them: what the student has learnt."""
     records = [record for record in history.records if record.kind == "samples" and record.rows]
     if not records:
         return []

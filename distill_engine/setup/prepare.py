@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.protocol import Family
@@ -36,7 +37,8 @@ from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
-from distill_engine.setup.task_data import load_split, load_tasks
+from distill_engine.setup.datasets import load_datasets, load_split
+from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Prepared:
     """A checked recipe with what it names, loaded.
 
     generation  how the student generates, and its export
+    languages   of the data; `told` is what of the teacher's generation settings its target language changes
     """
 
     recipe: Recipe
@@ -53,11 +56,13 @@ class Prepared:
     special: SpecialTokens
     tokenizer: Any
     layout: SequenceLayout
-    task_labels: tuple[str, ...]
-    train_tasks: tuple[TokenisedTask, ...]
-    valid_tasks: tuple[TokenisedTask, ...]
+    dataset_labels: tuple[str, ...]
+    train_datasets: tuple[TokenisedDataset, ...]
+    valid_datasets: tuple[TokenisedDataset, ...]
     valid_labels: tuple[str, ...]
     generation: Settled
+    languages: Languages = field(default_factory=Languages)
+    told: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def teacher_shape(self) -> Shape | None:
@@ -78,15 +83,18 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     family = family_of(config) if config is not None else family_named(str(recipe.student.family))
     tokenizer = load_tokenizer(recipe.data.tokenizer or str(folder))
     own = _own_settings(folder, source)
-    special = _special(recipe, family, tokenizer, own, config, source)
+    own_special = _special(family, tokenizer, own, config, source)
+    languages, special = _languages(recipe, family, tokenizer, own_special, source)
+    told = told_language(own, own_special, special)
     layout = family.layout(special, recipe.data.history_end_token)
     if folder is not None:
         _check_weights(folder)
     shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    tasks = load_tasks(recipe.data, encoder_of(recipe, tokenizer, layout))
+    layouts = _layouts(recipe, family, languages, special)
+    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
     if config is not None:
-        largest = max(task.largest_id for task in (*tasks.train, *tasks.valid))
+        largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
         raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
     return Prepared(
         recipe=recipe,
@@ -96,11 +104,13 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         special=special,
         tokenizer=tokenizer,
         layout=layout,
-        task_labels=tasks.labels,
-        train_tasks=tasks.train,
-        valid_tasks=tasks.valid,
-        valid_labels=tasks.valid_labels,
+        dataset_labels=datasets.labels,
+        train_datasets=datasets.train,
+        valid_datasets=datasets.valid,
+        valid_labels=datasets.valid_labels,
         generation=generation,
+        languages=languages,
+        told=told,
     )
 
 
@@ -111,16 +121,18 @@ def _check_weights(folder: Path) -> None:
         raise WeightsError(problem_of_teacher(folder, error)) from error
 
 
-def tasks_of(ready: Prepared, split: Split) -> dict[str, TokenisedTask]:
-    """The tasks that have a split, by name. The test split is read here and now: training has no use for it.
+def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
+    """The datasets that have a split, by name. The test split is read here and now: training has no use for it.
 
     Raises DataError for bad files.
     """
     if split == "train":
-        return dict(zip(ready.task_labels, ready.train_tasks, strict=True))
+        return dict(zip(ready.dataset_labels, ready.train_datasets, strict=True))
     if split == "valid":
-        return dict(zip(ready.valid_labels, ready.valid_tasks, strict=True))
-    return load_split(ready.recipe.data, encoder_of(ready.recipe, ready.tokenizer, ready.layout), split)
+        return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
+    encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
+    layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special)
+    return load_split(ready.recipe.data, encoder, split, layouts)
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
@@ -136,13 +148,13 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
              plateaus compare validations, which must be of the same examples
     """
     data = hashlib.sha256()
-    for task in (*ready.train_tasks, *ready.valid_tasks):
-        data.update(task.digest.encode())
+    for dataset in (*ready.train_datasets, *ready.valid_datasets):
+        data.update(dataset.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:
         weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
         facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
-        found["teacher"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        found["teacher"] = digest_of(facts)[:16]
     return found
 
 
@@ -187,7 +199,6 @@ def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
 
 
 def _special(
-    recipe: Recipe,
     family: Family,
     tokenizer: Any,
     own: OwnSettings | None,
@@ -203,12 +214,31 @@ def _special(
         rows = family.shape(config).vocab
         problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
     raise_if_any(source, problems)
-    special = special_tokens(tokenizer, None if own is None else own.config, config)
+    return special_tokens(tokenizer, None if own is None else own.config, config)
+
+
+def _languages(
+    recipe: Recipe, family: Family, tokenizer: Any, special: SpecialTokens, source: Path | str
+) -> tuple[Languages, SpecialTokens]:
+    """The data's languages, and the special tokens with them; the tokenizer wraps texts so from here on."""
+    raise_if_any(source, language_problems(recipe.data, family, tokenizer))
+    languages = languages_of(recipe.data, tokenizer)
+    languages.set_in(tokenizer)
+    special = languages.settled(family, special)
     reason = family.unsettled(special)
     if reason:
-        rule, fix = "Students are trained on replies in one language", "Name it in the teacher's generation_config.json"
+        rule = "Students are trained on replies in one language"
+        fix = "Name it as the data's `target_language`, or in the teacher's generation_config.json"
         raise_if_any(source, [Problem("teacher.path", f"is {recipe.teacher.path!r}, {reason}", rule, fix)])
-    return special
+    return languages, special
+
+
+def _layouts(
+    recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens
+) -> dict[str, SequenceLayout]:
+    """Of the tasks whose sources are in a language that the recipe names."""
+    ends = recipe.data.history_end_token
+    return {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
 
 
 def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shape | None, entries: int) -> Decoder:

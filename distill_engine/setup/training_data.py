@@ -30,18 +30,18 @@ class RankFacts(Protocol):
 
 
 def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None], split: BatchSplit) -> TrainLoader:
-    """The endless training order of the recipe; `say` hears of the tasks' shares when there are several.
+    """The endless training order of the recipe; `say` hears of the datasets' shares when there are several.
 
     split  how the ranks share a step
     """
     batch = ready.recipe.batch
     mixture = mixture_of(ready)
-    if len(ready.train_tasks) > 1:
-        say(mixture_line(ready.task_labels, mixture.sizes, mixture.shares))
+    if len(ready.train_datasets) > 1:
+        say(mixture_line(ready.dataset_labels, mixture.sizes, mixture.shares))
     plan = None
     if batch.max_tokens is not None:
         plan = token_budget_plan(
-            ready.train_tasks,
+            ready.train_datasets,
             mixture,
             ready.layout,
             max_tokens=batch.max_tokens,
@@ -49,7 +49,7 @@ def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None], 
             pad_to_multiple_of=batch.pad_to_multiple_of,
         )
     return TrainLoader(
-        ready.train_tasks,
+        ready.train_datasets,
         mixture,
         ready.layout,
         per_rank=split.per_rank,
@@ -64,10 +64,10 @@ def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None], 
 
 def mixture_of(ready: Prepared) -> Mixture:
     """The order of the training examples: what the recipe's weights mean, at its temperature."""
-    data, tasks = ready.recipe.data, ready.train_tasks
-    sizes = [len(task) for task in tasks]
-    given = [task.weight for task in data.tasks]
-    episodes = [task.episodes for task in tasks]
+    data, datasets = ready.recipe.data, ready.train_datasets
+    sizes = [len(dataset) for dataset in datasets]
+    given = [dataset.weight for dataset in data.tasks]
+    episodes = [dataset.episodes for dataset in datasets]
     return Mixture(
         sizes, example_weights(given, sizes, episodes, data.weights_mean, data.temperature), ready.recipe.seed
     )
@@ -77,7 +77,7 @@ def validation_loader(ready: Prepared, ranks: RankFacts) -> ValidationLoader:
     """Every validation example once over all ranks."""
     recipe = ready.recipe
     return ValidationLoader(
-        ready.valid_tasks,
+        ready.valid_datasets,
         ready.layout,
         per_rank=recipe.validation.per_rank_batch or recipe.batch.per_rank,
         rank=ranks.rank,

@@ -101,7 +101,7 @@ class StudentModule(nn.Module):
 def feature_tensors(features: Features) -> list[Tensor]:
     """Every tensor that the model made, in a fixed order (of products that are not formed, the states)."""
     head = None if features.head is None else features.head.hidden
-    shown = (features.logits, head, features.encoder_output, *features.embeddings.values(), *features.hidden.values())
-    single = [t.states if isinstance(t, Projected) else t for t in shown if t is not None]
+    tensors = (features.logits, head, features.encoder_output, *features.embeddings.values(), *features.hidden.values())
+    single = [t.states if isinstance(t, Projected) else t for t in tensors if t is not None]
     scores = (t for qk in features.attention.values() for t in (qk.query, qk.key, qk.bias) if t is not None)
     return [*single, *scores]

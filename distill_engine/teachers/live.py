@@ -84,25 +84,25 @@ def _stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
     return torch.cat([pad(part, (0, longest - part.shape[1]), value=filling) for part in parts])
 
 
-def _parts(shown: Features, group: Sequence[Batch]) -> Iterator[Features]:
+def _parts(features: Features, group: Sequence[Batch]) -> Iterator[Features]:
     first = 0
     for batch in group:
         rows = slice(first, first + len(batch))
         first = rows.stop
-        yield _part(shown, rows, {Stack.ENCODER: batch.inputs.length, Stack.DECODER: batch.labels.shape[1]})
+        yield _part(features, rows, {Stack.ENCODER: batch.inputs.length, Stack.DECODER: batch.labels.shape[1]})
 
 
-def _part(shown: Features, rows: slice, lengths: dict[Stack, int]) -> Features:
+def _part(features: Features, rows: slice, lengths: dict[Stack, int]) -> Features:
     """The features of some rows, cut to the lengths of the micro-batch that they came from."""
     context, label = lengths[Stack.ENCODER], lengths[Stack.DECODER]
-    head = shown.head
+    head = features.head
     return Features(
-        logits=None if shown.logits is None else shown.logits[rows, :label],
+        logits=None if features.logits is None else features.logits[rows, :label],
         head=None if head is None else replace(head, hidden=head.hidden[rows, :label]),
-        encoder_output=None if shown.encoder_output is None else _cut(shown.encoder_output, rows, context),
-        embeddings={stack: _cut(states, rows, lengths[stack]) for stack, states in shown.embeddings.items()},
-        hidden={(stack, n): _cut(states, rows, lengths[stack]) for (stack, n), states in shown.hidden.items()},
-        attention={(kind, n): _scores(pair, kind, rows, lengths) for (kind, n), pair in shown.attention.items()},
+        encoder_output=None if features.encoder_output is None else _cut(features.encoder_output, rows, context),
+        embeddings={stack: _cut(states, rows, lengths[stack]) for stack, states in features.embeddings.items()},
+        hidden={(stack, n): _cut(states, rows, lengths[stack]) for (stack, n), states in features.hidden.items()},
+        attention={(kind, n): _scores(pair, kind, rows, lengths) for (kind, n), pair in features.attention.items()},
     )
 
 

@@ -17,7 +17,7 @@ class Averages:
     """Named sums and counts in float64, read back only by `reduce`.
 
     Adding never waits for the device. Every rank must hold the same names when it reduces: names that a
-    rank may not meet (a task without an example there) are declared up front and start at 0.
+    rank may not meet (a dataset without an example there) are declared up front and start at 0.
     float64 exists on CPU and CUDA, not on Apple's MPS.
     """
 

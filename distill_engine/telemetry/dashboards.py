@@ -19,7 +19,7 @@ Style = Literal["line", "pct-area"]
 
 DEFAULT_NAME = "distillation"
 _AXIS = "step"
-_ANY = {"task": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
+_ANY = {"dataset": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
 _STACKED = {"Time shares": "where a step's time goes"}
 _OPEN = ("Losses", "Loss terms", "Quality")  # sections that are unfolded at first
 
@@ -181,7 +181,7 @@ def _is_second(name: str) -> bool:
     kind, _, rest = name.partition("/")
     plain = rest.replace("{term}", next(iter(terms())))
     drawn = _registered(f"train/{plain}") or _registered(f"train/{plain.removeprefix('teacher_')}")
-    return kind == "valid" and "{task}" not in rest and drawn
+    return kind == "valid" and "{dataset}" not in rest and drawn
 
 
 def _registered(name: str) -> bool:
@@ -193,7 +193,7 @@ def _registered(name: str) -> bool:
 
 
 def _title(name: str) -> str:
-    words = name.replace("/{task}", "").replace("{metric}", "so far").replace("/{layer}", "s")
+    words = name.replace("/{dataset}", "").replace("{metric}", "so far").replace("/{layer}", "s")
     words = words.replace("/{term}", " by term")
     return words.replace("train/term/", "").replace("train/", "").replace("_", " ")
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from distill_engine.cluster.files import replace_text
 from distill_engine.telemetry.sinks import CloseStatus, Record, RecordKind
 
 _BLOCK = 65536
@@ -57,7 +58,7 @@ class JsonlSink:
         kept = b"".join(_line(record) for record in _records(content) if record.step <= step)
         if kept == content:
             return
-        _replace(self._path, kept)
+        replace_text(self._path, kept.decode(), sync=True)
         before, self._handle = self._handle, None
         if before is not None:
             os.close(before)
@@ -149,20 +150,3 @@ def _write_all(handle: int, content: bytes) -> None:
     """A disk that becomes full takes a part first, and refuses the rest."""
     while content:
         content = content[os.write(handle, content) :]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

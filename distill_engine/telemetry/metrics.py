@@ -3,7 +3,7 @@
 Names are paths (`valid/ppl`). Patterns hold placeholders that stand for part of a run's own words:
 
     {term}    a registered loss term                {layer}   0-based position among the term's mapped layers
-    {task}    a task's label in the recipe          {metric}  what follows `valid/` in a validation metric
+    {dataset}  a dataset's label in the recipe      {metric}  what follows `valid/` in a validation metric
 
 What validation measures is registered as a metric (distill_engine/metrics) and gets its rows here by itself.
 
@@ -13,7 +13,6 @@ What validation measures is registered as a metric (distill_engine/metrics) and 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +23,7 @@ from distill_engine.metrics.named import POOLED, text_metrics, token_metrics
 from distill_engine.metrics.protocol import TextMetric, TokenMetric
 from distill_engine.metrics.replies import TOKENS
 from distill_engine.recipe.problem import did_you_mean
-from distill_engine.registry import load, markdown, names, rows
+from distill_engine.registry import load, names, rows
 
 Direction = Literal["lower", "higher", "neither"]
 
@@ -81,8 +80,8 @@ def _section(title: str, *rows: Row) -> tuple[Metric, ...]:
     return tuple(Metric(name, unit, meaning, better, title) for name, unit, better, meaning in rows)
 
 
-_OR_MICRO = "; all tasks together with `validation.average: micro`"
-_OVER_TASKS = ", over the replies of all tasks (`validation.generate_examples`)"
+_OR_MICRO = "; all datasets together with `validation.average: micro`"
+_OVER_DATASETS = ", over the replies of all datasets (`validation.generate_examples`)"
 _SECONDS: Row = ("valid/reply_seconds", "s", "lower", "Time to make and measure these replies, shared by the ranks.")
 _OUT = "the term is left out of its averages there, and is NaN if it was never finite"
 _BETTER: Mapping[str, Direction] = {"min": "lower", "max": "higher", "neither": "neither"}
@@ -118,18 +117,18 @@ def _validation() -> tuple[Metric, ...]:
     return (
         *_section(
             "Validation",
-            *_rows("valid/", f", averaged over tasks{_OR_MICRO}", _validated()),
-            (f"valid/{POOLED}", "", "lower", "Perplexity over the label tokens of all tasks together."),
+            *_rows("valid/", f", averaged over datasets{_OR_MICRO}", _validated()),
+            (f"valid/{POOLED}", "", "lower", "Perplexity over the label tokens of all datasets together."),
             ("valid/total", "", "lower", "Weighted sum of all terms on the validation examples."),
             ("valid/term/{term}/raw", "", "lower", "One term before its weight, on the validation examples."),
             ("valid/seconds", "s", "lower", "Duration of the validation."),
         ),
-        *_section("Validation by task", *_rows("valid/{task}/", ", on one task", _validated())),
-        *_section("Replies", *_rows("valid/", _OVER_TASKS, text_metrics()), *_generated("valid/"), _SECONDS),
+        *_section("Validation by dataset", *_rows("valid/{dataset}/", ", on one dataset", _validated())),
+        *_section("Replies", *_rows("valid/", _OVER_DATASETS, text_metrics()), *_generated("valid/"), _SECONDS),
         *_section(
-            "Replies by task",
-            *_rows("valid/{task}/", ", on one task", text_metrics()),
-            *_generated("valid/{task}/"),
+            "Replies by dataset",
+            *_rows("valid/{dataset}/", ", on one dataset", text_metrics()),
+            *_generated("valid/{dataset}/"),
         ),
     )
 
@@ -214,7 +213,7 @@ _BEST: tuple[Metric, ...] = (
     ),
 )
 
-_PLACEHOLDERS = {"task": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
+_PLACEHOLDERS = {"dataset": "[^/]+", "layer": "[0-9]+", "metric": ".+"}
 
 
 @lru_cache(maxsize=4)
@@ -222,8 +221,8 @@ def _expressions(
     known_terms: tuple[str, ...], known_metrics: tuple[str, ...]
 ) -> tuple[tuple[re.Pattern[str], Metric], ...]:
     placeholders = {"term": "|".join(known_terms), **_PLACEHOLDERS}
-    # what is no task's first: valid/sample/repetition is not of a task called `sample`
-    ordered = sorted(_registered(known_metrics), key=lambda metric: "{task}" in metric.name)
+    # what is no dataset's first: valid/sample/repetition is not of a dataset called `sample`
+    ordered = sorted(_registered(known_metrics), key=lambda metric: "{dataset}" in metric.name)
     return tuple((_expression(metric.name, placeholders), metric) for metric in ordered)
 
 
@@ -274,59 +273,3 @@ def sections() -> dict[str, list[Metric]]:
     for metric in registered():
         grouped.setdefault(metric.section, []).append(metric)
     return grouped
-
-
-_HEADER = """# Metrics
-
-Generated from `distill_engine/telemetry/metrics.py`; do not edit, run
-
-    python -m distill_engine.telemetry.metrics > docs/metrics.md
-
-The same names appear in W&B and in `metrics.jsonl`. `train/...` averages over the steps since the last
-record, `valid/...` covers every validation example exactly once. A recipe's `validation.metric` is a
-validation name without `valid/`: `ppl`, `ppl_micro`, `token_accuracy`, `my_task/ppl`.
-
-`valid/teacher_...` come from the teacher passes that validation makes anyway where a term needs the teacher. They do
-not change from one validation to the next (rounding aside) and say what to expect of the student. A warning is
-recorded where the teacher is no better than chance (perplexity above half its vocabulary), or where the student is
-better than its teacher beyond chance (three standard errors over the examples, and 2 % of perplexity).
-
-With `validation.generate_examples` the first N examples of each task are answered at each validation, shared by the
-ranks, and every metric of texts becomes a value that `validation.metric` may name (`f1`, `my_task/f1`).
-
-`valid/sample/...` are of a few fixed prompts (`validation.samples`) that the student answers with its own
-generation settings: an alarm, too few to decide by. The texts are in `samples` records, in `distill watch`, in
-`distill report` and in the W&B table `valid/samples`, beside the teacher's replies. The teacher answers once, before
-the first step of a run folder (`teacher_samples.json`), with its own settings: about as many teacher passes as its
-longest replies have tokens, for each task.
-
-`train/gradient_...` are measured at one step in `logging.gradient_norm_every_steps`, from the step's first
-micro-batch on all ranks, before clipping, without the loss scale. With N micro-batches a norm is about 1/N of the
-whole step's; shares do not depend on it. Weights are the student's own, projections left out. With
-`losses.balance: gradient_norm` or `gradient_alignment` they are measured whenever factors are updated, too;
-docs/balancing.md has more.
-"""
-
-
-_CHOICE = """`distill list metrics` prints what `validation.metric` may name; `ppl_micro`, `total` and terms come beside
-them. Another is a class in one file, in this repository or outside (`--plugin`, or an entry point of the group
-`distill_engine.metrics`): distill_engine/metrics/protocol.py says what it must have."""
-
-
-def _table(metrics: list[Metric]) -> list[str]:
-    rows = [f"| `{m.name}` | {m.unit or '-'} | {m.better} | {m.meaning} |" for m in metrics]
-    return ["| name | unit | better | meaning |", "|---|---|---|---|", *rows]
-
-
-def render_markdown() -> str:
-    """The text of `docs/metrics.md`."""
-    lines = [_HEADER, "## What can be chosen", "", _CHOICE, "", markdown("metrics"), ""]
-    for section, metrics in sections().items():
-        lines += [f"## {section}", "", *_table(metrics), ""]
-    listed = [f"| `{name}` | {meaning} |" for name, meaning in terms().items()]
-    lines += ["## Values of `{term}`", "", "| term | what it measures |", "|---|---|", *listed, ""]
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render_markdown())

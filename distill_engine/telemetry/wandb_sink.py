@@ -8,11 +8,11 @@ import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
+from distill_engine.telemetry.config import WandbMode, WandbSection
 from distill_engine.telemetry.sinks import CloseStatus, Record
 from distill_engine.telemetry.wandb_log import (
     SAMPLES_TABLE,
@@ -24,20 +24,7 @@ from distill_engine.telemetry.wandb_log import (
     mark_as_uploaded,
 )
 
-WandbMode = Literal["auto", "online", "offline", "disabled"]
-
 RUN_ID_FILE = "wandb_run_id"
-
-
-@dataclass(frozen=True)
-class WandbOptions:
-    """Where a run belongs in W&B. mode auto: what WANDB_MODE says, else online when a key is found, else offline."""
-
-    project: str
-    entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-    mode: WandbMode = "auto"
 
 
 class StoredRunId:
@@ -92,7 +79,7 @@ class WandbSink:
         self,
         run_folder: Path | str,
         name: str,
-        options: WandbOptions,
+        options: WandbSection,
         config: Mapping[str, Any],
         say: Callable[[str], None],
         *,
@@ -207,7 +194,7 @@ class WandbSink:
     def _how_to_catch_up(self) -> str:
         return f"distill wandb-sync {shlex.quote(str(self._folder))}"
 
-    def _start_arguments(self, name: str, options: WandbOptions, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _start_arguments(self, name: str, options: WandbSection, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "dir": str(self._folder),
             "project": options.project,

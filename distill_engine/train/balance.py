@@ -77,7 +77,7 @@ def reference_of(terms: Sequence[str]) -> str:
     """The term that others should agree with: the first over the vocabulary that compares with the teacher, whose
     distribution says more than one label does (prediction), else the anchor."""
     found = ((term, load("terms", term)) for term in terms)
-    return next((name for name, term in found if term.operand == "logits" and term.taught), anchor_of(terms))
+    return next((name for name, term in found if term.operand == "logits" and term.distils), anchor_of(terms))
 
 
 class InitialScale:

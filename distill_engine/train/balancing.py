@@ -143,8 +143,8 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
     @torch.no_grad()
     def measure(at: Moment) -> Measured:
         with torch.random.fork_rng(devices=devices):  # dropout of the step itself is as without this
-            shown, _ = module(at.batch, objective.student_request())
-        terms = objective.terms(shown, at.teacher, at.batch)
+            student_features, _ = module(at.batch, objective.student_request())
+        terms = objective.terms(student_features, at.teacher, at.batch)
         local = torch.stack([torch.stack([value.sum.double(), value.count.double()]) for value in terms.values()])
         if objective.definition == "parlai":  # a mean of the ranks' own means
             local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)

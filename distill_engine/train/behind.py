@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_engine.cluster.replace import replace_text
+from distill_engine.cluster.files import replace_text
 
 OWN = "own"  # the program's own collectives; every other track is a process group of torch
 _NAMED = 8

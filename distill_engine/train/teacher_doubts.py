@@ -29,7 +29,7 @@ def doubt_sums(scores: Scores) -> Tensor:
 def teacher_doubt(sums: Tensor, vocabulary: int) -> str | None:
     """A warning with what it probably means, or None.
 
-    sums        [len(COLUMNS)], over all tasks and ranks
+    sums        [len(COLUMNS)], over all datasets and ranks
     vocabulary  tokens that the teacher chooses from
     """
     of = dict(zip(COLUMNS, sums.tolist(), strict=True))
@@ -41,7 +41,7 @@ def teacher_doubt(sums: Tensor, vocabulary: int) -> str | None:
         return (
             f"WARNING: the teacher predicts validation labels no better than chance: perplexity {_ppl(loss)} with a "
             f"vocabulary of {vocabulary} tokens. Probably its weights are not those that it was trained to (look into "
-            "teacher.path), or the data's tokenizer or language is another one. What it teaches is noise."
+            "teacher.path), or the data's tokenizer or language is another one. Its outputs are noise."
         )
     gain = of["teacher_loss"] - of["loss"]
     spread = examples * of["gain_squares"] - gain**2  # examples^2 times the variance of an example's gain

@@ -82,10 +82,10 @@ class TermGradients:
         the gradients' sum over ranks. Never waits for the device; `norms`, `agreements` and `read` do."""
         self._measured_at, self._reference = attempt, reference
         with torch.random.fork_rng(devices=self._devices):
-            shown, _ = self._module(batch, self._objective.student_request())
-            terms = self._objective.terms(shown, teacher, batch)
+            student_features, _ = self._module(batch, self._objective.student_request())
+            terms = self._objective.terms(student_features, teacher, batch)
             weighted = self._objective.weighted(terms, divisor, factors)
-            del shown, terms  # the graph is held by the values alone, and freed by the last backward pass
+            del student_features, terms  # the graph is held by the values alone, and freed by the last backward pass
             weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]
             scale = self._loss_scale()
             norms, products = {}, {}

@@ -50,19 +50,19 @@ class Validator:
         self,
         batches: Iterable[Batch],
         objective: Objective,
-        task_labels: Sequence[str],
+        dataset_labels: Sequence[str],
         ranks: SumsRanks,
         average: Average = "macro",
         factors: CurrentFactors = no_factors,
     ) -> None:
-        """`average`: what values of no single task are, the mean over tasks or that of all tokens together.
+        """`average`: what values of no single dataset are, the mean over datasets or that of all tokens together.
         `factors`: of the terms' weights at the moment, for the total."""
         self.doubt: str | None = None  # about the teacher, after the last run; the same on all ranks
         self._factors = factors
         self._average: Average = average
         self._batches = batches
         self._objective = objective
-        self._labels = list(task_labels)
+        self._labels = list(dataset_labels)
         self._ranks = ranks
 
     @torch.no_grad()

@@ -125,16 +125,18 @@ def one_step(trainer) -> dict[str, Any]:
     (batch,) = trainer.batches.next_group()
     (divisor,) = goal.divisors([batch], ranks.sum, ranks.world_size)
     found: dict[str, Any] = {}
-    taught, found["teacher"] = allocated(lambda: trainer.teacher.engine.features(batch, goal.teacher_request()))
+    request = goal.teacher_request()
+    teacher_features, found["teacher"] = allocated(lambda: trainer.teacher.engine.features(batch, request))
     (measure,) = (hook.gradients.measure for hook in trainer.hooks.each if isinstance(hook, LossTerms))
-    _, found["measuring"] = allocated(lambda: measure(1000, batch, taught, divisor, ranks.sum))
+    _, found["measuring"] = allocated(lambda: measure(1000, batch, teacher_features, divisor, ranks.sum))
     compare = TermGradients(goal, trainer.student.module, None, lambda: 1.0, ranks.device).measure
-    _, found["comparing"] = allocated(lambda: compare(1000, batch, taught, divisor, ranks.sum, None, "prediction"))
-    shown, found["student"] = allocated(lambda: trainer.student.features(batch, goal.student_request()))
-    (terms, _), found["losses"] = allocated(lambda: goal.terms_and_hits(shown, taught, batch))
+    given = batch, teacher_features, divisor, ranks.sum
+    _, found["comparing"] = allocated(lambda: compare(1000, *given, None, "prediction"))
+    student_features, found["student"] = allocated(lambda: trainer.student.features(batch, goal.student_request()))
+    (terms, _), found["losses"] = allocated(lambda: goal.terms_and_hits(student_features, teacher_features, batch))
     _, found["backward"] = allocated(lambda: trainer.student.backward(goal.total(terms, divisor)))
     _, found["update"] = allocated(lambda: trainer.student.step(1e-4))
-    taught = shown = terms = None
+    teacher_features = student_features = terms = None
     _, found["whole"] = allocated(trainer._step)
     return found
 

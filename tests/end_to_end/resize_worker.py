@@ -19,7 +19,7 @@ from engine_worker_precision import fp16_on_cpu
 from distill_engine import run
 from distill_engine.assembly import launch as assemble  # noqa: F401  assemble: imported before the forks
 from distill_engine.engine import distributed
-from distill_engine.engine.student import OptimizerSettings
+from distill_engine.engine.config import OptimizerSection
 
 
 def engine_start(variants: list[dict], teachers: Path) -> None:
@@ -27,7 +27,7 @@ def engine_start(variants: list[dict], teachers: Path) -> None:
     bench = Bench(distributed.start(), Path(), teachers)
     goal = tiny.objective()
     for variant in variants:
-        optimizer = OptimizerSettings(learning_rate=1e-3, **variant["optimizer"])
+        optimizer = OptimizerSection(learning_rate=1e-3, **variant["optimizer"])
         with fp16_on_cpu():
             config = bench.student_ds(variant["ds_config"], **variant.get("blocks", {}))
             student = bench.student(tiny.student(teachers / "blenderbot", goal), config, optimizer)

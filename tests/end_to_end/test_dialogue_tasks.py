@@ -1,4 +1,4 @@
-"""The BlenderBot-3B recipe over the four dialogue tasks: checked, and run with everything as it is there but size."""
+"""The BlenderBot-3B recipe over the four dialogue datasets: checked, and run with all as it is there but size."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from distill_engine.telemetry.jsonl import read_history
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "bb3b_tinybert.yaml"
 DATA = Path(os.environ.get("TASKDATA_DIR", ROOT / "tests" / "fixtures" / "taskdata")) / "raw"
-TASKS = ("blended_skill_talk", "wizard_of_wikipedia", "convai2:normalized", "empathetic_dialogues")
+DATASETS = ("blended_skill_talk", "wizard_of_wikipedia", "convai2:normalized", "empathetic_dialogues")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def test_the_recipe_passes_the_check(shrunken, program):
     command = [sys.executable, "-m", "distill_engine.cli", "check", "--recipe", RECIPE, *shrunken]
     done = subprocess.run(command, cwd=ROOT, env=program.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for task in TASKS:
-        assert task in done.stdout
+    for dataset in DATASETS:
+        assert dataset in done.stdout
 
 
 def test_it_trains_and_validates_each_task(shrunken, program, fp32, tmp_path):
@@ -47,7 +47,7 @@ def test_it_trains_and_validates_each_task(shrunken, program, fp32, tmp_path):
     valid = [record for record in records if record.kind == "valid"]
     assert [record.step for record in valid] == [2, 4]
     for record in valid:
-        perplexities = [record.values[f"valid/{task}/ppl"] for task in TASKS]
+        perplexities = [record.values[f"valid/{dataset}/ppl"] for dataset in DATASETS]
         assert all(math.isfinite(value) and value > 1 for value in perplexities)
         assert math.isclose(record.values["valid/ppl"], sum(perplexities) / 4, rel_tol=1e-9)  # macro, as ParlAI
     layers = {name for record in records for name in record.values if "decoder_hidden/layer/" in name}

@@ -1,4 +1,4 @@
-"""A kind of data from outside the package: checked, shown, trained on by two ranks, resumed."""
+"""A kind of data from outside the package: checked, shown, trained on by two ranks, resumed, evaluated."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def recipe_of(base_recipe, write_recipe, **source) -> Path:
     return write_recipe(made)
 
 
-def test_a_plugins_kind_is_checked_shown_trained_on_and_resumed(
+def test_a_plugins_kind_is_checked_shown_trained_on_resumed_and_evaluated(
     program, base_recipe, write_recipe, fp32, tmp_path, distill
 ):
     recipe = recipe_of(base_recipe, write_recipe)
@@ -29,6 +29,8 @@ def test_a_plugins_kind_is_checked_shown_trained_on_and_resumed(
     program.run(*start, "--set", "stop.max_steps=3", ranks=2).well()
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert max(record["step"] for record in lines if record["kind"] == "train") == 3
+    done = distill(program, *BY_FILE, "evaluate", folder, "--json", tmp_path / "rows.json")
+    assert done.returncode == 0 and json.loads((tmp_path / "rows.json").read_text()), done.stderr
 
 
 def test_its_keys_and_rules_are_the_recipes(program, base_recipe, write_recipe, distill):

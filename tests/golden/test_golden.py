@@ -137,9 +137,9 @@ def load_case(folder: Path) -> Case:
 
 def loss_and_terms(student: StudentModule, teacher: nn.Module, objective: Objective, batch: Batch):
     with torch.no_grad():
-        taught = teacher(batch, objective.teacher_request())
-    shown, _ = student(batch, objective.student_request())
-    terms = objective.terms(shown, taught, batch)
+        teacher_features = teacher(batch, objective.teacher_request())
+    student_features, _ = student(batch, objective.student_request())
+    terms = objective.terms(student_features, teacher_features, batch)
     divisors = objective.divisors([batch], lambda t: t, world_size=1)
     return objective.total(terms, divisors[0]), terms
 
@@ -277,19 +277,19 @@ def test_intermediates(folder: Path) -> None:
     batch = case.batches[0]
     everything = case.objective(LossWeights(**dict.fromkeys(LossWeights.fields(), 1)))
     with torch.no_grad():
-        shown = {
+        captured = {
             "student": case.student(everything.student_request()).adapter(batch, everything.student_request()),
             "teacher": case.teacher()(batch, everything.teacher_request()),
         }
     compared = 0
     for name, reference in stored.items():
         owner, _, field = name.partition("/")
-        if owner not in shown:
+        if owner not in captured:
             continue
         if field == "logits" and case.expected["family"] == "bart" and case.expected["ids"] == "hf":
             # stored in ParlAI's vocabulary order, where pad and start have each other's id
             reference = reference[..., [1, 0, *range(2, reference.shape[-1])]]
-        value, mask = pick(shown[owner], field, batch, case.expected["family"] == "bart")
+        value, mask = pick(captured[owner], field, batch, case.expected["family"] == "bart")
         if value is not None:
             error = ((value - reference).abs() * mask).max().item()
             assert error <= LOGITS * max(1.0, reference.abs()[mask.expand_as(reference)].max().item()), name

@@ -21,7 +21,7 @@ from distill_engine.assembly.resizing import split_of
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.recipe.schema import Recipe
-from distill_engine.setup.task_data import load_tasks
+from distill_engine.setup.datasets import load_datasets
 from distill_engine.setup.training_data import mixture_of, train_loader, validation_loader
 
 HERE = Path(__file__).parent
@@ -61,15 +61,15 @@ def yielded(family: str, batch: str, folder: Path) -> dict[str, object]:
     own, layout = recipe(batch, folder), LAYOUTS[family]
     tokenizer = load_tokenizer(str(HERE.parents[1] / "recipes/demo/tokenizer"))
     encoder = DialogueTokenizer(tokenizer, layout, "\n", own.data.context_tokens, own.data.label_tokens)
-    held = load_tasks(own.data, encoder)
+    held = load_datasets(own.data, encoder)
     ready = SimpleNamespace(
-        recipe=own, layout=layout, train_tasks=held.train, valid_tasks=held.valid, task_labels=held.labels,
+        recipe=own, layout=layout, train_datasets=held.train, valid_datasets=held.valid, dataset_labels=held.labels,
         valid_labels=held.valid_labels,
     )  # fmt: skip
     mixture = mixture_of(ready)
     found: dict[str, object] = {
-        "sizes": [len(task) for task in (*held.train, *held.valid)],
-        "tokens": [digest(task.tokens, task.bounds) for task in (*held.train, *held.valid)],
+        "sizes": [len(dataset) for dataset in (*held.train, *held.valid)],
+        "tokens": [digest(dataset.tokens, dataset.bounds) for dataset in (*held.train, *held.valid)],
         "shares": [round(share, 12) for share in mixture.shares],
         "draws": [part.tolist() for part in mixture.window(5000, 5000 + DRAWS)],
     }

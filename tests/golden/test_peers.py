@@ -111,9 +111,9 @@ def check_case(case: Case, kernels: Kernels, numbers: range) -> None:
         for name, weights in TOTALS.items():
             goal = case.objective(weights, kernels)
             with torch.no_grad():
-                taught = teacher(batch, goal.teacher_request())
+                teacher_features = teacher(batch, goal.teacher_request())
             student.zero_grad()
-            terms = goal.terms(student(batch, goal.student_request()), taught, batch)
+            terms = goal.terms(student(batch, goal.student_request()), teacher_features, batch)
             total = goal.total(terms, goal.divisors([batch], lambda t: t, world_size=1)[0])
             for term, value in terms.items():
                 found = (value.sum / value.count).item()

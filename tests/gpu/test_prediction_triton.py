@@ -73,8 +73,8 @@ def test_memory_and_no_waiting(vocabulary, size):
 
     def eager():
         student = one.student_hidden @ one.student_embedding.T
-        taught = one.teacher_hidden @ one.teacher_embedding.T
-        task, prediction = task_and_prediction_sums(student, taught, one.labels)
+        teacher = one.teacher_hidden @ one.teacher_embedding.T
+        task, prediction = task_and_prediction_sums(student, teacher, one.labels)
         return torch.autograd.grad(task + prediction, one.trained)
 
     def ours():

@@ -10,9 +10,10 @@ import tiny_models as tiny
 import torch
 from torch import Tensor, nn
 
+from distill_engine.engine.config import OptimizerSection
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import Placement, load_ds_config, student_config, teacher_config
-from distill_engine.engine.student import OptimizerSettings, StepOutcome, StudentEngine
+from distill_engine.engine.student import StepOutcome, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
@@ -21,8 +22,8 @@ from distill_engine.values import Batch
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALL_BUCKETS = {"reduce_bucket_size": 5000, "allgather_bucket_size": 5000}  # so that there are several
-SGD = OptimizerSettings("sgd", 1.0)
-ADAM = OptimizerSettings("adam", 1e-3)
+SGD = OptimizerSection(name="sgd", learning_rate=1.0)
+ADAM = OptimizerSection(name="adam", learning_rate=1e-3)
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Bench:
         self,
         module: nn.Module,
         config: Mapping[str, Any] | None = None,
-        optimizer: OptimizerSettings = SGD,
+        optimizer: OptimizerSection = SGD,
         kind: type[StudentEngine] = StudentEngine,
     ) -> StudentEngine:
         """A student engine in training mode."""
@@ -98,8 +99,9 @@ class Bench:
         divisors = goal.divisors(group, self.ranks.sum, self.ranks.world_size)
         total = torch.zeros(())
         for number, (batch, divisor) in enumerate(zip(group, divisors, strict=True)):
-            taught = teacher.features(batch, goal.teacher_request())
-            share = goal.total(goal.terms(student.features(batch, goal.student_request()), taught, batch), divisor)
+            teacher_features = teacher.features(batch, goal.teacher_request())
+            student_features = student.features(batch, goal.student_request())
+            share = goal.total(goal.terms(student_features, teacher_features, batch), divisor)
             total += share.detach()
             student.backward(share if number else share * factor)
         return float(self.ranks.sum(total)), student.step(learning_rate)

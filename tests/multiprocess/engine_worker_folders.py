@@ -71,15 +71,15 @@ def _in_homes(
         own = copied(batch, FeatureRequest()).logits
     for home in homes:
         teacher = bench.load_teacher(folder, placement=home)
-        shown = teacher.features(batch, FeatureRequest()).logits
+        logits = teacher.features(batch, FeatureRequest()).logits
         factors = teacher.features(batch, FeatureRequest(logits=False, head=True)).head
         product = factors.hidden @ factors.embedding.T + (0 if factors.bias is None else factors.bias)
         if factors.masked_id is not None:
-            product[..., factors.masked_id] = shown[..., factors.masked_id]
+            product[..., factors.masked_id] = logits[..., factors.masked_id]
         yield home, {
-            "logits": _apart(shown, plain),
+            "logits": _apart(logits, plain),
             "factors": _apart(product, plain),
-            "agreement": (own.argmax(-1) == shown.argmax(-1)).float().mean().item(),
+            "agreement": (own.argmax(-1) == logits.argmax(-1)).float().mean().item(),
         }
 
 

@@ -242,8 +242,8 @@ def _same(one: object, other: object) -> bool:
 def _shares(bench: Bench, student: Any, teacher: Any, goal: Objective, group: list[Batch]):
     divisors = goal.divisors(group, bench.ranks.sum, bench.ranks.world_size)
     for batch, divisor in zip(group, divisors, strict=True):
-        taught = teacher.features(batch, goal.teacher_request())
-        yield goal.total(goal.terms(student.features(batch, goal.student_request()), taught, batch), divisor)
+        teacher_features = teacher.features(batch, goal.teacher_request())
+        yield goal.total(goal.terms(student.features(batch, goal.student_request()), teacher_features, batch), divisor)
 
 
 def _said(call: Callable[[], object]) -> str:

@@ -1,4 +1,4 @@
-"""The four homes of a teacher: what it shows, what a rank holds, and what crosses the border of a node."""
+"""The four homes of a teacher: its features, what a rank holds, and what crosses the border of a node."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,11 +22,11 @@ HOMES = {"zero3": "zero3", "node": "node", "uneven": "node", "replica": "replica
 
 
 def features(bench: Bench) -> dict:
-    """What each teacher shows of this rank's own batch: Blenderbot in fp32, BART in bf16."""
+    """What each teacher gives of this rank's own batch: Blenderbot in fp32, BART in bf16."""
     found: dict[str, Any] = {home: _story(bench, home) for home in HOMES}
-    found["bart"] = {home: _shown(bench, _teacher(bench, home, "bart", "bf16"), "bart") for home in HOMES}
+    found["bart"] = {home: _features(bench, _teacher(bench, home, "bart", "bf16"), "bart") for home in HOMES}
     plain = PlainTeacher(bench.teachers / "blenderbot")
-    found["plain"] = _shown(bench, plain, "blenderbot")
+    found["plain"] = _features(bench, plain, "blenderbot")
     found["parameters"] = sum(p.numel() for p in plain.model.parameters())
     return found
 
@@ -55,7 +55,7 @@ def _batch(bench: Bench, family: str):
     return tiny.batch(tiny.examples(4, family, seed=bench.ranks.rank), family)
 
 
-def _shown(bench: Bench, teacher: Any, family: str) -> list[torch.Tensor]:
+def _features(bench: Bench, teacher: Any, family: str) -> list[torch.Tensor]:
     """Everything that losses ask for; of the logits' factors their product."""
     batch, request = _batch(bench, family), tiny.objective().teacher_request()
     head = teacher.features(batch, FeatureRequest(logits=False, head=True)).head
@@ -66,14 +66,14 @@ def _story(bench: Bench, home: str) -> dict:
     stream = torch.get_rng_state()
     teacher = _teacher(bench, home)
     parameters = list(teacher._module.model.parameters())
-    shown = _shown(bench, teacher, "blenderbot")
+    features = _features(bench, teacher, "blenderbot")
     for _ in range(3):  # DeepSpeed finds out in which order layers come, and ranks compare that
         teacher.features(_batch(bench, "blenderbot"), FeatureRequest())
     nodes = nodes_of(_in_three_and_one(bench) if home == "uneven" else bench.ranks)
     with Traffic(bench.ranks.rank, nodes) as moved:
         teacher.features(_batch(bench, "blenderbot"), FeatureRequest())
     return {
-        "shown": shown,
+        "features": features,
         "nodes": nodes,
         "calls": moved.calls,
         "within": moved.within,
@@ -172,6 +172,6 @@ class _Counted:
 
     def features(self, batch: Any, request: Any) -> Any:
         with Traffic(self._rank, self._nodes) as moved:
-            shown = self._teacher.features(batch, request)
+            features = self._teacher.features(batch, request)
         self.received.append(moved.within + moved.between)
-        return shown
+        return features

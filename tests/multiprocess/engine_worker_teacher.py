@@ -1,4 +1,4 @@
-"""The sharded teacher: what it shows, what it keeps, and whether it grows."""
+"""The sharded teacher: its features, what it keeps, and whether it grows."""
 
 import gc
 import os
@@ -27,14 +27,14 @@ def _parity(bench: Bench, family: str) -> dict:
     # different batches per rank: nothing but parameters may be exchanged
     batch = tiny.batch(tiny.examples(4, family, seed=bench.ranks.rank), family)
     teacher = bench.teacher(family)
-    shown = teacher.features(batch, goal.teacher_request())
+    features = teacher.features(batch, goal.teacher_request())
     plain = PlainTeacher(bench.teachers / family)
     parameters = list(_model(teacher).parameters())
     wanted = feature_tensors(plain.features(batch, goal.teacher_request()))
     common = tiny.batch(tiny.examples(4, family, seed=9), family)
     probe = teacher.probe(common)
     return {
-        "shown": feature_tensors(shown),
+        "features": feature_tensors(features),
         "wanted": wanted,
         "probe_is_logits": torch.equal(probe, teacher.features(common, FeatureRequest()).logits),
         "held": sum(p.ds_tensor.numel() for p in parameters),
@@ -43,7 +43,7 @@ def _parity(bench: Bench, family: str) -> dict:
         "unavailable": all(p.ds_status == ZeroParamStatus.NOT_AVAILABLE for p in parameters),
         "frozen": not any(p.requires_grad for p in parameters),
         "in_training_mode": _model(teacher).training,
-        "gradients_asked": any(t.requires_grad for t in feature_tensors(shown)),
+        "gradients_asked": any(t.requires_grad for t in feature_tensors(features)),
     }
 
 

@@ -15,7 +15,7 @@ SIZES = Sizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropou
 
 
 def loader(bench: Bench, family: str = "blenderbot") -> ValidationLoader:
-    """This rank's part of two tasks."""
+    """This rank's part of two datasets."""
     sources = [tiny.Source(tiny.examples(count, family, seed)) for seed, count in enumerate(EXAMPLES)]
     ranks = bench.ranks
     return ValidationLoader(
@@ -38,9 +38,9 @@ def numbers(bench: Bench) -> dict:
     for run in runs:
         run.pop("seconds")
     seen = [
-        (int(task), tuple(row[mask.bool()].tolist()))
+        (int(dataset), tuple(row[mask.bool()].tolist()))
         for batch in batches
-        for task, row, mask, labels in zip(
+        for dataset, row, mask, labels in zip(
             batch.dataset_ids, batch.inputs.input_ids, batch.inputs.attention_mask, batch.label_mask, strict=True
         )
         if labels.any()

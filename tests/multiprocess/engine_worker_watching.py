@@ -46,8 +46,8 @@ def _steps(bench: Bench, precision: str, every: int) -> dict:
     for attempt, group in enumerate(_groups(bench)):
         if gradients is not None:
             divisor = goal.divisors(group, bench.ranks.sum, bench.ranks.world_size)[0]
-            taught = teacher.features(group[0], goal.teacher_request())
-            gradients.measure(attempt, group[0], taught, divisor, bench.ranks.sum)
+            teacher_features = teacher.features(group[0], goal.teacher_request())
+            gradients.measure(attempt, group[0], teacher_features, divisor, bench.ranks.sum)
             measured.append(gradients.read())
         bench.take_step(student, teacher, goal, group, 1e-3)
     return {"digest": digest(module), "measured": measured}
@@ -68,8 +68,8 @@ def _plain(bench: Bench) -> dict[str, float]:
     for term in goal.term_weights:
         module.zero_grad()
         for group in everyone:
-            shown, _ = module(group[0], goal.student_request())
-            terms = goal.terms(shown, teacher.features(group[0], goal.teacher_request()), group[0])
+            student_features, _ = module(group[0], goal.student_request())
+            terms = goal.terms(student_features, teacher.features(group[0], goal.teacher_request()), group[0])
             goal.weighted(terms, divisor)[term].backward()
         gradients = [p.grad.flatten() for p in module.model.parameters() if p.grad is not None]
         norms[f"train/gradient_norm/{term}"] = float(torch.cat(gradients).norm())

@@ -165,12 +165,13 @@ import pathlib, sys
 from distill_engine.telemetry.background_sink import BackgroundSink
 from distill_engine.telemetry.jsonl import JsonlSink, read_history
 from distill_engine.telemetry.sinks import SinkGroup
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.telemetry.config import WandbSection
+from distill_engine.telemetry.wandb_sink import WandbSink
 
 folder = pathlib.Path(sys.argv[1])
 file = folder / "metrics.jsonl"
 say = lambda text: print(text, flush=True)
-options = WandbOptions("project", mode="offline")
+options = WandbSection(project="project", mode="offline")
 dashboard = lambda: WandbSink(folder, "name", options, {}, say, history=lambda: read_history(file))
 group = SinkGroup([JsonlSink(file), BackgroundSink(dashboard, say)], say)
 for line in sys.stdin:

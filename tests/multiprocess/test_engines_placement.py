@@ -18,9 +18,9 @@ def found(on_2_nodes):
 @pytest.mark.parametrize("home", HOMES)
 def test_every_home_shows_the_plain_models_features_bit_for_bit(found, home):
     for rank in found:
-        shown, plain = rank[home]["shown"], rank["plain"]
-        assert len(shown) == len(plain) == 18
-        assert all(torch.equal(one, other) for one, other in zip(shown, plain, strict=True))
+        features, plain = rank[home]["features"], rank["plain"]
+        assert len(features) == len(plain) == 18
+        assert all(torch.equal(one, other) for one, other in zip(features, plain, strict=True))
         assert all(torch.equal(*pair) for pair in zip(rank["bart"][home], rank["bart"]["zero3"], strict=True))
 
 

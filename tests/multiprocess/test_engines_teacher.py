@@ -10,9 +10,9 @@ FAMILIES = ("blenderbot", "bart")
 def test_a_sharded_teacher_shows_what_the_plain_model_shows(on_2, family):
     for rank in on_2("teacher.parity"):
         found = rank[family]
-        assert len(found["shown"]) == len(found["wanted"]) == 17
-        for shown, wanted in zip(found["shown"], found["wanted"], strict=True):
-            torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-6)
+        assert len(found["features"]) == len(found["wanted"]) == 17
+        for found_here, wanted in zip(found["features"], found["wanted"], strict=True):
+            torch.testing.assert_close(found_here, wanted, rtol=0, atol=1e-6)
         assert found["probe_is_logits"]
 
 
@@ -30,8 +30,8 @@ def test_each_rank_keeps_half_of_the_teacher_and_nothing_of_it_can_be_trained(on
 def test_the_logits_factors_can_be_used_after_the_pass_and_nothing_stays_gathered(on_2, family):
     for rank in on_2("teacher.head"):
         found = rank[family]
-        for shown, wanted in found["pairs"]:
-            torch.testing.assert_close(shown, wanted, rtol=0, atol=1e-5)
+        for found_here, wanted in found["pairs"]:
+            torch.testing.assert_close(found_here, wanted, rtol=0, atol=1e-5)
         assert found["available"] == []
 
 

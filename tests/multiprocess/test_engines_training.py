@@ -16,9 +16,9 @@ def wanted_examples(tiny):
     """What the ranks were given, as they write it down."""
     counts = (9, 4)
     return sorted(
-        (task, tuple(one.context_ids.tolist()))
-        for task, count in enumerate(counts)
-        for one in tiny.examples(count, "blenderbot", task)
+        (dataset, tuple(one.context_ids.tolist()))
+        for dataset, count in enumerate(counts)
+        for one in tiny.examples(count, "blenderbot", dataset)
     )
 
 

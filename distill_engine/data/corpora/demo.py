@@ -1,8 +1,8 @@
 """Seeded small-talk dialogues: a visitor asks, a person with a trade, a pet and a temper replies.
 
-The task has what distillation needs to be seen on two cores in a minute: things to look up in the persona,
+The dataset has what distillation needs to be seen on two cores in a minute: things to look up in the persona,
 facts to remember, sums to do, and replies that are drawn (not fixed) with probabilities that depend on who
-speaks. A deterministic task would not do: every model would reach perplexity 1 and soft targets would carry
+speaks. A deterministic dataset would not do: every model would reach perplexity 1 and soft targets would carry
 nothing that hard ones do not.
 """
 

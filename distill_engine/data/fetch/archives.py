@@ -1,4 +1,4 @@
-"""The original archives of the dialogue tasks: addresses, checksums and what they must hold, as ParlAI has them."""
+"""The original archives of the dialogue datasets: addresses, checksums and what they must hold, as ParlAI has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASE_ADDRESS = "http://parl.ai/downloads"
 class Archive:
     """One archive.
 
-    task     the task's name in recipes
+    dataset     the dataset's name in recipes
     address  below the base address
     sha256   of the archive, hex
     folder   below data.root, where it is unpacked
@@ -24,7 +24,7 @@ class Archive:
     marks_built  the archive is all that ParlAI needs, so ParlAI may take the folder as its own
     """
 
-    task: str
+    dataset: str
     address: str
     sha256: str
     folder: str
@@ -43,10 +43,10 @@ class Archive:
 
 
 ARCHIVES: dict[str, Archive] = {
-    archive.task: archive
+    archive.dataset: archive
     for archive in (
         Archive(
-            task="blended_skill_talk",
+            dataset="blended_skill_talk",
             address="blended_skill_talk/blended_skill_talk.tar.gz",
             sha256="5fbed0068ee89e2d43b93c3ecb341e784617033efa5e8e911a219d4eda6134a6",
             folder="blended_skill_talk",
@@ -55,7 +55,7 @@ ARCHIVES: dict[str, Archive] = {
             marks_built=False,  # ParlAI keeps further downloads and its own text form of the episodes beside it
         ),
         Archive(
-            task="wizard_of_wikipedia",
+            dataset="wizard_of_wikipedia",
             address="wizard_of_wikipedia/wizard_of_wikipedia.tgz",
             sha256="2a549627a83fea745efa2076a41d1c0078ad002ab2b54eae6a4e3d3d66ae24b7",
             folder="wizard_of_wikipedia",
@@ -69,7 +69,7 @@ ARCHIVES: dict[str, Archive] = {
             version="1.0",
         ),
         Archive(
-            task="convai2",
+            dataset="convai2",
             address="convai2/convai2_fix_723.tgz",
             sha256="d0ae89defe2fd0b0a4221eaa642a457d7d40cef475f54798119c7f3b8dd9361d",
             folder="ConvAI2",
@@ -77,7 +77,7 @@ ARCHIVES: dict[str, Archive] = {
             version="v5.0",
         ),
         Archive(
-            task="empathetic_dialogues",
+            dataset="empathetic_dialogues",
             address="empatheticdialogues/empatheticdialogues.tar.gz",
             sha256="56f234d77b7dd1f005fd365bb17769cfe346c3c84295b69bc069c8ccb83be03d",
             folder="empatheticdialogues",
@@ -93,17 +93,17 @@ ARCHIVES: dict[str, Archive] = {
 
 
 def archives_of(names: Sequence[str]) -> list[Archive]:
-    """The archives of these tasks, each once; `all` means every one, `convai2:normalized` is `convai2`.
+    """The archives of these datasets, each once; `all` means every one, `convai2:normalized` is `convai2`.
 
-    Raises DataError for a task that has none.
+    Raises DataError for a dataset that has none.
     """
     wanted: dict[str, Archive] = {}
     for name in names:
-        task = name.partition(":")[0]
-        if name != "all" and task not in ARCHIVES:
-            known = f"Tasks with an archive: {', '.join(ARCHIVES)}, or all. Name one or more of them."
-            parts = (f"There is nothing to fetch for {name!r}.", did_you_mean(task, ARCHIVES), known)
+        dataset = name.partition(":")[0]
+        if name != "all" and dataset not in ARCHIVES:
+            known = f"Datasets with an archive: {', '.join(ARCHIVES)}, or all. Name one or more of them."
+            parts = (f"There is nothing to fetch for {name!r}.", did_you_mean(dataset, ARCHIVES), known)
             raise DataError(" ".join(filter(None, parts)))
-        found = ARCHIVES.values() if name == "all" else [ARCHIVES[task]]
-        wanted |= {archive.task: archive for archive in found}
+        found = ARCHIVES.values() if name == "all" else [ARCHIVES[dataset]]
+        wanted |= {archive.dataset: archive for archive in found}
     return list(wanted.values())

@@ -1,4 +1,4 @@
-"""Copies of the dialogue tasks in Hugging Face's form, told apart by their columns.
+"""Copies of the dialogue datasets in Hugging Face's form, told apart by their columns.
 
 A source is a folder written by `save_to_disk` (one dataset, or several splits), a folder of Parquet files named after
 their split, or one .parquet, .arrow, .json or .jsonl file. Only the folders, Arrow and Parquet need the `datasets`
@@ -17,7 +17,7 @@ from typing import Any
 
 from distill_engine.data.episodes import Episode, Split
 from distill_engine.data.errors import DataError, shown
-from distill_engine.data.formats.hf_tasks import TASKS, HfTask, look_alike
+from distill_engine.data.formats.hf_dialogues import DATASETS, HfDataset, look_alike
 from distill_engine.data.formats.json_list import json_list
 from distill_engine.data.formats.text_files import numbered_lines
 
@@ -48,27 +48,27 @@ class Source:
 def read_hf_dataset(path: str, split: Split, normalized: bool) -> Iterator[Episode]:
     """The episodes of one split. `normalized` matters for ConvAI2's columns only.
 
-    Raises DataError: no such source or split, a package is missing, columns of no task or of a look-alike, a row of
+    Raises DataError: no such source or split, a package is missing, columns of no dataset or of a look-alike, a row of
     another shape.
     """
     source = opened(path, split)
-    task = task_of(source.columns, path)
-    if task.caveat:
-        logger.warning("%s: %s", path, task.caveat)
-    yield from task.read(source.rows, split, normalized)
+    dataset = dataset_of(source.columns, path)
+    if dataset.caveat:
+        logger.warning("%s: %s", path, dataset.caveat)
+    yield from dataset.read(source.rows, split, normalized)
 
 
-def task_of(columns: frozenset[str], path: str) -> HfTask:
-    """Which task has these columns. Raises DataError for none, and for data that only looks like one."""
-    for task in TASKS:
-        if task.columns <= columns:
-            return task
+def dataset_of(columns: frozenset[str], path: str) -> HfDataset:
+    """Which dataset has these columns. Raises DataError for none, and for data that only looks like one."""
+    for dataset in DATASETS:
+        if dataset.columns <= columns:
+            return dataset
     reason = look_alike(columns)
     if reason:
         raise DataError(f"{path} (columns {', '.join(sorted(columns))}): {reason}")
-    known = "; ".join(f"{task.title}: {', '.join(sorted(task.columns))}" for task in TASKS)
+    known = "; ".join(f"{dataset.title}: {', '.join(sorted(dataset.columns))}" for dataset in DATASETS)
     raise DataError(
-        f"{path} has the columns {', '.join(sorted(columns)) or '(none)'}, which are no dialogue task's. Known are "
+        f"{path} has the columns {', '.join(sorted(columns)) or '(none)'}, which are no dialogue dataset's. Known are "
         f"{known}. Name another source, or write the dialogues as ParlAI text or conversations JSONL."
     )
 

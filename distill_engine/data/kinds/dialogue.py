@@ -1,6 +1,6 @@
 """Conversations: the model answers, with everything said before as its context, by ParlAI's rules.
 
-`name` chooses where they come from: the demo's generator, a file format, or a dialogue task below data.root.
+`name` chooses where they come from: the demo's generator, a file format, or a dialogue dataset below data.root.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
 from distill_engine.recipe.problem import Problem, did_you_mean
 
 if TYPE_CHECKING:
-    from distill_engine.data.episodes import Episode, Split, TaskSpec
+    from distill_engine.data.episodes import DialogueSpec, Episode, Split
 
-FOLDER_TASKS = ("hf_dataset",)
-FILE_TASKS = ("parlai_text", "conversations", "fbdialog", *FOLDER_TASKS)
-# ParlAI's folder of each dialogue task below data.root.
-DIALOGUE_TASKS = {
+FOLDER_DATASETS = ("hf_dataset",)
+FILE_DATASETS = ("parlai_text", "conversations", "fbdialog", *FOLDER_DATASETS)
+# ParlAI's folder of each dialogue dataset below data.root.
+DIALOGUE_DATASETS = {
     "blended_skill_talk": "blended_skill_talk",
     "wizard_of_wikipedia": "wizard_of_wikipedia",
     "convai2": "ConvAI2",
     "convai2:normalized": "ConvAI2",
     "empathetic_dialogues": "empatheticdialogues",
 }
-READABLE_TASKS = ("demo", *FILE_TASKS, *DIALOGUE_TASKS)
+READABLE_DATASETS = ("demo", *FILE_DATASETS, *DIALOGUE_DATASETS)
 SPLITS = ("train", "valid", "test")
 
 
@@ -38,7 +38,7 @@ class DialogueSource(Source):
     kind: Literal["dialogue"] = "dialogue"
     name: str = Field(
         description="`demo`; a file format: `parlai_text`, `conversations`, `fbdialog`, `hf_dataset`; or a dialogue "
-        "task's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
+        "dataset's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
         "`convai2:normalized`, `empathetic_dialogues`."
     )
     label_turns: Literal["second_speaker", "first_speaker", "both", "last"] = Field(
@@ -52,11 +52,11 @@ class DialogueSource(Source):
         True, description="hf_dataset with ConvAI2's columns: spelling as in convai2:normalized; false: as in convai2."
     )
 
-    def spec(self, root: str | None) -> TaskSpec:
+    def spec(self, root: str | None) -> DialogueSpec:
         """As the readers take it."""
-        from distill_engine.data.episodes import TaskSpec
+        from distill_engine.data.episodes import DialogueSpec
 
-        return TaskSpec(**self.model_dump(exclude={"kind"}), root=root)
+        return DialogueSpec(**self.model_dump(exclude={"kind"}), root=root)
 
 
 class Dialogue(Kind):
@@ -67,11 +67,11 @@ class Dialogue(Kind):
 
     def has(self, source: Source, split: Split) -> bool:
         """See Kind: only sources of files may lack one."""
-        return source.name not in FILE_TASKS or source.file(split) is not None
+        return source.name not in FILE_DATASETS or source.file(split) is not None
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """See Kind."""
-        from distill_engine.data.tasks import source_files
+        from distill_engine.data.readers import source_files
 
         return source_files(_own(source).spec(root), split)
 
@@ -81,9 +81,9 @@ class Dialogue(Kind):
 
     def read(self, source: Source, split: Split, reading: Reading) -> Iterator[Episode]:
         """See Kind."""
-        from distill_engine.data.tasks import stream_task
+        from distill_engine.data.readers import stream_dataset
 
-        return stream_task(_own(source).spec(reading.root), split)
+        return stream_dataset(_own(source).spec(reading.root), split)
 
     def guess(self, data: Mapping[str, str]) -> Guess | None:
         """See Kind: by the first line of a text file, or by the columns of a copy in Hugging Face's form."""
@@ -105,24 +105,25 @@ class Dialogue(Kind):
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""
         own = _own(source)
-        if own.name not in READABLE_TASKS:
-            rule = f"The tasks are: {', '.join(READABLE_TASKS)}"
-            yield Problem("name", f"is {own.name!r}, an unknown task", rule, did_you_mean(own.name, READABLE_TASKS))
+        if own.name not in READABLE_DATASETS:
+            rule = f"The datasets are: {', '.join(READABLE_DATASETS)}"
+            what = f"is {own.name!r}, an unknown dataset"
+            yield Problem("name", what, rule, did_you_mean(own.name, READABLE_DATASETS))
         yield from _files(own)
-        yield from _other_tasks_have_no_files(own)
+        yield from _other_datasets_have_no_files(own)
         if own.topic_split and own.name != "wizard_of_wikipedia":
-            what = f"is true, but the task is {own.name!r}"
+            what = f"is true, but the dataset is {own.name!r}"
             yield Problem("topic_split", what, "Only wizard_of_wikipedia has a topic split", "Remove it")
         if not own.normalized and own.name != "hf_dataset":
             rule = "It says how hf_dataset spells ConvAI2's dialogues; convai2 and convai2:normalized say so by name"
-            yield Problem("normalized", f"is false, but the task is {own.name!r}", rule, "Remove it")
+            yield Problem("normalized", f"is false, but the dataset is {own.name!r}", rule, "Remove it")
 
 
 def root_problems(named: list[str], root: str | None) -> Iterator[Problem]:
-    """Downloaded tasks have a folder under data.root, laid out as ParlAI does; `named` are names of all sources."""
-    named = [name for name in dict.fromkeys(named) if name in DIALOGUE_TASKS]
+    """Downloaded datasets have a folder under data.root, laid out as ParlAI does; `named` are names of all sources."""
+    named = [name for name in dict.fromkeys(named) if name in DIALOGUE_DATASETS]
     fetched = list(dict.fromkeys(name.partition(":")[0] for name in named))
-    rule = "Dialogue tasks are read from data.root, a folder laid out as ParlAI's `data`"
+    rule = "Dialogue datasets are read from data.root, a folder laid out as ParlAI's `data`"
     if named and root is None:
         fix = f"Name that folder; `distill data fetch {' '.join(fetched)} --root FOLDER` fills one"
         yield Problem("data.root", f"is null, but data.tasks has {', '.join(named)}", rule, fix)
@@ -131,7 +132,7 @@ def root_problems(named: list[str], root: str | None) -> Iterator[Problem]:
         yield Problem("data.root", f"is {root!r}, which is no folder", rule, fix)
     elif root is not None:
         for name in fetched:
-            folder = Path(root).expanduser() / DIALOGUE_TASKS[name]
+            folder = Path(root).expanduser() / DIALOGUE_DATASETS[name]
             if not folder.is_dir():
                 fix = f"Correct data.root, or `distill data fetch {name} --root {root}`"
                 yield Problem("data.root", f"is {root!r}, but there is no folder {folder} in it", rule, fix)
@@ -140,13 +141,13 @@ def root_problems(named: list[str], root: str | None) -> Iterator[Problem]:
 def _format_of(path: str) -> tuple[str, str] | None:
     """Name of the reader, and what tells it."""
     from distill_engine.data.errors import DataError
-    from distill_engine.data.formats.hf_datasets import opened, task_of
+    from distill_engine.data.formats.hf_datasets import dataset_of, opened
     from distill_engine.data.formats.text_files import numbered_lines
 
     place = Path(path).expanduser()
     if place.is_dir() or place.suffix in (".parquet", ".arrow", ".json"):
         try:
-            return "hf_dataset", f"its columns are those of {task_of(opened(path, 'train').columns, path).title}"
+            return "hf_dataset", f"its columns are those of {dataset_of(opened(path, 'train').columns, path).title}"
         except DataError:
             return None
     if not place.is_file():
@@ -167,23 +168,23 @@ def _own(source: Source) -> DialogueSource:
 
 
 def _files(source: DialogueSource) -> Iterator[Problem]:
-    """A task that reads files names a training file, and each named file can be read."""
-    if source.name not in FILE_TASKS:
+    """A dataset that reads files names a training file, and each named file can be read."""
+    if source.name not in FILE_DATASETS:
         return
     if source.train is None:
-        rule = f"A {source.name} task reads files"
+        rule = f"A {source.name} dataset reads files"
         yield Problem("train", "is missing", rule, "Name the training file")
-    yield from file_problems(source, may_be_folder=source.name in FOLDER_TASKS)
+    yield from file_problems(source, may_be_folder=source.name in FOLDER_DATASETS)
 
 
-def _other_tasks_have_no_files(source: DialogueSource) -> Iterator[Problem]:
-    """The demo makes its dialogues and downloaded tasks lie in data.root; a file named for them would be ignored."""
+def _other_datasets_have_no_files(source: DialogueSource) -> Iterator[Problem]:
+    """The demo makes its dialogues and downloaded datasets lie in data.root; a file named for them would be ignored."""
     sources = {"demo": "the demo makes its own dialogues"}
-    sources |= {name: f"{name} is read from data.root" for name in DIALOGUE_TASKS}
+    sources |= {name: f"{name} is read from data.root" for name in DIALOGUE_DATASETS}
     named = [split for split in SPLITS if getattr(source, split) is not None]
     if source.name in sources and named:
         what = f"is {getattr(source, named[0])!r}, but {sources[source.name]}"
-        fix = f"Remove {', '.join(named)}, or set name: {' or '.join(FILE_TASKS)}"
+        fix = f"Remove {', '.join(named)}, or set name: {' or '.join(FILE_DATASETS)}"
         yield Problem(named[0], what, fix=fix)
 
 

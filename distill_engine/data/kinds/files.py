@@ -22,12 +22,12 @@ def _file_problems(path: str, file: str, may_be_folder: bool) -> Iterator[Proble
     if file == "":
         yield Problem(path, "is an empty text", fix="Name a file, or remove the key")
     elif place.is_dir() and not may_be_folder:
-        yield Problem(path, f"is {file!r}, which is a folder", "A task reads one file", "Name a file in it")
+        yield Problem(path, f"is {file!r}, which is a folder", "A dataset reads one file", "Name a file in it")
     elif not place.exists():
         rule = "A relative path starts at the recipe's folder or at the working directory"
         yield Problem(path, f"is {file!r}, which does not exist", rule, neighbour(place))
     elif not (place.is_file() or place.is_dir()):  # opening a pipe waits for a writer, perhaps for ever
-        yield Problem(path, f"is {file!r}, which is a pipe or a device", "A task reads a file", "Write it to a file")
+        yield Problem(path, f"is {file!r}, which is a pipe or a device", "A dataset reads a file", "Write it to a file")
     elif place.is_file() and place.stat().st_size == 0:
         yield Problem(path, f"is {file!r}, which is empty", "A file holds at least one example")
 

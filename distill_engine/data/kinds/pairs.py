@@ -38,6 +38,12 @@ class PairsSource(Source):
     source: str = Field("source", description="Column of what is read; `translation.en` looks into a column.")
     target: str = Field("target", description="Column of what is to be written.")
     prefix: str = Field("", description="Text before every source, such as `summarize: `.")
+    source_language: str | None = Field(
+        None, description="Language of sources, by the tokenizer's code (`eng_Latn`, `en_XX`); null: the tokenizer's."
+    )
+    target_language: str | None = Field(
+        None, description="Language of targets, one in a run; null: the one that the teacher's settings force."
+    )
     max_source_characters: PositiveInt | None = Field(None, description="Leave out rows with a longer source.")
     max_target_characters: PositiveInt | None = Field(None, description="Leave out rows with a longer target.")
     min_characters: PositiveInt | None = Field(None, description="Leave out rows with a shorter source or target.")
@@ -82,8 +88,8 @@ class Pairs(Kind):
 
     def entry(self, source: Source) -> Mapping[str, object]:
         """See Kind."""
-        prefix = _own(source).prefix
-        return {"kind": self.name, **({"prefix": prefix} if prefix else {})}
+        kept = _own(source).model_dump(include={"prefix", "source_language", "target_language"})
+        return {"kind": self.name, **{key: value for key, value in kept.items() if value}}
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""
@@ -117,6 +123,15 @@ class Pairs(Kind):
         if own.dataset is None:
             return own.file(split) is not None
         return split in hub_splits(own.dataset, own.config, own.revision)
+
+    def languages(self, source: Source) -> tuple[str | None, str | None]:
+        """See Kind."""
+        own = _own(source)
+        return own.source_language, own.target_language
+
+    def facts(self, source: Source, split: Split) -> Mapping[str, object]:
+        """See Kind: languages stand around texts, not in them."""
+        return {key: value for key, value in super().facts(source, split).items() if not key.endswith("_language")}
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """See Kind."""

@@ -23,7 +23,7 @@ class Source(Section):
     kind: str = Field("dialogue", description="What the data is: see `distill list kinds`.")
     name: str = Field(description="Name in metrics.")
     label: str | None = Field(None, description="Name in metrics; null: same as name.")
-    weight: Positive = Field(1.0, description="How often it comes, relative to the other tasks (data.weights_mean).")
+    weight: Positive = Field(1.0, description="How often it comes, relative to the other datasets (data.weights_mean).")
     train: str | None = Field(None, description="Training file.")
     valid: str | None = Field(None, description="Validation file.")
     test: str | None = Field(None, description="Test file.")
@@ -49,7 +49,7 @@ class Source(Section):
 class Reading:
     """What a kind is told beside its options while it reads, and what it tells of it.
 
-    root          folder of downloaded tasks (data.root), or None
+    root          folder of downloaded datasets (data.root), or None
     max_bad_rows  rows that may be left out because they are wrong, all files of a split together
     bad           one message for each row that was
     dropped       reason -> rows that the source's own filters left out
@@ -132,6 +132,10 @@ class Kind(Protocol):
         data  split -> file or folder, or for `train` alone a name of the Hub. May raise DataError.
         """
         return None
+
+    def languages(self, source: Source) -> tuple[str | None, str | None]:
+        """The options `source_language` and `target_language` of a kind that has them: codes of the tokenizer."""
+        return None, None
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """The files that a split is read from: with `facts` all that decides what `read` gives. None: it makes its

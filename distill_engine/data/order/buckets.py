@@ -4,7 +4,8 @@ A micro-batch is a run of rows that one rank reads at once. `PlainPlan` cuts the
 count. `TokenBudgetPlan` cuts it into windows of consecutive examples, sorts each window by length, cuts it into
 micro-batches of about equal cost (padded positions) and shuffles these: neighbours in length share a batch, so little
 of it is padding, and since a window holds exactly what the mixture drew, its shares are the mixture's. Single
-micro-batches are uneven (one of short contexts holds more of the tasks with short ones); over a window that evens out.
+micro-batches are uneven (one of short contexts holds more of the datasets with short ones); over a window that evens
+out.
 
 Both give one endless sequence of micro-batches, whoever reads it. An optimizer step takes the next
 accumulation_steps * world_size of it, so which examples a step sees depends on that product alone. A position is a
@@ -88,8 +89,8 @@ class TokenBudgetPlan:
         max_tokens: int,
         window: int,
     ) -> None:
-        """`lengths(tasks, examples)` gives context and label lengths. `window`: examples sorted at a time; fewer where
-        many would come round again in it, because copies, equally long, would share batches."""
+        """`lengths(datasets, examples)` gives lengths of texts. `window`: examples sorted at a time; fewer
+        where many would come round again in it, because copies, equally long, would share batches."""
         self._mixture = mixture
         self._lengths = lengths
         self._cost = cost
@@ -123,19 +124,19 @@ class TokenBudgetPlan:
 
     def _cut_window(self, number: int) -> tuple[list[Picks], NDArray[np.int64]]:
         """Micro-batches of a window in the order of training, and how many examples come up to the end of each."""
-        tasks, examples, contexts, labels = self._measured(number)
+        datasets, examples, contexts, labels = self._measured(number)
         order = _in_strips(contexts, labels, self._strips)
         runs = np.split(order, self._filled(contexts[order].tolist(), labels[order].tolist())[0])
         key = key_of(self._mixture.seed, "micro-batches", number)
         places = np.argsort(stream(key, np.arange(len(runs), dtype=np.int64)), kind="stable")
-        batches = [Picks(tasks[runs[place]], examples[runs[place]]) for place in places]
+        batches = [Picks(datasets[runs[place]], examples[runs[place]]) for place in places]
         return batches, np.cumsum([len(batch.datasets) for batch in batches])
 
     def _measured(self, number: int) -> tuple[NDArray[np.int64], ...]:
-        """Tasks, examples, padded context lengths and padded label lengths of a window, [window] each."""
-        tasks, examples = self._mixture.window(number * self._window, (number + 1) * self._window)
-        contexts, labels = self._lengths(tasks, examples)
-        return tasks, examples, self._cost.padded(contexts), self._cost.padded(labels)
+        """Datasets, examples, padded context lengths and padded label lengths of a window, [window] each."""
+        datasets, examples = self._mixture.window(number * self._window, (number + 1) * self._window)
+        contexts, labels = self._lengths(datasets, examples)
+        return datasets, examples, self._cost.padded(contexts), self._cost.padded(labels)
 
     @cached_property
     def _strips(self) -> int:

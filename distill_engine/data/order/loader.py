@@ -22,7 +22,7 @@ _STEPS_AHEAD = 4  # enough to sort the next window meanwhile
 
 
 class ExampleSource(Protocol):
-    """What the loaders need of a tokenised task; both ask from a background thread."""
+    """What the loaders need of a tokenised dataset; both ask from a background thread."""
 
     @property
     def limits(self) -> TokenLimits:
@@ -51,7 +51,7 @@ class MeasuredSource(ExampleSource, Protocol):
 
 
 def token_budget_plan(
-    tasks: Sequence[MeasuredSource],
+    datasets: Sequence[MeasuredSource],
     mixture: Mixture,
     layout: SequenceLayout,
     *,
@@ -65,9 +65,9 @@ def token_budget_plan(
         numbers: NDArray[np.int64], examples: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         contexts, labels = np.empty_like(examples), np.empty_like(examples)
-        for number, task in enumerate(tasks):
+        for number, dataset in enumerate(datasets):
             mine = numbers == number
-            contexts[mine], labels[mine] = task.lengths(examples[mine])
+            contexts[mine], labels[mine] = dataset.lengths(examples[mine])
         return contexts, labels
 
     return TokenBudgetPlan(mixture, lengths, Cost(layout, pad_to_multiple_of), max_tokens, window)
@@ -84,7 +84,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        tasks: Sequence[ExampleSource],
+        datasets: Sequence[ExampleSource],
         mixture: Mixture,
         layout: SequenceLayout,
         *,
@@ -96,14 +96,15 @@ class TrainLoader:
         plan: BatchPlan | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """`mixture` must have been made for the sizes of `tasks` (else ValueError), `plan` for the mixture.
+        """`mixture` must have been made for the sizes of `datasets` (else ValueError), `plan` for the mixture.
 
         pin_memory  put batches where a GPU can fetch them by itself while the processor goes on
         """
-        if tuple(len(task) for task in tasks) != mixture.sizes:
-            raise ValueError(f"The mixture is for tasks of {mixture.sizes} examples, not {[len(t) for t in tasks]}.")
+        if tuple(len(dataset) for dataset in datasets) != mixture.sizes:
+            held = [len(dataset) for dataset in datasets]
+            raise ValueError(f"The mixture is for datasets of {mixture.sizes} examples, not {held}.")
         _check_rank(rank, world_size)
-        self._tasks = tasks
+        self._datasets = datasets
         self._mixture = mixture
         self._layout = layout
         self._plan = plan or PlainPlan(mixture, per_rank)
@@ -174,23 +175,23 @@ class TrainLoader:
         """This rank's batches of the step at a position, and the position after it."""
         picks = self._plan.take(position, self._accumulation_steps * self._world_size)
         mine = picks[self._rank :: self._world_size]
-        batches = [picked_batch(self._tasks, part, self._layout, self._pad_to_multiple_of) for part in mine]
+        batches = [picked_batch(self._datasets, part, self._layout, self._pad_to_multiple_of) for part in mine]
         if self._pin_memory:
             batches = [pinned(batch) for batch in batches]
         return batches, position + sum(len(part.datasets) for part in picks)
 
 
 class ValidationLoader:
-    """One rank's part of all examples of all tasks; iterate as often as you like.
+    """One rank's part of all examples of all datasets; iterate as often as you like.
 
     Over all ranks every example comes exactly once, long ones first and neighbours equally long, to save padding. A
-    batch may mix tasks. Every rank gives the same number of batches; where the last one finds no example, it is a
+    batch may mix datasets. Every rank gives the same number of batches; where the last one finds no example, it is a
     `filler_batch`.
     """
 
     def __init__(
         self,
-        tasks: Sequence[ExampleSource],
+        datasets: Sequence[ExampleSource],
         layout: SequenceLayout,
         *,
         per_rank: int,
@@ -202,10 +203,10 @@ class ValidationLoader:
         """`per_rank`: examples of one batch on one rank; `pin_memory` as for training."""
         _check_rank(rank, world_size)
         self._pin_memory = pin_memory
-        self._tasks = tasks
+        self._datasets = datasets
         self._layout = layout
         self._pad_to_multiple_of = pad_to_multiple_of
-        self._batches = _rank_batches(tasks, per_rank, rank, world_size)
+        self._batches = _rank_batches(datasets, per_rank, rank, world_size)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -222,27 +223,27 @@ class ValidationLoader:
         picks = self._batches[number]
         if len(picks.datasets) == 0:
             return filler_batch(self._layout)
-        batch = picked_batch(self._tasks, picks, self._layout, self._pad_to_multiple_of)
+        batch = picked_batch(self._datasets, picks, self._layout, self._pad_to_multiple_of)
         return pinned(batch) if self._pin_memory else batch
 
 
-def length_sorted_batches(tasks: Sequence[ExampleSource], per_batch: int) -> list[Picks]:
-    """Every example of all tasks once, longest contexts first, so that batches hold little padding."""
-    sizes = [len(task) for task in tasks]
-    dataset_ids = np.repeat(np.arange(len(tasks)), sizes)
+def length_sorted_batches(datasets: Sequence[ExampleSource], per_batch: int) -> list[Picks]:
+    """Every example of all datasets once, longest contexts first, so that batches hold little padding."""
+    sizes = [len(dataset) for dataset in datasets]
+    dataset_ids = np.repeat(np.arange(len(datasets)), sizes)
     indices = np.concatenate([np.arange(size) for size in sizes])
-    contexts = np.concatenate([task.context_lengths for task in tasks])
-    labels = np.concatenate([task.label_lengths for task in tasks])
+    contexts = np.concatenate([dataset.context_lengths for dataset in datasets])
+    labels = np.concatenate([dataset.label_lengths for dataset in datasets])
     order = np.lexsort((indices, dataset_ids, -labels, -contexts))
     parts = np.split(order, range(per_batch, len(order), per_batch))
     return [Picks(dataset_ids[part], indices[part]) for part in parts]
 
 
-def _rank_batches(tasks: Sequence[ExampleSource], per_rank: int, rank: int, world_size: int) -> list[Picks]:
-    """Tasks and indices of each batch of a rank; the last global batch is shared out as evenly as it goes."""
+def _rank_batches(datasets: Sequence[ExampleSource], per_rank: int, rank: int, world_size: int) -> list[Picks]:
+    """Datasets and indices of each batch of a rank; the last global batch is shared out as evenly as it goes."""
     return [
         Picks(*(np.array_split(part, world_size)[rank] for part in picks))
-        for picks in length_sorted_batches(tasks, per_rank * world_size)
+        for picks in length_sorted_batches(datasets, per_rank * world_size)
     ]
 
 
@@ -268,7 +269,7 @@ def _valid_position(state: Mapping[str, int | str], plan: BatchPlan) -> int:
         )
     if state.get("mixture") != plan.fingerprint:
         raise DataError(
-            f"The checkpoint's data order is {state.get('mixture')!r}, this run's is {plan.fingerprint!r}: task "
+            f"The checkpoint's data order is {state.get('mixture')!r}, this run's is {plan.fingerprint!r}: dataset "
             "sizes, weights, seed or batch.max_tokens have changed. A resumed run needs the same data. Restore the "
             "files and data.tasks as they were, or start a new run folder."
         )

@@ -42,7 +42,7 @@ def shuffled(indices: NDArray[np.int64], size: int, key: np.uint64) -> NDArray[n
     return walked(indices, size, key)
 
 
-@lru_cache(maxsize=16)  # at most 128 MiB: enough for the passes that several tasks are in at one time
+@lru_cache(maxsize=16)  # at most 128 MiB: enough for the passes that several datasets are in at one time
 def _table(size: int, key: int) -> NDArray[np.int64]:
     return np.argsort(stream(np.uint64(key), np.arange(size, dtype=np.int64)), kind="stable")
 

@@ -1,4 +1,4 @@
-"""Tokenised tasks on disk: each made once for a content, then memory-mapped by every process of a machine.
+"""Tokenised datasets on disk: each made once for a content, then memory-mapped by every process of a machine.
 
     <folder>/tokens/<key>/        one entry (entry.py)
     <folder>/locks/<key>.lock     held while an entry is made: others wait for it instead of making it too
@@ -15,8 +15,6 @@ be deleted while nothing runs.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import os
 import secrets
@@ -28,10 +26,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from distill_engine.cluster.files import digest_of, rename_synced
 from distill_engine.data.digests import FileDigests
 from distill_engine.data.episodes import Episode
-from distill_engine.data.tokens.entry import EntryError, UnwritableError, open_entry, sync_folder, write_entry
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.entry import EntryError, UnwritableError, open_entry, write_entry
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, warn_of_skipped
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def default_cache_folder(environment: Mapping[str, str]) -> Path:
 
 
 class TokenCache:
-    """Gives tokenised tasks, from the disk where they are there, and leaves them there where not.
+    """Gives tokenised datasets, from the disk where they are there, and leaves them there where not.
 
     A folder that cannot be written is no error: what it holds is used, the rest is tokenised in memory, and `say`
     is told once.
@@ -78,7 +77,7 @@ class TokenCache:
         self._say = say
         self._gave_up = False
 
-    def task(self, source: Content, encoder: DialogueTokenizer, progress: Callable[[int], None]) -> TokenisedTask:
+    def dataset(self, source: Content, encoder: DialogueTokenizer, progress: Callable[[int], None]) -> TokenisedDataset:
         """The tokenised source; `progress` hears of so many episodes more while it is made.
 
         Raises what reading the source raises.
@@ -105,9 +104,9 @@ class TokenCache:
         if not digests:
             return None
         facts = [_FORMAT, encoder.identity, digests, dict(source.options)]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return digest_of(facts)[:32]
 
-    def _opened(self, entry: Path, source: Content, encoder: DialogueTokenizer) -> TokenisedTask | None:
+    def _opened(self, entry: Path, source: Content, encoder: DialogueTokenizer) -> TokenisedDataset | None:
         """The entry, if it is there and as it was written."""
         if not _exists(entry):
             return None
@@ -119,7 +118,7 @@ class TokenCache:
 
     def _made(
         self, entry: Path, source: Content, encoder: DialogueTokenizer, progress: Callable[[int], None]
-    ) -> TokenisedTask:
+    ) -> TokenisedDataset:
         with self._lock(entry.name, source) as locked:
             with suppress(EntryError):
                 if _exists(entry):  # somebody made it while we waited
@@ -133,13 +132,13 @@ class TokenCache:
                 if self._publish(fresh, entry, encoder):
                     for name, digest in digests.items():
                         self._digests.remember(entry / name, digest)
-                task = open_entry(entry, encoder, self._digests)
+                dataset = open_entry(entry, encoder, self._digests)
             except EntryError as error:  # written a moment ago: the disk, not the entry
                 raise UnwritableError(str(error)) from error
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
-        warn_of_skipped(task.skipped)
-        return task
+        warn_of_skipped(dataset.skipped)
+        return dataset
 
     def _publish(self, fresh: Path, entry: Path, encoder: DialogueTokenizer) -> bool:
         """Give the finished entry its name; False when somebody without a lock has put a good one there meanwhile."""
@@ -151,8 +150,7 @@ class TokenCache:
                 aside = entry.with_name(f"{fresh.name}-damaged")
                 entry.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
-            fresh.rename(entry)
-            sync_folder(entry.parent)
+            rename_synced(fresh, entry)
         except OSError as error:
             if not _exists(entry):
                 raise UnwritableError(str(error)) from error
@@ -192,7 +190,7 @@ class TokenCache:
         if not self._gave_up:
             self._gave_up = True
             self._say(
-                f"The token cache {self._folder} cannot be written ({reason}): tasks are tokenised in the memory of "
+                f"The token cache {self._folder} cannot be written ({reason}): datasets are tokenised in the memory of "
                 "each process, at every start. data.cache_dir names another folder."
             )
 

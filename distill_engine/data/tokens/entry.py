@@ -1,8 +1,8 @@
-"""One tokenised task as a folder: written piece by piece, checked when opened, memory-mapped.
+"""One tokenised dataset as a folder: written piece by piece, checked when opened, memory-mapped.
 
     entry.json   sizes and facts, the sha256 of both arrays, and the sha256 of all that
-    tokens.bin   [N] int32, little endian: TokenisedTask.tokens
-    bounds.bin   [examples, 4] int64, little endian: TokenisedTask.bounds
+    tokens.bin   [N] int32, little endian: TokenisedDataset.tokens
+    bounds.bin   [examples, 4] int64, little endian: TokenisedDataset.bounds
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill_engine.cluster.files import digest_of, sync_folder
 from distill_engine.data.digests import FileDigests
-from distill_engine.data.tokens.tokenised import TokenFacts, TokenisedTask, combined_digest, episodes_in
+from distill_engine.data.tokens.tokenised import TokenFacts, TokenisedDataset, combined_digest, episodes_in
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, TokenChunk
 
 TOKENS, BOUNDS, FACTS = "tokens.bin", "bounds.bin", "entry.json"
@@ -60,40 +61,31 @@ def write_entry(folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[
         "facts": asdict(facts),
     }
     try:
-        _write_synced(folder / FACTS, json.dumps({"content": content, "sha256": _digest(content)}).encode())
+        _write_synced(folder / FACTS, json.dumps({"content": content, "sha256": digest_of(content)}).encode())
         sync_folder(folder)
     except OSError as error:
         raise UnwritableError(str(error)) from error
     return made
 
 
-def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -> TokenisedTask:
-    """The task in an entry's folder, its arrays memory-mapped.
+def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -> TokenisedDataset:
+    """The dataset in an entry's folder, its arrays memory-mapped.
 
     Raises EntryError when anything in it is not as it was written.
     """
     try:
         record = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         content = record["content"]
-        if record["sha256"] != _digest(content):
+        if record["sha256"] != digest_of(content):
             raise EntryError(f"{FACTS} is not as it was written")
         for name, digest in content["sha256"].items():
             if digests.of(folder / name) != digest:
                 raise EntryError(f"{name} is not as it was written")
         tokens = _mapped(folder / TOKENS, _TOKEN, (content["tokens"],))
         bounds = _mapped(folder / BOUNDS, _BOUND, (content["bounds"] // 4, 4))
-        return encoder.task(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]))
+        return encoder.dataset(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EntryError(f"{type(error).__name__}: {error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _ArrayFile:
@@ -142,7 +134,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

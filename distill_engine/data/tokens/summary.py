@@ -1,4 +1,4 @@
-"""How long a task's texts are, and how much of them the limits cut off."""
+"""How long a dataset's texts are, and how much of them the limits cut off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 
 _BINS = 8
 
@@ -50,8 +50,8 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class TaskSummary:
-    """Size and lengths of one task and split."""
+class DatasetSummary:
+    """Size and lengths of one dataset and split."""
 
     examples: int
     episodes: int
@@ -59,18 +59,18 @@ class TaskSummary:
     labels: Lengths
 
 
-def summarise(task: TokenisedTask) -> TaskSummary:
-    """The summary of a task that holds at least one example."""
-    contexts, labels = uncut_lengths(task)
-    return TaskSummary(
-        examples=len(task),
-        episodes=task.episodes,
-        contexts=Lengths.of(contexts, task.limits.context),
-        labels=Lengths.of(labels, task.limits.label),
+def summarise(dataset: TokenisedDataset) -> DatasetSummary:
+    """The summary of a dataset that holds at least one example."""
+    contexts, labels = uncut_lengths(dataset)
+    return DatasetSummary(
+        examples=len(dataset),
+        episodes=dataset.episodes,
+        contexts=Lengths.of(contexts, dataset.limits.context),
+        labels=Lengths.of(labels, dataset.limits.label),
     )
 
 
-def uncut_lengths(task: TokenisedTask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def uncut_lengths(dataset: TokenisedDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[examples] each: tokens of contexts and labels as they would be without limits, special ones included."""
-    bounds = task.bounds
-    return bounds[:, 1] - bounds[:, 0] + task.layout.context_overhead, bounds[:, 3] - bounds[:, 2] + 1
+    bounds = dataset.bounds
+    return bounds[:, 1] - bounds[:, 0] + dataset.layout.context_overhead, bounds[:, 3] - bounds[:, 2] + 1

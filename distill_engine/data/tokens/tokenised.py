@@ -1,4 +1,4 @@
-"""A task as token ids: every word stored once, examples cut out of it on demand."""
+"""A dataset as token ids: every word stored once, examples cut out of it on demand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TokenLimits:
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What is true of a whole task's tokens.
+    """What is true of a whole dataset's tokens.
 
     episodes  episodes that hold an example
     largest   the largest token id, 0 if there is none
@@ -67,8 +67,8 @@ def combined_digest(tokens: str, bounds: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenisedTask:
-    """All examples of one task and split.
+class TokenisedDataset:
+    """All examples of one dataset and split.
 
     tokens  [N] int32: the entries of all episodes one after the other, the delimiter between two entries of an
             episode. The context of an example is one stretch of it, because history repeats what was said before.

@@ -10,7 +10,6 @@ tokens, such as markers of speakers, are there to be written in texts, and stay 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -27,10 +26,11 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedDataset, TokenLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,16 +59,35 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
         raise DataError(
             f"No tokenizer could be loaded from {name!r} ({'a folder' if local else 'not a folder here'}): "
-            f"{type(error).__name__}: {shown(str(error))}. data.tokenizer is a folder with tokenizer.json, or "
-            "vocab.json and merges.txt; or a Hugging Face name. Correct it."
+            f"{type(error).__name__}: {shown(str(error))}. {_without_json(source)}data.tokenizer is a folder with "
+            "tokenizer.json, or vocab.json and merges.txt; or a Hugging Face name. Correct it."
         ) from error
-    _fast_backend(tokenizer, name)
+    _fast_backend(tokenizer, name, _without_json(source))
     return tokenizer
+
+
+def _without_json(folder: str) -> str:
+    """What a folder holds instead of tokenizer.json, and what to do; empty where it holds no sentencepiece model."""
+    place = Path(folder)
+    found = sorted(file.name for file in place.glob("*") if file.suffix in (".spm", ".model")) if place.is_dir() else []
+    if not found or (place / "tokenizer.json").exists():
+        return ""
+    if len(found) == 1:
+        return (
+            f"The folder holds a sentencepiece model ({found[0]}) and no tokenizer.json. Where transformers has a fast "
+            "tokenizer for it, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one (it needs the "
+            "package sentencepiece). "
+        )
+    return (
+        f"The folder holds {len(found)} sentencepiece models ({', '.join(found)}) and no tokenizer.json: sources and "
+        "targets are cut by models of their own, for which transformers has no fast tokenizer. Name a folder with a "
+        "tokenizer.json that gives the teacher's ids as data.tokenizer. "
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class TokenChunk:
-    """Consecutive tokens and bounds of a TokenisedTask, the bounds counted from the task's first token.
+    """Consecutive tokens and bounds of a TokenisedDataset, the bounds counted from the dataset's first token.
 
     skipped, episodes  examples left out, and episodes read
     """
@@ -113,18 +132,25 @@ class DialogueTokenizer:
         other._limits = replace(self._limits, keep=which)
         return other
 
+    def within(self, layout: SequenceLayout) -> DialogueTokenizer:
+        """The same, but with other special tokens around texts. Raises ValueError as the constructor does."""
+        _check_limit("context_tokens", self._limits.context, layout.context_overhead)
+        other = copy.copy(self)
+        other._layout = layout
+        return other
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text alone, without special tokens."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def examples(self, episode: Episode) -> list[Example]:
         """The examples of one episode, in order."""
-        task = self.tokenise([episode])
-        return [task.example(index) for index in range(len(task))]
+        dataset = self.tokenise([episode])
+        return [dataset.example(index) for index in range(len(dataset))]
 
     def tokenise(
         self, episodes: Iterable[Episode], progress: Callable[[int], None] | None = None
-    ) -> TokenisedTask:
+    ) -> TokenisedDataset:
         """All examples of the episodes, in order; `progress` hears now and then of so many episodes more."""
         chunks = []
         for chunk in self.chunks(episodes):
@@ -135,7 +161,7 @@ class DialogueTokenizer:
         bounds = np.concatenate([np.empty((0, 4), np.int64), *(chunk.bounds for chunk in chunks)])
         skipped = sum(chunk.skipped for chunk in chunks)
         warn_of_skipped(skipped)
-        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped)
+        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped)
 
     def chunks(self, episodes: Iterable[Episode]) -> Iterator[TokenChunk]:
         """The same a piece at a time: joined, the chunks' arrays are those of `tokenise`.
@@ -155,17 +181,17 @@ class DialogueTokenizer:
             yield TokenChunk(np.array(tokens, np.int32), table[spoken] + begin, int((~spoken).sum()), len(chunk))
             begin += len(tokens)
 
-    def task(
+    def dataset(
         self, tokens: NDArray[np.int32], bounds: NDArray[np.int64], skipped: int, facts: TokenFacts
-    ) -> TokenisedTask:
-        """A task from arrays that these settings' `chunks` gave earlier."""
-        return TokenisedTask(tokens, bounds, self._layout, self._limits, skipped, facts)
+    ) -> TokenisedDataset:
+        """A dataset from arrays that these settings' `chunks` gave earlier."""
+        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped, facts)
 
     @property
     def identity(self) -> str:
         """Digest of all that decides which ids `chunks` gives for a text: tokenizer and delimiter."""
         facts = [tokenizers.__version__, self._backend.to_str(), self._delimiter_ids]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return digest_of(facts)
 
     def _append(self, episode: Episode, ids: dict[str, list[int]], tokens: array[int], bounds: array[int]) -> None:
         episode_start = len(tokens)
@@ -228,12 +254,12 @@ def markers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {token.content: number for number, token in added.items() if token.special and token.content not in roles}
 
 
-def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str) -> Tokenizer:
+def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str, remedy: str = "") -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise DataError(
             f"The tokenizer {name!r} is not a fast one ({type(tokenizer).__name__}). Data is tokenised with the "
-            "`tokenizers` library. Save it with a tokenizer.json, or use vocab.json and merges.txt."
+            f"`tokenizers` library. {remedy}Save it with a tokenizer.json, or use vocab.json and merges.txt."
         )
     return backend
 

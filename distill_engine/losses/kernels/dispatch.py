@@ -172,13 +172,13 @@ def hidden_sums(
     parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
         (one.states, one.weight, one.bias) if isinstance(one, Projected) else (one, None, None) for one in students
     ]
-    taught = [other for other in teachers if isinstance(other, Tensor)]  # a teacher's are never Projected
+    targets = [other for other in teachers if isinstance(other, Tensor)]  # a teacher's are never Projected
     if implementation == "triton" and parts:
         from distill_engine.losses.kernels import masked_mse_triton
 
-        return masked_mse_triton.projected_mse_sums(parts, taught, mask, clamp)
+        return masked_mse_triton.projected_mse_sums(parts, targets, mask, clamp)
     one_sum = _reference_hidden_sum if implementation == "reference" else masked_mse_chunked.projected_mse_sum
-    return torch.stack([one_sum(*one, other, mask, clamp) for one, other in zip(parts, taught, strict=True)])
+    return torch.stack([one_sum(*one, other, mask, clamp) for one, other in zip(parts, targets, strict=True)])
 
 
 def _reference_hidden_sum(
@@ -216,8 +216,8 @@ def vocabulary_scores(
 
 
 def _factors(student: OutputHead, teacher: OutputHead | None) -> tuple[Tensor | None, ...]:
-    taught = (None, None, None) if teacher is None else (teacher.hidden, teacher.embedding, teacher.bias)
-    return student.hidden, student.embedding, student.bias, *taught
+    teacher_factors = (None, None, None) if teacher is None else (teacher.hidden, teacher.embedding, teacher.bias)
+    return student.hidden, student.embedding, student.bias, *teacher_factors
 
 
 def _pointwise(implementation: Implementation) -> Pointwise:

@@ -27,22 +27,22 @@ class TokenValues:
     task, divergence  float64: -log p(label); temperature^2 KL(teacher || student)
     correct           bool, the student's best id is the label
     agreeing          bool, it is the teacher's best
-    taught            bool, the teacher's best is the label
+    teacher_correct   bool, the teacher's best is the label
     moments           [len(MOMENTS), N] float32, also of tokens without a label
-    with_teacher      without one divergence, agreeing and taught are 0 and False
+    with_teacher      without one divergence, agreeing and teacher_correct are 0 and False
     """
 
     task: Tensor
     divergence: Tensor
     correct: Tensor
     agreeing: Tensor
-    taught: Tensor
+    teacher_correct: Tensor
     moments: Tensor
     with_teacher: bool
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Task sum [], prediction sum [], and how many are correct, agreeing and taught [3], float32."""
-        hits = torch.stack([self.correct.sum(), self.agreeing.sum(), self.taught.sum()])
+        """Task sum [], prediction sum [], and how many are correct, agreeing and teacher_correct [3], float32."""
+        hits = torch.stack([self.correct.sum(), self.agreeing.sum(), self.teacher_correct.sum()])
         return self.task.sum().float(), self.divergence.sum().float(), hits.float()
 
 
@@ -69,9 +69,9 @@ def token_values(
     shift = (below_teacher - below_student) / temperature
     cross = (weight * (part["cross"] + part["teacher_tempered"] * shift)).sum(dim=0)
     divergence = (cross / teacher_tempered - teacher_tempered.log() + student_tempered.log()).masked_fill(~kept, 0.0)
-    agreeing, taught = (student_id == teacher_id) & kept, teacher_id == labels
+    agreeing, teacher_correct = (student_id == teacher_id) & kept, teacher_id == labels
     moments = torch.stack([student_max, teacher_max, 1 / student, 1 / student_tempered, 1 / teacher_tempered])
-    return TokenValues(task, divergence * temperature**2, correct, agreeing, taught, moments.float(), True)
+    return TokenValues(task, divergence * temperature**2, correct, agreeing, teacher_correct, moments.float(), True)
 
 
 def _maximum(part: dict[str, Tensor], model: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +92,7 @@ def masked_value(dtype: torch.dtype) -> float:
 
 
 def finished(logits: Tensor, bias: Tensor | None, masked: int | None) -> Tensor:
-    """Float32 logits as the model shows them: bias added, then the masked column set, both in the model's dtype.
+    """Float32 logits as the model gives them: bias added, then the masked column set, both in the model's dtype.
 
     Without a bias float32 logits are not copied: the masked column is then set in the block itself.
     """

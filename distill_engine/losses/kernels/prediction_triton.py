@@ -97,7 +97,7 @@ def logits(
     base: tl.tensor, bias: tl.tensor, row: tl.tensor, stride: tl.tensor, column: tl.tensor, inside: tl.tensor,
     masked: tl.tensor, BIAS: tl.constexpr, FILL: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """One token's logits as its model shows them, float32, -inf outside the block: the bias is added and the masked
+    """One token's logits as its model gives them, float32, -inf outside the block: the bias is added and the masked
     column set in the model's own dtype.
 
     Rows are read to their end: the stride is a multiple of 16 where the width need not be, which keeps loads wide.
@@ -106,8 +106,8 @@ def logits(
     if BIAS:
         added = tl.load(bias + column, mask=inside, other=0.0)
         raw = (raw.to(tl.float32) + added.to(tl.float32)).to(base.dtype.element_ty)
-    shown = tl.where(column == masked, FILL, raw.to(tl.float32))
-    return tl.where(inside, shown, float("-inf"))
+    value = tl.where(column == masked, FILL, raw.to(tl.float32))
+    return tl.where(inside, value, float("-inf"))
 
 
 @triton.jit

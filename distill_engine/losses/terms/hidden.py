@@ -29,9 +29,9 @@ class Hidden(Term):
 
     def sum(self, student: Features, teacher: Features, batch: Batch, kernels: Comparison) -> Tensor:
         """[M] (see Term)."""
-        taught_by = kernels.supervision[self.stack]
-        students = [student.hidden[self.stack, layer] for layer in range(len(taught_by))]
-        teachers = [teacher.hidden[self.stack, layer] for layer in taught_by]
+        teacher_layers = kernels.supervision[self.stack]
+        students = [student.hidden[self.stack, layer] for layer in range(len(teacher_layers))]
+        teachers = [teacher.hidden[self.stack, layer] for layer in teacher_layers]
         return kernels.vectors(students, teachers, batch.mask_of(self.stack))
 
     def count(self, counts: Counts) -> Tensor:

@@ -23,11 +23,11 @@ class HiddenCosine(Hidden):
 
         from distill_engine.losses.kernels.cosine import cosine_distance_sum
 
-        taught_by, mask = kernels.supervision[self.stack], batch.mask_of(self.stack)
+        teacher_layers, mask = kernels.supervision[self.stack], batch.mask_of(self.stack)
         return torch.stack(
             [
                 cosine_distance_sum(student.hidden[self.stack, layer], teacher.hidden[self.stack, right], mask)
-                for layer, right in enumerate(taught_by)
+                for layer, right in enumerate(teacher_layers)
             ]
         )
 

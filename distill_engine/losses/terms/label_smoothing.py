@@ -20,7 +20,7 @@ class LabelSmoothing(Term):
     name, weight = "label_smoothing", "label_smoothing"
     meaning = "cross-entropy with the uniform distribution; with the task weighed 1 - e and this e, labels are smoothed"
     operand: Operand = "logits"
-    taught = False
+    distils = False
 
     def needs(self, _layers: Layers) -> FeatureRequest:
         """The logits' factors: no further pass over the vocabulary."""

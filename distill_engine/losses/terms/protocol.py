@@ -89,7 +89,7 @@ class Term(Protocol):
     operand  logits: of the vocabulary; vectors: of the models' width; scores: of attention, head by head; relations:
              of tokens, whatever the heads
     default  its weight where a recipe does not say
-    taught   it compares with a teacher
+    distils  it compares with a teacher
     layered  `sum` has one value for each mapped layer, shown one by one
     """
 
@@ -98,11 +98,11 @@ class Term(Protocol):
     meaning: str
     operand: Operand
     default: float = 0.0
-    taught: bool = True
+    distils: bool = True
     layered: bool = False
 
     def needs(self, layers: Layers) -> FeatureRequest:
-        """What a model must show; `layers`: of that model, those that are compared. Logits or their factors are shown
+        """What a model must give; `layers`: of that model, those that are compared. Logits or their factors are given
         always, whichever the kernels of `Comparison.vocabulary` take: `logits=True` insists on whole ones."""
         ...
 

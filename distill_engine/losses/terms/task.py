@@ -16,7 +16,7 @@ class Task(Term):
 
     name, weight, meaning = "task", "task", "cross-entropy with the gold reply"
     operand: Operand = "logits"
-    default, taught = 1.0, False
+    default, distils = 1.0, False
 
     def needs(self, _layers: Layers) -> FeatureRequest:
         """See Term."""

@@ -7,7 +7,7 @@ import pytest
 
 from distill_engine.assembly.builder import Builder
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.recipe.problem import RecipeError
@@ -21,9 +21,9 @@ LIMITS = TokenLimits(context=58, label=57)  # with one more for BART's start tok
 @pytest.mark.parametrize("examples", [1, 3])
 def test_padding_of_the_probe_batch_keeps_to_the_limits(examples):
     bounds = np.array([[0, 100, 100, 200]] * examples, np.int64)
-    task = TokenisedTask(np.full(200, 7, np.int32), bounds, BART, LIMITS)
+    dataset = TokenisedDataset(np.full(200, 7, np.int32), bounds, BART, LIMITS)
     recipe = SimpleNamespace(batch=SimpleNamespace(pad_to_multiple_of=8))
-    ready = SimpleNamespace(recipe=recipe, train_tasks=(task,), layout=BART)
+    ready = SimpleNamespace(recipe=recipe, train_datasets=(dataset,), layout=BART)
     probe = Builder(ready, None, None, None, None)._probe_batch()
     assert probe.inputs.input_ids.shape == (min(examples, 2), 58)
     assert probe.decoder_input_ids.shape == probe.labels.shape == (min(examples, 2), 58)

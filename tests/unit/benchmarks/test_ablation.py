@@ -8,7 +8,7 @@ from runs import DEMO_RECIPE
 
 from distill_engine.recipe.rules import check_recipe, read_recipe
 
-TAUGHT = {"prediction", "hidden", "encoder", "self_attention", "cross_attention", "embedding"}
+DISTILLED = {"prediction", "hidden", "encoder", "self_attention", "cross_attention", "embedding"}
 
 
 def weights_of(arm):
@@ -23,7 +23,7 @@ def test_each_row_has_one_part_more():
     assert [later - earlier for earlier, later in pairwise(used[1:])] == [
         {"prediction"}, {"hidden", "encoder"}, {"self_attention", "cross_attention"}, {"embedding"}, set(),
     ]  # fmt: skip
-    assert used[-1] == {"task", *TAUGHT}
+    assert used[-1] == {"task", *DISTILLED}
     recipes = {name: read_recipe(DEMO_RECIPE, arm) for name, arm in arms.items()}
     assert recipes["nothing"].student.init == "random" and recipes["nothing"].teacher.path is None
     assert recipes["embedding"] == read_recipe(DEMO_RECIPE, [])

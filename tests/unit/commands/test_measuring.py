@@ -19,14 +19,14 @@ PERSONA = "you are hugo, a cheerful gardener of 46. you live above a shop with a
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """The demo's data, 40 examples in two tasks."""
+    """The demo's data, 40 examples in two datasets."""
     file = tmp_path_factory.mktemp("recipe") / "small.yaml"
     text = (ROOT / "recipes" / "demo.yaml").read_text("utf-8").replace("path: demo/teacher ", f"path: {TEACHER} ")
-    tasks = "".join(
+    datasets = "".join(
         f"    - {{name: demo, label: {label}, seed: {seed}, train_examples: 20, valid_examples: 20}}\n"
         for seed, label in enumerate(("pets", "sums"), 1)
     )
-    file.write_text(re.sub(r"    - name: demo\n(      .*\n)+", tasks, text), "utf-8")
+    file.write_text(re.sub(r"    - name: demo\n(      .*\n)+", datasets, text), "utf-8")
     return file
 
 
@@ -62,12 +62,12 @@ def test_evaluate_prints_tables_and_writes_json(run, recipe, student, tmp_path):
     done = run("evaluate", TEACHER, student, "--recipe", recipe, "--generate", "--json", "out.json")
     rows = json.loads((tmp_path / "out.json").read_text())
     assert list(rows) == [str(TEACHER), str(student)]
-    taught = rows[str(TEACHER)]
+    of_teacher = rows[str(TEACHER)]
     names = "parameters ppl ppl_micro token_acc token_em teacher_acc teacher_kl f1 bleu exs"
-    assert set(names.split()) < set(taught) and taught["exs"] == 40
-    assert {"pets/ppl", "sums/f1"} < set(taught)
-    assert taught["teacher_acc"] == 1.0 > rows[str(student)]["teacher_acc"]
-    for title in ("all tasks", "pets", "sums", "token acc", "interdistinct-2"):
+    assert set(names.split()) < set(of_teacher) and of_teacher["exs"] == 40
+    assert {"pets/ppl", "sums/f1"} < set(of_teacher)
+    assert of_teacher["teacher_acc"] == 1.0 > rows[str(student)]["teacher_acc"]
+    for title in ("all datasets", "pets", "sums", "token acc", "interdistinct-2"):
         assert title in done.stdout
     assert re.search(r"ppl +│ +\S+ +│ +\S+", done.stdout)
     kept = list((tmp_path / "runs" / ".evaluations").glob("*/rank-0.jsonl"))
@@ -76,7 +76,7 @@ def test_evaluate_prints_tables_and_writes_json(run, recipe, student, tmp_path):
 
 @pytest.fixture(scope="module")
 def with_files(tmp_path_factory, recipe) -> Path:
-    """Two tasks of files: `talk` has three splits of 3, 2 and 1 examples, `few` has no test split."""
+    """Two datasets of files: `talk` has three splits of 3, 2 and 1 examples, `few` has no test split."""
     folder = tmp_path_factory.mktemp("files")
     for split, count in (("train", 3), ("valid", 2), ("test", 1)):
         lines = [f"text:do you like {split} {n}?\tlabels:yes, {split}.\tepisode_done:True\n" for n in range(count)]
@@ -84,10 +84,10 @@ def with_files(tmp_path_factory, recipe) -> Path:
     head = recipe.read_text("utf-8").partition("  tasks:\n")[0]
     tail = recipe.read_text("utf-8").rpartition("valid_examples: 20}\n")[2]
     files = {split: f"{split}: {folder / split}.txt" for split in ("train", "valid", "test")}
-    tasks = f"    - {{name: parlai_text, label: talk, {', '.join(files.values())}}}\n"
-    tasks += f"    - {{name: parlai_text, label: few, {files['train']}, {files['valid']}}}\n"
+    datasets = f"    - {{name: parlai_text, label: talk, {', '.join(files.values())}}}\n"
+    datasets += f"    - {{name: parlai_text, label: few, {files['train']}, {files['valid']}}}\n"
     file = folder / "files.yaml"
-    file.write_text(f"{head}  tasks:\n{tasks}{tail}", "utf-8")
+    file.write_text(f"{head}  tasks:\n{datasets}{tail}", "utf-8")
     return file
 
 
@@ -107,7 +107,7 @@ def test_any_split_is_evaluated_and_tasks_without_it_are_named(run, with_files, 
 def test_a_split_that_no_task_has_is_refused(run, with_files):
     drop = ["--set", "data.tasks.0.test=null"]
     said = run("evaluate", TEACHER, "--recipe", with_files, "--split", "test", *drop, code=78).stderr
-    for words in ("none of its tasks (talk, few) has a test split", "`test: FILE`", "--split train or valid"):
+    for words in ("none of its datasets (talk, few) has a test split", "`test: FILE`", "--split train or valid"):
         assert words in said
     assert "Invalid value for '--split'" in run("evaluate", TEACHER, "--split", "dev", code=2).stderr
 

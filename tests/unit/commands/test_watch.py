@@ -56,8 +56,8 @@ def write(folder: Path, steps: int) -> None:
     for step in range(1, steps + 1):
         values = {"train/total": 100.0 / step, "train/ppl": 3.0, "train/term/task/raw": 1.0}
         sink.write(Record("train", step, float(step), values | {"train/term/task/weighted": 1.0}))
-    said = [(f"long ago\n{n} cats?", f"taught {n}", f"[b]s{n}") for n in range(6)]
-    rows = [{"context": asked, "gold": "g", "teacher": taught, "student": own} for asked, taught, own in said]
+    said = [(f"long ago\n{n} cats?", f"teacher {n}", f"[b]s{n}") for n in range(6)]
+    rows = [{"context": asked, "gold": "g", "teacher": right, "student": own} for asked, right, own in said]
     sink.write(Record("samples", steps, float(steps), rows=tuple(rows)))
     sink.close("finished")
 
@@ -95,7 +95,7 @@ def test_sample_replies_of_teacher_and_student_side_by_side(tmp_path):
     text = shown(tmp_path, 60)
     assert re.search(r"sample replies, step 40 +teacher +student", text)
     for n in range(4):
-        assert re.search(rf"{n} cats\? +taught {n} +\[b\]s{n}", text), "what a model says is no markup"
+        assert re.search(rf"{n} cats\? +teacher {n} +\[b\]s{n}", text), "what a model says is no markup"
     assert "4 cats?" not in text and "long ago" not in text
     assert "sample replies" not in shown(tmp_path, 22)
 

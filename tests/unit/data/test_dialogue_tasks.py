@@ -1,4 +1,4 @@
-"""The downloaded tasks: damaged files, missing splits, and rules that the fixture rows do not show."""
+"""The downloaded datasets: damaged files, missing splits, and rules that the fixture rows do not show."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_lines
-from distill_engine.data.tasks import (
+from distill_engine.data.readers import (
     DataError,
+    DialogueSpec,
     Episode,
-    TaskSpec,
     Turn,
     has_split,
-    read_task,
+    read_dataset,
     source_files,
 )
 
 RAW = Path(__file__).parents[2] / "fixtures" / "taskdata" / "raw"
-TASKS = ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
+DATASETS = ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
 TRAIN = {
     "blended_skill_talk": "blended_skill_talk/train.json",
     "wizard_of_wikipedia": "wizard_of_wikipedia/train.json",
@@ -31,19 +31,19 @@ TRAIN = {
 HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
 
 
-def spec(task: str, root: Path, **values) -> TaskSpec:
-    return TaskSpec(task, root=str(root), **values)
+def spec(dataset: str, root: Path, **values) -> DialogueSpec:
+    return DialogueSpec(dataset, root=str(root), **values)
 
 
-def refusal(task: str, root: Path | None, split: str = "train", **values) -> str:
+def refusal(dataset: str, root: Path | None, split: str = "train", **values) -> str:
     with pytest.raises(DataError) as caught:
-        read_task(TaskSpec(task, root=None if root is None else str(root), **values), split)
+        read_dataset(DialogueSpec(dataset, root=None if root is None else str(root), **values), split)
     return str(caught.value)
 
 
-def root_with(tmp_path: Path, task: str, data: str | bytes) -> Path:
-    """A root whose training file of a task holds `data`."""
-    file = tmp_path / TRAIN[task]
+def root_with(tmp_path: Path, dataset: str, data: str | bytes) -> Path:
+    """A root whose training file of a dataset holds `data`."""
+    file = tmp_path / TRAIN[dataset]
     file.parent.mkdir(parents=True)
     file.write_bytes(data.encode() if isinstance(data, str) else data)
     return tmp_path
@@ -52,38 +52,38 @@ def root_with(tmp_path: Path, task: str, data: str | bytes) -> Path:
 # -- What is there -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_split_is_there_and_files_are_named(task):
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_split_is_there_and_files_are_named(dataset):
     for split in ("train", "valid", "test"):
-        assert has_split(spec(task, RAW), split)
-        (file,) = source_files(spec(task, RAW), split)
+        assert has_split(spec(dataset, RAW), split)
+        (file,) = source_files(spec(dataset, RAW), split)
         assert file.is_file()
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_without_a_root_or_with_a_wrong_one(task, tmp_path):
-    assert "needs data.root, which is null" in refusal(task, None)
-    message = refusal(task, tmp_path / "absent")
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_without_a_root_or_with_a_wrong_one(dataset, tmp_path):
+    assert "needs data.root, which is null" in refusal(dataset, None)
+    message = refusal(dataset, tmp_path / "absent")
     assert f"({tmp_path / 'absent'} is missing)" in message and "distill data fetch" in message
-    folder = Path(TRAIN[task.partition(":")[0]]).parts[0]
-    assert f"({tmp_path / folder} is missing)" in refusal(task, tmp_path)
+    folder = Path(TRAIN[dataset.partition(":")[0]]).parts[0]
+    assert f"({tmp_path / folder} is missing)" in refusal(dataset, tmp_path)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_missing_split(task, tmp_path):
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_missing_split(dataset, tmp_path):
     shutil.copytree(RAW, tmp_path / "data")
     for file in (tmp_path / "data").rglob("*valid*"):
         file.unlink()
-    assert len(read_task(spec(task, tmp_path / "data"), "train")) > 1
-    message = refusal(task, tmp_path / "data", "valid")
-    assert f"Task {task!r} has no valid split: there is no {tmp_path}" in message and "valid" in message
+    assert len(read_dataset(spec(dataset, tmp_path / "data"), "train")) > 1
+    message = refusal(dataset, tmp_path / "data", "valid")
+    assert f"Dataset {dataset!r} has no valid split: there is no {tmp_path}" in message and "valid" in message
 
 
 def test_limits_stop_reading(tmp_path):
     """The file is damaged behind the limit; what was asked for comes all the same."""
     episodes = (RAW / TRAIN["blended_skill_talk"]).read_text()
     root = root_with(tmp_path, "blended_skill_talk", episodes[: len(episodes) // 2])
-    found = read_task(spec("blended_skill_talk", root, train_examples=2), "train")
+    found = read_dataset(spec("blended_skill_talk", root, train_examples=2), "train")
     assert [len(episode.turns) for episode in found] == [2]
     assert "not JSON" in refusal("blended_skill_talk", root)
 
@@ -94,7 +94,7 @@ def test_limits_stop_reading(tmp_path):
 def test_convai2_falls_back_to_the_file_without_candidates(tmp_path):
     (tmp_path / "ConvAI2").mkdir()
     shutil.copy(RAW / "ConvAI2" / "train_self_original_no_cands.txt", tmp_path / "ConvAI2")
-    assert read_task(spec("convai2", tmp_path), "train") == read_task(spec("convai2", RAW), "train")
+    assert read_dataset(spec("convai2", tmp_path), "train") == read_dataset(spec("convai2", RAW), "train")
 
 
 def test_own_persona_comes_before_the_partners_and_both_before_the_rest():
@@ -102,7 +102,7 @@ def test_own_persona_comes_before_the_partners_and_both_before_the_rest():
     assert normalize_lines(text) == "your persona: I'm tall.\npartner's persona: I run.\nHello.\nIs it?yes"
 
 
-@pytest.mark.parametrize("task", ["convai2", "convai2:normalized"])
+@pytest.mark.parametrize("dataset", ["convai2", "convai2:normalized"])
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -111,15 +111,15 @@ def test_own_persona_comes_before_the_partners_and_both_before_the_rest():
         (b"2 caf\xe9\thi", "line 2, byte 6: not UTF-8"),
     ],
 )
-def test_a_damaged_convai2_file(tmp_path, task, line, said):
+def test_a_damaged_convai2_file(tmp_path, dataset, line, said):
     root = root_with(tmp_path, "convai2", b"1 hi\thello\n" + line + b"\n")
-    message = refusal(task, root)
+    message = refusal(dataset, root)
     assert said in message and str(root / TRAIN["convai2"]) in message
 
 
 def fbdialog(tmp_path: Path, text: str) -> list[Episode]:
     (tmp_path / "file.txt").write_text(text)
-    return read_task(TaskSpec("fbdialog", train=str(tmp_path / "file.txt")), "train")
+    return read_dataset(DialogueSpec("fbdialog", train=str(tmp_path / "file.txt")), "train")
 
 
 def test_fbdialog_episodes_context_and_labels(tmp_path):
@@ -143,7 +143,7 @@ def row(number: int | str, text: str, conversation: str = "a", tail: str = ",5|5
 
 
 def empathetic(tmp_path: Path, text: str) -> list[Episode]:
-    return read_task(spec("empathetic_dialogues", root_with(tmp_path, "empathetic_dialogues", text)), "train")
+    return read_dataset(spec("empathetic_dialogues", root_with(tmp_path, "empathetic_dialogues", text)), "train")
 
 
 def test_empathetic_dialogues_halves_and_spaces(tmp_path):
@@ -155,7 +155,7 @@ def test_empathetic_dialogues_without_its_header_or_doubled_folder(tmp_path):
     file = tmp_path / "empatheticdialogues" / "train.csv"
     file.parent.mkdir()
     file.write_text(row(1, "a") + row(2, "b"))
-    assert read_task(spec("empathetic_dialogues", tmp_path), "train") == [Episode((Turn("a", "b"),))]
+    assert read_dataset(spec("empathetic_dialogues", tmp_path), "train") == [Episode((Turn("a", "b"),))]
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_a_damaged_empathetic_dialogues_file(tmp_path, rows, said):
 # -- BlendedSkillTalk and Wizard of Wikipedia --------------------------------------------------------------------
 
 
-def changed(task: str, **values: Any) -> str:
+def changed(dataset: str, **values: Any) -> str:
     """The training file with a changed second episode; a value of ... removes the key."""
-    episodes = json.loads((RAW / TRAIN[task]).read_text())
+    episodes = json.loads((RAW / TRAIN[dataset]).read_text())
     episodes[1] |= values
     episodes[1] = {key: value for key, value in episodes[1].items() if value is not ...}
     return json.dumps(episodes)
@@ -206,30 +206,30 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("task", "values", "said"), BROKEN, ids=range(len(BROKEN)))
-def test_an_episode_of_another_shape(tmp_path, task, values, said):
-    root = root_with(tmp_path, task, changed(task, **values))
-    message = refusal(task, root)
-    assert f"{root / TRAIN[task]}, line 1, episode 2" in message and said in message
+@pytest.mark.parametrize(("dataset", "values", "said"), BROKEN, ids=range(len(BROKEN)))
+def test_an_episode_of_another_shape(tmp_path, dataset, values, said):
+    root = root_with(tmp_path, dataset, changed(dataset, **values))
+    message = refusal(dataset, root)
+    assert f"{root / TRAIN[dataset]}, line 1, episode 2" in message and said in message
 
 
-@pytest.mark.parametrize("task", ["blended_skill_talk", "wizard_of_wikipedia"])
-def test_a_json_file_that_is_cut_off_or_in_another_encoding(tmp_path, task):
-    text = (RAW / TRAIN[task]).read_bytes()
-    root = root_with(tmp_path, task, text[:-200])
-    message = refusal(task, root)
-    assert f"{root / TRAIN[task]}, line " in message and ", episode 4: not JSON" in message
-    (root / TRAIN[task]).write_bytes(text.decode().encode("utf-16"))
-    assert "line 1: not UTF-8" in refusal(task, root)
-    (root / TRAIN[task]).write_text("[]")
-    assert "holds no example" in refusal(task, root)
+@pytest.mark.parametrize("dataset", ["blended_skill_talk", "wizard_of_wikipedia"])
+def test_a_json_file_that_is_cut_off_or_in_another_encoding(tmp_path, dataset):
+    text = (RAW / TRAIN[dataset]).read_bytes()
+    root = root_with(tmp_path, dataset, text[:-200])
+    message = refusal(dataset, root)
+    assert f"{root / TRAIN[dataset]}, line " in message and ", episode 4: not JSON" in message
+    (root / TRAIN[dataset]).write_bytes(text.decode().encode("utf-16"))
+    assert "line 1: not UTF-8" in refusal(dataset, root)
+    (root / TRAIN[dataset]).write_text("[]")
+    assert "holds no example" in refusal(dataset, root)
 
 
 def test_unseen_topics_are_another_file(tmp_path):
     for split in ("valid", "test"):
-        unseen = read_task(spec("wizard_of_wikipedia", RAW, topic_split=True), split)
+        unseen = read_dataset(spec("wizard_of_wikipedia", RAW, topic_split=True), split)
         raw = json.loads((RAW / "wizard_of_wikipedia" / f"{split}_topic_split.json").read_text())
         assert unseen[0].turns[0].text.split("\n")[0] == raw[0]["chosen_topic"]
-        assert unseen != read_task(spec("wizard_of_wikipedia", RAW), split)
-    train = [read_task(spec("wizard_of_wikipedia", RAW, topic_split=unseen), "train") for unseen in (True, False)]
+        assert unseen != read_dataset(spec("wizard_of_wikipedia", RAW), split)
+    train = [read_dataset(spec("wizard_of_wikipedia", RAW, topic_split=unseen), "train") for unseen in (True, False)]
     assert train[0] == train[1]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_reply
-from distill_engine.data.tasks import READERS, Episode, TaskSpec, read_task
+from distill_engine.data.readers import READERS, DialogueSpec, Episode, read_dataset
 from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named
@@ -46,23 +46,23 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
 
 
-def spec_of(name: str) -> tuple[TaskSpec, str]:
+def spec_of(name: str) -> tuple[DialogueSpec, str]:
     """`blended_skill_talk_train`, `generic_jsonfile_train_both` and the like -> what to read, and the split."""
     if name.startswith("generic_"):
         kind, split, *turns = name.removeprefix("generic_").split("_")
         reader, file = GENERIC[kind]
         path = str(ROOT / "raw" / "generic" / file.format(split=split))
         label_turns = LABEL_TURNS[turns[0]] if turns else "second_speaker"
-        return TaskSpec(reader, train=path, valid=path, test=path, label_turns=label_turns), split
+        return DialogueSpec(reader, train=path, valid=path, test=path, label_turns=label_turns), split
     stem, split = re.fullmatch(r"(.+)[_/](train|valid|test)", name).groups()
     topic = stem.endswith("_topic_split")
-    task = stem.removesuffix("_topic_split").replace("_normalized", ":normalized")
-    assert task in READERS, f"{name} is of no task that can be read"
-    return TaskSpec(task, root=str(ROOT / "raw"), topic_split=topic), split
+    dataset = stem.removesuffix("_topic_split").replace("_normalized", ":normalized")
+    assert dataset in READERS, f"{name} is of no dataset that can be read"
+    return DialogueSpec(dataset, root=str(ROOT / "raw"), topic_split=topic), split
 
 
 def read(name: str) -> list[Episode]:
-    return read_task(*spec_of(name))
+    return read_dataset(*spec_of(name))
 
 
 def file_name(file: Path) -> str:
@@ -111,11 +111,11 @@ def test_ids_are_parlais(file, tokenizer):
     for key in (key for key in rows[0] if re.fullmatch(r"t\d+", key)):
         limit = int(key[1:])
         encoder = DialogueTokenizer(tokenizer, layout, DELIMITER, limit, limit)
-        task = encoder.tokenise(read(file_name(file)))
+        dataset = encoder.tokenise(read(file_name(file)))
         whole = DialogueTokenizer(tokenizer, layout, DELIMITER, 100_000, 100_000).tokenise(read(file_name(file)))
-        assert len(task) == len(rows)
+        assert len(dataset) == len(rows)
         for index, row in enumerate(rows):
-            example = task.example(index)
+            example = dataset.example(index)
             assert example.context_ids.tolist() == row[key]["text_vec"]
             assert example.label_ids.tolist() == row[key]["label_vec"]
             assert len(whole.example(index).context_ids) == row[key]["context_original_length"]
@@ -126,9 +126,9 @@ def test_barts_ids_are_the_same_words_between_start_and_end(file, tokenizer):
     """ParlAI's BART agent cuts to the limit less two, then adds both; the words are tokenised as ever."""
     limit = 32
     layout = family_named("bart").layout(SpecialTokens(PAD, END, START))
-    task = DialogueTokenizer(tokenizer, layout, DELIMITER, limit, limit).tokenise(read(file_name(file)))
+    dataset = DialogueTokenizer(tokenizer, layout, DELIMITER, limit, limit).tokenise(read(file_name(file)))
     for index, row in enumerate(lines(file)):
-        ids = task.example(index)
+        ids = dataset.example(index)
         words = row["t128"]["text_vec"][:-1]  # without the global end token, which BART does not have
         if row["t128"]["context_original_length"] <= 128:
             assert ids.context_ids.tolist() == [START, *words[-(limit - 2) :], END]

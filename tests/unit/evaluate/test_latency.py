@@ -7,7 +7,8 @@ import torch
 from transformers import BartConfig
 
 from distill_engine.evaluate import latency
-from distill_engine.evaluate.latency import Case, CompileError, Timing, measure, measure_latency, rows, unsupported
+from distill_engine.evaluate.latency import CompileError, measure, measure_latency, unsupported
+from distill_engine.evaluate.latency_rows import Case, Timing, rows
 from distill_engine.models.adapter import adapt
 
 

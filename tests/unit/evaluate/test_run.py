@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from distill_engine.data.corpora.demo import demo_episodes
-from distill_engine.data.tasks import TaskSpec, read_task
+from distill_engine.data.readers import DialogueSpec, read_dataset
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.evaluate import run as evaluation
@@ -50,7 +50,7 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def tasks(tokenizer):
+def datasets(tokenizer):
     encoder = DialogueTokenizer(tokenizer, blenderbot_layout(), "\n", 100, 24)
     episodes = demo_episodes("valid", 36, 3)
     return [encoder.tokenise(episodes[::2]), encoder.tokenise(episodes[1::2])]
@@ -66,44 +66,44 @@ def student(tmp_path_factory) -> Path:
     return folder
 
 
-def examples(tasks, tokenizer, per_batch=8) -> EvaluationSet:
-    return EvaluationSet(tasks, blenderbot_layout(), tokenizer, per_batch)
+def examples(datasets, tokenizer, per_batch=8) -> EvaluationSet:
+    return EvaluationSet(datasets, blenderbot_layout(), tokenizer, per_batch)
 
 
 def loaded(student):
     return {"teacher": load_model(TEACHER, CPU), "student": load_model(student, CPU)}
 
 
-def evaluate(folder, tasks, tokenizer, student, spoken=SPOKEN, **options):
+def evaluate(folder, datasets, tokenizer, student, spoken=SPOKEN, **options):
     work = Work(folder, **options)
     models = loaded(student)
-    return run_evaluation(models, models["teacher"], examples(tasks, tokenizer), LABELS, tokenizer, work, spoken)
+    return run_evaluation(models, models["teacher"], examples(datasets, tokenizer), LABELS, tokenizer, work, spoken)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tasks, tokenizer, student):
+def whole(tmp_path_factory, datasets, tokenizer, student):
     """An evaluation by one process, never interrupted."""
-    return evaluate(tmp_path_factory.mktemp("whole"), tasks, tokenizer, student)
+    return evaluate(tmp_path_factory.mktemp("whole"), datasets, tokenizer, student)
 
 
-def test_each_example_comes_once_and_its_text_is_the_data(tasks, tokenizer):
-    all_of_it = examples(tasks, tokenizer)
+def test_each_example_comes_once_and_its_text_is_the_data(datasets, tokenizer):
+    all_of_it = examples(datasets, tokenizer)
     texts = [text for number in range(len(all_of_it)) for text in all_of_it.texts(number)]
-    assert len(texts) == all_of_it.examples == sum(map(len, tasks))
+    assert len(texts) == all_of_it.examples == sum(map(len, datasets))
     said = [turn.label for episode in demo_episodes("valid", 36, 3) for turn in episode.turns]
     assert sorted(text.gold for text in texts) == sorted(said)
     rows = sum(len(all_of_it.batch(number)) for number in range(len(all_of_it)))
     assert rows == len(texts)
 
 
-def test_values_against_a_plain_computation(whole, tasks, tokenizer, student):
+def test_values_against_a_plain_computation(whole, datasets, tokenizer, student):
     """One example after the other through plain transformers models, without our adapter, loader or sums."""
     models = {name: AutoModelForSeq2SeqLM.from_pretrained(f).eval() for name, f in (("t", TEACHER), ("s", student))}
     found = {}
-    for label, task in zip(LABELS, tasks, strict=True):
+    for label, dataset in zip(LABELS, datasets, strict=True):
         loss = kl = right = tokens = agree = exact = 0.0
-        for index in range(len(task)):
-            example = task.example(index)
+        for index in range(len(dataset)):
+            example = dataset.example(index)
             gold = torch.tensor(example.label_ids).long()
             inputs = {
                 "input_ids": torch.tensor(example.context_ids)[None].long(),
@@ -123,7 +123,7 @@ def test_values_against_a_plain_computation(whole, tasks, tokenizer, student):
             tokens += len(gold)
         found[label] = {
             "ppl": math.exp(loss / tokens), "loss": loss / tokens, "teacher_kl": kl / tokens,
-            "token_acc": right / tokens, "teacher_acc": agree / tokens, "token_em": exact / len(task),
+            "token_acc": right / tokens, "teacher_acc": agree / tokens, "token_em": exact / len(dataset),
         }  # fmt: skip
     values = whole.values["student"]
     for label, row in found.items():
@@ -131,7 +131,7 @@ def test_values_against_a_plain_computation(whole, tasks, tokenizer, student):
     for name in found["pets"]:
         mean = sum(row[name] for row in found.values()) / 2
         assert values[name] == pytest.approx(mean, rel=1e-4)
-    assert values["exs"] == sum(map(len, tasks))
+    assert values["exs"] == sum(map(len, datasets))
 
 
 def test_the_teacher_is_its_own_equal(whole):
@@ -141,23 +141,24 @@ def test_the_teacher_is_its_own_equal(whole):
     assert student["f1"] < teacher["f1"] and teacher["bleu"] > 10
 
 
-def test_replies_in_batches_are_replies_alone(whole, tasks, tokenizer):
+def test_replies_in_batches_are_replies_alone(whole, datasets, tokenizer):
     """One context after the other, through plain generate, gives the same metrics."""
     model = AutoModelForSeq2SeqLM.from_pretrained(TEACHER).eval()
     said, golds, lengths = [], [], []
-    for task in tasks:
-        for index in range(len(task)):
+    for dataset in datasets:
+        for index in range(len(dataset)):
             ids = model.generate(
-                torch.tensor(task.example(index).context_ids)[None].long(), max_new_tokens=10, suppress_tokens=[1]
+                torch.tensor(dataset.example(index).context_ids)[None].long(), max_new_tokens=10, suppress_tokens=[1]
             )[0, 1:].tolist()
             said.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
             lengths.append(len(ids))
-            golds.append([tokenizer.decode(task.tokens[task.bounds[index, 2] : task.bounds[index, 3]].tolist())])
+            gold = dataset.tokens[dataset.bounds[index, 2] : dataset.bounds[index, 3]]
+            golds.append([tokenizer.decode(gold.tolist())])
     expected = reply_metrics([Answered(*one) for one in zip(said, lengths, golds, strict=True)])
     values = whole.values["teacher"]
     pooled = ("bleu", "interdistinct-1", "interdistinct-2")
     assert {name: values[name] for name in pooled} == pytest.approx({name: expected[name] for name in pooled})
-    share = len(tasks[0]) / (len(tasks[0]) + len(tasks[1]))
+    share = len(datasets[0]) / (len(datasets[0]) + len(datasets[1]))
     for name in ("f1", "accuracy", "repetition", "reply_tokens"):
         mixed = share * values[f"pets/{name}"] + (1 - share) * values[f"sums/{name}"]
         assert mixed == pytest.approx(expected[name]), name
@@ -165,12 +166,12 @@ def test_replies_in_batches_are_replies_alone(whole, tasks, tokenizer):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_any_number_of_processes_gives_the_same_bits(tmp_path, whole, tasks, tokenizer, student, world_size):
+def test_any_number_of_processes_gives_the_same_bits(tmp_path, whole, datasets, tokenizer, student, world_size):
     everybodys = [loaded(student) for _ in range(world_size)]  # transformers cannot load in several threads at once
 
     def rank(number):
         models, work = everybodys[number], Work(tmp_path, number, world_size)
-        data = examples(tasks, tokenizer)
+        data = examples(datasets, tokenizer)
         return run_evaluation(models, models["teacher"], data, LABELS, tokenizer, work, SPOKEN)
 
     with ThreadPoolExecutor(world_size) as pool:
@@ -183,7 +184,7 @@ class PlugPulledError(Exception):
     pass
 
 
-def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, tasks, tokenizer, student):
+def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, datasets, tokenizer, student):
     everybodys = [loaded(student) for _ in range(2)]
 
     def fail(name, done, batches):
@@ -191,7 +192,7 @@ def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, tasks, tokenizer
 
     def rank(number):
         models, work = everybodys[number], Work(tmp_path, number, 2, advance=fail if number == 1 else None)
-        data = examples(tasks, tokenizer)
+        data = examples(datasets, tokenizer)
         return run_evaluation(models, models["teacher"], data, LABELS, tokenizer, work, None)
 
     with ThreadPoolExecutor(2) as pool:
@@ -202,17 +203,17 @@ def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, tasks, tokenizer
             first.result(timeout=120)
 
 
-def test_several_processes_do_not_begin_afresh(tmp_path, tasks, tokenizer, student):
+def test_several_processes_do_not_begin_afresh(tmp_path, datasets, tokenizer, student):
     with pytest.raises(ModelError, match="--fresh"):
-        evaluate(tmp_path, tasks, tokenizer, student, spoken=None, resume=False, world_size=2)
+        evaluate(tmp_path, datasets, tokenizer, student, spoken=None, resume=False, world_size=2)
 
 
-def test_values_are_the_same_where_large_logits_are_never_formed(tmp_path, tasks, tokenizer, student, monkeypatch):
-    as_logits = evaluate(tmp_path / "logits", tasks, tokenizer, student, spoken=None)
+def test_values_are_the_same_where_large_logits_are_never_formed(tmp_path, datasets, tokenizer, student, monkeypatch):
+    as_logits = evaluate(tmp_path / "logits", datasets, tokenizer, student, spoken=None)
     monkeypatch.setattr(dispatch, "SMALL_LOGITS_BYTES", 0)
     monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 2**18)
     monkeypatch.setattr(Adapter, "_logits", None)
-    in_blocks = evaluate(tmp_path / "blocks", tasks, tokenizer, student, spoken=None)
+    in_blocks = evaluate(tmp_path / "blocks", datasets, tokenizer, student, spoken=None)
     assert in_blocks.values == {name: pytest.approx(values, rel=1e-5) for name, values in as_logits.values.items()}
     counted = ("token_acc", "token_em", "teacher_acc")
     for name, values in in_blocks.values.items():
@@ -233,13 +234,13 @@ def test_families_that_never_predict_another_token_are_compared_by_whole_logits(
     assert prediction_kernel({"m": blenderbot}, other, batch) == "reference"
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, tasks, tokenizer, student, monkeypatch):
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, datasets, tokenizer, student, monkeypatch):
     def until_third(name, done, batches):
         if name == "student" and done == 3:
             raise PlugPulledError
 
     with pytest.raises(PlugPulledError):
-        evaluate(tmp_path, tasks, tokenizer, student, advance=until_third)
+        evaluate(tmp_path, datasets, tokenizer, student, advance=until_third)
     for file in tmp_path.rglob("rank-0.jsonl"):  # a kill in the middle of a write leaves half a line
         file.write_bytes(file.read_bytes()[:-30])
     computed = []
@@ -250,22 +251,22 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, tasks, 
         return sums(models, *rest)
 
     monkeypatch.setattr(evaluation, "batch_sums", counted)
-    assert evaluate(tmp_path, tasks, tokenizer, student) == whole
-    batches = len(examples(tasks, tokenizer))
+    assert evaluate(tmp_path, datasets, tokenizer, student) == whole
+    batches = len(examples(datasets, tokenizer))
     assert computed == [["teacher", "student"]] * (batches - 2)
     computed.clear()
-    assert evaluate(tmp_path, tasks, tokenizer, student) == whole
+    assert evaluate(tmp_path, datasets, tokenizer, student) == whole
     assert computed == []
-    evaluate(tmp_path, tasks, tokenizer, student, spoken=None, resume=False)
+    evaluate(tmp_path, datasets, tokenizer, student, spoken=None, resume=False)
     assert len(computed) == batches
-    evaluate(tmp_path, tasks, tokenizer, student, spoken=ReplySettings(4))  # another question, other results
+    evaluate(tmp_path, datasets, tokenizer, student, spoken=ReplySettings(4))  # another question, other results
     assert len(computed) == 2 * batches
 
 
 def test_samples_hold_every_models_reply(whole):
     assert 3 <= len(whole.samples) <= 12
     for sample in whole.samples:
-        assert set(sample.replies) == {"teacher", "student"} and sample.task in LABELS
+        assert set(sample.replies) == {"teacher", "student"} and sample.dataset in LABELS
         assert sample.context and sample.gold
     assert len({sample.context for sample in whole.samples}) > 2
 
@@ -295,18 +296,19 @@ def test_settings_from_the_command_line():
         parse_settings(["num_beams"])
 
 
-def test_models_that_do_not_fit_are_refused(tmp_path, tasks, tokenizer, tiny):
+def test_models_that_do_not_fit_are_refused(tmp_path, datasets, tokenizer, tiny):
     model = tiny.model("blenderbot")
     with pytest.raises(ModelError, match=r"token id \d+, model 'x' has 29 embedding rows"):
-        run_evaluation({"x": model}, None, examples(tasks, tokenizer), LABELS, tokenizer, Work(tmp_path), None)
+        run_evaluation({"x": model}, None, examples(datasets, tokenizer), LABELS, tokenizer, Work(tmp_path), None)
     wide = tiny.model("blenderbot", vocab_size=1100, max_position_embeddings=128)
     with pytest.raises(ModelError, match="predicts 1100 tokens, the teacher 1024"):
         run_evaluation(
-            {"x": wide}, load_model(TEACHER, CPU), examples(tasks, tokenizer), LABELS, tokenizer, Work(tmp_path), None
+            {"x": wide}, load_model(TEACHER, CPU), examples(datasets, tokenizer), LABELS, tokenizer, Work(tmp_path),
+            None
         )
     short = tiny.model("blenderbot", vocab_size=1100, max_position_embeddings=24)
     with pytest.raises(ModelError, match="model 'x' has 24 positions"):
-        run_evaluation({"x": short}, None, examples(tasks, tokenizer), LABELS, tokenizer, Work(tmp_path), None)
+        run_evaluation({"x": short}, None, examples(datasets, tokenizer), LABELS, tokenizer, Work(tmp_path), None)
 
 
 # ---- a real ParlAI run -------------------------------------------------------------------------------------------
@@ -343,13 +345,13 @@ def from_parlai(folder: Path) -> BlenderbotForConditionalGeneration:
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_the_report_of_a_parlai_run(tmp_path, split):
-    """Loss, ppl, token_acc and token_em of every task, as ParlAI printed them (4 digits), from the raw files on."""
+    """Loss, ppl, token_acc and token_em of every dataset, as ParlAI printed them (4 digits), from the raw files on."""
     root = Path(os.environ.get("TASKDATA_DIR") or Path(__file__).parents[2] / "fixtures" / "taskdata")
     report = json.loads((root / "tiny_parlai" / "blender" / f"model.{split}").read_text().split(f"{split}:", 1)[1])
     names = ("blended_skill_talk", "convai2:normalized", "empathetic_dialogues", "wizard_of_wikipedia")
     tokenizer = load_tokenizer(str(root / "toy_dict" / "hf"))
     encoder = DialogueTokenizer(tokenizer, blenderbot_layout(), "  ", 128, 128)
-    data = [encoder.tokenise(read_task(TaskSpec(name, root=str(root / "raw")), split)) for name in names]
+    data = [encoder.tokenise(read_dataset(DialogueSpec(name, root=str(root / "raw")), split)) for name in names]
     model = from_parlai(root / "tiny_parlai" / "blender")
     batches = EvaluationSet(data, blenderbot_layout(), tokenizer, 4)
     values = run_evaluation({"m": model}, None, batches, names, tokenizer, Work(tmp_path), None).values["m"]

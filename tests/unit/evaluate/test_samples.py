@@ -61,10 +61,10 @@ def model(speaker):
     return copy.deepcopy(speaker)
 
 
-def ask(ready, model, taught=None):
+def ask(ready, model, replies=None):
     """Values and records of one round of samples after step 7."""
     kept = Kept()
-    guard = SampleReplies(ready, recipe_prompts(ready), model, SinkGroup([kept], pytest.fail), taught)
+    guard = SampleReplies(ready, recipe_prompts(ready), model, SinkGroup([kept], pytest.fail), replies)
     return guard(7, 3.5), kept
 
 
@@ -82,9 +82,9 @@ def test_a_model_that_speaks_well_raises_no_alarm(ready, model):
 
 def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model):
     _, kept = ask(ready, model)
-    task = ready.valid_tasks[0]
+    dataset = ready.valid_datasets[0]
     for index, row in enumerate(kept.of("samples")[0].rows):
-        example = task.example(index)
+        example = dataset.example(index)
         context = torch.tensor([example.context_ids.tolist()])
         (alone,) = replies(model, ready.tokenizer, Tokens(context, torch.ones_like(context)), own_settings(model, 32))
         assert row["student"] == alone.text
@@ -93,11 +93,11 @@ def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model
 
 
 def test_the_teachers_replies_stand_beside_the_students(ready, model):
-    taught = [f"taught {number}" for number in range(5)]
-    values, kept = ask(ready, model, taught)
+    replies = [f"teacher {number}" for number in range(5)]
+    values, kept = ask(ready, model, replies)
     (record,) = kept.of("samples")
     assert list(record.rows[0]) == ["task", "context", "gold", "teacher", "student"]
-    assert [row["teacher"] for row in record.rows] == taught
+    assert [row["teacher"] for row in record.rows] == replies
     plain, other = ask(ready, model)
     assert [row["student"] for row in record.rows] == [row["student"] for row in other.of("samples")[0].rows]
     assert values.keys() == plain.keys()
@@ -173,7 +173,7 @@ def test_a_model_that_answers_several_times_answers_once(ready, model):
 
 
 def prompt(ready, number, repeated=0.0):
-    return Prompt("demo", ready.valid_tasks[0].example(number), "context", f"gold {number}", repeated)
+    return Prompt("demo", ready.valid_datasets[0].example(number), "context", f"gold {number}", repeated)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What each family shows, on tiny models with the published configurations' oddities: equal to plain transformers'."""
+"""What each family gives, on tiny models with the published configurations' oddities: equal to plain transformers'."""
 
 import copy
 
@@ -38,25 +38,25 @@ def test_features_are_those_of_plain_transformers(name):
     expected = eager(model, batch)
     adapter = adapt(model)
     with torch.no_grad():
-        shown = adapter(batch, ALL)
+        features = adapter(batch, ALL)
     masked = adapter.family.masked_id(start_of(model.config))
     seen = [n for n in range(tiny_families.VOCABULARY) if n != masked]
     rows = batch.label_mask
-    torch.testing.assert_close(shown.logits[rows][:, seen], expected.logits[rows][:, seen], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features.logits[rows][:, seen], expected.logits[rows][:, seen], rtol=1e-4, atol=1e-4)
     context = batch.context_mask
     torch.testing.assert_close(
-        shown.encoder_output[context], expected.encoder_last_hidden_state[context], rtol=1e-4, atol=1e-4
+        features.encoder_output[context], expected.encoder_last_hidden_state[context], rtol=1e-4, atol=1e-4
     )
-    head = shown.head
+    head = features.head
     product = head.hidden @ head.embedding.T + (0.0 if head.bias is None else head.bias)
-    torch.testing.assert_close(product[rows][:, seen], shown.logits[rows][:, seen], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product[rows][:, seen], features.logits[rows][:, seen], rtol=1e-4, atol=1e-4)
     assert head.masked_id == masked
     # the last hidden state is behind the last norm there, so all but the last layer
     stacks = {Stack.ENCODER: expected.encoder_hidden_states, Stack.DECODER: expected.decoder_hidden_states}
     for stack, states in stacks.items():
         counted = batch.mask_of(stack)
         for layer in (0, 1):
-            found = shown.hidden[stack, layer][counted]
+            found = features.hidden[stack, layer][counted]
             torch.testing.assert_close(found, states[layer + 1][counted], rtol=1e-4, atol=1e-4)
 
 
@@ -66,13 +66,13 @@ def test_scores_give_eager_attentions_weights(name):
     model, batch = tiny_families.model(name), tiny_families.batch(name)
     expected = eager(model, batch)
     with torch.no_grad():
-        shown = adapt(model)(batch, ALL).attention
+        features = adapt(model)(batch, ALL).attention
     weights = {
         AttentionKind.ENCODER_SELF: expected.encoder_attentions,
         AttentionKind.DECODER_SELF: expected.decoder_attentions,
         AttentionKind.CROSS: expected.cross_attentions,
     }
-    for (kind, layer), one in shown.items():
+    for (kind, layer), one in features.items():
         scores = one.query @ one.key.transpose(2, 3) * one.scale
         if one.bias is not None:
             scores = scores + one.bias
@@ -89,18 +89,18 @@ def test_scores_give_eager_attentions_weights(name):
 def test_embeddings_are_bare_table_rows(name):
     model, batch = tiny_families.model(name), tiny_families.batch(name)
     with torch.no_grad():
-        shown = adapt(model)(batch, ALL).embeddings
+        features = adapt(model)(batch, ALL).embeddings
     body = getattr(model, "model", model)
     for stack, ids in ((Stack.ENCODER, batch.inputs.input_ids), (Stack.DECODER, batch.decoder_input_ids)):
         table = getattr(body, stack.value).embed_tokens.weight
-        torch.testing.assert_close(shown[stack], table[ids], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(features[stack], table[ids], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5-small", "umt5-small"])
 def test_gradients_reach_the_bias_tables(name):
     model, batch = tiny_families.model(name), tiny_families.batch(name)
-    shown = adapt(model)(batch, FeatureRequest(logits=False, attention={AttentionKind.ENCODER_SELF: (2,)}))
-    shown.attention[AttentionKind.ENCODER_SELF, 2].bias.square().sum().backward()
+    features = adapt(model)(batch, FeatureRequest(logits=False, attention={AttentionKind.ENCODER_SELF: (2,)}))
+    features.attention[AttentionKind.ENCODER_SELF, 2].bias.square().sum().backward()
     layer = 0 if name == "t5-small" else 2
     table = model.encoder.block[layer].layer[0].SelfAttention.relative_attention_bias.weight
     assert table.grad is not None and (table.grad != 0).any()

@@ -1,6 +1,7 @@
 """`python -m launcher plan`: what is printed, whether it fits, and what would make it fit."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -75,3 +76,14 @@ def test_more_ranks_need_less_each(plan):
 def test_refusals(plan, words, said):
     code, text, _ = plan(*words)
     assert code == BAD_INPUT and said in text
+
+
+def test_the_plans_in_the_docs_are_what_is_printed(plan, root):
+    """docs/families.md: recipe, parameters of the teacher, trained ones, memory."""
+    page = (root / "docs" / "families.md").read_text()
+    rows = re.findall(r"^\| `(\S+)\.yaml` \| (.*) \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for recipe, teacher, trained, memory in rows:
+        code, said, numbers = plan("--ds-config", root / "ds_configs" / "zero2_bf16.json", recipe=recipe)
+        assert code == 0 and f"on 1 x 8 h100: teacher {teacher} (zero3), trained {trained}" in said.replace("\n", " ")
+        assert f"{numbers['memory_bytes']['together'] / 1e9:.2f}" == memory, recipe

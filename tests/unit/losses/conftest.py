@@ -108,8 +108,8 @@ def plain_terms(student, teacher, batch, supervision, *, definition, temperature
         value = plain_mse(student.embeddings[stack], teacher.embeddings[stack], rows[stack], limit)
         found[f"{stack.value}_embedding"] = (value, sizes[stack])
         layers = [
-            plain_mse(student.hidden[stack, n], teacher.hidden[stack, taught_by], rows[stack], limit)
-            for n, taught_by in enumerate(supervision[stack])
+            plain_mse(student.hidden[stack, n], teacher.hidden[stack, teacher_layer], rows[stack], limit)
+            for n, teacher_layer in enumerate(supervision[stack])
         ]
         found[f"{stack.value}_hidden"] = (sum(layers) / len(layers), sizes[stack])
     for term, kind in (
@@ -118,8 +118,8 @@ def plain_terms(student, teacher, batch, supervision, *, definition, temperature
         ("cross_attention", AttentionKind.CROSS),
     ):
         layers = [
-            plain_attention(student.attention[kind, n], teacher.attention[kind, taught_by], batch, kind, limit)
-            for n, taught_by in enumerate(supervision[kind.query_stack])
+            plain_attention(student.attention[kind, n], teacher.attention[kind, teacher_layer], batch, kind, limit)
+            for n, teacher_layer in enumerate(supervision[kind.query_stack])
         ]
         value, pairs = sum(total for total, _ in layers) / len(layers), layers[0][1]
         if definition == "parlai":
@@ -136,7 +136,7 @@ def plain() -> SimpleNamespace:
     return SimpleNamespace(terms=plain_terms, mse=plain_mse, attention=plain_attention, prediction=plain_prediction)
 
 
-# ---- a student of 2 + 3 layers, taught by layers of a teacher of 2 + 4 -------------------------------------------
+# ---- a student of 2 + 3 layers, distilled from layers of a teacher of 2 + 4 -----------------------------------------
 
 EVERYTHING = LossWeights(task=1, encoder=2, embedding=4, hidden=64, self_attention=4, cross_attention=64, prediction=64)
 SUPERVISION = {Stack.ENCODER: (1, 0), Stack.DECODER: (0, 2, 3)}

@@ -47,8 +47,8 @@ def test_task_and_label_smoothing_are_smoothed_cross_entropy(two, pair, masked_i
     goal = objective(two, task=0.9, label_smoothing=0.1)
     assert goal.student_request().head and list(goal.term_weights) == ["task", "label_smoothing"]
     spoilt = replace(head, hidden=head.hidden.masked_fill(~batch.label_mask[..., None], torch.nan))
-    shown = replace(student, logits=logits(trained), head=spoilt)
-    terms = goal.terms(shown, None, batch)
+    student_features = replace(student, logits=logits(trained), head=spoilt)
+    terms = goal.terms(student_features, None, batch)
     total = goal.total(terms, goal.divisors([batch], lambda one: one, 1)[0])
     exact = [one.detach().double().requires_grad_() for one in trained]
     allowed = [number for number in range(vocabulary) if number != masked_id]
@@ -79,15 +79,15 @@ def test_cosine(two, pair, projected):
         trained += parts
         exact.append([part.detach().double().requires_grad_() for part in parts])
     right = {key: spoil(states, batch.mask_of(key[0])) for key, states in teacher.hidden.items()}
-    shown = replace(student, hidden=own), replace(teacher, hidden=right)
-    values = objective(two, hidden_cosine=1.0).terms(*shown, batch)
+    both = replace(student, hidden=own), replace(teacher, hidden=right)
+    values = objective(two, hidden_cosine=1.0).terms(*both, batch)
     assert list(values) == ["encoder_hidden_cosine", "decoder_hidden_cosine"]
     expected = []
     for parts, (stack, layer) in zip(exact, student.hidden, strict=True):
         mask = batch.mask_of(stack)
         left = functional.linear(parts[0][mask], *parts[1:]) if projected else parts[0][mask]
-        taught = teacher.hidden[stack, two.SUPERVISION[stack][layer]][mask].double()
-        expected.append((1 - functional.cosine_similarity(left, taught, dim=-1)).sum())
+        teacher_states = teacher.hidden[stack, two.SUPERVISION[stack][layer]][mask].double()
+        expected.append((1 - functional.cosine_similarity(left, teacher_states, dim=-1)).sum())
     for value, part in zip(values.values(), (expected[:2], expected[2:]), strict=True):
         assert torch.allclose(value.per_layer.double(), torch.stack(part).detach(), rtol=1e-5)
     found = torch.autograd.grad(sum(value.sum for value in values.values()), trained)
@@ -116,7 +116,7 @@ def test_relations_between_models_of_other_heads(two, pair, heads, size):
     right = model((4, 3), {Stack.ENCODER: 2, Stack.DECODER: 4})
     trained = [side.requires_grad_() for one in own.values() for side in (one.query, one.key)]
 
-    def shown(pairs):
+    def scored(pairs):
         return {
             (kind, layer): QueryKey(
                 *(spoil(side, batch.mask_of(kind.query_stack)) for side in (one.query, one.key)), one.scale
@@ -126,7 +126,7 @@ def test_relations_between_models_of_other_heads(two, pair, heads, size):
 
     goal = objective(two, self_relations=1.0)
     assert not goal.student_request().hidden
-    values = goal.terms(replace(student, attention=shown(own)), replace(teacher, attention=shown(right)), batch)
+    values = goal.terms(replace(student, attention=scored(own)), replace(teacher, attention=scored(right)), batch)
     relations = relation_heads(trained[0], right[AttentionKind.ENCODER_SELF, 0].query)
     assert relations == {(2, 4): 4, (3, 4): 4, (1, 6): 3}[heads, size]
     exact = {id(one): one.detach().double().requires_grad_() for one in trained}
@@ -140,14 +140,14 @@ def test_relations_between_models_of_other_heads(two, pair, heads, size):
     expected = []
     for stack, kind in KINDS.items():
         layers = []
-        for layer, taught_by in enumerate(two.SUPERVISION[stack]):
+        for layer, teacher_layer in enumerate(two.SUPERVISION[stack]):
             total = torch.zeros((), dtype=torch.float64)
             for side in ("query", "key"):
                 left = exact[id(getattr(own[kind, layer], side))]
-                taught = getattr(right[kind, taught_by], side).double()
+                sides = left, getattr(right[kind, teacher_layer], side).double()
                 for example, tokens in enumerate(batch.mask_of(stack)):
                     for head in range(relations):
-                        s, t = (matrix(one, example, tokens, head, stack is Stack.DECODER) for one in (left, taught))
+                        s, t = (matrix(one, example, tokens, head, stack is Stack.DECODER) for one in sides)
                         total = total + (t.exp() * (t - s)).sum() / relations
             layers.append(total)
         expected.append(torch.stack(layers))

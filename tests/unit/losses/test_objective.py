@@ -59,9 +59,9 @@ def test_only_the_encoder_term_is_not_clamped(tiny, two):
         encoder_output=teacher.encoder_output.detach() + 300.0,
         embeddings={stack: teacher.embeddings[stack].detach() + 300.0 for stack in Stack},
         hidden={
-            (stack, n): teacher.hidden[stack, taught_by].detach() + 300.0
+            (stack, n): teacher.hidden[stack, teacher_layer].detach() + 300.0
             for stack, layers in two.SUPERVISION.items()
-            for n, taught_by in enumerate(layers)
+            for n, teacher_layer in enumerate(layers)
         },
         attention={key: QueryKey(pair.query * 1e4, pair.key, pair.scale) for key, pair in student.attention.items()},
     )
@@ -92,8 +92,8 @@ def test_each_student_layer_is_compared_with_its_own_teacher_layer(two, case):
     batch, student, teacher = case
     before = two.objective().terms(student, teacher, batch)["decoder_hidden"].per_layer
     changed = dict(teacher.hidden)
-    changed[Stack.DECODER, 2] = changed[Stack.DECODER, 2] + 1.0  # teaches student layer 1
-    changed[Stack.DECODER, 1] = torch.full_like(changed[Stack.DECODER, 1], math.nan)  # teaches nobody
+    changed[Stack.DECODER, 2] = changed[Stack.DECODER, 2] + 1.0  # mapped to student layer 1
+    changed[Stack.DECODER, 1] = torch.full_like(changed[Stack.DECODER, 1], math.nan)  # mapped to none
     after = two.objective().terms(student, replace(teacher, hidden=changed), batch)["decoder_hidden"].per_layer
     assert (before == after).tolist() == [True, False, True]
 
@@ -140,17 +140,17 @@ def test_one_weight_asks_for_its_features_only_and_moves_nothing_else(two, case,
     for kind in ("hidden", "attention"):
         assert getattr(request, kind) == {key: OF_TEACHER[layers] for key, layers in asked[kind].items()}
     # what was not asked for need not be there
-    shown = Features(
+    student_features = Features(
         logits=student.logits,
         encoder_output=student.encoder_output if asked["encoder_output"] else None,
         embeddings=student.embeddings if asked["embeddings"] else {},
         hidden=student.hidden if asked["hidden"] else {},
         attention={key: pair for key, pair in student.attention.items() if key[0] in asked["attention"]},
     )
-    assert list(target.terms(shown, teacher, batch)) == list(target.term_weights)
-    two.total(target, [(batch, shown, teacher)]).backward()
+    assert list(target.terms(student_features, teacher, batch)) == list(target.term_weights)
+    two.total(target, [(batch, student_features, teacher)]).backward()
     moved = [t for t in two.leaves(student) if t.grad is not None and t.grad.abs().sum() > 0]
-    without_logits = {id(t) for t in two.leaves(replace(shown, logits=None))}
+    without_logits = {id(t) for t in two.leaves(replace(student_features, logits=None))}
     assert {id(t) for t in moved} == ({id(student.logits)} if name in ("task", "prediction") else without_logits)
 
 

@@ -142,8 +142,8 @@ def test_padding_does_not_matter_to_real_models_either(family, tiny, two):
     for pad_to in ((0, 0), (9, 11)):
         batch = tiny.batch(family, contexts=(5, 3), labels=(2, 6), pad_to=pad_to)
         with torch.no_grad():
-            taught = teacher(batch, target.teacher_request())
-        total = two.total(target, [(batch, student(batch, target.student_request()), taught)])
+            teacher_features = teacher(batch, target.teacher_request())
+        total = two.total(target, [(batch, student(batch, target.student_request()), teacher_features)])
         parameters = [p for p in student.parameters() if p.requires_grad]
         slopes.append(torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True))
         totals.append(total.item())

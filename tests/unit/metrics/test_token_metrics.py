@@ -1,4 +1,4 @@
-"""Token metrics: sums per task, names and averages, checked by hand and against a plain formula."""
+"""Token metrics: sums per dataset, names and averages, checked by hand and against a plain formula."""
 
 import math
 from dataclasses import replace
@@ -19,10 +19,10 @@ def predicting(tokens: torch.Tensor, strength: float = 3.0) -> torch.Tensor:
     return torch.nn.functional.one_hot(tokens.clamp(min=0), VOCABULARY).float() * strength
 
 
-def sums_of(student: torch.Tensor, teacher: torch.Tensor | None, batch, tasks: int) -> torch.Tensor:
+def sums_of(student: torch.Tensor, teacher: torch.Tensor | None, batch, datasets: int) -> torch.Tensor:
     """From whole logits."""
     tally = Tally() if teacher is None else Tally("agreement")
-    return tally.sums(Scores(token_scores(student, teacher, batch.labels), batch), tasks)
+    return tally.sums(Scores(token_scores(student, teacher, batch.labels), batch), datasets)
 
 
 def quality_values(sums: torch.Tensor, labels, with_teacher: bool, average="macro") -> dict[str, float]:
@@ -31,7 +31,7 @@ def quality_values(sums: torch.Tensor, labels, with_teacher: bool, average="macr
 
 @pytest.fixture
 def batch(tiny):
-    """Three examples of task 0, 1, 1; the last is a dummy without labels."""
+    """Three examples of dataset 0, 1, 1; the last is a dummy without labels."""
     made = tiny.batch(contexts=(2, 2, 2), labels=(3, 3, 3))
     labels = torch.tensor([[3, 4, 2], [4, 2, IGNORED_LABEL], [IGNORED_LABEL] * 3])
     return replace(made, labels=labels, dataset_ids=torch.tensor([0, 1, 1]))
@@ -44,7 +44,7 @@ RIGHT, WRONG = LOG_PARTITION - 3, LOG_PARTITION  # -log p of the label
 
 
 def test_sums_by_hand(batch):
-    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
+    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, datasets=3)
     assert sums.dtype == torch.float64
     tokens, loss, _, same_loss, _, correct, _, exact, examples, agreeing, _ = sums.T.tolist()
     assert loss == same_loss == pytest.approx([2 * RIGHT + WRONG, 2 * RIGHT, 0.0], rel=1e-6)
@@ -54,20 +54,20 @@ def test_sums_by_hand(batch):
 
 def test_padding_may_hold_anything(batch):
     student, teacher = predicting(STUDENT_SAYS), predicting(TEACHER_SAYS)
-    expected = sums_of(student, teacher, batch, tasks=2)
+    expected = sums_of(student, teacher, batch, datasets=2)
     student[batch.labels == IGNORED_LABEL] = math.nan
     teacher[batch.labels == IGNORED_LABEL] = math.inf
-    assert torch.equal(sums_of(student, teacher, batch, tasks=2), expected)
+    assert torch.equal(sums_of(student, teacher, batch, datasets=2), expected)
 
 
 def test_half_precision_logits_are_summed_in_float32(batch):
     logits = predicting(STUDENT_SAYS, strength=11.0)
-    expected = sums_of(logits, None, batch, tasks=2)
-    assert torch.allclose(sums_of(logits.bfloat16(), None, batch, tasks=2), expected, rtol=1e-6)
+    expected = sums_of(logits, None, batch, datasets=2)
+    assert torch.allclose(sums_of(logits.bfloat16(), None, batch, datasets=2), expected, rtol=1e-6)
 
 
 def test_named_values(batch):
-    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=2)
+    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, datasets=2)
     values = quality_values(sums, ["bst", "wow"], with_teacher=True)
     losses = [(2 * RIGHT + WRONG) / 3, RIGHT]
     assert values["bst/loss"] == pytest.approx(losses[0]) and values["wow/loss"] == pytest.approx(losses[1])
@@ -84,12 +84,12 @@ def test_named_values(batch):
 
 
 def test_without_a_teacher_there_is_no_agreement(batch):
-    sums = sums_of(predicting(STUDENT_SAYS), None, batch, tasks=2)
+    sums = sums_of(predicting(STUDENT_SAYS), None, batch, datasets=2)
     assert not [name for name in quality_values(sums, ["a", "b"], with_teacher=False) if "agreement" in name]
 
 
 def test_a_task_without_tokens_is_left_out_of_every_mean(batch):
-    sums = sums_of(predicting(STUDENT_SAYS), None, batch, tasks=3)
+    sums = sums_of(predicting(STUDENT_SAYS), None, batch, datasets=3)
     values = quality_values(sums, ["a", "b", "absent"], with_teacher=False)
     assert not [name for name in values if name.startswith("absent/")]
     assert values == quality_values(sums[:2], ["a", "b"], with_teacher=False)
@@ -97,9 +97,9 @@ def test_a_task_without_tokens_is_left_out_of_every_mean(batch):
 
 
 def test_sums_add_up_over_batches(batch, tiny):
-    whole = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=2)
+    whole = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, datasets=2)
     parts = [
-        sums_of(predicting(STUDENT_SAYS[[n]]), predicting(TEACHER_SAYS[[n]]), tiny.rows(batch, [n]), tasks=2)
+        sums_of(predicting(STUDENT_SAYS[[n]]), predicting(TEACHER_SAYS[[n]]), tiny.rows(batch, [n]), datasets=2)
         for n in (2, 0, 1)
     ]
     assert torch.allclose(sum(parts), whole, rtol=1e-12)
@@ -118,7 +118,7 @@ def test_accuracy_counts_for_training(batch):
 
 
 def test_micro_pools_what_macro_averages(batch):
-    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, tasks=3)
+    sums = sums_of(predicting(STUDENT_SAYS), predicting(TEACHER_SAYS), batch, datasets=3)
     labels = ["one", "two", "empty"]
     macro, micro = (quality_values(sums, labels, True, average) for average in ("macro", "micro"))
     assert macro == quality_values(sums, labels, True)

@@ -1,4 +1,4 @@
-"""What each family shows, by ParlAI's conventions: start logit, embeddings, final norms; and the lookup."""
+"""What each family gives, by ParlAI's conventions: start logit, embeddings, final norms; and the lookup."""
 
 import math
 
@@ -54,10 +54,10 @@ def test_embeddings_are_bare_table_rows(family, tiny):
     model, batch = tiny.model(family), tiny.batch(family)
     scale = model.model.encoder.embed_tokens.embed_scale
     assert scale == (math.sqrt(16) if family == "blenderbot" else 1.0)
-    shown = adapt(model)(batch, FeatureRequest(embeddings=frozenset(Stack))).embeddings
+    embeddings = adapt(model)(batch, FeatureRequest(embeddings=frozenset(Stack))).embeddings
     table = model.model.shared.weight
-    assert torch.equal(shown[Stack.ENCODER], table[batch.inputs.input_ids])
-    assert torch.equal(shown[Stack.DECODER], table[batch.decoder_input_ids])
+    assert torch.equal(embeddings[Stack.ENCODER], table[batch.inputs.input_ids])
+    assert torch.equal(embeddings[Stack.DECODER], table[batch.decoder_input_ids])
 
 
 @pytest.mark.parametrize("order", [(Stack.ENCODER, Stack.DECODER), (Stack.DECODER, Stack.ENCODER)])
@@ -69,9 +69,9 @@ def test_embeddings_come_in_one_order_however_they_are_asked_for(tiny, order):
 
 def test_embeddings_are_unscaled_for_any_width(tiny):
     model, batch = tiny.model("blenderbot", width=18), tiny.batch("blenderbot")  # sqrt(18) is no round number
-    shown = adapt(model)(batch, FeatureRequest(embeddings=frozenset({Stack.ENCODER}))).embeddings
-    assert list(shown) == [Stack.ENCODER]
-    assert torch.allclose(shown[Stack.ENCODER], model.model.shared.weight[batch.inputs.input_ids], rtol=1e-6)
+    embeddings = adapt(model)(batch, FeatureRequest(embeddings=frozenset({Stack.ENCODER}))).embeddings
+    assert list(embeddings) == [Stack.ENCODER]
+    assert torch.allclose(embeddings[Stack.ENCODER], model.model.shared.weight[batch.inputs.input_ids], rtol=1e-6)
 
 
 def test_last_hidden_state_of_blenderbot_is_before_the_final_norm(tiny):

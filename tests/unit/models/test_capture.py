@@ -107,12 +107,12 @@ def test_no_pass_waits_for_the_device_and_the_logits_are_transformers_own(family
     plain, adapter = copy_with(model, "sdpa"), adapt(model)
     waits = {}
     with torch.no_grad():
-        for name, shown in (("theirs", lambda: plain(
+        for name, forward in (("theirs", lambda: plain(
             **batch.inputs.keywords,
             decoder_input_ids=batch.decoder_input_ids, use_cache=False,
         )), ("ours", lambda: adapter(batch, EVERYTHING))):
             with HostWaits() as counted:
-                logits = shown().logits
+                logits = forward().logits
             waits[name] = (counted.total, logits)
     assert waits["ours"][0] == 0 < waits["theirs"][0]
     found, expected = waits["ours"][1], waits["theirs"][1]
@@ -125,14 +125,14 @@ def test_captured_query_and_key_are_the_models_own(family, tiny):
     eager = copy_with(model, "eager")
     with torch.no_grad():
         features = adapt(model)(batch, EVERYTHING)
-        shown = eager(
+        outputs = eager(
             **batch.inputs.keywords,
             decoder_input_ids=batch.decoder_input_ids, use_cache=False, output_attentions=True,
         )  # fmt: skip
     weights = {
-        AttentionKind.ENCODER_SELF: shown.encoder_attentions,
-        AttentionKind.DECODER_SELF: shown.decoder_attentions,
-        AttentionKind.CROSS: shown.cross_attentions,
+        AttentionKind.ENCODER_SELF: outputs.encoder_attentions,
+        AttentionKind.DECODER_SELF: outputs.decoder_attentions,
+        AttentionKind.CROSS: outputs.cross_attentions,
     }
     compared = 0
     for (kind, layer), pair in features.attention.items():
@@ -243,9 +243,9 @@ def losses_and_gradients(tiny, family, dropout: float, checkpointing: dict | Non
     batch = tiny.batch(family)
     torch.manual_seed(5)  # dropout
     with torch.no_grad():
-        taught = teacher(batch, objective.teacher_request())
-    shown, _ = student(batch, objective.student_request())
-    terms = objective.terms(shown, taught, batch)
+        teacher_features = teacher(batch, objective.teacher_request())
+    student_features, _ = student(batch, objective.student_request())
+    terms = objective.terms(student_features, teacher_features, batch)
     divisors = objective.divisors([batch], lambda counts: counts, 1)
     objective.total(terms, divisors[0]).backward()
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}

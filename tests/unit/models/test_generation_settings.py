@@ -22,7 +22,8 @@ from distill_engine.assembly.student_module import student_module
 from distill_engine.cli import app
 from distill_engine.evaluate.chat import ContextRules, Conversation
 from distill_engine.evaluate.generate import own_settings
-from distill_engine.evaluate.latency import Case, measure
+from distill_engine.evaluate.latency import measure
+from distill_engine.evaluate.latency_rows import Case
 from distill_engine.evaluate.measure import load_model
 from distill_engine.evaluate.run import ReplySettings, Work, run_evaluation
 from distill_engine.evaluate.samples import SampleReplies, recipe_prompts
@@ -158,7 +159,7 @@ def five_paths(ready, model, tmp_path):
     seen["samples"] = heard.pop()
     teacher_replies(ready, model, prompts, tmp_path, Alone(), lambda text: None)
     seen["teacher replies"] = heard.pop()
-    examples = EvaluationSet(ready.valid_tasks, ready.layout, ready.tokenizer, 1)
+    examples = EvaluationSet(ready.valid_datasets, ready.layout, ready.tokenizer, 1)
     spoken = ReplySettings(LABEL_TOKENS)
     run_evaluation({"m": model}, None, examples, labels, ready.tokenizer, Work(tmp_path / "partial"), spoken)
     seen["evaluation"] = heard.pop()
@@ -169,7 +170,7 @@ def five_paths(ready, model, tmp_path):
     conversation.answer(SAID)
     seen["chat"] = heard.pop()
     beams = model.generation_config.num_beams or 1
-    context = torch.tensor(ready.valid_tasks[0].example(0).context_ids, dtype=torch.long)[None]
+    context = torch.tensor(ready.valid_datasets[0].example(0).context_ids, dtype=torch.long)[None]
     measure({"m": model}, [Case("free", beams)], [context], rounds=1, warm_up=0, new_tokens=LABEL_TOKENS)
     seen["latency"] = heard.pop()
     assert heard == []
@@ -212,7 +213,7 @@ def test_all_paths_say_what_plain_transformers_says_on_the_export(family, teache
 def test_settings_in_config_json_alone_are_the_same_settings(family, teacher, tmp_path, row):
     set_generation(teacher, TABLE[row])
     ready, folder, _ = exported(tmp_path, teacher)
-    context = [ready.valid_tasks[0].example(0).context_ids.tolist()]
+    context = [ready.valid_datasets[0].example(0).context_ids.tolist()]
     wanted = plain(folder, context), json.loads((folder / "generation_config.json").read_text())
     old = save_teacher(tmp_path / "old", family)
     set_generation(old, TABLE[row], "config.json")
@@ -245,7 +246,7 @@ def test_a_decoder_that_starts_otherwise_is_told_and_the_student_starts_as_it_wa
     first = 3 - other
     assert any(f"decoder_start_token_id is {first}, not the teacher's {other}" in one for one in said)
     reads = list(ready.layout.decoder_prefix)
-    context = [ready.valid_tasks[0].example(0).context_ids.tolist()]
+    context = [ready.valid_datasets[0].example(0).context_ids.tolist()]
     assert plain(folder, context)[: len(reads)] == reads
     for file in ("config.json", "generation_config.json"):
         assert json.loads((folder / file).read_text())["decoder_start_token_id"] == first
@@ -256,7 +257,7 @@ def test_a_shorter_position_table_caps_the_limits_and_says_so(family, teacher, t
     ready, folder, said = exported(tmp_path, teacher, positions=32)
     assert any("max_length is 32, not 47: the position table has 32 rows" in one for one in said)
     assert any("min_length is 32, not 40" in one for one in said)
-    context = [ready.valid_tasks[0].example(0).context_ids.tolist()]
+    context = [ready.valid_datasets[0].example(0).context_ids.tolist()]
     assert len(plain(folder, context)) == 32
     # also an export from before there was this rule, and whatever a person asks for
     set_generation(folder, {"max_length": 60})

@@ -68,8 +68,8 @@ def test_a_recipe_mixes_the_result_with_gold(recipe, whole, tmp_path):
     checked = CliRunner().invoke(app, ["check", "--recipe", str(tmp_path / "mixed.yaml")])
     assert checked.exit_code == 0, checked.output
     ready = prepare(read_recipe(tmp_path / "mixed.yaml"), "mixed")
-    assert ready.task_labels == ("demo", "asked", "demo_pseudo", "asked_pseudo")
-    gold, pseudo = ready.train_tasks[:2], ready.train_tasks[2:]
+    assert ready.dataset_labels == ("demo", "asked", "demo_pseudo", "asked_pseudo")
+    gold, pseudo = ready.train_datasets[:2], ready.train_datasets[2:]
     assert [len(task) for task in pseudo] == [21, 3]  # nothing is filtered
     for one, other in zip(gold, pseudo, strict=True):
         contexts = [[task.example(index).context_ids for index in range(len(task))] for task in (one, other)]

@@ -16,7 +16,7 @@ WEIGHTS = {"hidden": 1, "prediction": 1}
 def recipe(stop: dict[str, Any] | None = None, metric: str = "ppl", **losses: Any) -> Recipe:
     return Recipe.model_validate(
         {
-            "name": "taught",
+            "name": "distilled",
             "teacher": {"path": "a/teacher"},
             "losses": {"weights": WEIGHTS} | losses,
             "data": {"tasks": [{"name": "demo"}]},

@@ -6,10 +6,10 @@ from distill_engine.recipe.identity import recipe_difference, recipe_digest
 from distill_engine.recipe.schema import Recipe
 
 
-def taught(**teacher) -> Recipe:
+def distilled(**teacher) -> Recipe:
     return Recipe.model_validate(
         {
-            "name": "taught",
+            "name": "distilled",
             "teacher": {"path": "a/teacher", **teacher},
             "data": {"tasks": [{"name": "demo"}]},
             "optimizer": {"learning_rate": 1e-3},
@@ -25,12 +25,12 @@ def taught(**teacher) -> Recipe:
     ],
 )
 def test_where_the_teacher_lives_may_change_on_resume(key, value, line):
-    difference = recipe_difference(taught(), taught(**{key: value}))
+    difference = recipe_difference(distilled(), distilled(**{key: value}))
     assert difference.allowed == (line,) and difference.mathematics == ()
-    assert recipe_digest(taught()) == recipe_digest(taught(**{key: value}))
+    assert recipe_digest(distilled()) == recipe_digest(distilled(**{key: value}))
 
 
-def test_who_teaches_may_not():
-    difference = recipe_difference(taught(), taught(revision="abc"))
+def test_the_teacher_may_not():
+    difference = recipe_difference(distilled(), distilled(revision="abc"))
     assert difference.mathematics == ("teacher.revision: null -> 'abc'",) and difference.allowed == ()
-    assert recipe_digest(taught()) != recipe_digest(taught(revision="abc"))
+    assert recipe_digest(distilled()) != recipe_digest(distilled(revision="abc"))

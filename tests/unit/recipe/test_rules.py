@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.kinds.dialogue import DIALOGUE_TASKS
+from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS
 from distill_engine.recipe.rules import check_against_teacher, check_recipe, check_tokenizer
 from distill_engine.recipe.schema import Recipe
 
@@ -31,8 +31,8 @@ ALONE: dict[str, Any] = {
 }
 
 # A sound recipe that copies a teacher's layers.
-TAUGHT: dict[str, Any] = {
-    "name": "taught",
+DISTILLED: dict[str, Any] = {
+    "name": "distilled",
     "teacher": {"path": "a/teacher"},
     "student": {"init": "teacher_layers", "encoder_layers": 2, "decoder_layers": 3},
     "losses": {"weights": {"hidden": 64, "self_attention": 4, "cross_attention": 64, "prediction": 64}},
@@ -74,7 +74,7 @@ def lines(problems: list[Any]) -> list[str]:
     return [str(problem) for problem in problems]
 
 
-@pytest.mark.parametrize("base", [ALONE, TAUGHT])
+@pytest.mark.parametrize("base", [ALONE, DISTILLED])
 def test_sound_recipes_have_no_problems(base):
     assert lines(check_recipe(changed(base))) == []
 
@@ -174,7 +174,7 @@ BROKEN = [
     (ALONE, {"validation": {"patience": None}}, "stop", "Such a run never stops"),
     (ALONE, {"optimizer": {"momentum": 0.9}}, "optimizer.momentum", "is 0.9, but optimizer.name is adamw. Only sgd"),
     (ALONE, {"optimizer": {"name": "sgd", "amsgrad": True}}, "optimizer.amsgrad", "Only adam and adamw"),
-    (ALONE, {"data": {"tasks": [{"name": "dmeo"}]}}, "data.tasks.0.name", r"unknown task.*Did you mean demo\?"),
+    (ALONE, {"data": {"tasks": [{"name": "dmeo"}]}}, "data.tasks.0.name", r"unknown dataset.*Did you mean demo\?"),
     (
         ALONE,
         {"data": {"tasks": [{"name": "demo"}, {"name": "demo"}]}},
@@ -188,7 +188,7 @@ BROKEN = [
         "the demo makes its own dialogues. Remove valid",
     ),
     (
-        TAUGHT,
+        DISTILLED,
         {"student": {"init": "random"}, "losses": {"weights": {"task": 1}}},
         "teacher.path",
         "all distillation weights .* are 0.*Set teacher.path: null, or give a term a weight",
@@ -213,42 +213,42 @@ def test_each_rule_alone(base, changes, path, said):
 
 
 def test_a_pruned_student_may_be_fine_tuned_with_all_distillation_weights_0():
-    assert lines(check_recipe(changed(TAUGHT, losses={"weights": {"task": 1}}))) == []
+    assert lines(check_recipe(changed(DISTILLED, losses={"weights": {"task": 1}}))) == []
 
 
 @pytest.mark.parametrize(
-    "task", ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
+    "dataset", ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
 )
-def test_dialogue_tasks_need_their_folder_in_the_root(task, tmp_path):
+def test_dialogue_tasks_need_their_folder_in_the_root(dataset, tmp_path):
     def problem(root: str | None) -> str:
-        (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": task}], "root": root}))
+        (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": dataset}], "root": root}))
         assert problem.path == "data.root"
         return str(problem)
 
-    fetched = f"distill data fetch {task.partition(':')[0]} --root"
-    assert f"is null, but data.tasks has {task}" in problem(None) and fetched in problem(None)
+    fetched = f"distill data fetch {dataset.partition(':')[0]} --root"
+    assert f"is null, but data.tasks has {dataset}" in problem(None) and fetched in problem(None)
     assert "which is no folder" in problem(str(tmp_path / "absent"))
     assert "there is no folder" in problem(str(tmp_path)) and fetched in problem(str(tmp_path))
-    (tmp_path / DIALOGUE_TASKS[task]).mkdir()
-    assert lines(check_recipe(changed(ALONE, data={"tasks": [{"name": task}], "root": str(tmp_path)}))) == []
+    (tmp_path / DIALOGUE_DATASETS[dataset]).mkdir()
+    assert lines(check_recipe(changed(ALONE, data={"tasks": [{"name": dataset}], "root": str(tmp_path)}))) == []
 
 
 def test_every_dialogue_task_that_misses_is_told_at_once(tmp_path):
-    tasks = [{"name": "convai2"}, {"name": "convai2:normalized"}, {"name": "wizard_of_wikipedia"}]
-    said = lines(check_recipe(changed(ALONE, data={"tasks": tasks, "root": str(tmp_path)})))
+    datasets = [{"name": "convai2"}, {"name": "convai2:normalized"}, {"name": "wizard_of_wikipedia"}]
+    said = lines(check_recipe(changed(ALONE, data={"tasks": datasets, "root": str(tmp_path)})))
     assert ["ConvAI2" in said[0], "wizard_of_wikipedia" in said[1], len(said)] == [True, True, 2]
 
 
 def test_options_of_one_reader_are_refused_elsewhere(tmp_path):
     (tmp_path / "ConvAI2").mkdir()
-    tasks = [{"name": "convai2", "topic_split": True, "normalized": False, "valid": "x.txt"}]
-    problems = check_recipe(changed(ALONE, data={"tasks": tasks, "root": str(tmp_path)}))
+    datasets = [{"name": "convai2", "topic_split": True, "normalized": False, "valid": "x.txt"}]
+    problems = check_recipe(changed(ALONE, data={"tasks": datasets, "root": str(tmp_path)}))
     assert [problem.path.rsplit(".")[-1] for problem in problems] == ["valid", "topic_split", "normalized"]
 
 
 def test_a_saved_dataset_may_be_a_folder(tmp_path):
-    tasks = [{"name": "hf_dataset", "train": str(tmp_path), "valid": str(tmp_path)}]
-    assert lines(check_recipe(changed(ALONE, data={"tasks": tasks}))) == []
+    datasets = [{"name": "hf_dataset", "train": str(tmp_path), "valid": str(tmp_path)}]
+    assert lines(check_recipe(changed(ALONE, data={"tasks": datasets}))) == []
 
 
 def test_all_problems_come_at_once():
@@ -279,7 +279,7 @@ def test_file_tasks_with_their_files_are_sound(tmp_path):
 
 def test_a_file_task_needs_a_training_file(tmp_path):
     (problem,) = check_recipe(file_recipe(valid=full(tmp_path / "valid.txt")))
-    assert str(problem).startswith("data.tasks.0.train is missing. A parlai_text task reads files.")
+    assert str(problem).startswith("data.tasks.0.train is missing. A parlai_text dataset reads files.")
 
 
 def test_files_that_cannot_be_read_are_told_together(tmp_path):
@@ -299,8 +299,8 @@ def test_a_metric_without_a_validation_split_is_an_error(tmp_path):
 
 
 def test_one_task_with_a_validation_split_is_enough(tmp_path):
-    tasks = [{"name": "conversations", "train": full(tmp_path / "train.jsonl")}, {"name": "demo"}]
-    assert lines(check_recipe(changed(ALONE, data={"tasks": tasks}))) == []
+    datasets = [{"name": "conversations", "train": full(tmp_path / "train.jsonl")}, {"name": "demo"}]
+    assert lines(check_recipe(changed(ALONE, data={"tasks": datasets}))) == []
 
 
 # --- against the teacher ---------------------------------------------------------------------------------------
@@ -308,13 +308,13 @@ def test_one_task_with_a_validation_split_is_enough(tmp_path):
 
 @pytest.mark.parametrize("config", [BLENDERBOT, BART])
 def test_a_fitting_teacher_has_no_problems(config):
-    recipe = changed(TAUGHT, data={"label_tokens": 127})
+    recipe = changed(DISTILLED, data={"label_tokens": 127})
     assert lines(check_against_teacher(recipe, config)) == []
 
 
 RANDOM = {"init": "random", "width": 32, "ffn_width": 64}
 
-# Each row: changes to TAUGHT, changes to the config, path of the one problem, what its text says.
+# Each row: changes to DISTILLED, changes to the config, path of the one problem, what its text says.
 MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"student": {"family": "bart"}}, {}, "student.family", "is bart, but the teacher is a blenderbot model"),
     ({"student": {"decoder_layers": 7}}, {}, "student.decoder_layers", "is 7, but the teacher's decoder has 6 layers"),
@@ -350,13 +350,13 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize("changes, config, path, said", MISFITS, ids=[f"{row[2]}-{i}" for i, row in enumerate(MISFITS)])
 def test_each_misfit_alone(changes, config, path, said):
-    problems = check_against_teacher(changed(TAUGHT, **changes), {**BLENDERBOT, **config})
+    problems = check_against_teacher(changed(DISTILLED, **changes), {**BLENDERBOT, **config})
     assert [problem.path for problem in problems] == [path], lines(problems)
     assert re.search(said, str(problems[0])), str(problems[0])
 
 
 def test_head_counts_that_differ_have_the_exact_message():
-    recipe = changed(TAUGHT, student={**RANDOM, "heads": 16}, losses={"weights": {"self_attention": 4}})
+    recipe = changed(DISTILLED, student={**RANDOM, "heads": 16}, losses={"weights": {"self_attention": 4}})
     config = {**BLENDERBOT, "encoder_attention_heads": 32, "decoder_attention_heads": 32}
     (problem,) = check_against_teacher(recipe, config)
     assert str(problem) == (
@@ -367,30 +367,30 @@ def test_head_counts_that_differ_have_the_exact_message():
 
 
 def test_head_counts_may_differ_without_attention_terms():
-    recipe = changed(TAUGHT, student={**RANDOM, "heads": 2}, losses={"weights": {"hidden": 64}})
+    recipe = changed(DISTILLED, student={**RANDOM, "heads": 2}, losses={"weights": {"hidden": 64}})
     assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
 
 
 def test_each_attention_term_that_cannot_be_compared_is_told():
-    recipe = changed(TAUGHT, student={**RANDOM, "heads": 2})
+    recipe = changed(DISTILLED, student={**RANDOM, "heads": 2})
     paths = [problem.path for problem in check_against_teacher(recipe, BLENDERBOT)]
     assert paths == ["losses.weights.self_attention", "losses.weights.cross_attention"]
 
 
 def test_a_deeper_student_is_fine_where_no_map_is_used():
-    recipe = changed(TAUGHT, student={**RANDOM, "decoder_layers": 9}, losses={"weights": {"prediction": 1}})
+    recipe = changed(DISTILLED, student={**RANDOM, "decoder_layers": 9}, losses={"weights": {"prediction": 1}})
     assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
 
 
 def test_a_deeper_student_may_list_its_layers():
     maps = {"decoder_layer_map": [0, 0, 1, 1, 2, 2, 5]}
-    recipe = changed(TAUGHT, student={**RANDOM, "decoder_layers": 7}, losses={**TAUGHT["losses"], **maps})
+    recipe = changed(DISTILLED, student={**RANDOM, "decoder_layers": 7}, losses={**DISTILLED["losses"], **maps})
     assert lines(check_against_teacher(recipe, BLENDERBOT)) == []
 
 
 def test_an_incomplete_config_tells_every_missing_number():
     config = {"model_type": "bart"}
-    assert len(check_against_teacher(changed(TAUGHT), config)) == 9
+    assert len(check_against_teacher(changed(DISTILLED), config)) == 9
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------------

@@ -43,12 +43,12 @@ def train_values(step: int, noise: random.Random) -> dict[str, float]:
 def values_of_validation(step: int) -> dict[str, float]:
     ppl = {"chat": 3 + 60 * math.exp(-step / 80) + (step / 300) ** 2, "sums": 2 + 30 * math.exp(-step / 60)}
     values: dict[str, float] = {}
-    taught = {"teacher_agreement": 0.7, "teacher_ppl": 2.5, "teacher_token_accuracy": 0.8}
-    for task, value in ppl.items():
+    of_teacher = {"teacher_agreement": 0.7, "teacher_ppl": 2.5, "teacher_token_accuracy": 0.8}
+    for dataset, value in ppl.items():
         named = {"ppl": value, "loss": math.log(value), "token_accuracy": 0.5, "token_exact_match": 0.1}
-        values |= {f"valid/{task}/{name}": one for name, one in (named | taught).items()}
-    for name in ("ppl", "loss", "token_accuracy", "token_exact_match", *taught):
-        values[f"valid/{name}"] = sum(values[f"valid/{task}/{name}"] for task in ppl) / 2
+        values |= {f"valid/{dataset}/{name}": one for name, one in (named | of_teacher).items()}
+    for name in ("ppl", "loss", "token_accuracy", "token_exact_match", *of_teacher):
+        values[f"valid/{name}"] = sum(values[f"valid/{dataset}/{name}"] for dataset in ppl) / 2
     values |= {"valid/ppl_micro": values["valid/ppl"], "valid/total": 3.0, "valid/seconds": 2.5}
     return values | {f"valid/term/{term}/raw": 1.0 for term in terms()}
 

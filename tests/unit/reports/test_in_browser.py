@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.evaluate.latency import LatencyRow
+from distill_engine.evaluate.latency_rows import LatencyRow
 from distill_engine.evaluate.run import Sample
 from distill_engine.reports.report_card import ReportCard, card_html
 

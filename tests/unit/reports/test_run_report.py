@@ -84,7 +84,7 @@ def plotted(name, history) -> set[str]:
     if name in ("valid/teacher_ppl", "valid/teacher_token_accuracy"):
         return {parts[1].removeprefix("teacher_"), "teacher"}  # in the student's plot
     if parts[1] in ("chat", "sums"):
-        return {f"{parts[2]} by task", parts[1]}
+        return {f"{parts[2]} by dataset", parts[1]}
     if parts[1] == "term":
         return {f"{parts[2].replace('_', ' ')} (raw)", parts[0]}
     kinds = ("train", "valid")

@@ -57,12 +57,12 @@ def test_pairs_become_a_recipe_that_passes_the_check(teachers, pairs, tmp_path):
     assert "source 'article' and target 'highlights', which are called so" in made.output
     recipe = read_recipe(out)
     ready = prepare(recipe, out)
-    assert [len(task) for task in (*ready.train_tasks, *ready.valid_tasks)] == [40, 40]
+    assert [len(dataset) for dataset in (*ready.train_datasets, *ready.valid_datasets)] == [40, 40]
     layers = json.loads((teachers["bart"] / "config.json").read_text())["decoder_layers"]
     assert recipe.student.decoder_layers == max(1, round(layers / 2))
     assert (recipe.validation.metric, recipe.validation.generate_examples) == ("rouge_l", 64)
     assert recipe.losses.balance == "gradient_alignment" and set(recipe.losses.weights.root.values()) == {1.0}
-    contexts = ready.train_tasks[0].context_lengths
+    contexts = ready.train_datasets[0].context_lengths
     assert contexts.max() <= recipe.data.context_tokens < contexts.max() + 16  # nothing is cut, little is spare
     again = new(teachers["bart"], pairs, "--out", out)
     assert again.exit_code == 78 and "is there already" in again.stderr
@@ -76,7 +76,7 @@ def test_dialogues_without_validation(teachers, tmp_path):
     assert "read as parlai_text, because its first line has" in made.output
     raw = yaml.safe_load(out.read_text())
     assert raw["validation"] == {"patience": None} and raw["student"]["decoder_layers"] == 1
-    assert prepare(read_recipe(out), out).task_labels == ("parlai_text",)
+    assert prepare(read_recipe(out), out).dataset_labels == ("parlai_text",)
 
 
 def test_what_cannot_be_told_is_asked_for(teachers, tmp_path):

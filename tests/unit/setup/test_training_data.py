@@ -1,4 +1,4 @@
-"""What a recipe's words about weights and batches come to: the real loaders, over small tasks."""
+"""What a recipe's words about weights and batches come to: the real loaders, over small datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from distill_engine.assembly.resizing import split_of
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.training_data import mixture_of, train_loader, validation_loader
 
@@ -18,12 +18,12 @@ LAYOUT = SequenceLayout(0, 1, 2, (), (2,), (1,), 0)
 ONE_RANK = SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def task(episodes: int, turns: int) -> TokenisedTask:
+def dataset(episodes: int, turns: int) -> TokenisedDataset:
     """Episodes of so many turns; a text is three tokens, a label two."""
     begins = np.arange(episodes * turns) * 5
     starts = begins - begins % (5 * turns)
     bounds = np.stack([starts, begins + 3, begins + 3, begins + 5], axis=1)
-    return TokenisedTask(np.full(5 * len(begins), 7, np.int32), bounds, LAYOUT, TokenLimits(32, 8))
+    return TokenisedDataset(np.full(5 * len(begins), 7, np.int32), bounds, LAYOUT, TokenLimits(32, 8))
 
 
 def ready(**sections):
@@ -35,9 +35,9 @@ def ready(**sections):
             **sections,
         }
     )
-    tasks = (task(10, 6), task(60, 2))
+    datasets = (dataset(10, 6), dataset(60, 2))
     return SimpleNamespace(
-        recipe=recipe, layout=LAYOUT, train_tasks=tasks, valid_tasks=tasks, task_labels=("long", "short")
+        recipe=recipe, layout=LAYOUT, train_datasets=datasets, valid_datasets=datasets, dataset_labels=("long", "short")
     )
 
 

@@ -28,9 +28,9 @@ MAPS = ((1,), (0, 2))
 def source_of(name: str) -> str:
     """The teacher's name for a tensor of the student, by MAPS."""
     for stack, layers in zip(Stack, MAPS, strict=True):
-        for own, taught_by in enumerate(layers):
+        for own, teacher_layer in enumerate(layers):
             if name.startswith(f"model.{stack.value}.layers.{own}."):
-                return name.replace(f".layers.{own}.", f".layers.{taught_by}.", 1)
+                return name.replace(f".layers.{own}.", f".layers.{teacher_layer}.", 1)
     return name
 
 
@@ -62,8 +62,8 @@ def test_the_same_depth_copied_in_order_is_the_teacher(family, folders, tiny):
     student = folders.student(family, folder, maps=((0, 1), (0, 1, 2, 3))).eval()
     teacher = tiny.model(family, decoder_layers=4)
     batch = tiny.batch(family)
-    shown = [adapt(model)(batch, FeatureRequest()).logits for model in (student, teacher)]
-    assert torch.equal(*shown)
+    logits = [adapt(model)(batch, FeatureRequest()).logits for model in (student, teacher)]
+    assert torch.equal(*logits)
 
 
 def test_final_norms_are_copied_unless_parlais_way_is_asked_for(family, folders):

@@ -52,14 +52,14 @@ def test_each_feature_goes_through_its_own_map_and_the_rest_stays(tiny):
     batch = tiny.batch()
     features = adapt(tiny.model("blenderbot"))(batch, EVERYTHING)
     projections = Projections(EVERYTHING, 16, 20, seed=0)
-    shown = projections(features)
-    assert torch.equal(shown.logits, features.logits) and shown.attention == features.attention
-    assert torch.equal(shown.encoder_output.tensor(), projections.encoder_output(features.encoder_output))
+    projected = projections(features)
+    assert torch.equal(projected.logits, features.logits) and projected.attention == features.attention
+    assert torch.equal(projected.encoder_output.tensor(), projections.encoder_output(features.encoder_output))
     for stack in Stack:
         own = projections.embedding[stack.value]
-        assert torch.equal(shown.embeddings[stack].tensor(), own(features.embeddings[stack]))
-    assert shown.hidden.keys() == features.hidden.keys() == {(s, n) for s, layers in HIDDEN.items() for n in layers}
-    for (stack, n), hidden in shown.hidden.items():
+        assert torch.equal(projected.embeddings[stack].tensor(), own(features.embeddings[stack]))
+    assert projected.hidden.keys() == features.hidden.keys() == {(s, n) for s, layers in HIDDEN.items() for n in layers}
+    for (stack, n), hidden in projected.hidden.items():
         own = projections.get_submodule(f"hidden.{stack.value}.{n}")
         assert torch.equal(hidden.tensor(), own(features.hidden[stack, n])) and hidden.tensor().shape[-1] == 20
 

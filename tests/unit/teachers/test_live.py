@@ -62,9 +62,9 @@ def group(tiny, family):
     ]
 
 
-def all_tensors(shown: Features) -> list[torch.Tensor]:
-    head = [] if shown.head is None else [shown.head.hidden, shown.head.embedding]
-    return [*feature_tensors(shown), *head]
+def all_tensors(features: Features) -> list[torch.Tensor]:
+    head = [] if features.head is None else [features.head.hidden, features.head.embedding]
+    return [*feature_tensors(features), *head]
 
 
 @pytest.mark.parametrize("kind", REQUESTS)
@@ -74,8 +74,8 @@ def test_every_kind_of_feature_is_that_of_a_pass_of_its_own(teacher, group, kind
     together = list(LiveTeacher(teacher, window=True).features(part, REQUESTS[kind]))
     assert teacher.passes == before + 1
     assert len(together) == count
-    for batch, shown in zip(part, together, strict=True):
-        for one, other in zip(all_tensors(shown), all_tensors(teacher.features(batch, REQUESTS[kind])), strict=True):
+    for batch, features in zip(part, together, strict=True):
+        for one, other in zip(all_tensors(features), all_tensors(teacher.features(batch, REQUESTS[kind])), strict=True):
             assert one.shape == other.shape
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -20,7 +20,7 @@ from distill_engine.telemetry.dashboards import plan
 from distill_engine.telemetry.metrics import describe, layered_terms, registered, sections, terms
 
 ROOT = Path(__file__).parents[3]
-FILLED = {"{task}": ("chat", "convai2:normalized"), "{layer}": ("0", "11"), "{metric}": ("ppl", "chat/loss")}
+FILLED = {"{dataset}": ("chat", "convai2:normalized"), "{layer}": ("0", "11"), "{metric}": ("ppl", "chat/loss")}
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -52,7 +52,7 @@ def test_nothing_else_is_drawn():
             for name in panel.metrics:
                 assert describe(name).name == name
             if panel.pattern:
-                # the samples' own repetition may be drawn beside that of the tasks' replies
+                # the samples' own repetition may be drawn beside that of the datasets' replies
                 named = [metric.name for metric in registered() if not metric.name.startswith("valid/sample/")]
                 known = [one for name in named for one in concrete(name)]
                 matched = {describe(one).section for one in known if re.fullmatch(panel.pattern, one)}

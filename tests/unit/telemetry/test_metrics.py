@@ -9,10 +9,10 @@ from distill_engine.telemetry.metrics import (
     UnknownMetricError,
     describe,
     registered,
-    render_markdown,
     sections,
     terms,
 )
+from distill_engine.telemetry.metrics_page import render_markdown
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,7 +39,7 @@ def test_names_of_a_run_are_registered_under_their_own_name(name):
 
 
 def test_every_pattern_matches_its_own_example():
-    values = {"term": "task", "task": "demo", "layer": "0", "metric": "ppl"}
+    values = {"term": "task", "dataset": "demo", "layer": "0", "metric": "ppl"}
     for metric in registered():
         assert describe(metric.name.format(**values)).meaning == metric.meaning
 
@@ -75,4 +75,4 @@ def test_patterns_are_unique_and_every_section_is_filled():
 
 def test_documentation_is_current():
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert written == render_markdown(), "run: python -m distill_engine.telemetry.metrics > docs/metrics.md"
+    assert written == render_markdown(), "run: python -m distill_engine.telemetry.metrics_page > docs/metrics.md"

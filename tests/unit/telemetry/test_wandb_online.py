@@ -24,9 +24,10 @@ KEY = "canary0" + "b3fdc1a95e72" * 4
 _PROGRAM = """
 import json, sys
 from distill_engine.telemetry.sinks import Record
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.telemetry.config import WandbSection
+from distill_engine.telemetry.wandb_sink import WandbSink
 
-sink = WandbSink(sys.argv[1], "name", WandbOptions("project"), {"recipe": {"seed": 3}},
+sink = WandbSink(sys.argv[1], "name", WandbSection(project="project"), {"recipe": {"seed": 3}},
                  lambda text: print(text, flush=True), init_timeout_seconds=20, finish_timeout_seconds=2)
 for line in sys.stdin:
     for step in json.loads(line):
@@ -158,11 +159,12 @@ _KILLED = """
 import json, os, pathlib, signal, sys
 from distill_engine.telemetry.jsonl import JsonlSink, read_history
 from distill_engine.telemetry.sinks import Record
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.telemetry.config import WandbSection
+from distill_engine.telemetry.wandb_sink import WandbSink
 
 folder, file = sys.argv[1], pathlib.Path(sys.argv[1]) / "metrics.jsonl"
 jsonl = JsonlSink(file)
-sink = WandbSink(folder, "name", WandbOptions("project"), {}, lambda text: print(text, flush=True),
+sink = WandbSink(folder, "name", WandbSection(project="project"), {}, lambda text: print(text, flush=True),
                  history=lambda: read_history(file), finish_timeout_seconds=20)
 for line in sys.stdin:
     for step in json.loads(line):

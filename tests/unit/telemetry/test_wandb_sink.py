@@ -18,11 +18,12 @@ KEY = "canary0" + "b3fdc1a95e72" * 4
 _PROGRAM = """
 import json, pathlib, sys
 from distill_engine.telemetry.sinks import Record
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.telemetry.config import WandbSection
+from distill_engine.telemetry.wandb_sink import WandbSink
 
 folder, mode, steps, run_id = json.loads(sys.argv[1])
 said = []
-options = WandbOptions("project", group="group", tags=("a", "b"), mode=mode)
+options = WandbSection(project="project", group="group", tags=("a", "b"), mode=mode)
 sink = WandbSink(folder, "name", options, {"recipe": {"seed": 3}}, said.append, run_id=run_id, init_timeout_seconds=3)
 for step in steps:
     sink.write(Record("train", step, 0.5 * step, {"train/total": 1.0 / step, "train/lr": float("nan")}))
@@ -177,10 +178,11 @@ def test_disabled_does_not_even_import_wandb(tmp_path):
 _TABLE_PROGRAM = """
 import json, random, sys
 from distill_engine.telemetry.sinks import Record
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.telemetry.config import WandbSection
+from distill_engine.telemetry.wandb_sink import WandbSink
 
 said = []
-sink = WandbSink(sys.argv[1], "name", WandbOptions("project", mode="offline"), {}, said.append)
+sink = WandbSink(sys.argv[1], "name", WandbSection(project="project", mode="offline"), {}, said.append)
 random.seed(3)
 before = random.getstate()
 rows = ({"task": "chat", "gold": "yes", "student": "no"}, {"task": "chat", "gold": "a", "student": "b"})
@@ -218,7 +220,8 @@ _RUN_PROGRAM = """
 import os, pathlib, random, signal, sys, time
 from distill_engine.telemetry.jsonl import JsonlSink, read_history
 from distill_engine.telemetry.sinks import Persistent, Record
-from distill_engine.telemetry.wandb_sink import WandbOptions, WandbSink
+from distill_engine.telemetry.config import WandbSection
+from distill_engine.telemetry.wandb_sink import WandbSink
 
 folder, file = sys.argv[1], pathlib.Path(sys.argv[1]) / "metrics.jsonl"
 say = lambda text: print(text, flush=True)
@@ -226,7 +229,7 @@ random.seed(3)
 before = random.getstate()
 jsonl = JsonlSink(file)
 kept = Persistent(
-    WandbSink(folder, "name", WandbOptions("project", mode="offline"), {}, say, history=lambda: read_history(file)),
+    WandbSink(folder, "name", WandbSection(mode="offline"), {}, say, history=lambda: read_history(file)),
     say, heals=True, sleep=lambda seconds: None,
 )
 

@@ -289,7 +289,7 @@ class Scripted:
 
 @pytest.fixture(scope="module", params=["blenderbot", "bart"])
 def world(request, tmp_path_factory):
-    """Real tiny models: a narrow student with dropout, its teacher and what that shows for one batch."""
+    """Real tiny models: a narrow student with dropout, its teacher and its features for one batch."""
     folder = tiny_models.save_teacher(tmp_path_factory.mktemp("teacher"), request.param)
     goal = tiny_models.objective()
     sizes = tiny_models.Sizes(encoder_layers=1, decoder_layers=2, width=16, ffn_width=32, dropout=0.2)
@@ -298,8 +298,9 @@ def world(request, tmp_path_factory):
     batch = tiny_models.batch(tiny_models.examples(3, request.param), request.param)
     divisor = goal.divisors([batch], torch.clone, 1)[0]
     with torch.no_grad():
-        taught = teacher(batch, goal.teacher_request())[0]
-    return SimpleNamespace(goal=goal, module=module, teacher=teacher, batch=batch, taught=taught, divisor=divisor)
+        teacher_features = teacher(batch, goal.teacher_request())[0]
+    models = {"module": module, "teacher": teacher, "teacher_features": teacher_features}
+    return SimpleNamespace(goal=goal, batch=batch, divisor=divisor, **models)
 
 
 @pytest.fixture(scope="session")

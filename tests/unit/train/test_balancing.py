@@ -59,14 +59,15 @@ def value_balancer(world, goal=None, steps=1):
 
 def measure(balancer, world, attempt=0, seed=0):
     torch.manual_seed(seed)
-    balancer.before_backward(attempt, world.batch, world.taught, world.divisor)
+    balancer.before_backward(attempt, world.batch, world.teacher_features, world.divisor)
 
 
 def weighted(world, factors=None, seed=0):
     """The terms' parts of the total, by a forward pass with the same dropout."""
     torch.manual_seed(seed)
-    shown, _ = world.module(world.batch, world.goal.student_request())
-    return world.goal.weighted(world.goal.terms(shown, world.taught, world.batch), world.divisor, factors)
+    student_features, _ = world.module(world.batch, world.goal.student_request())
+    terms = world.goal.terms(student_features, world.teacher_features, world.batch)
+    return world.goal.weighted(terms, world.divisor, factors)
 
 
 def gradients_by_backward(world, factors=None):
@@ -152,11 +153,11 @@ def test_what_is_logged_has_the_new_factors(world):
     measure(balancer, world)
     whole = TermGradients(world.goal, world.module, 1, lambda: 1.0, world.ranks.device)
     torch.manual_seed(0)
-    whole.measure(0, world.batch, world.taught, world.divisor, world.ranks.sum, balancer.factors)
+    whole.measure(0, world.batch, world.teacher_features, world.divisor, world.ranks.sum, balancer.factors)
     assert gradients.norms() == pytest.approx(whole.norms(), rel=1e-3)
     matrices = TermGradients(world.goal, world.module, 1, lambda: 1.0, world.ranks.device)
     torch.manual_seed(0)
-    matrices.measure(0, world.batch, world.taught, world.divisor, world.ranks.sum)
+    matrices.measure(0, world.batch, world.teacher_features, world.divisor, world.ranks.sum)
     for term, own in matrices.matrix_norms().items():
         assert own == pytest.approx(before[term], rel=1e-4), term
 
@@ -189,8 +190,8 @@ def test_padding_does_not_matter(world, definition):
     measure(balancer, world)
     torch.manual_seed(0)
     with torch.no_grad():
-        shown, _ = world.module(world.batch, goal.student_request())
-        terms = goal.terms(shown, world.taught, world.batch)
+        student_features, _ = world.module(world.batch, goal.student_request())
+        terms = goal.terms(student_features, world.teacher_features, world.batch)
     means = {term: (value.sum / value.count).item() for term, value in terms.items()}
     assert balancer.factors == pytest.approx({term: means["task"] / mean for term, mean in means.items()}, rel=1e-5)
 
@@ -247,8 +248,8 @@ def test_without_factors_the_total_has_the_bits_that_it_had(world):
 
 def terms(world):
     torch.manual_seed(0)
-    shown, _ = world.module(world.batch, world.goal.student_request())
-    return world.goal.terms(shown, world.taught, world.batch).values()
+    student_features, _ = world.module(world.batch, world.goal.student_request())
+    return world.goal.terms(student_features, world.teacher_features, world.batch).values()
 
 
 def sum_of(parts):
@@ -259,8 +260,8 @@ def test_weighted_metrics_and_totals_have_the_factors(world):
     factors = {term: float(index + 1) for index, term in enumerate(world.goal.term_weights)}
     meter = Meter(world.goal, Averages(), 1, lambda: factors)
     torch.manual_seed(0)
-    shown, _ = world.module(world.batch, world.goal.student_request())
-    found, hits = world.goal.terms_and_hits(shown, world.taught, world.batch)
+    student_features, _ = world.module(world.batch, world.goal.student_request())
+    found, hits = world.goal.terms_and_hits(student_features, world.teacher_features, world.batch)
     meter.add_micro_batch(world.batch, found, hits, 1)
     meter.count_step()
     values = meter.read(lambda tensor: tensor, 1.0)
@@ -272,8 +273,8 @@ def test_weighted_metrics_and_totals_have_the_factors(world):
 
 
 def valid_total(world, *factors):
-    shows = SimpleNamespace(features=lambda batch, request: world.module(batch, request)[0])
-    taught = LiveTeacher(SimpleNamespace(features=lambda batch, request: world.teacher(batch, request)[0]))
+    student = SimpleNamespace(features=lambda batch, request: world.module(batch, request)[0])
+    teacher = LiveTeacher(SimpleNamespace(features=lambda batch, request: world.teacher(batch, request)[0]))
     ranks = SimpleNamespace(device=torch.device("cpu"), sum=lambda tensor: tensor)
     torch.manual_seed(0)
-    return Validator([world.batch], world.goal, ["a", "b"], ranks, "macro", *factors).run(shows, taught)["total"]
+    return Validator([world.batch], world.goal, ["a", "b"], ranks, "macro", *factors).run(student, teacher)["total"]

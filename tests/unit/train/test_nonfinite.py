@@ -146,7 +146,7 @@ def test_alike_events_are_told_ever_more_seldom():
 
 
 class Spoilt:
-    """A student that shows NaN from an attempt on, and whose engine skips the step then, as DeepSpeed does."""
+    """A student that gives NaN from an attempt on, and whose engine skips the step then, as DeepSpeed does."""
 
     def __init__(self, run, since: int, until: int):
         self.run, self.attempts = run, range(since, until)
@@ -154,10 +154,10 @@ class Spoilt:
         run.student.skipped_attempts = set(self.attempts)
 
     def features(self, batch, request):
-        shown = self.show(batch, request)
+        features = self.show(batch, request)
         if self.run.student.attempts + 1 in self.attempts:
-            shown.logits.data[:] = NAN
-        return shown
+            features.logits.data[:] = NAN
+        return features
 
 
 def test_the_error_after_too_many_skipped_steps_names_the_terms(toy):

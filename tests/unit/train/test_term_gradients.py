@@ -18,24 +18,24 @@ def one_rank(tensor):
     return tensor.clone()
 
 
-def taught_by(world, goal):
+def teacher_features_of(world, goal):
     with torch.no_grad():
         return world.teacher(world.batch, goal.teacher_request())[0]
 
 
 def measured(world, goal=None, scale=1.0, seed=0):
     gradients = TermGradients(goal or world.goal, world.module, 1, lambda: scale, CPU)
-    taught = taught_by(world, goal or world.goal)
+    teacher_features = teacher_features_of(world, goal or world.goal)
     torch.manual_seed(seed)
-    gradients.measure(0, world.batch, taught, world.divisor, one_rank)
+    gradients.measure(0, world.batch, teacher_features, world.divisor, one_rank)
     return gradients.read()
 
 
 def own_gradients(world, term):
     """One term's gradient by an ordinary backward pass through a fresh graph."""
     torch.manual_seed(0)
-    shown, _ = world.module(world.batch, world.goal.student_request())
-    values = world.goal.weighted(world.goal.terms(shown, world.taught, world.batch), world.divisor)
+    student_features, _ = world.module(world.batch, world.goal.student_request())
+    values = world.goal.weighted(world.goal.terms(student_features, world.teacher_features, world.batch), world.divisor)
     world.module.zero_grad(set_to_none=True)
     values[term].backward()
     found = [p.grad for p in world.module.model.parameters() if p.grad is not None]
@@ -91,7 +91,7 @@ def test_due_once_at_every_nth_attempt(world):
         for micro_batch in range(2):
             if gradients.due(attempt):
                 done.append((attempt, micro_batch))
-                gradients.measure(attempt, world.batch, world.taught, world.divisor, one_rank)
+                gradients.measure(attempt, world.batch, world.teacher_features, world.divisor, one_rank)
     assert done == [(0, 0), (3, 0), (6, 0)]
     assert gradients.read() and gradients.read() == {}, "read once"
 

@@ -32,7 +32,7 @@ class OneRank:
         return tensor + self.other
 
 
-class Shown:
+class StandIn:
     """Features by batch, as one model would show them."""
 
     def __init__(self, tiny, seed: int) -> None:
@@ -51,11 +51,11 @@ def filler(batch):
 
 
 def run(tiny, batches, ranks=None, teacher=True, objective=OBJECTIVE):
-    student, taught = Shown(tiny, 0), Shown(tiny, 1000)
+    student, teacher_model = StandIn(tiny, 0), StandIn(tiny, 1000)
     validator = Validator(batches, objective, ["one", "two"], ranks or OneRank())
-    values = validator.run(student, LiveTeacher(taught) if teacher else None)
+    values = validator.run(student, LiveTeacher(teacher_model) if teacher else None)
     assert values.pop("seconds") >= 0
-    return values, student.seen, taught.seen
+    return values, student.seen, teacher_model.seen
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ def test_terms_are_sums_over_counts_of_the_whole_set(tiny, batches):
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for batch in batches:
-        shown, taught = (
+        student_features, teacher_features = (
             tiny.features(batch, LAYERS, vocabulary=tiny.VOCABULARY, seed=seed + int(batch.inputs.input_ids.sum()))
             for seed in (0, 1000)
         )
-        for term, value in OBJECTIVE.terms(shown, taught, batch).items():
+        for term, value in OBJECTIVE.terms(student_features, teacher_features, batch).items():
             sums[term] = sums.get(term, 0.0) + value.sum.item()
             counts[term] = counts.get(term, 0.0) + value.count.item()
     total = 0.0
@@ -110,7 +110,7 @@ def test_without_a_teacher(tiny, batches):
 
 def test_the_set_can_be_validated_again(tiny, batches):
     validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank())
-    first, second = (validator.run(Shown(tiny, 0), LiveTeacher(Shown(tiny, 1000))) for _ in range(2))
+    first, second = (validator.run(StandIn(tiny, 0), LiveTeacher(StandIn(tiny, 1000))) for _ in range(2))
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
 
 
@@ -118,7 +118,7 @@ def test_the_average_over_tasks_is_a_choice(tiny, batches):
     values = {}
     for average in ("macro", "micro"):
         validator = Validator(batches, OBJECTIVE, ["one", "two"], OneRank(), average=average)
-        values[average] = validator.run(Shown(tiny, 0), LiveTeacher(Shown(tiny, 1000)))
+        values[average] = validator.run(StandIn(tiny, 0), LiveTeacher(StandIn(tiny, 1000)))
     macro, micro = values["macro"], values["micro"]
     assert macro["ppl"] == pytest.approx((macro["one/ppl"] + macro["two/ppl"]) / 2)
     assert micro["ppl"] == macro["ppl_micro"] != pytest.approx(macro["ppl"])
@@ -160,7 +160,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter, at masked lanes
 @pytest.mark.parametrize(
-    ("implementation", "family", "temperature", "taught"),
+    ("implementation", "family", "temperature", "with_teacher"),
     [
         ("chunked", "blenderbot", 1.0, True),
         ("chunked", "bart", 2.0, True),
@@ -169,23 +169,23 @@ class Largest(TorchDispatchMode):
     ],
 )
 def test_blocks_of_logits_give_the_numbers_of_whole_logits(
-    tiny, batches, monkeypatch, implementation, family, temperature, taught
+    tiny, batches, monkeypatch, implementation, family, temperature, with_teacher
 ):
     if implementation == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("Triton is not interpreted here (DS_ACCELERATOR is not cpu, or Triton is not installed)")
     monkeypatch.setattr(prediction_blocks, "BLOCK_BYTES", 1)  # 64 ids at a time
     supervision = {Stack.ENCODER: (0, 1), Stack.DECODER: (0, 2)}
-    objective = Objective(ALL if taught else LossWeights(task=1), supervision, temperature=temperature)
+    objective = Objective(ALL if with_teacher else LossWeights(task=1), supervision, temperature=temperature)
     found = []
     for goal in (objective, objective.with_prediction(implementation)):
         student, teacher = Real(tiny, family, 0, 2), Real(tiny, family, 5, 3)
         validator = Validator([*batches, filler(batches[0])], goal, ["one", "two"], OneRank())
-        found.append(validator.run(student, LiveTeacher(teacher) if taught else None))
+        found.append(validator.run(student, LiveTeacher(teacher) if with_teacher else None))
         assert student.whole == (goal is objective) and not (teacher.whole and goal is not objective)
         found[-1].pop("seconds")
     whole, blocks = found
     assert blocks == pytest.approx(whole, rel=2e-6)
-    for name in ("token_accuracy", "token_exact_match", *(["teacher_agreement"] if taught else [])):
+    for name in ("token_accuracy", "token_exact_match", *(["teacher_agreement"] if with_teacher else [])):
         assert blocks[name] == whole[name]
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face copies of the tasks, made here from ParlAI's files: the same episodes must come out of them."""
+"""Hugging Face copies of the datasets, made here from ParlAI's files: the same episodes must come out of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.tasks import DataError, Episode, TaskSpec, Turn, read_task, source_files
+from distill_engine.data.readers import DataError, DialogueSpec, Episode, Turn, read_dataset, source_files
 
 RAW = Path(__file__).parents[3] / "fixtures" / "taskdata" / "raw"
 PARLAI_SPLIT = {"train": "train", "validation": "valid", "test": "test"}
@@ -50,7 +50,7 @@ def empathetic_dialogues(split: str) -> list[dict[str, Any]]:
 
 def persona_chat(split: str) -> list[dict[str, Any]]:
     """As the one-row-per-dialogue copy: personas apart, the silent opener spelt with spaces, the reply last."""
-    episodes = read_task(TaskSpec("convai2", root=str(RAW)), split)
+    episodes = read_dataset(DialogueSpec("convai2", root=str(RAW)), split)
     rows = []
     for episode in episodes:
         *personas, opener = episode.turns[0].text.split("\n")
@@ -98,7 +98,7 @@ def saved(rows: list[dict[str, Any]], place: Path) -> str:
 
 
 def episodes(path: str | Path, split: str = "train", **values) -> list[Episode]:
-    return read_task(TaskSpec("hf_dataset", **{split: str(path)}, **values), split)
+    return read_dataset(DialogueSpec("hf_dataset", **{split: str(path)}, **values), split)
 
 
 def refusal(path: str | Path, split: str = "train") -> str:
@@ -107,14 +107,14 @@ def refusal(path: str | Path, split: str = "train") -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("task", COPIES)
-def test_a_saved_dataset_gives_parlais_episodes(task, tmp_path):
-    splits = {name: datasets.Dataset.from_list(COPIES[task](split)) for name, split in PARLAI_SPLIT.items()}
+@pytest.mark.parametrize("dataset", COPIES)
+def test_a_saved_dataset_gives_parlais_episodes(dataset, tmp_path):
+    splits = {name: datasets.Dataset.from_list(COPIES[dataset](split)) for name, split in PARLAI_SPLIT.items()}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "copy")
     for split in PARLAI_SPLIT.values():
-        expected = read_task(TaskSpec(task, root=str(RAW)), split)
-        assert episodes(tmp_path / "copy", split, normalized=task != "convai2") == expected
-    train = source_files(TaskSpec("hf_dataset", train=str(tmp_path / "copy")), "train")
+        expected = read_dataset(DialogueSpec(dataset, root=str(RAW)), split)
+        assert episodes(tmp_path / "copy", split, normalized=dataset != "convai2") == expected
+    train = source_files(DialogueSpec("hf_dataset", train=str(tmp_path / "copy")), "train")
     assert train and all("train" in str(file.relative_to(tmp_path)) for file in train)
 
 
@@ -139,7 +139,7 @@ def test_every_form_gives_the_same(form, tmp_path):
         place.write_text(json.dumps(rows))
     else:
         place.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert episodes(place) == read_task(TaskSpec("convai2:normalized", root=str(RAW)), "train")
+    assert episodes(place) == read_dataset(DialogueSpec("convai2:normalized", root=str(RAW)), "train")
 
 
 def test_an_object_of_lists_is_a_list_of_objects(tmp_path):
@@ -174,7 +174,7 @@ LOOK_ALIKES = {
                              "user_profile": ["y"], "eval_score": 4, "profile_match": 1}, "conv_ai_2"),
     "KILT": ({"id": "1", "input": "hi", "meta": {"a": "b"}, "output": [{"answer": "x"}]}, "KILT"),
     "re-cut wizard": ({"persona": "x", "text": "y"}, "re-cut Wizard of Wikipedia"),
-    "anything": ({"question": "x", "answer": "y"}, "no dialogue task's"),
+    "anything": ({"question": "x", "answer": "y"}, "no dialogue dataset's"),
 }  # fmt: skip
 
 

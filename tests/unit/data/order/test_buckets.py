@@ -17,50 +17,50 @@ from distill_engine.data.order.buckets import PlainPlan, TokenBudgetPlan
 from distill_engine.data.order.loader import TrainLoader, token_budget_plan
 from distill_engine.data.order.mixture import Mixture, example_weights
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import TokenisedTask, TokenLimits
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
 
 BART = SequenceLayout(1, 0, 2, (0,), (2,), (2, 0), 1)
 BLENDERBOT = SequenceLayout(0, 1, 2, (), (2,), (1,), 0)
 
 
-def uneven(size: int, seed: int, layout: SequenceLayout = BLENDERBOT) -> TokenisedTask:
-    """A task whose example i has the label [10 + i], and a context of 1 to 40 tokens."""
+def uneven(size: int, seed: int, layout: SequenceLayout = BLENDERBOT) -> TokenisedDataset:
+    """A dataset whose example i has the label [10 + i], and a context of 1 to 40 tokens."""
     random = np.random.default_rng(seed)
     lengths = random.integers(1, 38, size)
     tokens = np.concatenate([np.append(np.full(length, 5), 10 + i) for i, length in enumerate(lengths)])
     ends = np.cumsum(lengths + 1)
     bounds = np.stack([ends - lengths - 1, ends - 1, ends - 1, ends], axis=1)
-    return TokenisedTask(tokens.astype(np.int32), bounds.astype(np.int64), layout, TokenLimits(128, 8))
+    return TokenisedDataset(tokens.astype(np.int32), bounds.astype(np.int64), layout, TokenLimits(128, 8))
 
 
-def plan_of(tasks, mixture: Mixture, budget: int = 300, window: int = 64, multiple: int = 1) -> TokenBudgetPlan:
+def plan_of(datasets, mixture: Mixture, budget: int = 300, window: int = 64, multiple: int = 1) -> TokenBudgetPlan:
     return token_budget_plan(
-        tasks, mixture, tasks[0].layout, max_tokens=budget, window=window, pad_to_multiple_of=multiple
+        datasets, mixture, datasets[0].layout, max_tokens=budget, window=window, pad_to_multiple_of=multiple
     )
 
 
-def loader_of(tasks, mixture, accumulation_steps: int = 1, rank: int = 0, world_size: int = 1, **options):
+def loader_of(datasets, mixture, accumulation_steps: int = 1, rank: int = 0, world_size: int = 1, **options):
     return TrainLoader(
-        tasks,
+        datasets,
         mixture,
-        tasks[0].layout,
+        datasets[0].layout,
         per_rank=1,
         accumulation_steps=accumulation_steps,
         pad_to_multiple_of=options.get("multiple", 1),
         rank=rank,
         world_size=world_size,
-        plan=plan_of(tasks, mixture, **options),
+        plan=plan_of(datasets, mixture, **options),
     )
 
 
 def rows(batch) -> list[tuple[int, int]]:
-    """(task, example) of each row."""
+    """(dataset, example) of each row."""
     firsts = batch.labels[:, 0].tolist()
     return list(zip(batch.dataset_ids.tolist(), [first - 10 for first in firsts], strict=True))
 
 
 @pytest.fixture(scope="module")
-def tasks():
+def datasets():
     return [uneven(150, 0), uneven(70, 1)]
 
 
@@ -72,9 +72,9 @@ def mixture():
 @given(st.integers(60, 900), st.integers(1, 100), st.sampled_from([1, 8]), st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
 def test_windows_hold_the_mixtures_examples_and_batches_keep_to_the_budget(budget, window, multiple, seed):
-    tasks = [uneven(150, 0, BART), uneven(70, 1, BART)]
+    datasets = [uneven(150, 0, BART), uneven(70, 1, BART)]
     mixture = Mixture([150, 70], [2.0, 1.0], seed)
-    with loader_of(tasks, mixture, budget=budget, window=window, multiple=multiple) as loader:
+    with loader_of(datasets, mixture, budget=budget, window=window, multiple=multiple) as loader:
         seen: list[tuple[int, int]] = []
         while len(seen) < 3 * window:
             (batch,) = loader.next_group()
@@ -88,19 +88,19 @@ def test_windows_hold_the_mixtures_examples_and_batches_keep_to_the_budget(budge
 
 
 def batch_rows(batch) -> list[tuple[int, int]]:
-    """(task, example) of each row of a BART batch: -100, the word, the end token, then padding."""
+    """(dataset, example) of each row of a BART batch: -100, the word, the end token, then padding."""
     return list(zip(batch.dataset_ids.tolist(), (batch.labels[:, 1] - 10).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_a_step_sees_the_same_micro_batches_however_it_is_split(tasks, mixture, world_size):
-    plan = plan_of(tasks, mixture)
+def test_a_step_sees_the_same_micro_batches_however_it_is_split(datasets, mixture, world_size):
+    plan = plan_of(datasets, mixture)
     position, expected = 0, []
     for _ in range(4):
         picks = plan.take(position, 24)
         expected.append([list(zip(part.datasets.tolist(), part.examples.tolist(), strict=True)) for part in picks])
         position += sum(len(part.datasets) for part in picks)
-    ranks = [loader_of(tasks, mixture, 24 // world_size, rank, world_size) for rank in range(world_size)]
+    ranks = [loader_of(datasets, mixture, 24 // world_size, rank, world_size) for rank in range(world_size)]
     for step in expected:
         groups = [[rows(batch) for batch in loader.next_group()] for loader in ranks]
         assert {len(group) for group in groups} == {24 // world_size}
@@ -112,41 +112,41 @@ def test_a_step_sees_the_same_micro_batches_however_it_is_split(tasks, mixture, 
 
 @given(st.integers(0, 25), st.sampled_from([1, 2, 3]), st.integers(0, 20))
 @settings(max_examples=15, deadline=None)
-def test_resuming_at_any_step_and_world_size_goes_on_as_if_never_stopped(tasks, mixture, steps, world_size, seed):
-    with loader_of(tasks, mixture, accumulation_steps=6) as whole:
+def test_resuming_at_any_step_and_world_size_goes_on_as_if_never_stopped(datasets, mixture, steps, world_size, seed):
+    with loader_of(datasets, mixture, accumulation_steps=6) as whole:
         for _ in range(steps):
             whole.next_group()
         state = json.loads(json.dumps(whole.state_dict()))
         wanted = [rows(batch) for batch in whole.next_group()]
     seen = []
     for rank in range(world_size):
-        with loader_of(tasks, mixture, 6 // world_size, rank, world_size) as resumed:
+        with loader_of(datasets, mixture, 6 // world_size, rank, world_size) as resumed:
             resumed.load_state_dict(state)
             seen.append([rows(batch) for batch in resumed.next_group()])
     assert [part for micro in zip(*seen, strict=True) for part in micro] == wanted
 
 
-def test_a_pass_loses_and_repeats_nothing(tasks):
+def test_a_pass_loses_and_repeats_nothing(datasets):
     mixture = Mixture([150, 70], example_weights([1, 1], [150, 70], [150, 70], "passes"), seed=9)
-    with loader_of(tasks, mixture, window=55) as loader:  # 220 examples are four windows
+    with loader_of(datasets, mixture, window=55) as loader:  # 220 examples are four windows
         seen: list[tuple[int, int]] = []
         while loader.epoch < 1:
             seen += [row for batch in loader.next_group() for row in rows(batch)]
-    assert sorted(seen) == [(task, example) for task, size in enumerate((150, 70)) for example in range(size)]
+    assert sorted(seen) == [(dataset, example) for dataset, size in enumerate((150, 70)) for example in range(size)]
 
 
-def test_other_batches_have_another_fingerprint_and_plain_ones_the_mixtures(tasks, mixture):
-    names = {plan_of(tasks, mixture, *options).fingerprint for options in ((300, 64), (301, 64), (300, 63))}
+def test_other_batches_have_another_fingerprint_and_plain_ones_the_mixtures(datasets, mixture):
+    names = {plan_of(datasets, mixture, *options).fingerprint for options in ((300, 64), (301, 64), (300, 63))}
     assert len(names) == 3
     assert PlainPlan(mixture, 4).fingerprint == mixture.fingerprint not in names
 
 
-def test_a_state_of_other_batches_is_refused(tasks, mixture):
-    with loader_of(tasks, mixture) as loader, loader_of(tasks, mixture, budget=500) as other:
+def test_a_state_of_other_batches_is_refused(datasets, mixture):
+    with loader_of(datasets, mixture) as loader, loader_of(datasets, mixture, budget=500) as other:
         loader.next_group()
         with pytest.raises(DataError, match=r"batch\.max_tokens have changed"):
             other.load_state_dict(loader.state_dict())
-        ends = np.cumsum([len(part.datasets) for part in plan_of(tasks, mixture).take(0, 4)])
+        ends = np.cumsum([len(part.datasets) for part in plan_of(datasets, mixture).take(0, 4)])
         inside = next(position for position in range(1, int(ends[-1])) if position not in ends)
         with pytest.raises(DataError, match=rf"position {inside} is inside a micro-batch"):
             loader.load_state_dict({**loader.state_dict(), "position": inside})
@@ -158,13 +158,13 @@ def test_a_state_of_other_batches_is_refused(tasks, mixture):
     [
         ([10, 500], [1.0, 1.0], 22),  # half of the draws are ten examples: 11 draws of them, one comes twice
         ([100], [1.0], 105),
-        ([4, 4000], [1.0, 60.0], 400),  # a little task that comes round often makes up little of a window
+        ([4, 4000], [1.0, 60.0], 400),  # a little dataset that comes round often makes up little of a window
         ([4000, 4000], [1.0, 1.0], 400),
     ],
 )
 def test_windows_are_smaller_where_examples_would_come_round_again(sizes, weights, window):
-    tasks = [uneven(size, number) for number, size in enumerate(sizes)]
-    plan = plan_of(tasks, Mixture(sizes, weights, seed=0), budget=2000, window=400)
+    datasets = [uneven(size, number) for number, size in enumerate(sizes)]
+    plan = plan_of(datasets, Mixture(sizes, weights, seed=0), budget=2000, window=400)
     assert plan.fingerprint.endswith(f"/{window}")
 
 
@@ -180,21 +180,22 @@ def test_rows_are_cut_where_one_more_would_pass_the_budget_and_all_they_cost_is_
     assert plan._filled([30], [5]) == ([], 35)
 
 
-# -- the four tasks ----------------------------------------------------------------------------------------------
+# -- the four datasets ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("multiple", "most"), [(1, 0.06), (8, 0.09)])
 def test_padding_of_the_four_tasks_and_shares_of_their_mixture(multiple, most):
-    tasks = dialogue_lengths.four_tasks(0.3)
-    sizes = [len(task) for task in tasks]
-    weights = example_weights(dialogue_lengths.PARLAI_WEIGHTS, sizes, [task.episodes for task in tasks], "episodes")
+    datasets = dialogue_lengths.four_datasets(0.3)
+    sizes = [len(dataset) for dataset in datasets]
+    episodes = [dataset.episodes for dataset in datasets]
+    weights = example_weights(dialogue_lengths.PARLAI_WEIGHTS, sizes, episodes, "episodes")
     mixture = Mixture(sizes, weights, seed=1)
     assert mixture.shares == pytest.approx([0.125, 0.270, 0.494, 0.111], abs=0.01)
-    plan = plan_of(tasks, mixture, budget=(128 + 128) * 16, window=8192, multiple=multiple)
+    plan = plan_of(datasets, mixture, budget=(128 + 128) * 16, window=8192, multiple=multiple)
     real = padded = 0
     drawn = np.zeros(4, np.int64)
     for part in islice(plan._from(0), 500):
-        sums = [tasks[task].lengths(part.examples[part.datasets == task]) for task in range(4)]
+        sums = [datasets[dataset].lengths(part.examples[part.datasets == dataset]) for dataset in range(4)]
         contexts, labels = (np.concatenate(side) for side in zip(*sums, strict=True))
         longest = [-(-int(side.max()) // multiple) * multiple for side in (contexts, labels)]
         assert len(contexts) * sum(longest) <= 4096

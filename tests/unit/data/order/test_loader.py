@@ -29,8 +29,8 @@ def example(context: list[int], label: list[int]) -> Example:
     return Example(np.array(context, np.int32), np.array(label, np.int32))
 
 
-class NumberedTask:
-    """A task whose example i says who it is: its context is [10 + i] repeated, its label [10 + i, 2]."""
+class Numbered:
+    """A dataset whose example i says who it is: its context is [10 + i] repeated, its label [10 + i, 2]."""
 
     def __init__(self, size: int, broken_from: int | None = None) -> None:
         self._size = size
@@ -58,16 +58,16 @@ class NumberedTask:
 
 
 def picks(batch: Batch) -> list[tuple[int, int]]:
-    """(task, index) of each row that counts."""
+    """(dataset, index) of each row that counts."""
     counts = batch.label_mask.any(1)
     rows = zip(batch.dataset_ids[counts].tolist(), batch.inputs.input_ids[counts][:, 0].tolist(), strict=True)
-    return [(task, first - 10) for task, first in rows]
+    return [(dataset, first - 10) for dataset, first in rows]
 
 
 def train_loader(sizes: list[int], per_rank: int, steps: int, rank: int, world_size: int) -> TrainLoader:
     mixture = Mixture(sizes, [1.0] * len(sizes), seed=7)
     return TrainLoader(
-        [NumberedTask(size) for size in sizes],
+        [Numbered(size) for size in sizes],
         mixture,
         BLENDERBOT,
         per_rank=per_rank,
@@ -201,7 +201,7 @@ def test_a_failure_in_the_background_is_raised_and_stays():
     mixture = Mixture([10], [1.0], seed=7)
     first_bad = next(position for position in range(10) if mixture.at(position)[1] >= 8)
     options = {"per_rank": 1, "accumulation_steps": 1, "pad_to_multiple_of": 1, "rank": 0, "world_size": 1}
-    with TrainLoader([NumberedTask(10, broken_from=8)], mixture, BLENDERBOT, **options) as loader:
+    with TrainLoader([Numbered(10, broken_from=8)], mixture, BLENDERBOT, **options) as loader:
         taken(loader, first_bad)
         for _ in range(2):
             with pytest.raises(OSError, match="cannot be read"):
@@ -222,7 +222,7 @@ def test_closing_ends_the_thread_and_may_be_repeated():
 def test_mistakes_of_the_caller():
     with pytest.raises(ValueError, match="mixture is for"):
         TrainLoader(
-            [NumberedTask(9)],
+            [Numbered(9)],
             Mixture([10], [1.0], 0),
             BLENDERBOT,
             per_rank=1,
@@ -232,14 +232,14 @@ def test_mistakes_of_the_caller():
             world_size=1,
         )
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        ValidationLoader([NumberedTask(9)], BLENDERBOT, per_rank=1, rank=2, world_size=2)
+        ValidationLoader([Numbered(9)], BLENDERBOT, per_rank=1, rank=2, world_size=2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
 def test_pinned_batches_are_the_same_batches():
     mixture = Mixture([10], [1.0], seed=7)
     options = {"per_rank": 4, "accumulation_steps": 1, "pad_to_multiple_of": 1, "rank": 0, "world_size": 1}
-    loaders = [TrainLoader([NumberedTask(10)], mixture, BLENDERBOT, **options, pin_memory=pin) for pin in (True, False)]
+    loaders = [TrainLoader([Numbered(10)], mixture, BLENDERBOT, **options, pin_memory=pin) for pin in (True, False)]
     for (pinned,), (plain,) in zip(*(iter([loader.next_group() for _ in range(3)]) for loader in loaders), strict=True):
         pairs: list[list[torch.Tensor]] = [[], []]
         for batch, seen in zip((pinned, plain), pairs, strict=True):
@@ -255,20 +255,20 @@ def test_pinned_batches_are_the_same_batches():
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(1, 7), st.integers(1, 8))
 @settings(max_examples=40, deadline=None)
 def test_every_example_exactly_once_and_equally_many_batches(sizes, per_rank, world_size):
-    tasks = [NumberedTask(size) for size in sizes]
+    datasets = [Numbered(size) for size in sizes]
     loaders = [
-        ValidationLoader(tasks, BLENDERBOT, per_rank=per_rank, rank=rank, world_size=world_size)
+        ValidationLoader(datasets, BLENDERBOT, per_rank=per_rank, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     batches = [list(loader) for loader in loaders]
     assert {len(part) for part in batches} == {len(loaders[0])}
     assert all(len(batch.dataset_ids) <= per_rank for part in batches for batch in part)
     seen = sorted(pick for part in batches for batch in part for pick in picks(batch))
-    assert seen == [(task, index) for task, size in enumerate(sizes) for index in range(size)]
+    assert seen == [(dataset, index) for dataset, size in enumerate(sizes) for index in range(size)]
 
 
 def test_rows_of_a_batch_are_equally_long_as_far_as_it_goes():
-    loader = ValidationLoader([NumberedTask(50), NumberedTask(50)], BLENDERBOT, per_rank=20, rank=0, world_size=1)
+    loader = ValidationLoader([Numbered(50), Numbered(50)], BLENDERBOT, per_rank=20, rank=0, world_size=1)
     batches = list(loader)
     assert [set(batch.inputs.attention_mask.sum(1).tolist()) for batch in batches] == [{5}, {4}, {3}, {2}, {1}]
     assert all(set(batch.dataset_ids.tolist()) == {0, 1} for batch in batches)
@@ -276,14 +276,14 @@ def test_rows_of_a_batch_are_equally_long_as_far_as_it_goes():
 
 
 def test_ranks_without_examples_get_fillers():
-    parts = [list(ValidationLoader([NumberedTask(2)], BART, per_rank=4, rank=rank, world_size=3)) for rank in range(3)]
+    parts = [list(ValidationLoader([Numbered(2)], BART, per_rank=4, rank=rank, world_size=3)) for rank in range(3)]
     assert [len(picks(part[0])) for part in parts] == [1, 1, 0]
     assert (parts[2][0].labels == IGNORED_LABEL).all()
 
 
 def test_leaving_a_validation_pass_early_ends_its_thread():
     before = set(threading.enumerate())
-    batches = iter(ValidationLoader([NumberedTask(30)], BLENDERBOT, per_rank=1, rank=0, world_size=1))
+    batches = iter(ValidationLoader([Numbered(30)], BLENDERBOT, per_rank=1, rank=0, world_size=1))
     next(batches)
     batches.close()
     assert set(threading.enumerate()) == before

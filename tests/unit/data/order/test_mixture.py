@@ -20,8 +20,8 @@ sizes_and_weights = st.lists(st.tuples(st.integers(1, 60), st.floats(0.01, 100))
 
 
 def order(mixture: Mixture, start: int, stop: int) -> list[tuple[int, int]]:
-    tasks, examples = mixture.window(start, stop)
-    return list(zip(tasks.tolist(), examples.tolist(), strict=True))
+    datasets, examples = mixture.window(start, stop)
+    return list(zip(datasets.tolist(), examples.tolist(), strict=True))
 
 
 @given(sizes_and_weights, st.integers(0, 2**32), st.integers(0, 30_000), st.integers(0, 300))
@@ -31,7 +31,7 @@ def test_a_position_says_the_same_wherever_one_starts_to_look(described, seed, s
     seen = order(Mixture(sizes, weights, seed), start, start + length)
     fresh = Mixture(sizes, weights, seed)
     assert seen == [fresh.at(position) for position in range(start, start + length)]
-    assert all(0 <= task < len(sizes) and 0 <= example < sizes[task] for task, example in seen)
+    assert all(0 <= dataset < len(sizes) and 0 <= example < sizes[dataset] for dataset, example in seen)
 
 
 @given(sizes_and_weights, st.integers(0, 1000), st.integers(0, 20_000), st.integers(1, 9000))
@@ -39,9 +39,9 @@ def test_a_position_says_the_same_wherever_one_starts_to_look(described, seed, s
 def test_shares_of_any_window_are_exact_up_to_a_few_examples(described, seed, start, length):
     sizes, weights = described
     mixture = Mixture(sizes, weights, seed)
-    tasks, _ = mixture.window(start, start + length)
-    for task, share in enumerate(mixture.shares):
-        assert abs((tasks == task).sum() - share * length) <= 2 + 2 * len(sizes) * share
+    datasets, _ = mixture.window(start, start + length)
+    for dataset, share in enumerate(mixture.shares):
+        assert abs((datasets == dataset).sum() - share * length) <= 2 + 2 * len(sizes) * share
 
 
 @given(sizes_and_weights, st.integers(0, 1000))
@@ -49,8 +49,8 @@ def test_shares_of_any_window_are_exact_up_to_a_few_examples(described, seed, st
 def test_within_a_task_every_example_comes_once_a_pass(described, seed):
     sizes, weights = described
     seen = order(Mixture(sizes, weights, seed), 0, 2000)
-    for task, size in enumerate(sizes):
-        mine = [example for chosen, example in seen if chosen == task]
+    for dataset, size in enumerate(sizes):
+        mine = [example for chosen, example in seen if chosen == dataset]
         for begin in range(0, len(mine) - size + 1, size):
             assert sorted(mine[begin : begin + size]) == list(range(size))
 
@@ -61,7 +61,7 @@ def test_with_weights_proportional_to_sizes_an_epoch_is_a_pass(sizes, seed, epoc
     mixture = Mixture(sizes, [0.37 * size for size in sizes], seed)
     assert mixture.epoch_size == sum(sizes)
     seen = order(mixture, epoch * mixture.epoch_size, (epoch + 1) * mixture.epoch_size)
-    assert sorted(seen) == [(task, example) for task, size in enumerate(sizes) for example in range(size)]
+    assert sorted(seen) == [(dataset, example) for dataset, size in enumerate(sizes) for example in range(size)]
 
 
 def test_one_task_is_shuffled_anew_in_each_pass():
@@ -79,9 +79,9 @@ def test_a_shuffle_is_uniform_in_every_place():
 
 
 def test_the_interleaving_has_no_period():
-    tasks, _ = Mixture([100] * 4, [1] * 4, seed=0).window(0, 4000)
+    datasets, _ = Mixture([100] * 4, [1] * 4, seed=0).window(0, 4000)
     for stride in range(1, 17):
-        same = float(np.mean(tasks[stride:] == tasks[:-stride]))
+        same = float(np.mean(datasets[stride:] == datasets[:-stride]))
         assert same < 0.5, stride
 
 
@@ -92,17 +92,17 @@ def test_another_seed_is_another_order():
 
 def test_far_positions_of_a_big_mixture():
     mixture = Mixture([27_018, 74_092, 131_438, 64_636], [0.125, 0.27, 0.494, 0.111], seed=0)
-    tasks, _ = mixture.window(10**9, 10**9 + 5000)
-    for task, share in enumerate(mixture.shares):
-        assert abs((tasks == task).sum() - share * 5000) < 6
+    datasets, _ = mixture.window(10**9, 10**9 + 5000)
+    for dataset, share in enumerate(mixture.shares):
+        assert abs((datasets == dataset).sum() - share * 5000) < 6
     assert mixture.at(10**9 + 4999) == order(mixture, 10**9 + 4999, 10**9 + 5000)[0]
     assert math.isclose(sum(mixture.shares), 1)
 
 
 def test_the_order_itself_is_pinned():
     """A change here breaks the resuming of old checkpoints: raise the loader's state version with it."""
-    tasks, examples = Mixture([7, 3], [2, 1], seed=11).window(0, 12)
-    assert tasks.tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0]
+    datasets, examples = Mixture([7, 3], [2, 1], seed=11).window(0, 12)
+    assert datasets.tolist() == [1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0]
     assert examples.tolist() == [2, 4, 0, 1, 1, 2, 5, 6, 0, 3, 1, 0]
 
 
@@ -115,7 +115,7 @@ def test_fingerprints_tell_mixtures_apart():
 
 @pytest.mark.parametrize(("size", "weight"), [(0, 1.0), (5, 0.0), (5, -1.0), (5, math.nan), (5, math.inf)])
 def test_tasks_that_cannot_be_mixed(size, weight):
-    with pytest.raises(DataError, match="Task number 2"):
+    with pytest.raises(DataError, match="Dataset number 2"):
         Mixture([3, size], [1.0, weight], 0)
 
 
@@ -125,7 +125,7 @@ def test_sizes_and_weights_belong_together():
             Mixture(sizes, weights, 0)
 
 
-# ParlAI's four tasks: training episodes and examples.
+# ParlAI's four datasets: training episodes and examples.
 EPISODES = [4_819, 18_430, 17_878, 39_057]
 EXAMPLES = [27_018, 74_092, 131_438, 64_636]
 
@@ -144,12 +144,12 @@ def test_weights_of_episodes_give_parlais_shares_of_examples(weights, expected):
 
 
 def test_episode_weights_are_what_playing_whole_episodes_amounts_to():
-    """Draw a task by weight, one of its episodes, play all its turns: the definition, simulated."""
+    """Draw a dataset by weight, one of its episodes, play all its turns: the definition, simulated."""
     random = np.random.default_rng(0)
     turns = [np.array([1, 3]), np.array([2, 2, 8])]
     played = [0, 0]
-    for task in random.choice(2, 40_000, p=[0.4, 0.6]):
-        played[task] += random.choice(turns[task])
+    for dataset in random.choice(2, 40_000, p=[0.4, 0.6]):
+        played[dataset] += random.choice(turns[dataset])
     made = example_weights([2, 3], [4, 12], [2, 3], "episodes")
     assert shares(made) == pytest.approx(shares(played), abs=0.01)
 
@@ -168,7 +168,7 @@ def test_the_other_meanings_and_temperature():
 def test_equal_weights_of_passes_show_every_example_once_an_epoch(sizes, seed):
     mixture = Mixture(sizes, example_weights([1.0] * len(sizes), sizes, sizes, "passes"), seed)
     seen = order(mixture, 0, mixture.epoch_size)
-    assert sorted(seen) == [(task, example) for task, size in enumerate(sizes) for example in range(size)]
+    assert sorted(seen) == [(dataset, example) for dataset, size in enumerate(sizes) for example in range(size)]
 
 
 def test_a_task_too_large_for_a_table_is_shuffled_as_well():

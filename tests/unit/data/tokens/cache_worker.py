@@ -2,9 +2,9 @@
 
     cache_worker.py ACTION CACHE TOKENIZER SOURCE
 
-build    says `ready`, waits for a line, makes the task, says its facts as JSON
+build    says `ready`, waits for a line, makes the dataset, says its facts as JSON
 hang     begins to make it, says `begun` in the middle, and waits to be killed
-bounded  makes a task of above 100 MiB and reads examples of it all over, with 72 MiB more memory than it starts with
+bounded  makes a dataset of above 100 MiB and reads examples of it all over, with 72 MiB more memory than it starts with
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def build(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
 
     say("ready")
     sys.stdin.readline()
-    task = cache.task(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
-    say(json.dumps({"examples": len(task), "digest": task.digest, "read": len(read)}))
+    dataset = cache.dataset(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
+    say(json.dumps({"examples": len(dataset), "digest": dataset.digest, "read": len(read)}))
 
 
 def hang(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
@@ -56,7 +56,7 @@ def hang(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
         sys.stdin.readline()
         raise AssertionError("killed processes do not get here")
 
-    cache.task(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
+    cache.dataset(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
 
 
 def bounded(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
@@ -79,13 +79,13 @@ def bounded(cache: TokenCache, encoder: DialogueTokenizer, file: Path) -> None:
         np.zeros(100 * MIB, np.int8).fill(1)
     except MemoryError:
         say("the limit holds")
-    task = cache.task(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
+    dataset = cache.dataset(Content("talk", (file,), {}, episodes), encoder, lambda episodes: None)
     with TrainLoader(
-        [task], Mixture([len(task)], [1.0], 1), LAYOUT,
+        [dataset], Mixture([len(dataset)], [1.0], 1), LAYOUT,
         per_rank=64, accumulation_steps=1, pad_to_multiple_of=1, rank=0, world_size=1,
     ) as loader:  # fmt: skip
         seen = sum(len(loader.next_group()[0].dataset_ids) for _ in range(80))
-    say(json.dumps({"examples": len(task), "bytes": task.tokens.nbytes, "seen": seen}))
+    say(json.dumps({"examples": len(dataset), "bytes": dataset.tokens.nbytes, "seen": seen}))
 
 
 def status(name: str) -> int:

@@ -18,7 +18,7 @@ from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.formats.parlai_text import read_parlai_text
 from distill_engine.data.tokens import cache as token_cache
 from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 
 LINES = [
@@ -57,9 +57,9 @@ class Bench:
             self.in_the_middle()
             yield episode
 
-    def task(self, cache: TokenCache | None = None, encoder: DialogueTokenizer | None = None) -> TokenisedTask:
+    def dataset(self, cache: TokenCache | None = None, encoder: DialogueTokenizer | None = None) -> TokenisedDataset:
         source = Content("talk, train", (self.file,), self.options, self.episodes)
-        return (cache or self.cache).task(source, encoder or self.encoder, lambda episodes: None)
+        return (cache or self.cache).dataset(source, encoder or self.encoder, lambda episodes: None)
 
     def fresh(self) -> TokenCache:
         """As another process sees it."""
@@ -75,7 +75,7 @@ def bench(tmp_path, file, encoder) -> Bench:
     return Bench(tmp_path / "cache", file, encoder)
 
 
-def same(one: TokenisedTask, other: TokenisedTask) -> bool:
+def same(one: TokenisedDataset, other: TokenisedDataset) -> bool:
     return (
         np.array_equal(one.tokens, other.tokens)
         and np.array_equal(one.bounds, other.bounds)
@@ -88,7 +88,7 @@ def same(one: TokenisedTask, other: TokenisedTask) -> bool:
 
 def test_the_second_time_comes_from_the_disk_and_is_the_same(bench):
     plain = bench.encoder.tokenise(bench.episodes())
-    first, second = bench.task(), bench.task(bench.fresh())
+    first, second = bench.dataset(), bench.dataset(bench.fresh())
     assert bench.reads == 2  # one for `plain`
     assert same(first, plain) and same(second, plain)
     assert (plain.episodes, len(plain), plain.largest_id) == (2, 3, max(int(plain.tokens.max()), 2))
@@ -98,27 +98,27 @@ def test_the_second_time_comes_from_the_disk_and_is_the_same(bench):
 
 def test_several_chunks_are_joined_rightly(bench, monkeypatch):
     monkeypatch.setattr("distill_engine.data.tokens.tokenize._CHUNK_EPISODES", 1)
-    chunked = bench.task()
+    chunked = bench.dataset()
     monkeypatch.undo()
     assert same(chunked, bench.encoder.tokenise(bench.episodes()))
 
 
 def test_skipped_examples_are_remembered_and_told_when_they_are_found(bench, caplog):
     bench.file.write_text("text:\tlabels:hello\n" + "\n".join(LINES) + "\n")
-    assert bench.task().skipped == 1 and "left out" in caplog.text
+    assert bench.dataset().skipped == 1 and "left out" in caplog.text
     caplog.clear()
-    assert bench.task(bench.fresh()).skipped == 1 and caplog.text == ""
+    assert bench.dataset(bench.fresh()).skipped == 1 and caplog.text == ""
 
 
 def test_place_and_time_of_a_file_do_not_matter_its_content_does(bench, tmp_path):
-    bench.task()
+    bench.dataset()
     moved = tmp_path / "elsewhere.txt"
     moved.write_bytes(bench.file.read_bytes())
     bench.file = moved
-    bench.task(bench.fresh())
+    bench.dataset(bench.fresh())
     assert bench.reads == 1
     moved.write_text(moved.read_text().replace("cat", "dog"))  # as long as before
-    changed = bench.task(bench.fresh())
+    changed = bench.dataset(bench.fresh())
     assert bench.reads == 2 and same(changed, bench.encoder.tokenise(bench.episodes()))
 
 
@@ -136,15 +136,15 @@ def test_a_remembered_digest_is_not_believed_of_a_changed_file(bench):
 def test_options_tokenizer_delimiter_and_readers_make_other_entries_limits_do_not(
     bench, tokenizer, bare_tokenizer, blenderbot_layout, bart_layout, monkeypatch
 ):
-    bench.task()
-    bench.task(encoder=DialogueTokenizer(tokenizer, bart_layout, "\n", 9, 3))
+    bench.dataset()
+    bench.dataset(encoder=DialogueTokenizer(tokenizer, bart_layout, "\n", 9, 3))
     assert (bench.reads, len(bench.entries)) == (1, 1)
-    bench.task(encoder=DialogueTokenizer(tokenizer, blenderbot_layout, "  ", 64, 64))
-    bench.task(encoder=DialogueTokenizer(bare_tokenizer, blenderbot_layout, "\n", 64, 64))
+    bench.dataset(encoder=DialogueTokenizer(tokenizer, blenderbot_layout, "  ", 64, 64))
+    bench.dataset(encoder=DialogueTokenizer(bare_tokenizer, blenderbot_layout, "\n", 64, 64))
     bench.options = {"name": "fbdialog"}
-    bench.task()
+    bench.dataset()
     monkeypatch.setattr(token_cache, "_FORMAT", token_cache._FORMAT + 1)
-    bench.task()
+    bench.dataset()
     assert (bench.reads, len(bench.entries)) == (5, 5)
 
 
@@ -155,23 +155,23 @@ def test_a_folder_is_the_content_of_all_its_files(bench, tmp_path):
         (folder / name).write_text(name)
     source = Content("parts", (folder,), {}, bench.episodes)
     for _ in range(2):
-        bench.cache.task(source, bench.encoder, lambda episodes: None)
+        bench.cache.dataset(source, bench.encoder, lambda episodes: None)
     (folder / "c").write_text("c")
-    bench.cache.task(source, bench.encoder, lambda episodes: None)
+    bench.cache.dataset(source, bench.encoder, lambda episodes: None)
     assert bench.reads == 2
 
 
 def test_a_task_without_files_is_made_in_memory(bench):
     source = Content("invented", (), {}, bench.episodes)
     for reads in (1, 2):
-        assert len(bench.cache.task(source, bench.encoder, lambda episodes: None)) == 3
+        assert len(bench.cache.dataset(source, bench.encoder, lambda episodes: None)) == 3
         assert bench.reads == reads
     assert not bench.folder.exists()
 
 
 def test_progress_hears_of_every_episode(bench):
     told: list[int] = []
-    bench.cache.task(Content("talk", (bench.file,), {}, bench.episodes), bench.encoder, told.append)
+    bench.cache.dataset(Content("talk", (bench.file,), {}, bench.episodes), bench.encoder, told.append)
     assert sum(told) == 2
 
 
@@ -207,15 +207,15 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_entry_is_made_again(bench, damage):
-    before = bench.task()
+    before = bench.dataset()
     wanted = (before.tokens.copy(), before.bounds.copy())
     (entry,) = bench.entries
     damage(entry)
-    again = bench.task(bench.fresh())
+    again = bench.dataset(bench.fresh())
     assert bench.reads == 2 and len(bench.messages) == 1
     assert "damaged" in bench.messages[0] and str(entry) in bench.messages[0]
     assert np.array_equal(again.tokens, wanted[0]) and np.array_equal(again.bounds, wanted[1])
-    assert bench.task(bench.fresh()).skipped == 0 and bench.reads == 2
+    assert bench.dataset(bench.fresh()).skipped == 0 and bench.reads == 2
     assert bench.entries == [entry]
 
 
@@ -230,7 +230,7 @@ def test_a_folder_that_cannot_be_written_means_memory_and_one_message(bench, mon
     else:
         monkeypatch.setattr(token_cache, "write_entry", full_disk)
     for _ in range(2):
-        assert same(bench.task(), bench.encoder.tokenise(bench.episodes()))
+        assert same(bench.dataset(), bench.encoder.tokenise(bench.episodes()))
     assert len(bench.messages) == 1
     assert str(bench.folder) in bench.messages[0] and "data.cache_dir" in bench.messages[0]
     assert bench.entries == []
@@ -259,9 +259,9 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(bench, tmp_path):
 
 
 def test_what_is_there_is_used_also_where_nothing_can_be_added(bench, monkeypatch):
-    bench.task()
+    bench.dataset()
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    assert isinstance(bench.task(bench.fresh()).tokens.base, np.memmap)
+    assert isinstance(bench.dataset(bench.fresh()).tokens.base, np.memmap)
     assert (bench.reads, bench.messages) == (1, [])
 
 
@@ -275,16 +275,16 @@ def test_an_error_of_the_reader_comes_through_and_leaves_nothing(bench):
 
     bench.in_the_middle = fail
     with pytest.raises(RuntimeError, match="line 2 is bad"):
-        bench.task()
+        bench.dataset()
     assert bench.entries == [] and bench.messages == []
     bench.in_the_middle = lambda: None
-    assert len(bench.task()) == 3
+    assert len(bench.dataset()) == 3
 
 
 def test_a_missing_file_is_the_readers_to_tell(bench):
     bench.file = bench.file.with_name("absent.txt")
     with pytest.raises(ValueError, match=r"no file .*absent\.txt"):
-        bench.task()
+        bench.dataset()
 
 
 def test_without_locks_two_makers_end_with_one_entry(bench, monkeypatch):
@@ -292,14 +292,14 @@ def test_without_locks_two_makers_end_with_one_entry(bench, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr(FileLock, "acquire", no_locks)
-    other: list[TokenisedTask] = []
+    other: list[TokenisedDataset] = []
 
     def let_another_finish() -> None:
         bench.in_the_middle = lambda: None
-        other.append(bench.task(bench.fresh()))
+        other.append(bench.dataset(bench.fresh()))
 
     bench.in_the_middle = let_another_finish
-    mine = bench.task()
+    mine = bench.dataset()
     assert same(mine, other[0]) and bench.reads == 2
     assert len(bench.entries) == 1 and bench.messages == []
 
@@ -333,7 +333,7 @@ def test_a_killed_maker_leaves_nothing_that_counts(bench, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     bench.options = {}
-    assert len(bench.task()) == 3 and bench.reads == 1
+    assert len(bench.dataset()) == 3 and bench.reads == 1
     (entry,) = bench.entries
     assert entry.name == half.name.split(".")[1]  # the same one, finished; the half of it is gone
 
@@ -368,5 +368,5 @@ def test_a_corpus_larger_than_the_memory_is_tokenised_and_shuffled(bench, tmp_pa
 def test_turns_of_an_episode_are_counted_as_examples_with_something_before_them(bench):
     turns = [(("", "hello"),), (("a", "b"), ("yes", "nice")), (("i", "do"),)]
     episodes = [Episode(tuple(Turn(*pair) for pair in episode)) for episode in turns]
-    task = bench.encoder.tokenise(episodes)
-    assert (len(task), task.episodes, task.skipped) == (3, 2, 1)
+    dataset = bench.encoder.tokenise(episodes)
+    assert (len(dataset), dataset.episodes, dataset.skipped) == (3, 2, 1)

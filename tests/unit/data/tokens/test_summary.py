@@ -82,9 +82,9 @@ def test_the_command_counts_the_markers_of_a_tokenizer(tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "talk.txt"
     file.write_text("text:<you> hello <you>\tlabels:hi\ntext:a\tlabels:<you> b\tepisode_done:True\n" * 2)
-    task = {"name": "parlai_text", "label": "talk", "train": str(file), "valid": str(file)}
+    dataset = {"name": "parlai_text", "label": "talk", "train": str(file), "valid": str(file)}
     done = shown(
-        tmp_path, "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.tasks={json.dumps([task])}",
+        tmp_path, "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.tasks={json.dumps([dataset])}",
         "--set", f"data.tokenizer={tmp_path / 'tokenizer'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

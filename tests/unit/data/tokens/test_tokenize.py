@@ -138,23 +138,23 @@ def test_end_tokens_truncation_and_padding_of_the_tokenizer_itself_are_off(token
 
 
 def test_an_example_after_nothing_at_all_is_left_out_but_stays_history(tokenizer, blenderbot_layout, caplog):
-    task = DialogueTokenizer(tokenizer, blenderbot_layout, "\n", 50, 50).tokenise(
+    dataset = DialogueTokenizer(tokenizer, blenderbot_layout, "\n", 50, 50).tokenise(
         [Episode((Turn("", "hello"), Turn("", ""), Turn("yes", "nice")))]
     )
-    assert (len(task), task.skipped) == (2, 1)
+    assert (len(dataset), dataset.skipped) == (2, 1)
     assert "left out" in caplog.text
     wanted = [*plain(tokenizer, "hello"), *plain(tokenizer, "\n")]
-    assert task.example(0).context_ids.tolist() == [*plain(tokenizer, "\n"), *wanted, END]
-    assert task.example(0).label_ids.tolist() == [END]
+    assert dataset.example(0).context_ids.tolist() == [*plain(tokenizer, "\n"), *wanted, END]
+    assert dataset.example(0).label_ids.tolist() == [END]
 
 
 def test_lengths_without_building_examples(tokenizer, bart_layout, episode):
-    task = DialogueTokenizer(tokenizer, bart_layout, "\n", 12, 4).tokenise([episode] * 3)
-    examples = [task.example(index) for index in range(len(task))]
-    assert task.context_lengths.tolist() == [len(example.context_ids) for example in examples]
-    assert task.label_lengths.tolist() == [len(example.label_ids) for example in examples]
-    assert task.largest_id == max(int(task.tokens.max()), 2)
-    assert task.tokens.dtype == np.int32
+    dataset = DialogueTokenizer(tokenizer, bart_layout, "\n", 12, 4).tokenise([episode] * 3)
+    examples = [dataset.example(index) for index in range(len(dataset))]
+    assert dataset.context_lengths.tolist() == [len(example.context_ids) for example in examples]
+    assert dataset.label_lengths.tolist() == [len(example.label_ids) for example in examples]
+    assert dataset.largest_id == max(int(dataset.tokens.max()), 2)
+    assert dataset.tokens.dtype == np.int32
 
 
 texts = st.text(alphabet=st.sampled_from("ab .\n</s>é😀"), max_size=12)
@@ -163,14 +163,14 @@ texts = st.text(alphabet=st.sampled_from("ab .\n</s>é😀"), max_size=12)
 @given(st.lists(st.lists(st.tuples(texts, texts), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_any_text_gives_what_the_rules_say(tokenizer, blenderbot_layout, dialogues):
     episodes = [Episode(tuple(Turn(*pair) for pair in dialogue)) for dialogue in dialogues]
-    task = DialogueTokenizer(tokenizer, blenderbot_layout, "  ", 11, 6).tokenise(episodes)
+    dataset = DialogueTokenizer(tokenizer, blenderbot_layout, "  ", 11, 6).tokenise(episodes)
     wanted = [
         (([*context, END])[-11:], [*plain(tokenizer, turn.label), END][:6])
         for episode in episodes
         for context, turn in zip(expected_contexts(tokenizer, episode, "  "), episode.turns, strict=True)
         if context
     ]
-    assert [(e.context_ids.tolist(), e.label_ids.tolist()) for e in map(task.example, range(len(task)))] == wanted
+    assert [(e.context_ids.tolist(), e.label_ids.tolist()) for e in map(dataset.example, range(len(dataset)))] == wanted
 
 
 def test_limits_leave_room_for_a_word(tokenizer, bart_layout):
@@ -196,6 +196,17 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path, tokenizer_folder):
     (tmp_path / "tokenizer_config.json").write_bytes((tokenizer_folder / "tokenizer_config.json").read_bytes())
     with pytest.raises(DataError, match=r"No tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+def test_sentencepiece_models_without_tokenizer_json_are_named(tmp_path):
+    for files, said in ((["source.spm", "target.spm"], "models of their own"), (["spiece.model"], "save_pretrained")):
+        folder = tmp_path / str(len(files))
+        folder.mkdir()
+        for file in files:
+            (folder / file).write_bytes(b"")
+        (folder / "config.json").write_text('{"model_type": "marian"}')
+        with pytest.raises(DataError, match=rf"{', '.join(files)}\) and no tokenizer.json.*{said}"):
+            load_tokenizer(str(folder))
 
 
 def test_code_that_comes_with_a_tokenizer_is_not_run_and_nobody_is_asked(tmp_path, tokenizer_folder, monkeypatch):

@@ -95,12 +95,12 @@ def case(
 def logits(hidden: Tensor, embedding: Tensor, bias: Tensor | None, masked_id: int | None) -> Tensor:
     """What a model would show: rounded to its dtype after the product and after the bias, then float64."""
     dtype = hidden.dtype
-    shown = (hidden.detach().double() @ embedding.detach().double().T).to(dtype)
+    made = (hidden.detach().double() @ embedding.detach().double().T).to(dtype)
     if bias is not None:
-        shown = (shown.double() + bias.detach().double()).to(dtype)
+        made = (made.double() + bias.detach().double()).to(dtype)
     if masked_id is not None:
-        shown[..., masked_id] = max(-1e20, torch.finfo(dtype).min)
-    return shown.double()
+        made[..., masked_id] = max(-1e20, torch.finfo(dtype).min)
+    return made.double()
 
 
 def plain(one: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,9 +111,10 @@ def plain(one: Case) -> tuple[Tensor, Tensor, Tensor]:
     task = (rows.logsumexp(-1) - rows.gather(-1, labels[:, None]).squeeze(1)).sum()
     if one.teacher_hidden is None:
         return task, torch.zeros_like(task), student
-    taught = logits(*(getattr(one, f"teacher_{part}") for part in ("hidden", "embedding", "bias")), one.masked_id)
+    factors = (getattr(one, f"teacher_{part}") for part in ("hidden", "embedding", "bias"))
+    teacher_logits = logits(*factors, one.masked_id)
     log_s = (rows / one.temperature).log_softmax(-1)
-    log_t = (taught[one.kept] / one.temperature).log_softmax(-1)
+    log_t = (teacher_logits[one.kept] / one.temperature).log_softmax(-1)
     return task, one.temperature**2 * (log_t.exp() * (log_t - log_s)).sum(), student
 
 
@@ -161,8 +162,8 @@ def check_float64(run: Run, one: Case, upstream=UPSTREAM) -> None:
 def check_no_worse_than_eager(run: Run, eager: Callable[..., tuple[Tensor, Tensor]], size=(4, 16)) -> None:
     """Float32: errors against float64 stay below twice those of the whole-matrix formulas."""
     one = case(size=size, vocabulary=2003, widths=(48, 64), bias=False)
-    shown = (one.student_hidden @ one.student_embedding.T, one.teacher_hidden @ one.teacher_embedding.T)
-    eagers = eager(*shown, one.labels)
+    both = (one.student_hidden @ one.student_embedding.T, one.teacher_hidden @ one.teacher_embedding.T)
+    eagers = eager(*both, one.labels)
     exact = plain(one)[:2]
     for mine, theirs, expected in zip(one.sums(run), eagers, exact, strict=False):
         bound = max(2 * abs(theirs.item() - expected.item()), 2e-7 * abs(expected.item()))
@@ -176,9 +177,9 @@ def check_no_worse_than_eager(run: Run, eager: Callable[..., tuple[Tensor, Tenso
 def check_ignored_rows(run: Run, bad: float, **options) -> None:
     """What stands at positions without a label changes no bit, and gets a gradient of exactly 0."""
     clean = case(masked_id=1, **options)
-    hidden, taught = clean.student_hidden.detach().clone(), clean.teacher_hidden.clone()
-    hidden[~clean.kept] = taught[~clean.kept] = bad
-    spoilt = replace(clean, student_hidden=hidden.requires_grad_(), teacher_hidden=taught)
+    hidden, teacher_hidden = clean.student_hidden.detach().clone(), clean.teacher_hidden.clone()
+    hidden[~clean.kept] = teacher_hidden[~clean.kept] = bad
+    spoilt = replace(clean, student_hidden=hidden.requires_grad_(), teacher_hidden=teacher_hidden)
     for mine, theirs in zip(spoilt.sums(run), clean.sums(run), strict=True):
         assert torch.equal(mine, theirs)
     found = gradients(spoilt, run)
@@ -222,12 +223,12 @@ def check_hits(run: Run, vocabulary: int, size=(6, 16)) -> None:
     }
     one = replace(one, **whole)
     student = logits(one.student_hidden, one.student_embedding, None, 1)
-    taught = logits(one.teacher_hidden, one.teacher_embedding, None, 1)
+    teacher_logits = logits(one.teacher_hidden, one.teacher_embedding, None, 1)
     best = student.argmax(-1)
     labels = torch.where(one.kept & (torch.arange(size[1]) % 2 == 0), best, one.labels)
     assert (student == student.amax(-1, keepdim=True)).sum(-1).gt(1).any()
-    correct, agreeing = accuracy_counts(student, taught, labels)
-    teachers, _ = accuracy_counts(taught, None, labels)
+    correct, agreeing = accuracy_counts(student, teacher_logits, labels)
+    teachers, _ = accuracy_counts(teacher_logits, None, labels)
     expected = [correct.item(), agreeing.item(), teachers.item()]
     _, _, hits = replace(one, labels=labels).sums(run)
     assert hits.tolist() == expected and correct > 0 and not hits.requires_grad

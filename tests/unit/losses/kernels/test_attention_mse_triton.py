@@ -95,8 +95,8 @@ def test_no_tensor_of_scores_is_made(attention_cases):
 
 
 def test_layers_of_one_shape_share_a_launch_wherever_they_lie(attention_cases, monkeypatch):
-    """Four layers: two of one head size in different layouts (also inside a joint projection), one taught by the same
-    teacher layer as another, one of another size."""
+    """Four layers: two of one head size in different layouts (also inside a joint projection), one compared with
+    the same teacher layer as another, one of another size."""
     launches = []
     launch = fused._Group.launch
     monkeypatch.setattr(fused._Group, "launch", lambda *a, **k: launches.append(a[1]) or launch(*a, **k))

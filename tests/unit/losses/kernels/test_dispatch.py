@@ -117,10 +117,10 @@ def measured(tiny, family, kernels, weights, temperature=1.0, clamp=65504.0):
     request = objective.student_request()
     student = StudentModule(adapt(model), Projections(request, 16, 20, seed=3)).train()
     with torch.no_grad():
-        taught = teacher(batch, objective.teacher_request())
-    shown, _ = student(batch, request)
-    assert (shown.logits is None) == (kernels.prediction != "reference")
-    terms, hits = objective.terms_and_hits(shown, taught, batch)
+        teacher_features = teacher(batch, objective.teacher_request())
+    student_features, _ = student(batch, request)
+    assert (student_features.logits is None) == (kernels.prediction != "reference")
+    terms, hits = objective.terms_and_hits(student_features, teacher_features, batch)
     objective.total(terms, objective.divisors([batch], lambda t: t, 1)[0]).backward()
     return terms, hits, {name: p.grad for name, p in student.named_parameters()}
 
@@ -187,12 +187,13 @@ def test_padding_may_hold_anything(tiny, kernels):
             adapt(tiny.model("blenderbot", seed=2, width=16, decoder_layers=2)),
             Projections(objective.student_request(), 16, 20, seed=3),
         ).train()
-        shown, _ = student(batch, objective.student_request())
-        shown = poisoned(shown, batch, poison)
-        terms, _ = objective.terms_and_hits(shown, teacher(batch, objective.teacher_request()), batch)
+        student_features, _ = student(batch, objective.student_request())
+        student_features = poisoned(student_features, batch, poison)
+        terms, _ = objective.terms_and_hits(student_features, teacher(batch, objective.teacher_request()), batch)
         sum(value.sum for value in terms.values()).backward()
         maps = [p.grad for p in student.projections.parameters()]
-        queries = [qk.query.grad for qk in shown.attention.values()] + [qk.key.grad for qk in shown.attention.values()]
+        scores = student_features.attention.values()
+        queries = [qk.query.grad for qk in scores] + [qk.key.grad for qk in scores]
         found.append([*(value.sum.detach() for value in terms.values()), *maps, *queries])
     for other in found[1:]:
         for one, clean in zip(other, found[0], strict=True):

@@ -39,10 +39,10 @@ def test_float64_says_the_same(dtype, temperature, options):
     st.tuples(st.integers(1, 3), st.integers(1, 9)), st.integers(3, 400), st.integers(1, 20), st.integers(1, 20),
     st.integers(0, 9), st.integers(0, 99), st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from([1, 9000, 10**6]),
 )  # fmt: skip
-def test_any_shape(size, vocabulary, width, taught, ignored, seed, temperature, block):
+def test_any_shape(size, vocabulary, width, teacher_width, ignored, seed, temperature, block):
     one = cases.case(
-        size=size, vocabulary=vocabulary, widths=(width, taught), seed=seed, masked_id=1, temperature=temperature,
-        ignored=min(ignored, size[0] * size[1] - 1),
+        size=size, vocabulary=vocabulary, widths=(width, teacher_width), seed=seed, masked_id=1,
+        temperature=temperature, ignored=min(ignored, size[0] * size[1] - 1),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prediction_blocks, "BLOCK_BYTES", block)

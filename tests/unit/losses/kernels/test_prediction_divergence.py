@@ -128,9 +128,10 @@ def test_blocks(monkeypatch, case, name, implementation, temperature, blocks):
     sums = partial(vocabulary_sums, implementation, student, teacher, labels, temperature, CASES[name])
     task, divergence, _ = sums()
     found = torch.autograd.grad(2 * task + 3 * divergence, leaves)
-    shown, taught = logits(student), logits(teacher).detach()
-    known = (torch.log_softmax(shown, -1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1))[labels != IGNORED]
-    expected = spelt_out(name, shown, taught, labels, temperature)
+    student_logits, teacher_logits = logits(student), logits(teacher).detach()
+    log_s = torch.log_softmax(student_logits, -1)
+    known = log_s.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)[labels != IGNORED]
+    expected = spelt_out(name, student_logits, teacher_logits, labels, temperature)
     assert task.item() == pytest.approx(-known.sum().item(), rel=1e-5)
     assert divergence.item() == pytest.approx(expected.item(), rel=1e-5)
     for one, other in zip(found, torch.autograd.grad(-2 * known.sum() + 3 * expected, leaves), strict=True):

@@ -1,4 +1,4 @@
-"""Task archives from a real HTTP server: whole, broken, resumed, wrong, hostile; and what stays on disk each time."""
+"""Archives of datasets from a real HTTP server: whole, broken, resumed, wrong, hostile; what stays on disk."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.fetch import download as download_module
 from distill_engine.data.fetch import unpack as unpack_module
 from distill_engine.data.fetch.archives import ARCHIVES, BASE_ADDRESS, Archive, archives_of
+from distill_engine.data.fetch.dataset import MARKER, Origin, fetch
 from distill_engine.data.fetch.download import FetchError
-from distill_engine.data.fetch.task import MARKER, Origin, fetch
 from distill_engine.data.fetch.unpack import UnpackError
 
 ROOT = Path(__file__).parents[4]
@@ -124,7 +124,7 @@ def get(served: Served, root: Path, archive: Archive | None = None, url: str | N
 
 
 def refusal(served: Served, root: Path, archive: Archive | None = None, **options) -> str:
-    """The message; nothing of the task may be there afterwards."""
+    """The message; nothing of the dataset may be there afterwards."""
     with pytest.raises((FetchError, UnpackError)) as caught:
         get(served, root, archive, **options)
     assert not (root / "blended_skill_talk").exists()
@@ -380,7 +380,7 @@ def test_two_fetches_at_once(served, tmp_path):
 
 def test_a_root_that_cannot_be_written(served, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match="The task was not changed"):
+    with pytest.raises(FetchError, match="The dataset was not changed"):
         get(served, tmp_path / "file")
 
 
@@ -388,8 +388,8 @@ def test_a_root_that_cannot_be_written(served, tmp_path):
 
 
 def test_the_table_of_archives():
-    assert [one.task for one in archives_of(["all"])] == list(ARCHIVES)
-    assert [one.task for one in archives_of(["convai2:normalized", "convai2"])] == ["convai2"]
+    assert [one.dataset for one in archives_of(["all"])] == list(ARCHIVES)
+    assert [one.dataset for one in archives_of(["convai2:normalized", "convai2"])] == ["convai2"]
     assert ARCHIVES["convai2"].url() == f"{BASE_ADDRESS}/convai2/convai2_fix_723.tgz"
     assert ARCHIVES["convai2"].url("https://mirror/x/") == "https://mirror/x/convai2/convai2_fix_723.tgz"
     with pytest.raises(DataError, match="Did you mean convai2"):
@@ -423,7 +423,7 @@ def test_the_command(served, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["all", "--sha256", "0" * 64], "--sha256 stand for one archive, but 4 tasks are named"),
+        (["all", "--sha256", "0" * 64], "--sha256 stand for one archive, but 4 datasets are named"),
         (["convai2", "--url", "http://x", "--url-base", "http://y"], "--url-base and --url both say"),
         (["convai2", "--archive", "absent.tgz"], "absent.tgz, which is no file"),
         (["convai2", "--sha256", "abc"], "64 digits"),

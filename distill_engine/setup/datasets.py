@@ -1,11 +1,11 @@
-"""The tasks of a recipe as token ids: read, tokenised once, kept in the token cache; a person sees how far it is."""
+"""The datasets of a recipe as token ids: read, tokenised once, kept in the token cache; a person sees how far it is."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Reading, Source
 from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
-from distill_engine.data.tokens.tokenised import TokenisedTask
+from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.recipe.schema import DataSection
 
@@ -27,31 +28,36 @@ _WORTH_A_LINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """The splits of a recipe's tasks.
+class RecipeData:
+    """The splits of a recipe's datasets.
 
-    labels        names of the training tasks, in the recipe's order
+    labels        names of the training datasets, in the recipe's order
     valid_labels  names of those that have a validation split
     """
 
     labels: tuple[str, ...]
-    train: tuple[TokenisedTask, ...]
+    train: tuple[TokenisedDataset, ...]
     valid_labels: tuple[str, ...]
-    valid: tuple[TokenisedTask, ...]
+    valid: tuple[TokenisedDataset, ...]
 
 
-def load_tasks(data: DataSection, encoder: DialogueTokenizer) -> TaskData:
-    """Training and validation splits of all tasks. Raises DataError for files that are bad or hold no example."""
+Layouts = Mapping[str, SequenceLayout]  # of the datasets that are wrapped otherwise than the rest, by their titles
+
+
+def load_datasets(data: DataSection, encoder: DialogueTokenizer, layouts: Layouts | None = None) -> RecipeData:
+    """Training and validation splits of all datasets. Raises DataError for files that are bad or hold no example."""
     cache = _cache(data)
-    train = _split(data, encoder, "train", cache)
-    valid = _split(data, encoder, "valid", cache)
-    return TaskData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
+    train = _split(data, encoder, "train", cache, layouts or {})
+    valid = _split(data, encoder, "valid", cache, layouts or {})
+    return RecipeData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
 
 
-def load_split(data: DataSection, encoder: DialogueTokenizer, split: Split) -> dict[str, TokenisedTask]:
-    """One split of the tasks by their names, in the recipe's order; tasks of files that name none for it are left
+def load_split(
+    data: DataSection, encoder: DialogueTokenizer, split: Split, layouts: Layouts | None = None
+) -> dict[str, TokenisedDataset]:
+    """One split of the datasets by their names, in the recipe's order; datasets of files that name none for it are left
     out, except for training. Raises DataError for files that are bad or hold no example."""
-    return _split(data, encoder, split, _cache(data))
+    return _split(data, encoder, split, _cache(data), layouts or {})
 
 
 def _cache(data: DataSection) -> TokenCache:
@@ -64,18 +70,20 @@ def _speaks() -> bool:
 
 
 def _split(
-    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache
-) -> dict[str, TokenisedTask]:
+    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache, layouts: Layouts
+) -> dict[str, TokenisedDataset]:
     loaded = {}
     for source in data.tasks:
         if split != "train" and not kind_of(source).has(source, split):
             continue
         title, own = f"{source.title}, {split}", encoder.keeping(kind_of(source).keep)
+        if source.title in layouts:
+            own = own.within(layouts[source.title])
         with _display(f"tokenising {title}", _speaks()) as display:
-            task = cache.task(_content(data, source, split, display), own, display.add)
-        if len(task) == 0:
-            raise DataError(f"Task {source.title!r} has no {split} example. Correct its file, or leave the task out.")
-        loaded[source.title] = task
+            dataset = cache.dataset(_content(data, source, split, display), own, display.add)
+        if len(dataset) == 0:
+            raise DataError(f"Dataset {source.title!r} has no {split} example. Correct its file, or leave it out.")
+        loaded[source.title] = dataset
     return loaded
 
 

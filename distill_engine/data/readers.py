@@ -1,6 +1,6 @@
-"""Dialogue tasks by name: which reader a task has, where its data lies, and its episodes.
+"""Dialogue datasets by name: which reader a dataset has, where its data lies, and its episodes.
 
-A reader is one entry of `READERS`. A file format needs a file for each split that is used, a downloaded task lies
+A reader is one entry of `READERS`. A file format needs a file for each split that is used, a downloaded dataset lies
 under `data.root` in ParlAI's own folder layout.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from distill_engine.data.corpora import convai2, wizard_of_wikipedia
 from distill_engine.data.corpora.blended_skill_talk import read_blended_skill_talk
 from distill_engine.data.corpora.empathetic_dialogues import read_empathetic_dialogues
-from distill_engine.data.episodes import Episode, LabelTurns, Split, TaskSpec, Turn
+from distill_engine.data.episodes import DialogueSpec, Episode, LabelTurns, Split, Turn
 from distill_engine.data.errors import DataError
 from distill_engine.data.formats.conversations import read_conversations
 from distill_engine.data.formats.fbdialog import read_fbdialog
@@ -22,41 +22,41 @@ from distill_engine.data.formats.hf_datasets import opened, read_hf_dataset, spl
 from distill_engine.data.formats.parlai_text import read_parlai_text
 from distill_engine.recipe.problem import did_you_mean
 
-__all__ = ["READERS", "DataError", "Episode", "LabelTurns", "Reader", "Split", "TaskSpec", "Turn"]
+__all__ = ["READERS", "DataError", "DialogueSpec", "Episode", "LabelTurns", "Reader", "Split", "Turn"]
 
 Episodes = Iterable[Episode]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How a task's episodes are got.
+    """How a dataset's episodes are got.
 
     read        (spec, split) -> episodes in the source's order, one at a time where the format allows
     needs_file  the recipe names a file for each split
     in_root     (spec, split) -> where the split may lie below `data.root`, the usual place first
     """
 
-    read: Callable[[TaskSpec, Split], Episodes]
+    read: Callable[[DialogueSpec, Split], Episodes]
     needs_file: bool = False
-    in_root: Callable[[TaskSpec, Split], tuple[str, ...]] | None = None
+    in_root: Callable[[DialogueSpec, Split], tuple[str, ...]] | None = None
 
 
-def _demo(spec: TaskSpec, split: Split) -> Episodes:
+def _demo(spec: DialogueSpec, split: Split) -> Episodes:
     # Imported here because the generator is only needed by those who ask for it.
     from distill_engine.data.corpora.demo import demo_episodes
 
     return demo_episodes(split, spec.limit(split), spec.seed)
 
 
-def _convai2(spec: TaskSpec, split: Split) -> Episodes:
+def _convai2(spec: DialogueSpec, split: Split) -> Episodes:
     return read_fbdialog(_found_in_root(spec, split))
 
 
-def _convai2_files(_spec: TaskSpec, split: Split) -> tuple[str, ...]:
+def _convai2_files(_spec: DialogueSpec, split: Split) -> tuple[str, ...]:
     return tuple(f"ConvAI2/{name}" for name in convai2.file_names(split))
 
 
-def _empathetic_dialogues_files(_spec: TaskSpec, split: Split) -> tuple[str, ...]:
+def _empathetic_dialogues_files(_spec: DialogueSpec, split: Split) -> tuple[str, ...]:
     return f"empatheticdialogues/empatheticdialogues/{split}.csv", f"empatheticdialogues/{split}.csv"
 
 
@@ -92,27 +92,27 @@ READERS: dict[str, Reader] = {
 
 
 def reader_for(name: str) -> Reader:
-    """The reader of a task. Raises DataError when there is none."""
+    """The reader of a dataset. Raises DataError when there is none."""
     if name in READERS:
         return READERS[name]
     parts = (
-        f"There is no reader for the task {name!r} (data.tasks).",
+        f"There is no reader for the dataset {name!r} (data.tasks).",
         did_you_mean(name, READERS),
-        f"Readers: {', '.join(sorted(READERS))}. Choose one of them, or write the task as ParlAI text and name the "
+        f"Readers: {', '.join(sorted(READERS))}. Choose one of them, or write the dataset as ParlAI text and name the "
         "files under parlai_text.",
     )
     raise DataError(" ".join(filter(None, parts)))
 
 
-def has_split(spec: TaskSpec, split: Split) -> bool:
-    """Whether the recipe gives this task the split. Raises DataError when the task has no reader."""
+def has_split(spec: DialogueSpec, split: Split) -> bool:
+    """Whether the recipe gives this dataset the split. Raises DataError when the dataset has no reader."""
     return not reader_for(spec.name).needs_file or spec.file(split) is not None
 
 
-def source_files(spec: TaskSpec, split: Split) -> list[Path]:
+def source_files(spec: DialogueSpec, split: Split) -> list[Path]:
     """The files that a split is read from; none for a generator.
 
-    Raises DataError: no reader, no file named, no data folder of the task.
+    Raises DataError: no reader, no file named, no data folder of the dataset.
     """
     reader = reader_for(spec.name)
     if spec.name == "hf_dataset":
@@ -124,7 +124,7 @@ def source_files(spec: TaskSpec, split: Split) -> list[Path]:
     return [Path(_named_file(spec, split)).expanduser()] if reader.needs_file else []
 
 
-def stream_task(spec: TaskSpec, split: Split) -> Iterator[Episode]:
+def stream_dataset(spec: DialogueSpec, split: Split) -> Iterator[Episode]:
     """The episodes of one split in the source's order, cut to the split's limit of examples, one at a time.
 
     Raises DataError: no reader, no file named, a malformed file, or not one example in it.
@@ -135,15 +135,15 @@ def stream_task(spec: TaskSpec, split: Split) -> Iterator[Episode]:
     if first is None:
         source = spec.file(split) or spec.name
         raise DataError(
-            f"{source} holds no example for the {split} split of task {spec.title!r}. An example is a text with its "
+            f"{source} holds no example for the {split} split of dataset {spec.title!r}. An example is a text with its "
             "answer. Check the file, label_turns and the limits in data.tasks."
         )
     yield from chain([first], with_turns)
 
 
-def read_task(spec: TaskSpec, split: Split) -> list[Episode]:
-    """All of `stream_task`. Raises DataError as it does."""
-    return list(stream_task(spec, split))
+def read_dataset(spec: DialogueSpec, split: Split) -> list[Episode]:
+    """All of `stream_dataset`. Raises DataError as it does."""
+    return list(stream_dataset(spec, split))
 
 
 def first_examples(episodes: Episodes, limit: int | None) -> Iterator[Episode]:
@@ -158,24 +158,24 @@ def first_examples(episodes: Episodes, limit: int | None) -> Iterator[Episode]:
             break
 
 
-def _named_file(spec: TaskSpec, split: Split) -> str:
+def _named_file(spec: DialogueSpec, split: Split) -> str:
     file = spec.file(split)
     if file is None:
         raise DataError(
-            f"Task {spec.title!r} names no {split} file (data.tasks). {spec.name} reads one file for each split. "
-            f"Add `{split}: FILE` to the task."
+            f"Dataset {spec.title!r} names no {split} file (data.tasks). {spec.name} reads one file for each split. "
+            f"Add `{split}: FILE` to the dataset."
         )
     return file
 
 
-def _found_in_root(spec: TaskSpec, split: Split) -> str:
-    """The file of a split of a downloaded task. Raises DataError: no root, no such folder, no such file."""
+def _found_in_root(spec: DialogueSpec, split: Split) -> str:
+    """The file of a split of a downloaded dataset. Raises DataError: no root, no such folder, no such file."""
     in_root = reader_for(spec.name).in_root
     assert in_root is not None, spec.name
     if spec.root is None:
         raise DataError(
-            f"Task {spec.title!r} needs data.root, which is null. It is the folder of the downloaded tasks, ParlAI's "
-            f"`data`. Name it; `distill data fetch {_fetched_as(spec)} --root FOLDER` fills it."
+            f"Dataset {spec.title!r} needs data.root, which is null. It is the folder of the downloaded datasets, "
+            f"ParlAI's `data`. Name it; `distill data fetch {_fetched_as(spec)} --root FOLDER` fills it."
         )
     root = Path(spec.root).expanduser()
     places = [root / place for place in in_root(spec, split)]
@@ -184,12 +184,12 @@ def _found_in_root(spec: TaskSpec, split: Split) -> str:
         missing = next((folder for folder in (root, root / places[0].relative_to(root).parts[0], places[0].parent)
                         if not folder.is_dir()), places[0])  # fmt: skip
         raise DataError(
-            f"Task {spec.title!r} has no {split} split: there is no {places[0]} ({missing} is missing). Tasks lie "
-            f"under data.root in ParlAI's own layout. Correct data.root, or run "
+            f"Dataset {spec.title!r} has no {split} split: there is no {places[0]} ({missing} is missing). Datasets "
+            f"lie under data.root in ParlAI's own layout. Correct data.root, or run "
             f"`distill data fetch {_fetched_as(spec)} --root {root}`."
         )
     return str(found)
 
 
-def _fetched_as(spec: TaskSpec) -> str:
+def _fetched_as(spec: DialogueSpec) -> str:
     return spec.name.partition(":")[0]

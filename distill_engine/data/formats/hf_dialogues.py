@@ -1,4 +1,4 @@
-"""The dialogue tasks by the columns of their Hugging Face copies, and data that only looks like them."""
+"""The dialogue datasets by the columns of their Hugging Face copies, and data that only looks like them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TURN_SHAPE = "A row is a turn with `conv_id`, `utterance_idx`, `personality`, `
 
 
 @dataclass(frozen=True)
-class HfTask:
-    """A task as its Hugging Face copies have it.
+class HfDataset:
+    """A dataset as its Hugging Face copies have it.
 
     columns  those that tell it from other data
     read     (rows, split, normalized) -> episodes; raises DataError for a row of another shape
@@ -111,29 +111,29 @@ def _wizard_of_wikipedia(rows: PlacedRows, _split: Split, _normalized: bool) -> 
             yield Episode(turns)
 
 
-TASKS: tuple[HfTask, ...] = (
-    HfTask(
+DATASETS: tuple[HfDataset, ...] = (
+    HfDataset(
         "BlendedSkillTalk",
         frozenset({"personas", "context", "additional_context", "previous_utterance", "free_messages",
                    "guided_messages"}),
         _blended_skill_talk,
     ),
-    HfTask(
+    HfDataset(
         "EmpatheticDialogues",
         frozenset({"conv_id", "utterance_idx", "prompt", "utterance"}),
         _empathetic_dialogues,
         "this copy lost utterances that begin with a quotation mark; conversations end where one is missing. ParlAI's "
         "own files are complete (distill data fetch empathetic_dialogues)",
     ),
-    HfTask("ConvAI2", frozenset({"personality", "utterances"}), _persona_chat),
-    HfTask(
+    HfDataset("ConvAI2", frozenset({"personality", "utterances"}), _persona_chat),
+    HfDataset(
         "ConvAI2, one row per turn",
         frozenset({"personality", "candidates", "history", "conv_id", "utterance_idx"}),
         _persona_chat_turns,
         "a model has put capitals into this copy; normalising takes most of that back, not all "
         "(distill data fetch convai2)",
     ),
-    HfTask("Wizard of Wikipedia", frozenset({"chosen_topic", "dialog"}), _wizard_of_wikipedia),
+    HfDataset("Wizard of Wikipedia", frozenset({"chosen_topic", "dialog"}), _wizard_of_wikipedia),
 )  # fmt: skip
 
 _WIZARD_INSTEAD = "Use ParlAI's own files: `distill data fetch wizard_of_wikipedia`, name: wizard_of_wikipedia."

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.data import tasks
+from distill_engine.data import readers
 from distill_engine.data.formats import text_files
 from distill_engine.data.formats.conversations import as_line, sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
-from distill_engine.data.kinds.dialogue import DIALOGUE_TASKS, READABLE_TASKS
-from distill_engine.data.tasks import (
+from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, READABLE_DATASETS
+from distill_engine.data.readers import (
     DataError,
+    DialogueSpec,
     Episode,
-    TaskSpec,
     Turn,
     first_examples,
     has_split,
-    read_task,
+    read_dataset,
     source_files,
-    stream_task,
+    stream_dataset,
 )
 
 FILES = Path(__file__).parents[2] / "fixtures" / "data"
@@ -34,17 +34,17 @@ def written(folder: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def parlai_text(path: str | Path, **values) -> TaskSpec:
-    return TaskSpec("parlai_text", train=str(path), **values)
+def parlai_text(path: str | Path, **values) -> DialogueSpec:
+    return DialogueSpec("parlai_text", train=str(path), **values)
 
 
-def conversations(path: str | Path, **values) -> TaskSpec:
-    return TaskSpec("conversations", train=str(path), **values)
+def conversations(path: str | Path, **values) -> DialogueSpec:
+    return DialogueSpec("conversations", train=str(path), **values)
 
 
-def refusal(spec: TaskSpec) -> str:
+def refusal(spec: DialogueSpec) -> str:
     with pytest.raises(DataError) as caught:
-        read_task(spec, "train")
+        read_dataset(spec, "train")
     return str(caught.value)
 
 
@@ -52,7 +52,7 @@ def refusal(spec: TaskSpec) -> str:
 
 
 def test_parlai_text_escapes_bars_and_episode_ends():
-    episodes = read_task(parlai_text(FILES / "chat_train.txt"), "train")
+    episodes = read_dataset(parlai_text(FILES / "chat_train.txt"), "train")
     assert [len(episode.turns) for episode in episodes] == [2, 1, 1]
     assert episodes[0].turns[0] == Turn(
         "your persona: i mend clocks.\ngood morning !", "morning ! shall i look at your watch ?"
@@ -75,12 +75,12 @@ def test_the_drawn_label_depends_on_the_line_number_alone():
 
 def test_an_empty_value_of_episode_done_goes_on(tmp_path):
     path = written(tmp_path, "text:a\tlabels:b\tepisode_done:\ntext:c\tlabels:d\n")
-    assert [len(episode.turns) for episode in read_task(parlai_text(path), "train")] == [2]
+    assert [len(episode.turns) for episode in read_dataset(parlai_text(path), "train")] == [2]
 
 
 def test_trailing_space_windows_line_ends_and_byte_order_mark(tmp_path):
     path = written(tmp_path, b"\xef\xbb\xbftext:a\tlabels:b\t \r\n\r\ntext:c\tlabels:\tepisode_done:True\r\n")
-    assert read_task(parlai_text(path), "train") == [Episode((Turn("a", "b"), Turn("c", "")))]
+    assert read_dataset(parlai_text(path), "train") == [Episode((Turn("a", "b"), Turn("c", "")))]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_malformed_line_is_named(tmp_path, line, words):
 
 def test_a_file_without_episode_ends_is_warned_about(tmp_path, caplog):
     path = written(tmp_path, "text:a\tlabels:b\n" * 101)
-    assert len(read_task(parlai_text(path), "train")) == 1
+    assert len(read_dataset(parlai_text(path), "train")) == 1
     assert "episode_done" in caplog.text
 
 
@@ -109,7 +109,7 @@ def test_a_file_without_episode_ends_is_warned_about(tmp_path, caplog):
 
 
 def test_conversations_second_speaker():
-    episodes = read_task(conversations(FILES / "talks_train.jsonl"), "train")
+    episodes = read_dataset(conversations(FILES / "talks_train.jsonl"), "train")
     assert episodes == [
         Episode((Turn("hello", "good day"), Turn("is it late ?", "a little"))),
         Episode((Turn("tick", "tock"),)),
@@ -117,7 +117,7 @@ def test_conversations_second_speaker():
 
 
 def test_conversations_first_speaker_answers_silence():
-    episodes = read_task(conversations(FILES / "talks_train.jsonl", label_turns="first_speaker"), "train")
+    episodes = read_dataset(conversations(FILES / "talks_train.jsonl", label_turns="first_speaker"), "train")
     assert episodes[0] == Episode((Turn("__SILENCE__", "hello"), Turn("good day", "is it late ?")))
     assert episodes[2] == Episode((Turn("__SILENCE__", "nobody answers"),))
 
@@ -197,37 +197,38 @@ def test_a_huge_line_is_refused_without_reading_it_all(tmp_path, monkeypatch):
     assert len(message) < 500
 
 
-# -- Tasks by name -----------------------------------------------------------------------------------------------
+# -- Datasets by name -----------------------------------------------------------------------------------------------
 
 
 def test_a_task_without_reader_is_refused_with_the_readers_there_are():
-    message = refusal(TaskSpec("wizard_of_oz"))
-    assert "no reader for the task 'wizard_of_oz'" in message
+    message = refusal(DialogueSpec("wizard_of_oz"))
+    assert "no reader for the dataset 'wizard_of_oz'" in message
     assert "Did you mean wizard_of_wikipedia?" in message and "conversations, demo, empathetic_dialogues" in message
-    assert "Did you mean parlai_text?" in refusal(TaskSpec("parlai_txt"))
+    assert "Did you mean parlai_text?" in refusal(DialogueSpec("parlai_txt"))
 
 
 def test_a_split_without_file():
     spec = parlai_text(FILES / "chat_train.txt")
     assert has_split(spec, "train") and not has_split(spec, "valid")
-    assert has_split(TaskSpec("demo"), "valid")
+    assert has_split(DialogueSpec("demo"), "valid")
     with pytest.raises(DataError, match="names no valid file"):
-        read_task(spec, "valid")
+        read_dataset(spec, "valid")
 
 
 def test_limits_count_examples_and_cut_the_last_episode():
     spec = parlai_text(FILES / "chat_train.txt", train_examples=1)
-    assert [len(episode.turns) for episode in read_task(spec, "train")] == [1]
-    assert [len(e.turns) for e in read_task(parlai_text(FILES / "chat_train.txt", train_examples=3), "train")] == [2, 1]
+    assert [len(episode.turns) for episode in read_dataset(spec, "train")] == [1]
+    spec = parlai_text(FILES / "chat_train.txt", train_examples=3)
+    assert [len(e.turns) for e in read_dataset(spec, "train")] == [2, 1]
 
 
 def test_files_of_a_split_and_its_episodes_one_at_a_time(tmp_path):
     path = written(tmp_path, "text:a\tlabels:b\tepisode_done:True\ntext:c\tlabels:d\tepisode_done:True\nbroken\n")
     assert source_files(parlai_text(path), "train") == [Path(path)]
-    assert source_files(TaskSpec("demo"), "train") == []
-    stream = stream_task(parlai_text(path), "train")
+    assert source_files(DialogueSpec("demo"), "train") == []
+    stream = stream_dataset(parlai_text(path), "train")
     assert next(stream) == Episode((Turn("a", "b"),))  # what is broken further on is not read yet
-    assert len(read_task(parlai_text(path, train_examples=2), "train")) == 2
+    assert len(read_dataset(parlai_text(path, train_examples=2), "train")) == 2
 
 
 def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
@@ -240,17 +241,17 @@ def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
     from distill_engine.data.corpora import demo
 
     monkeypatch.setattr(demo, "demo_episodes", demo_episodes)
-    spec = TaskSpec("demo", valid_examples=7, seed=5)
-    assert len(read_task(spec, "valid")) == 1
+    spec = DialogueSpec("demo", valid_examples=7, seed=5)
+    assert len(read_dataset(spec, "valid")) == 1
     assert asked == [("valid", 7, 5)]
 
 
 def test_title_is_the_label_or_the_name():
-    assert (TaskSpec("demo").title, TaskSpec("demo", label="small talk").title) == ("demo", "small talk")
+    assert (DialogueSpec("demo").title, DialogueSpec("demo", label="small talk").title) == ("demo", "small talk")
 
 
 def test_recipes_know_the_readers_there_are():
-    assert set(tasks.READERS) == set(READABLE_TASKS)
-    for name, folder in DIALOGUE_TASKS.items():
-        places = tasks.READERS[name].in_root(TaskSpec(name), "train")
+    assert set(readers.READERS) == set(READABLE_DATASETS)
+    for name, folder in DIALOGUE_DATASETS.items():
+        places = readers.READERS[name].in_root(DialogueSpec(name), "train")
         assert {place.partition("/")[0] for place in places} == {folder}

@@ -1,7 +1,7 @@
-"""A dialogue task from its original archive into ParlAI's folder layout, whole or not at all.
+"""A dialogue dataset from its original archive into ParlAI's folder layout, whole or not at all.
 
-    <root>/.fetch/<task>/   archive (what has arrived of it), lock, and the unpacked files while they are checked
-    <root>/<folder>/        the task; `.fetched` in it says what its files are
+    <root>/.fetch/<dataset>/  archive (what has arrived of it), lock, and the unpacked files while they are checked
+    <root>/<folder>/           the dataset; `.fetched` in it says what its files are
 
 Everything is prepared below `.fetch` and renamed into place. Files that somebody else put there are never replaced
 without being asked to.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from distill_engine.data.digests import sha256_of
+from distill_engine.cluster.files import sha256_of
 from distill_engine.data.errors import shown
 from distill_engine.data.fetch.archives import Archive
 from distill_engine.data.fetch.download import FetchError, Progress, download
@@ -35,7 +35,7 @@ _PARLAI_MARKER = ".built"
 class Fetched:
     """What came of it.
 
-    folder     where the task is
+    folder     where the dataset is
     files      paths relative to it, markers left out
     was_there  nothing was done: the folder was complete
     """
@@ -64,12 +64,12 @@ def fetch(
     say: Callable[[str], None] = lambda _message: None,
     first_pause_s: float = 1.0,
 ) -> Fetched:
-    """Download, check, unpack and put into place one task. A second call finds it done.
+    """Download, check, unpack and put into place one dataset. A second call finds it done.
 
     origin    None: ParlAI's own address and checksum
     replace   also fetch what is there, and replace files that differ
     progress  bytes so far and in all, while downloading; `say` gets a line at each step
-    Raises FetchError (or UnpackError) with nothing changed in the task's folder: another fetch of it is running, the
+    Raises FetchError (or UnpackError) with nothing changed in the dataset's folder: another fetch of it is running, the
     archive cannot be had, its checksum is another, it lacks a file, it is damaged or hostile, it would replace files
     of another origin, the disk is full. A broken download is gone on with by the next call.
     """
@@ -86,23 +86,23 @@ def fetch(
     except OSError as error:
         place = error.filename or root
         raise FetchError(
-            f"{place}: {error.strerror or error}. The task was not changed. Free some space, correct its permissions, "
-            "or choose another --root."
+            f"{place}: {error.strerror or error}. The dataset was not changed. Free some space, correct its "
+            "permissions, or choose another --root."
         ) from error
     return Fetched(folder, tuple(files))
 
 
 @contextmanager
 def _workplace(root: Path, archive: Archive) -> Iterator[Path]:
-    """The task's own folder below `.fetch`, held by this process alone."""
-    work = root / ".fetch" / archive.task
+    """The dataset's own folder below `.fetch`, held by this process alone."""
+    work = root / ".fetch" / archive.dataset
     work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work.parent / f"{archive.task}.lock")
+    lock = FileLock(work.parent / f"{archive.dataset}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise FetchError(
-            f"Another process fetches {archive.task} into {root} now. Two would disturb each other. Wait for it."
+            f"Another process fetches {archive.dataset} into {root} now. Two would disturb each other. Wait for it."
         ) from error
     try:
         work.mkdir(exist_ok=True)
@@ -162,8 +162,8 @@ def _put_into_place(archive: Archive, origin: Origin, file: Path, work: Path, fo
         lacking = [name for name in archive.files if name not in files]
         if lacking:
             raise FetchError(
-                f"The archive of {archive.task} holds no {', '.join(lacking)} but {', '.join(files[:8]) or 'nothing'}. "
-                "It is another archive. Check its address."
+                f"The archive of {archive.dataset} holds no {', '.join(lacking)} "
+                f"but {', '.join(files[:8]) or 'nothing'}. It is another archive. Check its address."
             )
         _write_markers(archive, origin, stage, files)
         _move(stage, folder, files, replace)
@@ -174,7 +174,7 @@ def _put_into_place(archive: Archive, origin: Origin, file: Path, work: Path, fo
 
 def _write_markers(archive: Archive, origin: Origin, stage: Path, files: list[str]) -> None:
     sizes = {name: (stage / name).stat().st_size for name in files if name not in (MARKER, _PARLAI_MARKER)}
-    facts = {"task": archive.task, "from": origin.url, "sha256": origin.sha256, "files": sizes}
+    facts = {"task": archive.dataset, "from": origin.url, "sha256": origin.sha256, "files": sizes}
     (stage / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if archive.marks_built:
         built = f"{datetime.datetime.now()}\n{archive.version}"

@@ -1,0 +1,87 @@
+"""What all rooms need of files: one digest, one way to replace a file, one way to force names to the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+_READ_BYTES = 1 << 20
+
+
+def replace_text(file: Path, text: str, *, sync: bool = False) -> None:
+    """Write a file in one step: whoever reads it, or dies in the middle, leaves the old one or the new one. With `sync`
+    it has reached the disk before its name does, and the name before the call returns.
+
+    Raises OSError, and leaves nothing behind then. Parts of checkpoints have points of failure on top
+    (checkpoint/files.py).
+    """
+    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
+    try:
+        with fresh.open("w", encoding="utf-8", newline="") as written:
+            written.write(text)
+            if sync:
+                written.flush()
+                os.fsync(written.fileno())
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
+    if sync:
+        sync_folder(file.parent)
+
+
+def create_text(file: Path, text: str) -> None:
+    """The same for a file that another process may have made first: then that one stays. Raises OSError."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        try:
+            os.link(fresh, file)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not file.exists():
+                fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def rename_synced(fresh: Path, target: Path) -> None:
+    """Give a finished file or folder its name, also after a power failure. Raises OSError."""
+    fresh.rename(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force names created, renamed or deleted in `folder` to the disk. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force a folder that was just written to the disk: its files, its folders and their names."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def sha256_of(path: Path, *, sync: bool = False) -> str:
+    """Hexadecimal sha256 of a file's bytes; with `sync` it is forced to the disk first. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest_of(facts: object) -> str:
+    """Hexadecimal sha256 that changes with any of these facts, which are as JSON has them; else their `str` counts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""The languages that a recipe's data is in, as a tokenizer's tokens: around sources, and at the decoder's start.
+
+The target language is one in a run: a student's generation settings, its export's too, name one. Sources may be in
+several. Where the decoder reads the language after its start token, that position predicts nothing: the language is
+asked for, not learnt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.tokens.layout import SpecialTokens
+from distill_engine.data.tokens.tokenize import markers
+from distill_engine.families.protocol import Family
+from distill_engine.models.generation_settings import OwnSettings
+from distill_engine.recipe.problem import Problem, did_you_mean
+from distill_engine.recipe.schema import DataSection
+
+# `deu_Latn`, `de_DE`, `__de__`
+_CODE = re.compile(r"(__)?(?P<code>[a-z]{2,3}(_[A-Za-z]{2,4})?)(?(1)__|)")
+_SOURCE, _TARGET = "source_language", "target_language"
+
+
+def language_codes(tokenizer: Any) -> dict[str, int]:
+    """The languages that a tokenizer has a token for: code -> id, `de` for a token `__de__`."""
+    found = {_CODE.fullmatch(token): number for token, number in markers(tokenizer).items()}
+    return {match["code"]: number for match, number in found.items() if match}
+
+
+@dataclass(frozen=True)
+class Languages:
+    """What a recipe says of languages.
+
+    reads   dataset -> token before or after its sources, of those that say it
+    writes  the token that replies begin with, or None: what the teacher's settings say
+    codes   of the tokenizer, for `export`: (source where it is one, target)
+    """
+
+    reads: Mapping[str, int] = field(default_factory=dict)
+    writes: int | None = None
+    codes: tuple[str | None, str | None] = (None, None)
+
+    def set_in(self, tokenizer: Any) -> None:
+        """Let a tokenizer wrap texts so; it is exported with the student."""
+        for name, code in zip(("src_lang", "tgt_lang"), self.codes, strict=True):
+            if code is not None and hasattr(tokenizer, name):
+                setattr(tokenizer, name, code)
+
+    def settled(self, family: Family, special: SpecialTokens) -> SpecialTokens:
+        """The special tokens of the run."""
+        if self.codes[0] is not None:
+            special = replace(special, source=next(iter(self.reads.values())))
+        aimed = None if self.writes is None else family.towards(special, self.writes)
+        return aimed or special
+
+    def of_source(self, special: SpecialTokens, title: str) -> SpecialTokens:
+        """The special tokens of a dataset."""
+        return replace(special, source=self.reads.get(title, special.source))
+
+
+def languages_of(data: DataSection, tokenizer: Any) -> Languages:
+    """Of a recipe without `language_problems`."""
+    known = language_codes(tokenizer)
+    named = {source.title: kind_of(source).languages(source) for source in data.tasks}
+    reads = {title: read for title, (read, _) in named.items() if read is not None}
+    writes = next((written for _, written in named.values() if written is not None), None)
+    one = next(iter(reads.values())) if len(set(reads.values())) == 1 and len(reads) == len(named) else None
+    target = None if writes is None else known[writes]
+    return Languages({title: known[code] for title, code in reads.items()}, target, (one, writes))
+
+
+def language_problems(data: DataSection, family: Family, tokenizer: Any) -> Iterator[Problem]:
+    """Codes that the tokenizer does not have, languages of a family that knows none, several target languages."""
+    known = language_codes(tokenizer)
+    speaks = family.towards(SpecialTokens(pad=0, end=0), 0) is not None
+    targets: dict[str, int] = {}
+    for index, source in enumerate(data.tasks):
+        for key, code in zip((_SOURCE, _TARGET), kind_of(source).languages(source), strict=True):
+            if code is None:
+                continue
+            path = f"data.tasks.{index}.{key}"
+            if not speaks:
+                what = f"is {code!r}, but models of the family {family.name} know no languages"
+                fix = "Remove it; `prefix` puts a text before sources"
+                yield Problem(path, what, "Languages are tokens around texts", fix)
+            elif code not in known:
+                fix = did_you_mean(code, known) or "Use one of the tokenizer's codes"
+                yield Problem(path, f"is {code!r}, which the tokenizer has no token for", _codes_of(known), fix)
+            if key == _TARGET:
+                targets.setdefault(code, index)
+    if len(targets) > 1:
+        (first, where), (second, there) = list(targets.items())[:2]
+        yield Problem(
+            f"data.tasks.{there}.{_TARGET}", f"is {second!r}, but data.tasks.{where}.{_TARGET} is {first!r}",
+            "A run has one target language: it begins every reply", "Distil a student for each",
+        )  # fmt: skip
+
+
+def told_language(own: OwnSettings | None, before: SpecialTokens, after: SpecialTokens) -> dict[str, int]:
+    """What begins replies in another language than a model's own settings say, by transformers' names; `own` obeys."""
+    pairs = {
+        "forced_bos_token_id": (before.forced, after.forced),
+        "decoder_start_token_id": (before.decoder_start, after.decoder_start),
+    }
+    told = {name: new for name, (old, new) in pairs.items() if new is not None and new != old}
+    if own is not None:
+        own.config.update(**told)
+    return told
+
+
+def _codes_of(known: Mapping[str, int]) -> str:
+    if not known:
+        return "It knows no languages; the tokenizer of a multilingual teacher has a special token for each"
+    some = ", ".join(sorted(known)[:8])
+    return f"It knows {len(known)} languages: {some}{', ...' if len(known) > 8 else ''}"

@@ -1,0 +1,29 @@
+"""An export target from outside the package: listed, written, refused what it lacks."""
+
+import json
+import math
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+TEACHER = HERE.parents[1] / "recipes" / "demo" / "teacher"
+BY_FILE = ("--plugin", HERE / "toy_export.py")
+
+
+def test_a_plugins_target_is_written_and_refuses_other_quantisations(program, distill, tmp_path):
+    done = distill(program, *BY_FILE, "export", TEACHER, tmp_path / "new", "--format", "counts")
+    assert done.returncode == 0, done.stderr
+    held = {name: math.prod(tensor.shape) for name, tensor in load_file(TEACHER / "model.safetensors").items()}
+    assert json.loads((tmp_path / "new" / "counts.json").read_text()) == held
+    done = distill(program, *BY_FILE, "export", TEACHER, tmp_path / "less", "--format", "counts", "--quantize", "int8")
+    assert done.returncode != 0 and "It knows dozens." in done.stderr and not (tmp_path / "less").exists()
+
+
+def test_an_installed_package_needs_no_flag(program, distill, tmp_path):
+    metadata = tmp_path / "toy-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[distill_engine.exports]\ncounts = toy_export:COUNTS\n")
+    done = distill(program, "list", "exports", "--markdown", env={"PYTHONPATH": f"{tmp_path}:{HERE}"})
+    assert "| `counts` | elements of each tensor, as JSON |" in done.stdout, done.stderr

@@ -1,0 +1,41 @@
+"""Tiny teachers whose tokenizers know languages, as the published many-to-many ones: nothing says what they write.
+
+Tests get this module by its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tiny_families
+from transformers import GenerationConfig, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
+
+_SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+CODES = ("eng_Latn", "fra_Latn", "deu_Latn")
+
+
+def nllb_tokenizer() -> Any:
+    """Letters are its words."""
+    vocabulary = {token: number for number, token in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
+    vocabulary |= {letter: 4 + number for number, letter in enumerate("\u2581abcdefghijklmnopqrstuvwxyz")}
+    return NllbTokenizer(vocab=vocabulary, extra_special_tokens=list(CODES))
+
+
+# what is saved beside the network of a published model, and what its decoder starts with
+KINDS = {
+    "nllb": ("nllb-200-distilled-600M", nllb_tokenizer, 2),
+    "mbart50": ("mbart-large-50", MBart50Tokenizer, 2),
+    "mbart": ("mbart-large-50", MBartTokenizer, 9),
+}
+
+
+def save(kind: str, folder: Path) -> Path:
+    """A teacher's folder."""
+    name, tokenizer, start = KINDS[kind]
+    ids = _SPECIAL | {"decoder_start_token_id": start}
+    model = tiny_families.model(name, **ids)
+    model.generation_config = GenerationConfig(**ids, max_length=12)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
