@@ -13,6 +13,7 @@ from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.commands import (
+    cache,
     chat,
     dashboard,
     data,
@@ -91,7 +92,7 @@ def train(
 
 _TOPICS = (
     export, evaluate, pseudo_label, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes,
-    new,
+    new, cache,
 )  # fmt: skip
 for topic in _TOPICS:
     topic.register(app)

@@ -101,7 +101,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "onnx": "distill_engine.export.onnx:TARGET",
         "ctranslate2": "distill_engine.export.ctranslate2:TARGET",
     },
-    "teachers": {"live": "distill_engine.teachers.live:LIVE"},
+    "teachers": {"live": "distill_engine.teachers.live:LIVE", "cache": "distill_engine.teachers.cache:CACHE"},
     "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
 }
 # Attributes that tables show beside the meaning.

@@ -60,6 +60,16 @@ class Job:
         return zero(self.student_ds).get("offload_optimizer", {}).get("device") in ("cpu", "nvme")
 
     @property
+    def cached(self) -> bool:
+        """Whether the teacher's outputs come from files."""
+        return self.recipe.teacher.source == "cache"
+
+    @property
+    def loaded(self) -> Shape | None:
+        """The teacher that is in memory and computes."""
+        return None if self.cached else self.teacher
+
+    @property
     def placement(self) -> str:
         """Where the teacher's weights live. A DeepSpeed JSON that offloads them is the same as asking for it."""
         asked, _ = placement_of(self.recipe, self.ranks, self.teacher_ds)
@@ -120,7 +130,7 @@ def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def kernel(job: Job, group: str) -> Implementation:
     """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.kernels.dispatch."""
-    choice = getattr(job.recipe.losses.kernels, group)
+    choice = "reference" if group == "prediction" and job.cached else getattr(job.recipe.losses.kernels, group)
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"

@@ -40,8 +40,8 @@ def host_memory(job: Job) -> dict[str, float]:
     """Bytes in the memory of each node's host, for what is offloaded to it; all its ranks together."""
     here = min(job.ranks, job.ranks_per_node)
     found = {}
-    if job.teacher is not None and job.placement == "offload":
-        found["teacher shards"] = float(job.teacher.parameters * job.word / job.ranks * here)
+    if job.loaded is not None and job.placement == "offload":
+        found["teacher shards"] = float(job.loaded.parameters * job.word / job.ranks * here)
     if job.offloaded:
         # weights, moments and gradient in 32 bits, and the new weights on their way back
         found["optimizer"] = float(job.trained / job.ranks * here * ((2 + moments(job)) * FULL + job.word))
@@ -53,21 +53,21 @@ def host_memory(job: Job) -> dict[str, float]:
 
 def teacher_shard(job: Job) -> float:
     """What stays on the GPU: this rank's part of every parameter, all of a replica, nothing of what is offloaded."""
-    if job.teacher is None or job.placement == "offload":
+    if job.loaded is None or job.placement == "offload":
         return 0.0
-    return job.teacher.parameters * job.word / job.sharers
+    return job.loaded.parameters * job.word / job.sharers
 
 
 def gathered(job: Job) -> float:
     """Whole parameters: of layers that are computed or fetched ahead, the buffers in which they arrive, and those small
     enough for DeepSpeed to keep; and the whole output embedding, which fused prediction keeps."""
-    if job.teacher is None or job.placement == "replica":
+    if job.loaded is None or job.placement == "replica":
         return 0.0
-    output = job.teacher.embedding if kernel_of(job, "prediction") != "reference" else 0
+    output = job.loaded.embedding if kernel_of(job, "prediction") != "reference" else 0
     if job.sharers == 1 and job.placement != "offload":
         return float(output * job.word)
-    arriving = min(job.teacher.parameters, _arriving(job, job.teacher)) if job.sharers > 1 else 0
-    return float((live_parameters(job, job.teacher) + arriving + output) * job.word)
+    arriving = min(job.loaded.parameters, _arriving(job, job.loaded)) if job.sharers > 1 else 0
+    return float((live_parameters(job, job.loaded) + arriving + output) * job.word)
 
 
 def persistent(job: Job, teacher: Shape) -> int:
@@ -112,10 +112,10 @@ def _largest_tensor(teacher: Shape) -> int:
 def teacher_activations(job: Job) -> float:
     """The widest moment of one layer without gradients: residual, normed input and the two inner vectors; where whole
     logits come afterwards, only what is more than these."""
-    if job.teacher is None:
+    if job.loaded is None:
         return 0.0
-    logits = job.labels * job.teacher.vocab if kernel_of(job, "prediction") == "reference" else 0
-    layer = max(job.contexts, job.labels) * (2 * job.teacher.width + 2 * job.teacher.ffn)
+    logits = job.labels * job.loaded.vocab if kernel_of(job, "prediction") == "reference" else 0
+    layer = max(job.contexts, job.labels) * (2 * job.loaded.width + 2 * job.loaded.ffn)
     return float(max(0, layer - logits) * job.word * job.held_batches)
 
 

@@ -111,7 +111,7 @@ def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
     speed = gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25)
     forward = _forward_flops(job.student, job) / speed * passes
     backward = forward * (3 if job.recipe.student.activation_checkpointing else 2)
-    teaching = 0.0 if job.teacher is None else _forward_flops(job.teacher, job) / speed * passes
+    teaching = 0.0 if job.loaded is None else _forward_flops(job.loaded, job) / speed * passes
     comparing = _loss_flops(job) / speed * passes + _loss_bytes(job) / gpu.hbm * passes
     gathering, reducing, spreading = (seconds(who, one, job, gpu) for who, one in moved.items())
     return {

@@ -50,7 +50,7 @@ def _knobs(job: Job) -> Iterator[tuple[str, Job]]:
 def _sparing(job: Job) -> list[str]:
     """Placements that need less than the present one, those that move least first."""
     order = ["replica", "node", "zero3", "offload"]
-    return [] if job.teacher is None else order[order.index(job.placement) + 1 :]
+    return [] if job.loaded is None else order[order.index(job.placement) + 1 :]
 
 
 def _changed(job: Job, section: str, **values: Any) -> Job:

@@ -56,22 +56,22 @@ def traffic(job: Job) -> dict[str, Traffic]:
 
 
 def _teacher(job: Job) -> Traffic:
-    if job.teacher is None or job.placement == "replica":
+    if job.loaded is None or job.placement == "replica":
         return Traffic(0.0, 0.0)
-    whole = float(job.teacher.parameters * job.word * job.teacher_passes)
+    whole = float(job.loaded.parameters * job.word * job.teacher_passes)
     host = whole / job.ranks if job.placement == "offload" else 0.0
     return _ring(whole, job.sharers, job, host, _gathered_modules(job) * job.teacher_passes)
 
 
 def _gathered_modules(job: Job) -> int:
     """Of a teacher pass under ZeRO-3: whole layers (the DeepSpeed JSON's leaf modules) and what stands beside them."""
-    assert job.teacher is not None
-    return job.teacher.encoder_layers + job.teacher.decoder_layers + _MODULES_BESIDE_LAYERS
+    assert job.loaded is not None
+    return job.loaded.encoder_layers + job.loaded.decoder_layers + _MODULES_BESIDE_LAYERS
 
 
 def hook_seconds(job: Job) -> float:
     """Of the host in DeepSpeed's hooks of the teacher's passes of an optimizer step; a copy has none."""
-    if job.teacher is None or job.placement == "replica":
+    if job.loaded is None or job.placement == "replica":
         return 0.0
     return _gathered_modules(job) * job.teacher_passes * HOOK_SECONDS
 

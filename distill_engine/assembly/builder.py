@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
+from distill_engine.assembly.made_of import made_of
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
@@ -28,20 +29,22 @@ from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
-from distill_engine.families.shape import Sizes
+from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LossWeights
-from distill_engine.losses.kernels.dispatch import Implementation, Kernels, choose
+from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.problem import Problem, RecipeError
+from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader
 from distill_engine.student.layer_map import resolve_layer_map
-from distill_engine.teachers.protocol import Teacher, TeacherParts, lacking
+from distill_engine.teachers.columns import CacheError
+from distill_engine.teachers.protocol import Teacher, TeacherParts
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
 from distill_engine.train.balancing import LossTerms
@@ -153,18 +156,11 @@ class Builder:
     # ---- student and teacher ---------------------------------------------------------------------------------
 
     def _objective(self) -> Objective:
-        losses, student = self._recipe.losses, self._recipe.student
+        losses = self._recipe.losses
         weights = losses.weights
-        teacher = self._ready.teacher_shape
-        supervision: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
-        if teacher is not None and weights.needs_teacher:
-            for stack, choice in by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
-                depth = teacher.depth(stack)
-                own = getattr(student, f"{stack.value}_layers") or depth
-                supervision[stack] = resolve_layer_map(choice, depth, own)
         return Objective(
             weights,
-            supervision,
+            supervision_of(self._recipe, self._ready.teacher_shape),
             losses.definition,
             losses.temperature,
             losses.clamp,
@@ -176,11 +172,16 @@ class Builder:
         """Raises KernelError if a fused kernel is asked for that cannot run here."""
         recipe = self._recipe
         positions = recipe.batch.max_tokens or self._split.per_rank * recipe.data.label_tokens
-        asked, head_size = recipe.losses.kernels.model_dump(), self._largest_head()
+        asked, head_size = self._asked_kernels(), self._largest_head()
         kernels, line = choose(asked, self._ranks.device, self._logits_bytes(positions), head_size)
         if weights.needs_teacher:
             self._sinks.message(line)
         return kernels
+
+    def _asked_kernels(self) -> dict[str, Choice]:
+        """A cache holds no factors of logits, which all but the reference ask for."""
+        asked = self._recipe.losses.kernels.model_dump()
+        return asked | ({"prediction": "reference"} if self._recipe.teacher.source == "cache" else {})
 
     def _logits_bytes(self, positions: int) -> int:
         """Size of one model's float32 logits at so many label positions."""
@@ -217,14 +218,30 @@ class Builder:
             return None
         assert shape is not None and folder is not None
         source, ranks = self._recipe.teacher.source, self._ranks
-        engine = partial(self._engine, objective, ds_config, precision)
-        window = self._recipe.teacher.window
-        parts = TeacherParts(folder, engine, window, shape.vocab, ranks.rank, ranks.world_size, ranks.device)
-        teacher: Teacher = load("teachers", source).open(parts)
-        missing = lacking(teacher, objective.teacher_request())
+        cache = self._recipe.teacher.cache
+        parts = TeacherParts(
+            folder=folder,
+            load=partial(self._engine, objective, ds_config, precision),
+            window=self._recipe.teacher.window,
+            vocabulary=shape.vocab,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            device=ranks.device,
+            dtype=_DTYPES[precision],
+            cache=None if cache is None else Path(cache),
+            made_of=partial(made_of, self._ready, ranks),
+        )
+        try:
+            teacher: Teacher = load("teachers", source).open(parts)
+        except CacheError as error:
+            raise RecipeError(self._recipe.name, [Problem("teacher.cache", f"is {cache}: {error}")]) from error
+        missing = teacher.lacking(objective.teacher_request())
         if missing:
             what = f"is {source}, which does not give {', '.join(missing)}"
-            fix = "Set the weights of those terms to 0 (for head: losses.kernels.prediction: reference)"
+            fix = (
+                "Set the weights of those terms to 0 (for head: losses.kernels.prediction: reference); or make a cache "
+                "of this recipe in another folder"
+            )
             problem = Problem("teacher.source", what, "A source gives all that the losses compare", fix)
             raise RecipeError(self._recipe.name, [problem])
         return teacher
@@ -255,10 +272,21 @@ class Builder:
         """Validation has batches of its own size, and so its own choice."""
         recipe = self._recipe
         positions = (recipe.validation.per_rank_batch or recipe.batch.per_rank) * recipe.data.label_tokens
-        asked = {"prediction": recipe.losses.kernels.prediction}
+        asked = {"prediction": self._asked_kernels()["prediction"]}
         kernels, _ = choose(asked, self._ranks.device, self._logits_bytes(positions))
         return kernels.prediction
 
+
+def supervision_of(recipe: Recipe, teacher: Shape | None) -> dict[Stack, tuple[int, ...]]:
+    """Teacher layer of each student layer, by stack; none without a teacher."""
+    losses = recipe.losses
+    found: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
+    if teacher is not None and losses.weights.needs_teacher:
+        for stack, choice in by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
+            depth = teacher.depth(stack)
+            own = getattr(recipe.student, f"{stack.value}_layers") or depth
+            found[stack] = resolve_layer_map(choice, depth, own)
+    return found
 
 
 def _stateful(**parts: object) -> dict[str, Stateful]:

@@ -100,7 +100,7 @@ def _train(
     student_ds, teacher_ds, notes = _ds_configs(recipe, options, ranks, split)
     configs = {"ds_config": student_ds}
     placement, why = placement_of(recipe, ranks.world_size, load_ds_config(options.teacher_ds_config))
-    notes += [why] if why and recipe.teacher.path else []
+    notes += [why] if why and recipe.teacher.path and recipe.teacher.cache is None else []
     if placement != "replica":  # a copy has no engine that could be configured
         configs["teacher_ds_config"] = teacher_ds
     notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)

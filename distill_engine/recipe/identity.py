@@ -1,9 +1,9 @@
 """Which recipe is this: its complete text, its digest, and how two recipes differ.
 
 A stopped run may go on with another limit, another logging interval, another patience, other loss kernels, or its
-teacher elsewhere: that changes when it ends, who hears about it, who computes and where, not what is computed (a window
-adds up padded rows in another order, which is rounding, as other kernels are). Everything else is the mathematics
-of the run; resuming with other mathematics would be another run under an old name.
+teacher or the teacher's cache elsewhere: that changes when it ends, who hears about it, who computes and where, not
+what is computed (a window adds up padded rows in another order, which is rounding, as other kernels are). Everything
+else is the mathematics of the run; resuming with other mathematics would be another run under an old name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distill_engine.recipe.yaml_text import dump_yaml
 # Dotted prefixes that may change between restarts of one run.
 CHANGEABLE = (
     "name", "stop", "logging", "checkpoint", "validation.patience", "validation.samples", "losses.kernels",
-    "data.cache_dir", "teacher.placement", "teacher.window",
+    "data.cache_dir", "teacher.placement", "teacher.window", "teacher.cache",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from distill_engine.families.lookup import family_named
 from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
+from distill_engine.recipe.cache_rules import CACHE_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
@@ -233,4 +234,5 @@ RULES: tuple[Rule, ...] = (
     *BATCH_RULES,
     *BALANCE_RULES,
     *CHECKPOINT_RULES,
+    *CACHE_RULES,
 )

@@ -29,6 +29,9 @@ class TeacherSection(Section):
     source: Annotated[str, name_of("teachers")] = Field(
         "live", description="Where its outputs come from; `distill list teachers` has the names."
     )
+    cache: str | None = Field(
+        None, description="source: cache: the folder that `distill cache` wrote; path remains the teacher it is of."
+    )
     placement: Placement = Field(
         "auto",
         description="Where its weights live. auto: a replica on one rank, else zero3. "

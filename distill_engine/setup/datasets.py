@@ -60,9 +60,13 @@ def load_split(
     return _split(data, encoder, split, _cache(data), layouts or {})
 
 
+def cache_folder(data: DataSection) -> Path:
+    """Where tokenised tasks and digests of files are kept."""
+    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
+
+
 def _cache(data: DataSection) -> TokenCache:
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
-    return TokenCache(folder, _say if _speaks() else _keep_quiet)
+    return TokenCache(cache_folder(data), _say if _speaks() else _keep_quiet)
 
 
 def _speaks() -> bool:

@@ -49,6 +49,23 @@ class Teacher:
         """
         raise NotImplementedError
 
+    def lacking(self, request: FeatureRequest) -> list[str]:
+        """Names of what is requested and not provided."""
+        asked = [name for name in FeatureRequest.__dataclass_fields__ if getattr(request, name)]
+        return [name for name in asked if name not in self.provides]
+
+
+@dataclass(frozen=True)
+class MadeOf:
+    """What a run's teacher and data are known by.
+
+    teacher   digest of configuration and weights
+    datasets  title -> digest of the token ids of all of its examples, as the models read them
+    """
+
+    teacher: str
+    datasets: Mapping[str, str]
+
 
 @dataclass(frozen=True)
 class TeacherParts:
@@ -58,6 +75,9 @@ class TeacherParts:
     load        makes the engine that holds the model, as teacher.placement says; collective, and takes long
     window      teacher.window
     vocabulary  tokens of the teacher's output
+    dtype       the models' in this run
+    cache       teacher.cache
+    made_of     of this run; collective, and reads the teacher's weights where their digest is not remembered
     """
 
     folder: Path
@@ -67,6 +87,9 @@ class TeacherParts:
     rank: int
     world_size: int
     device: torch.device
+    dtype: torch.dtype
+    cache: Path | None
+    made_of: Callable[[], MadeOf]
 
 
 class Source(Protocol):
@@ -81,9 +104,3 @@ class Source(Protocol):
     def open(self, parts: TeacherParts) -> Teacher:
         """The teacher of this run."""
         ...
-
-
-def lacking(teacher: Teacher, request: FeatureRequest) -> list[str]:
-    """Names of what is requested and not provided."""
-    asked = [name for name in FeatureRequest.__dataclass_fields__ if getattr(request, name)]
-    return [name for name in asked if name not in teacher.provides]

@@ -36,7 +36,7 @@ class Speechless(Teacher):
 def test_a_source_that_lacks_what_losses_compare_is_refused_with_what_is_missing(monkeypatch):
     source = SimpleNamespace(open=lambda parts: Speechless())
     monkeypatch.setattr("distill_engine.assembly.builder.load", lambda seam, name: source)
-    recipe = SimpleNamespace(name="tiny", teacher=SimpleNamespace(source="speechless", window=False))
+    recipe = SimpleNamespace(name="tiny", teacher=SimpleNamespace(source="speechless", window=False, cache=None))
     ready = SimpleNamespace(recipe=recipe, teacher_shape=SimpleNamespace(vocab=9), teacher_folder="teacher")
     ranks = SimpleNamespace(rank=0, world_size=1, device=None)
     weights = LossWeights(task=1.0, encoder=1.0, prediction=1.0)

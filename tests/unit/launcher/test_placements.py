@@ -55,6 +55,13 @@ def test_shard_and_bytes_per_step(job, placement, shard, within, between):
     assert host_memory(one) == host
 
 
+def test_a_cached_teacher_takes_no_memory_no_links_and_no_time(job):
+    one = job(4, "teacher.source=cache", "teacher.cache=d")
+    assert teacher_shard(one) == gathered(one) == hook_seconds(one) == traffic(one)["teacher gathering"].within == 0
+    assert host_memory(one) == {}
+    assert memory(one)["teacher shard"] == 0 and make_plan(one, GPU).times["teacher"] == 0
+
+
 def test_a_deepspeed_json_that_offloads_is_the_same_as_the_switch(job):
     one = job(4)
     block = {**one.teacher_ds["zero_optimization"], "offload_param": {"device": "cpu"}}

@@ -70,6 +70,9 @@ def changed(base: dict[str, Any], **changes: Any) -> Recipe:
     return Recipe.model_validate(merged)
 
 
+CACHED = {"source": "cache", "cache": "d"}
+
+
 def lines(problems: list[Any]) -> list[str]:
     return [str(problem) for problem in problems]
 
@@ -202,6 +205,14 @@ BROKEN = [
     ),
     (ALONE, {"batch": {"length_window": 64}}, "batch.length_window", "is 64, but batch.max_tokens is null"),
     (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.tasks has one entry"),
+    (DISTILLED, {"teacher": {"source": "cache"}}, "teacher.source", "is cache, but teacher.cache is null"),
+    (DISTILLED, {"teacher": {"cache": "d"}}, "teacher.cache", "is 'd', but teacher.source is live"),
+    (
+        DISTILLED,
+        {"teacher": CACHED, "losses": {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}},
+        "losses.kernels.prediction",
+        "is fused, but teacher.source is cache",
+    ),
 ]
 
 

@@ -1,0 +1,52 @@
+"""What a run's teacher and data are known by: a cache of teacher outputs is good for these and no others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from distill_engine.data.digests import FileDigests
+from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.setup.datasets import cache_folder
+from distill_engine.setup.prepare import Prepared
+from distill_engine.teachers.protocol import MadeOf
+
+
+class Ranks(Protocol):
+    """The part of the process group that is needed."""
+
+    rank: int
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+
+
+def made_of(ready: Prepared, ranks: Ranks) -> MadeOf:
+    """Collective: rank 0 reads the weights, once for a state of their files."""
+    return MadeOf(
+        str(ranks.broadcast(_teacher_digest(ready) if ranks.rank == 0 else None)),
+        {title: dataset_digest(one) for title, one in datasets(ready).items()},
+    )
+
+
+def datasets(ready: Prepared) -> dict[str, TokenisedDataset]:
+    """Everything that a run shows its teacher, by title and split."""
+    train = zip(ready.dataset_labels, ready.train_datasets, strict=True)
+    valid = zip(ready.valid_labels, ready.valid_datasets, strict=True)
+    return {f"{label}, train": one for label, one in train} | {f"{label}, valid": one for label, one in valid}
+
+
+def dataset_digest(dataset: TokenisedDataset) -> str:
+    """Of all token ids as models read them: words, limits and what stands around them."""
+    facts = [dataset.digest, asdict(dataset.limits), asdict(dataset.layout)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _teacher_digest(ready: Prepared) -> str:
+    assert ready.teacher_folder is not None
+    digests = FileDigests(cache_folder(ready.recipe.data) / "digests")
+    weights = [file for file in ready.teacher_folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+    facts = [sorted((file.name, digests.of(file)) for file in weights), dict(ready.teacher_config or {})]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

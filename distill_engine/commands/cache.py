@@ -1,0 +1,65 @@
+"""`distill cache RECIPE --out DIR`: a teacher's outputs, computed once for many students."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distill_engine.cluster.exit_codes import BAD_INPUT, RETRY, may_pass
+from distill_engine.commands.evaluate import SetOption, ranks, refuse
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+_MIB = 2**20
+
+
+def register(app: typer.Typer) -> None:
+    """Add `cache` to the program."""
+    app.command()(cache)
+
+
+def cache(
+    recipe: Annotated[Path, typer.Argument(help="Recipe: its loss weights and layer maps say what is kept.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the cache; the same one again goes on.")],
+    k: Annotated[
+        str, typer.Option("--k", help="Tokens of each position whose log-probabilities are kept; all: every logit.")
+    ] = "64",
+    precision: Annotated[Dtype, typer.Option(help="Precision of the teacher's passes.")] = "fp32",
+    dtype: Annotated[Dtype | None, typer.Option(help="Precision of what is kept; default: of the passes.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Examples of a pass; default: the recipe's.")
+    ] = None,
+    shard_mib: Annotated[float, typer.Option("--shard-mib", min=0.001, help="About so large a shard becomes.")] = 256.0,
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+) -> None:
+    """Run the teacher once over the training and validation examples and keep what the losses compare.
+
+    `teacher.source: cache` with `teacher.cache: DIR` then trains without a teacher in memory. The size is said before
+    anything is written. After a kill the same command goes on; a recipe with further data adds to the folder.
+    """
+    if ranks()[1] > 1:
+        refuse(ValueError("`distill cache` is one process with the whole teacher. Start it without a launcher."))
+    if k != "all" and (not k.isdecimal() or int(k) < 1):
+        refuse(ValueError(f"--k is {k!r}. It is a number of tokens, such as 64, or all."))
+    from distill_engine.assembly.caching import Settings, cache_maker
+    from distill_engine.recipe.rules import read_recipe
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        read = read_recipe(recipe, overrides)
+        per_batch = batch_size or read.validation.per_rank_batch or read.batch.per_rank
+        kept = None if k == "all" else int(k)
+        settings = Settings(kept, dtype or precision, precision, per_batch, int(shard_mib * _MIB))
+        maker = cache_maker(read, recipe, out, settings)
+        console.print(maker.require_fit(), markup=False)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True) as progress:
+            bar = progress.add_task("examples", total=maker.missing()[2])
+            maker.write(lambda examples: progress.advance(bar, examples))
+    except (ValueError, OSError) as error:
+        console.print(f"{type(error).__name__}: {error}", markup=False)
+        raise typer.Exit(RETRY if may_pass(error) else BAD_INPUT) from error
+    console.print(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}", markup=False)

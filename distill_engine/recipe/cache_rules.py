@@ -1,0 +1,39 @@
+"""Rules about a cached teacher (teacher.source: cache)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from distill_engine.recipe.problem import Problem
+from distill_engine.recipe.schema import Recipe
+
+
+def a_cached_teacher_has_a_folder(recipe: Recipe) -> Iterator[Problem]:
+    """And a folder is there for a cached teacher."""
+    teacher = recipe.teacher
+    if teacher.source == "cache" and teacher.path is not None and teacher.cache is None:
+        fix = "Set teacher.cache: DIR, which `distill cache RECIPE --out DIR` writes (with teacher.source: live)"
+        yield Problem("teacher.source", "is cache, but teacher.cache is null", "It is read from a folder", fix)
+    if teacher.cache is not None and teacher.source == "live":
+        what = f"is {teacher.cache!r}, but teacher.source is live"
+        yield Problem("teacher.cache", what, fix="Set teacher.source: cache, or remove teacher.cache")
+
+
+def cached_outputs_are_of_the_data(recipe: Recipe) -> Iterator[Problem]:
+    """Of any other text a cache holds nothing, and of logits no factors."""
+    if recipe.teacher.source != "cache":
+        return
+    if recipe.rollout.source != "gold":
+        what = f"is {recipe.rollout.source}, but teacher.source is cache"
+        fix = "Set rollout.source: gold, or teacher.source: live"
+        yield Problem("rollout.source", what, "A cache holds the teacher's outputs for the data's own labels", fix)
+    if recipe.losses.kernels.prediction == "fused":
+        fix = "Set losses.kernels.prediction: auto or reference"
+        rule = "Fused prediction computes the teacher's logits from their factors, which a cache does not hold"
+        yield Problem("losses.kernels.prediction", "is fused, but teacher.source is cache", rule, fix)
+
+
+CACHE_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    a_cached_teacher_has_a_folder,
+    cached_outputs_are_of_the_data,
+)

@@ -1,0 +1,249 @@
+"""A cache of teacher outputs: made, broken off and continued, extended, refused; the losses are the teacher's."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, BlenderbotConfig, BlenderbotForConditionalGeneration
+
+from distill_engine.assembly import caching
+from distill_engine.assembly.builder import supervision_of
+from distill_engine.assembly.caching import Alone, CacheMaker, Frozen, Settings
+from distill_engine.assembly.made_of import made_of
+from distill_engine.data.order.collate import Picks, filler_batch
+from distill_engine.data.order.loader import picked_batch
+from distill_engine.losses.objective import Objective
+from distill_engine.models.adapter import adapt
+from distill_engine.recipe.schema import Recipe
+from distill_engine.setup.prepare import prepare
+from distill_engine.teachers.cache import CACHE
+from distill_engine.teachers.columns import CacheError
+from distill_engine.teachers.protocol import TeacherParts
+
+TOKENIZER = Path(__file__).parents[3] / "recipes" / "demo" / "tokenizer"
+CPU = torch.device("cpu")
+WEIGHTS = {"task": 1.0, "encoder": 1.0, "embedding": 1.0, "hidden": 2.0, "self_attention": 0.5, "cross_attention": 0.5}
+WORDS = ["hello", "do you have a dog", "my name is bo", "rain", "cats i like cats today"]
+
+
+def model(seed: int = 7, **sizes) -> BlenderbotForConditionalGeneration:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        common = {
+            "vocab_size": 1024, "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "init_std": 0.2,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64,
+            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+            "encoder_layers": 2, "decoder_layers": 3,
+        }  # fmt: skip
+        return BlenderbotForConditionalGeneration(BlenderbotConfig(**common | sizes)).eval()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A teacher and two files of small talk."""
+    folder = tmp_path_factory.mktemp("cached")
+    model().save_pretrained(folder / "teacher")
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder / "teacher")
+    for name, count in (("train", 23), ("valid", 5), ("more", 4)):
+        said = [(f"{name} {WORDS[n % 5]} {n}", f"{WORDS[n * n % 5]} {n}") for n in range(count)]
+        lines = [f"text:{text}\tlabels:{label}\tepisode_done:True" for text, label in said]
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def recipe_of(place: Path, tasks=("train",), **changed) -> Recipe:
+    sources = [
+        {"name": "parlai_text", "label": task, "train": f"{place / task}.txt", "valid": str(place / "valid.txt")}
+        for task in tasks
+    ]
+    data = {"tasks": sources, "tokenizer": str(TOKENIZER), "context_tokens": 32, "label_tokens": 16}
+    data["cache_dir"] = str(place / "tokens")
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "teacher": {"path": str(place / "teacher")},
+            "student": {"encoder_layers": 1, "decoder_layers": 2},
+            "losses": {"weights": {**WEIGHTS, "prediction": 3.0}},
+            "data": data | changed,
+            "batch": {"per_rank": 4},
+            "optimizer": {"learning_rate": 0.01},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def ready(place):
+    return prepare(recipe_of(place), "r.yaml")
+
+
+@pytest.fixture(scope="module")
+def teacher(place):
+    return Frozen(place / "teacher", "fp32", CPU)
+
+
+@pytest.fixture(scope="module")
+def goal(ready):
+    return Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
+
+
+def maker(ready, teacher, goal, folder, k=None, dtype="fp32", shard_bytes=20_000):
+    settings = Settings(k, dtype, "fp32", 4, shard_bytes)
+    return CacheMaker(ready, made_of(ready, Alone()), teacher, goal.teacher_request(), folder, settings, CPU)
+
+
+def opened(ready, folder, dtype=torch.float32):
+    parts = TeacherParts(
+        ready.teacher_folder, lambda: pytest.fail("nothing is loaded"), False, 1024, 0, 1, CPU, dtype, folder,
+        lambda: made_of(ready, Alone()),
+    )  # fmt: skip
+    return CACHE.open(parts)
+
+
+@pytest.fixture(scope="module")
+def whole(ready, teacher, goal, tmp_path_factory):
+    """A finished cache of all logits."""
+    folder = tmp_path_factory.mktemp("caches") / "all"
+    maker(ready, teacher, goal, folder).write(lambda _: None)
+    return folder
+
+
+def batch_of(ready, numbers, multiple=1):
+    picks = Picks(np.zeros(len(numbers), np.int64), np.array(numbers))
+    return picked_batch(ready.train_datasets, picks, ready.layout, multiple)
+
+
+def losses(goal, features, batch):
+    """Every term's sum, and the student's gradients."""
+    student = adapt(model(seed=1, encoder_layers=1, decoder_layers=2))
+    values = goal.terms(student(batch, goal.student_request()), features, batch)
+    goal.total(values, goal.divisors([batch], lambda one: one, 1)[0]).backward()
+    gradients = [parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None]
+    return torch.stack([one.sum.detach() for one in values.values()]), torch.cat(gradients)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_losses_and_gradients_are_those_of_the_teacher(ready, teacher, goal, tmp_path):
+    """To the bit where batches have one shape, because sums over padded lengths round in an order of their own."""
+    fixed = replace(ready, recipe=ready.recipe.model_copy(deep=True))
+    fixed.recipe.batch.__dict__["pad_to_multiple_of"] = 32
+    maker(fixed, teacher, goal, tmp_path / "all").write(lambda _: None)
+    cached = opened(fixed, tmp_path / "all")
+    for multiple, exact in ((32, True), (1, False)):
+        group = [batch_of(ready, numbers, multiple) for numbers in ([22, 3, 7, 1], [0, 4, 3, 9])]
+        for batch, features in zip(group, cached.features(group, goal.teacher_request()), strict=True):
+            live = losses(goal, teacher.features(batch, goal.teacher_request()), batch)
+            for one, other in zip(losses(goal, features, batch), live, strict=True):
+                if exact:
+                    assert torch.equal(one, other)
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_some_tokens_and_half_precision_are_near(ready, teacher, goal, whole, tmp_path):
+    """The prediction term, the last, needs many tokens of a random teacher, who finds all nearly alike."""
+    maker(ready, teacher, goal, tmp_path / "few", k=64, dtype="bf16").write(lambda _: None)
+    maker(ready, teacher, goal, tmp_path / "many", k=1000).write(lambda _: None)
+    batch, found = batch_of(ready, [0, 1, 2, 3]), {}
+    for folder in (whole, tmp_path / "few", tmp_path / "many"):
+        (features,) = opened(ready, folder).features([batch], goal.teacher_request())
+        found[folder.name] = losses(goal, features, batch)[0]
+    torch.testing.assert_close(found["few"][:-1], found["all"][:-1], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(found["many"], found["all"], rtol=1e-2, atol=1e-4)
+    assert not torch.equal(found["many"][-1], found["all"][-1])
+    size, left, _ = maker(ready, teacher, goal, tmp_path / "few", k=64, dtype="bf16").missing()
+    assert left == 0 and size < 0.5 * maker(ready, teacher, goal, whole).missing()[0]
+    assert opened(ready, whole).identity != opened(ready, tmp_path / "few").identity
+
+
+def test_broken_off_it_goes_on_and_ends_with_the_same_bytes(ready, teacher, goal, whole, tmp_path):
+    folder, done = tmp_path / "broken", []
+
+    def until_the_fifth(examples: int) -> None:
+        done.append(examples)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        maker(ready, teacher, goal, folder).write(until_the_fifth)
+    with pytest.raises(CacheError, match=r"does not hold, .*train, train.*it was not finished"):
+        opened(ready, folder)
+    (key,) = {path.parent for path in folder.glob("*/00000")}
+    left = key / f".{len(list(key.glob('0*'))):05d}.new"  # by a kill
+    left.mkdir()
+    (left / "keys.npy").write_bytes(b"half")
+    before = maker(ready, teacher, goal, folder).missing()
+    assert 0 < before[1] < before[0]
+    rest: list[int] = []
+    maker(ready, teacher, goal, folder).write(rest.append)
+    assert sum(rest) == before[2] < 28
+    assert tree(folder) == tree(whole)
+    assert len(list(key.glob("0*"))) > 3
+    shutil.rmtree(key / "00001")
+    with pytest.raises(CacheError, match=r"lacks shards: .* of 28 examples are there"):
+        opened(ready, folder)
+
+
+def test_its_size_is_said_and_a_disk_too_small_refused_before_a_byte_is_written(
+    ready, teacher, goal, whole, tmp_path, monkeypatch
+):
+    folder = tmp_path / "new" / "cache"
+    one = maker(ready, teacher, goal, folder)
+    assert "are to be written for 28 examples" in one.require_fit()
+    held = sum(len(content) for name, content in tree(whole).items() if name.endswith(".npy"))
+    headers = 128 * sum(1 for name in tree(whole) if name.endswith(".npy"))
+    assert held - headers == one.missing()[0]
+    monkeypatch.setattr(caching, "free_bytes", lambda _place: 1000)
+    with pytest.raises(CacheError, match=r"1000 bytes are free there\. Keep fewer tokens"):
+        one.require_fit()
+    assert not folder.parent.exists()
+
+
+def test_another_teacher_other_limits_and_another_form_are_refused_with_the_difference(
+    place, ready, teacher, goal, whole, tmp_path
+):
+    with pytest.raises(CacheError, match=r"holds another cache:\n  k: there null, wanted 8\n  column top_ids"):
+        maker(ready, teacher, goal, whole, k=8).require_fit()
+    shorter = prepare(recipe_of(place, label_tokens=3), "r.yaml")
+    with pytest.raises(CacheError, match=r"does not hold, .*: train, train; train, valid\. It holds: train, "):
+        opened(shorter, whole)
+    with pytest.raises(CacheError, match=r"holds no manifest\.json: it is no teacher cache"):
+        opened(ready, tmp_path)
+    model(seed=8).save_pretrained(tmp_path / "other")
+    other = replace(ready, teacher_folder=tmp_path / "other")
+    with pytest.raises(CacheError, match="made by another teacher"):
+        opened(other, whole)
+    manifest = json.loads((whole / "manifest.json").read_text())
+    deeper = Objective(ready.recipe.losses.weights, dict.fromkeys(goal.supervision, (0,)))
+    assert "hidden.encoder.0" in opened(ready, whole).lacking(deeper.teacher_request())
+    assert opened(ready, whole).lacking(goal.teacher_request()) == [] and manifest["form"]["k"] is None
+
+
+def test_further_data_come_beside_the_earlier_ones(place, teacher, goal, whole, ready, tmp_path):
+    folder = tmp_path / "both"
+    maker(ready, teacher, goal, folder).write(lambda _: None)
+    both = prepare(recipe_of(place, ("train", "more")), "r.yaml")
+    again = maker(both, teacher, goal, folder)
+    assert again.missing()[2] == 4, "the shared validation examples come once"
+    again.write(lambda _: None)
+    assert tree(whole).items() <= tree(folder).items()
+    opened(ready, folder)
+    picks = Picks(np.array([1, 0]), np.array([3, 3]))
+    batch = picked_batch(both.train_datasets, picks, both.layout, 1)
+    (shown,) = opened(both, folder).features([batch], goal.teacher_request())
+    torch.testing.assert_close(shown.logits[0], teacher.features(batch, goal.teacher_request()).logits[0])
+
+
+def test_other_text_is_refused_and_fillers_are_nothing(ready, goal, whole):
+    batch = batch_of(ready, [0, 1])
+    batch.decoder_input_ids[1, 1] += 1
+    with pytest.raises(CacheError, match=r"Example 1 of dataset 0 is not in the teacher's cache"):
+        next(opened(ready, whole).features([batch], goal.teacher_request()))
+    (shown,) = opened(ready, whole).features([filler_batch(ready.layout)], goal.teacher_request())
+    assert shown.vocabulary == 1024 and not shown.logits.any()
