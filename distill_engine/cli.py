@@ -23,6 +23,7 @@ from distill_engine.commands import (
     listing,
     new,
     parlai,
+    pseudo_label,
     recipes,
     report,
     wandb_sync,
@@ -90,7 +91,8 @@ def train(
 
 
 _TOPICS = (
-    export, evaluate, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes, new, cache,
+    export, evaluate, pseudo_label, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes,
+    new, cache,
 )  # fmt: skip
 for topic in _TOPICS:
     topic.register(app)

@@ -152,8 +152,8 @@ def first_examples(episodes: Episodes, limit: int | None) -> Iterator[Episode]:
         yield from episodes
         return
     for episode in episodes if limit > 0 else ():
-        yield Episode(episode.turns[:limit])
-        limit -= len(episode.turns)
+        yield episode.first(limit)
+        limit -= episode.examples
         if limit <= 0:
             break
 

@@ -102,7 +102,7 @@ def run_evaluation(
             "forget for a result. Start one process, or give a new folder (--partial)."
         )
     for name, model in [*models.items(), *([("teacher", teacher)] if teacher is not None else [])]:
-        _check_fits(name, model, examples)
+        check_fits(name, model, examples)
     stores = _stores(models, teacher, examples, work, spoken)
     try:
         _compute(models, teacher, examples, len(labels), tokenizer, work, spoken, stores)
@@ -118,7 +118,8 @@ def run_evaluation(
     return Evaluation(values, _samples(results, examples, labels) if spoken is not None else [])
 
 
-def _check_fits(name: str, model: PreTrainedModel, examples: EvaluationSet) -> None:
+def check_fits(name: str, model: PreTrainedModel, examples: EvaluationSet) -> None:
+    """Raises ModelError for a model without rows for the examples' ids, or without positions for their lengths."""
     shape = shape_of(model.config)
     rows, positions = shape.vocab, shape.longest
     if examples.largest_id >= rows:

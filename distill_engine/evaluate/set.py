@@ -78,6 +78,11 @@ class EvaluationSet:
             self._texts_of(dataset, index) for dataset, index in zip(datasets.tolist(), indices.tolist(), strict=True)
         ]
 
+    def ids(self, number: int) -> list[tuple[int, int]]:
+        """Dataset number and number of the example within it, of batch `number`, in its order."""
+        datasets, indices = self._picks[number]
+        return list(zip(datasets.tolist(), indices.tolist(), strict=True))
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any token, limit, layout or the batches."""
         digest = hashlib.sha256(repr((self._layout, [len(datasets) for datasets, _ in self._picks])).encode())

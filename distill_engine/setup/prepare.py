@@ -92,7 +92,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = _layouts(recipe, family, languages, special)
-    datasets = load_datasets(recipe.data, _encoder(recipe, tokenizer, layout), layouts)
+    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
     if config is not None:
         largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
         raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
@@ -130,12 +130,12 @@ def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
         return dict(zip(ready.dataset_labels, ready.train_datasets, strict=True))
     if split == "valid":
         return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
-    encoder = _encoder(ready.recipe, ready.tokenizer, ready.layout)
+    encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
     layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special)
     return load_split(ready.recipe.data, encoder, split, layouts)
 
 
-def _encoder(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
+def encoder_of(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
     data = recipe.data
     return DialogueTokenizer(tokenizer, layout, data.delimiter, data.context_tokens, data.label_tokens)
 

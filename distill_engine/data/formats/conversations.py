@@ -4,13 +4,14 @@
 
 The inner lists are joined. Turns whose `id` is `context`, and everything beside `dialog`, are left out. The first
 speaker's opening answers `__SILENCE__`; a last turn that nobody answers is dropped. `both` gives two episodes of a
-conversation, the first speaker's before the second's.
+conversation, the first speaker's before the second's. `last`: the last turn alone is learnt, all before it is history.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from distill_engine.data.episodes import Episode, LabelTurns, Turn
 from distill_engine.data.errors import DataError, shown
@@ -36,10 +37,26 @@ def read_conversations(path: str, label_turns: LabelTurns) -> Iterator[Episode]:
 
 def sides(said: Sequence[str], label_turns: LabelTurns) -> list[Episode]:
     """The episodes that one conversation gives; a side without any answer gives none."""
+    if label_turns == "last":
+        return _last(said)
     first = _paired([SILENCE, *said])
     second = _paired(said)
     wanted = {"first_speaker": [first], "second_speaker": [second], "both": [first, second]}[label_turns]
     return [Episode(turns) for turns in wanted if turns]
+
+
+def _last(said: Sequence[str]) -> list[Episode]:
+    """Whoever spoke last, as the side that learns."""
+    turns = _paired([SILENCE, *said] if len(said) % 2 else said)
+    if not turns:
+        return []
+    return [Episode((*(replace(turn, learnt=False) for turn in turns[:-1]), turns[-1]))]
+
+
+def as_line(entries: Sequence[str], answer: str) -> dict[str, object]:
+    """What `last` reads as the answer to these entries of a history, an odd number; to be written as JSON."""
+    texts = [*entries, answer]
+    return {"dialog": [[{"id": str(1 + position % 2), "text": text} for position, text in enumerate(texts)]]}
 
 
 def spoken(content: str, where: str) -> list[str]:

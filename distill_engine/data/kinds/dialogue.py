@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -41,8 +41,8 @@ class DialogueSource(Source):
         "dataset's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
         "`convai2:normalized`, `empathetic_dialogues`."
     )
-    label_turns: Literal["second_speaker", "first_speaker", "both"] = Field(
-        "second_speaker", description="conversations: whose turns are learnt."
+    label_turns: Literal["second_speaker", "first_speaker", "both", "last"] = Field(
+        "second_speaker", description="conversations: whose turns are learnt; last: nothing but the last turn."
     )
     seed: int = Field(0, description="demo: seed of the generator.")
     topic_split: bool = Field(
@@ -91,6 +91,16 @@ class Dialogue(Kind):
         if named is None:
             return None
         return Guess({"name": named[0], **data}, f"{data['train']} is read as {named[0]}, because {named[1]}")
+
+    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+        """See Kind: a conversation that ends with the answer."""
+        from distill_engine.data.formats.conversations import as_line
+
+        return as_line(entries, answer)
+
+    def entry(self, source: Source) -> Mapping[str, object]:
+        """See Kind."""
+        return {"name": "conversations", "label_turns": "last"}
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""

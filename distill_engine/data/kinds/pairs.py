@@ -6,7 +6,7 @@ dataset of the Hub by name; two of their columns are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,6 +81,15 @@ class Pairs(Kind):
         reason = "which are called so" if known else "the only two with texts, in their order"
         why = f"{table.title} is read as pairs: source {source!r} and target {target!r}, {reason}"
         return Guess({"kind": self.name, **files, "source": source, "target": target}, why)
+
+    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+        """See Kind: the prefix is not part of a source."""
+        return {"source": entries[-1].removeprefix(_own(source).prefix), "target": answer}
+
+    def entry(self, source: Source) -> Mapping[str, object]:
+        """See Kind."""
+        kept = _own(source).model_dump(include={"prefix", "source_language", "target_language"})
+        return {"kind": self.name, **{key: value for key, value in kept.items() if value}}
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -96,8 +96,8 @@ class Kind(Protocol):
 
     Recipes are checked with `Options` and `problems`; set-up asks `has` and `facts` at every start, and `read` when a
     split's tokens are not in the cache; `distill data show` prints `words`; `distill new` asks `guess` and the
-    metrics. It is this small because tokenising, limits, caching, mixing, batching and validating are the same for all
-    kinds. Made once, shared, without state.
+    metrics, `distill pseudo-label` `written` and `entry`. It is this small because tokenising, limits, caching, mixing,
+    batching and validating are the same for all kinds. Made once, shared, without state.
 
     name     in recipes; the name it is registered by
     meaning  half a sentence for tables
@@ -146,6 +146,19 @@ class Kind(Protocol):
         """The options that decide what `read` gives of the files, as plain values."""
         names = set(type(source).model_fields) - set(Source.model_fields)
         return source.model_dump(mode="json", include=names) | {"name": source.name, "limit": source.limit(split)}
+
+    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+        """An example with another answer, as an object of JSON lines which `entry` reads.
+
+        entries  the history with what is answered as its last one; of data without a history that alone
+        Raises ValueError where a kind cannot write its examples.
+        """
+        raise ValueError(f"{source.title} is of kind {self.name}, which does not say how examples are written")
+
+    def entry(self, source: Source) -> Mapping[str, object]:
+        """Keys of the entry of data.tasks, beside its file, label and weight, that reads what `written` gives of a
+        source."""
+        return {"kind": self.name}
 
     def read(self, source: Source, split: Split, reading: Reading) -> Iterator[Episode]:
         """The split's examples in the source's order, one episode at a time: turns that are read as one history; data

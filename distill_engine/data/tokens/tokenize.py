@@ -203,7 +203,8 @@ class DialogueTokenizer:
             tokens.extend(self._delimiter_ids)
             label_start = len(tokens)
             tokens.extend(ids[turn.label])
-            bounds.extend((episode_start, context_end, label_start, len(tokens)))
+            if turn.learnt:
+                bounds.extend((episode_start, context_end, label_start, len(tokens)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from distill_engine.data import readers
 from distill_engine.data.formats import text_files
-from distill_engine.data.formats.conversations import sides, spoken
+from distill_engine.data.formats.conversations import as_line, sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
 from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, READABLE_DATASETS
 from distill_engine.data.readers import (
@@ -17,6 +18,7 @@ from distill_engine.data.readers import (
     DialogueSpec,
     Episode,
     Turn,
+    first_examples,
     has_split,
     read_dataset,
     source_files,
@@ -126,6 +128,17 @@ def test_both_sides_are_two_episodes_first_speaker_first():
         Episode((Turn("a", "b"),)),
     ]
     assert sides([], "both") == []
+
+
+def test_of_a_conversation_whose_last_turn_is_learnt_the_others_are_history():
+    (episode,) = sides(["a", "b", "c", "d"], "last")
+    assert episode == Episode((Turn("a", "b", learnt=False), Turn("c", "d")))
+    assert sides(["a"], "last") == [Episode((Turn("__SILENCE__", "a"),))]
+    assert sides([], "last") == []
+    line = as_line(["a", "b", "c"], "d")
+    assert spoken(json.dumps(line), "here") == ["a", "b", "c", "d"]
+    both = [episode, Episode((Turn("e", "f"), Turn("g", "h")))]
+    assert list(first_examples(iter(both), 2)) == [episode, Episode((Turn("e", "f"),))]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,197 @@
+"""`distill pseudo-label`: the teacher's text for every training example, as data that a recipe mixes with gold."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from distill_engine.cluster.exit_codes import RETRY, may_pass
+from distill_engine.commands.evaluate import (
+    BatchOption,
+    Dtype,
+    GenerationOption,
+    SetOption,
+    progress_bars,
+    ranks,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from distill_engine.pseudo_labels.filters import Filters
+    from distill_engine.pseudo_labels.generate import Job
+    from distill_engine.pseudo_labels.write import Written
+    from distill_engine.setup.prepare import Prepared
+
+WORK, SUMMARY = "work", "summary.json"
+_LINE_SECONDS = 60.0
+_ERR = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `pseudo-label` to the program."""
+    app.command("pseudo-label")(pseudo_label)
+
+
+def pseudo_label(
+    recipe: Annotated[Path, typer.Argument(help="Recipe: its teacher answers its datasets' training examples.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the result; the same command again goes on in it.")],
+    model: Annotated[str | None, typer.Option("--model", help="Another model than the recipe's teacher.")] = None,
+    overrides: SetOption = [],  # noqa: B006  typer copies it
+    generation: GenerationOption = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of settings that sample.")] = 0,
+    batch_size: BatchOption = 32,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = "fp32",
+    length_ratio: Annotated[
+        float | None,
+        typer.Option("--max-length-ratio", min=1.0, help="Leave out texts N times as long as gold, or as short."),
+    ] = None,
+    repetition: Annotated[
+        float | None,
+        typer.Option("--max-repetition", min=0.0, max=1.0, help="Leave out texts that repeat more of their 3-grams."),
+    ] = None,
+    at_most: Annotated[
+        list[str], typer.Option("--at-most", metavar="METRIC=N", help="Leave out texts above it (wer=0.3).")
+    ] = [],  # noqa: B006
+    at_least: Annotated[
+        list[str], typer.Option("--at-least", metavar="METRIC=N", help="Leave out texts below it (rouge_l=0.2).")
+    ] = [],  # noqa: B006
+) -> None:
+    """Write the teacher's text for every training example, and the recipe entries that read it.
+
+    Beams and sampling are --generation settings. Under a launcher (torchrun, srun, deepspeed) the ranks share the work.
+    A killed start goes on where it was; other filters on the same texts cost no generation.
+    """
+    rank, _ = ranks()
+    try:
+        filters = _filters(length_ratio, repetition, at_most, at_least)
+        ready, job = _job(recipe, overrides, model, generation, batch_size, dtype, seed)
+        written = _made(ready, job, filters, out)
+        if rank == 0:
+            _write_summary(job, filters, written, out)
+    except (ValueError, OSError) as error:
+        _end(error, out)
+    if rank == 0:
+        _show(written)
+
+
+def _filters(length_ratio: float | None, repetition: float | None, at_most: list[str], at_least: list[str]) -> Filters:
+    from distill_engine.pseudo_labels.filters import Filters, parse_limits
+
+    return Filters(length_ratio, repetition, parse_limits(at_most, at_least))
+
+
+def _job(
+    recipe: Path, overrides: list[str], model: str | None, generation: list[str], batch: int, dtype: Dtype, seed: int
+) -> tuple[Prepared, Job]:
+    """The recipe's data and who answers it, in memory. Raises ValueError that says what to correct."""
+    import torch
+
+    from distill_engine.evaluate.compare import model_folder, own_device, prepared
+    from distill_engine.evaluate.generate import notes_on, parse_settings
+    from distill_engine.evaluate.measure import load_model
+    from distill_engine.evaluate.set import EvaluationSet
+    from distill_engine.pseudo_labels.generate import Job, PseudoLabelError, check_language
+    from distill_engine.pseudo_labels.write import check_kinds
+
+    changed = parse_settings(generation)
+    ready = prepared([], recipe, overrides)
+    check_kinds(ready)
+    check_language(ready, changed)
+    name = model or (str(ready.teacher_folder) if ready.teacher_folder else None)
+    if name is None:
+        raise PseudoLabelError(f"{recipe}: teacher.path is null, so nobody answers. Name a model with --model.")
+    precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    loaded = load_model(model_folder(name), own_device(), precision)
+    examples = EvaluationSet(ready.train_datasets, ready.layout, ready.tokenizer, batch)
+    new_tokens = ready.recipe.data.label_tokens
+    if ranks()[0] == 0:
+        for note in notes_on(loaded, new_tokens, changed):
+            _ERR.print(f"{name}: {note}", markup=False)
+    return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed)
+
+
+def _made(ready: Prepared, job: Job, filters: Filters, out: Path) -> list[Written]:
+    """Generate this rank's share; rank 0 writes what all have generated, the others return nothing."""
+    from distill_engine.evaluate.run import Work
+    from distill_engine.pseudo_labels.generate import collected, generate
+    from distill_engine.pseudo_labels.write import write
+
+    rank, world_size = ranks()
+    with _progress(rank == 0) as advance:
+        work = Work(out / WORK, rank, world_size, advance=advance)
+        generate(job, work)
+        return write(ready, collected(job, work), filters, out) if rank == 0 else []
+
+
+@contextmanager
+def _progress(show: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar in a terminal; elsewhere a line a minute."""
+    if not show or sys.stderr.isatty():
+        with progress_bars(show) as advance:
+            yield advance
+        return
+    begun = said = time.monotonic()
+
+    def line(name: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _LINE_SECONDS:
+            said = time.monotonic()
+            _ERR.print(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s", markup=False)
+
+    yield line
+
+
+def _write_summary(job: Job, filters: Filters, written: list[Written], out: Path) -> None:
+    """What was generated how, and what was kept."""
+    from distill_engine.cluster.files import replace_text
+
+    limits = [{"metric": one.metric.name, "at_most" if one.most else "at_least": one.bound} for one in filters.limits]
+    content = {
+        "model": job.name,
+        "settings": job.settings,
+        "seed": job.seed,
+        "dtype": str(job.model.dtype).removeprefix("torch."),
+        "filters": {"length_ratio": filters.length_ratio, "repetition": filters.repetition, "limits": limits},
+        "datasets": [
+            {"name": one.title, "file": one.file.name, "examples": one.examples, "kept": one.kept,
+             "left_out": one.left_out} for one in written
+        ],
+    }  # fmt: skip
+    replace_text(out / SUMMARY, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def _show(written: list[Written]) -> None:
+    """Counts on stderr, and the entries for data.tasks on stdout."""
+    from distill_engine.recipe.yaml_text import dump_yaml
+
+    table = Table("dataset", "examples", "kept", "left out")
+    for one in written:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in one.left_out.items()) or "-"
+        table.add_row(Text(one.title), f"{one.examples:,}", f"{one.kept:,}", Text(reasons))
+    _ERR.print(table)
+    entries = [dict(one.entry) for one in written if one.entry is not None]
+    if not entries:
+        refuse(ValueError("the filters leave out every text. Loosen them: the texts are not generated again."))
+    _ERR.print("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
+    typer.echo(dump_yaml(entries), nl=False)
+
+
+def _end(error: Exception, out: Path) -> None:
+    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
+    from distill_engine.checkpoint.files import write_failure
+
+    if not isinstance(error, OSError) or not may_pass(error):
+        refuse(error)
+    reason = write_failure(error, out if out.is_dir() else out.absolute().parent)
+    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
+    raise typer.Exit(RETRY)

@@ -1,0 +1,149 @@
+"""A model's answer to every training example, each generated once by one of the ranks and kept as soon as it is there.
+
+Batches are cut out of all examples by length before they are dealt out, and what a batch draws follows from the seed
+and its number: the answers depend neither on the number of ranks nor on where a killed start goes on. Every rank holds
+the whole model and no rank waits for another within a batch, so unequal lengths cannot block them. The answers are
+partial results as those of an evaluation (evaluate/partial_results.py): lines that are complete or absent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.order.shuffle import key_of
+from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
+from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
+from distill_engine.evaluate.run import Work, check_fits
+from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.setup.prepare import Prepared
+
+_FORMAT = 1  # of the partial results; another number makes older files unused
+_LEAST_POLL_SECONDS = 0.2
+_POLL_SHARE = 0.1  # of the time that is spent reading what others have made
+
+
+class PseudoLabelError(ValueError):
+    """Nothing can be generated like this; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Who answers what, and how.
+
+    name        of the model, for people
+    new_tokens  limit of an answer for a model that names none
+    changed     settings that win over the model's own
+    seed        of settings that sample: another seed, other answers
+    """
+
+    name: str
+    model: PreTrainedModel
+    examples: EvaluationSet
+    tokenizer: Any
+    new_tokens: int
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is told to the model's `generate`."""
+        return own_settings(self.model, self.new_tokens, self.changed)
+
+
+def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
+    """Raises PseudoLabelError where datasets name other languages than a model's settings can be known to write."""
+    sources = ready.recipe.data.tasks
+    named = {source.title: kind_of(source).languages(source)[1] for source in sources}
+    wanted = set(named.values())
+    told = {"forced_bos_token_id", "decoder_start_token_id"} & set(changed)
+    if len(wanted) > 1 or (wanted != {None} and not told):
+        raise PseudoLabelError(
+            f"target languages are {named}, but a model's generation settings begin all texts with one token. Give "
+            "datasets of one language, and its token (--generation forced_bos_token_id=ID)."
+        )
+
+
+def generate(job: Job, work: Work) -> None:
+    """This rank's batches, but those that an earlier start has finished.
+
+    Raises PseudoLabelError, GenerationError or ModelError for what cannot be generated, OSError for a disk that takes
+    no more; the other ranks are told, and what is finished stays.
+    """
+    check_fits(job.name, job.model, job.examples)
+    store = _store(job, work)
+    try:
+        _generate(job, work, store)
+    except Exception as error:
+        with suppress(OSError):  # the disk may be what failed
+            store.give_up(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _generate(job: Job, work: Work, store: PartialResults) -> None:
+    done, total = set(store.read()), len(job.examples)
+    for number in range(work.rank, total, work.world_size):
+        work.tell(job.name, len(done), total)
+        if number in done:
+            continue
+        inputs = job.examples.batch(number).to(job.model.device).inputs
+        try:
+            with same_draws(job.model.device, _draws(job.seed, number)):  # whoever computes the batch, and when
+                said = replies(job.model, job.tokenizer, inputs, job.settings)
+        except torch.OutOfMemoryError as error:
+            raise PseudoLabelError(
+                f"memory ran out at batch {number + 1} of {total} ({inputs.length} tokens a context; the longest come "
+                "first). Lower --batch-size or num_beams (--generation num_beams=1), or give --dtype bf16."
+            ) from error
+        store.add(BatchResult(number, [], said))
+        done.add(number)
+
+
+def _draws(seed: int, batch: int) -> int:
+    """A seed for torch: 32 bits that both change, because its CPU generator reads no higher ones."""
+    return int(key_of(seed, "pseudo-labels", batch)) & 0xFFFF_FFFF
+
+
+def collected(job: Job, work: Work) -> list[list[Reply]]:
+    """The answers of all ranks: for each dataset those to its examples, in their order. Waits for the other ranks.
+
+    Raises OSError if one of them has given up.
+    """
+    store, total = _store(job, work), len(job.examples)
+    while True:
+        begun = time.perf_counter()
+        found = store.read()
+        work.tell(job.name, len(found), total)
+        if len(found) == total:
+            return _in_order(job.examples, found)
+        if (failed := store.failures()) or work.world_size == 1:
+            raise OSError(f"{total - len(found)} of {total} batches will not come: {'; '.join(failed) or 'lost'}")
+        time.sleep(max(_LEAST_POLL_SECONDS, (time.perf_counter() - begun) / _POLL_SHARE))
+
+
+def _in_order(examples: EvaluationSet, found: Mapping[int, BatchResult]) -> list[list[Reply]]:
+    answers: list[dict[int, Reply]] = [{} for _ in examples.datasets]
+    for number, result in found.items():
+        for (dataset, index), reply in zip(examples.ids(number), result.replies or [], strict=True):
+            answers[dataset][index] = reply
+    return [[of_dataset[index] for index in range(len(of_dataset))] for of_dataset in answers]
+
+
+def _store(job: Job, work: Work) -> PartialResults:
+    """Where this question's answers are kept: model, precision, data, batches, settings and seed."""
+    facts = {
+        "format": _FORMAT,
+        "model": model_identity(str(job.model.name_or_path), getattr(job.model.config, "_commit_hash", None)),
+        "dtype": str(job.model.dtype),
+        "data": job.examples.fingerprint(),
+        "settings": job.settings,
+        "seed": job.seed,
+    }
+    return PartialResults(work.folder / question_key(facts), work.rank)

@@ -1,0 +1,120 @@
+"""Generated answers as data of the examples' own kind: a JSON-lines file per dataset, and the recipe's entry for it.
+
+The source and the history are the dataset's own texts, whole; the answer alone is the model's. Files are complete or
+absent, and their lines follow the order of the dataset's examples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_engine.data.errors import DataError
+from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.kinds.protocol import Reading, Source
+from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.evaluate.generate import Reply
+from distill_engine.pseudo_labels.filters import Filters
+from distill_engine.setup.prepare import Prepared, encoder_of
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one dataset.
+
+    entry     of data.tasks, which reads the file; None where no example was kept
+    left_out  filter -> examples
+    """
+
+    title: str
+    file: Path
+    entry: Mapping[str, object] | None
+    examples: int
+    left_out: Mapping[str, int]
+
+    @property
+    def kept(self) -> int:
+        """Examples in the file."""
+        return self.examples - sum(self.left_out.values())
+
+
+def check_kinds(ready: Prepared) -> None:
+    """Raises ValueError for a dataset whose kind cannot write examples, before anything is generated."""
+    for source in ready.recipe.data.tasks:
+        kind_of(source).written(source, [""], "")
+
+
+def write(ready: Prepared, answers: Sequence[Sequence[Reply]], filters: Filters, folder: Path) -> list[Written]:
+    """A file in `folder` for each dataset of the recipe; `answers` as `collected` gives them.
+
+    Raises DataError where the data is no longer what was answered, OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = ready.recipe.data.tasks
+    return [
+        _write(ready, source, tokens, said, filters, folder / f"{number}-{_plain(source.title)}.jsonl")
+        for number, (source, tokens, said) in enumerate(zip(sources, ready.train_datasets, answers, strict=True), 1)
+    ]
+
+
+def _write(
+    ready: Prepared, source: Source, tokens: TokenisedDataset, said: Sequence[Reply], filters: Filters, file: Path
+) -> Written:
+    kind, left_out, count = kind_of(source), Counter[str](), 0
+    fresh = file.with_name(f".{file.name}.new")
+    try:
+        with fresh.open("w", encoding="utf-8") as lines:
+            for count, (entries, gold) in enumerate(_examples(ready, source, tokens), 1):
+                if count > len(said):
+                    break
+                text = said[count - 1].text
+                if reason := filters.reason(text, gold, ready.tokenizer):
+                    left_out[reason] += 1
+                else:
+                    lines.write(json.dumps(kind.written(source, entries, text), ensure_ascii=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        if count != len(said):
+            raise DataError(f"{source.title} has changed while it was answered. Start again when its files rest.")
+        fresh.replace(file)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
+    kept = count - left_out.total()
+    # a generated example is an episode of its own: where weights count episodes, this makes it weigh what gold's do
+    turns = len(tokens) / tokens.episodes if ready.recipe.data.weights_mean == "episodes" else 1.0
+    entry = _entry(source, file, source.weight * turns) if kept else None
+    return Written(source.title, file, entry, count, dict(left_out.most_common()))
+
+
+def _entry(source: Source, file: Path, weight: float) -> dict[str, Any]:
+    own = dict(kind_of(source).entry(source))
+    return {**own, "label": f"{source.title}_pseudo", "weight": float(f"{weight:.4g}"), "train": str(file.resolve())}
+
+
+def _examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[tuple[Sequence[str], str]]:
+    """The texts of the dataset's examples in its order: the history with what is answered, and the gold answer."""
+    data = ready.recipe.data
+    encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
+    for episode in kind_of(source).read(source, "train", Reading(data.root, data.max_bad_rows)):
+        entries: list[str] = []
+        found: list[tuple[Sequence[str], str]] = []
+        for turn in episode.turns:
+            entries.append(turn.text)
+            if turn.learnt:
+                found.append((tuple(entries), turn.label))
+            entries.append(turn.label)
+        # examples without a word before the answer, the first of an episode, are left out of datasets
+        yield from found[len(found) - len(encoder.examples(episode)) :] if tokens.skipped else found
+
+
+def _plain(title: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", title).strip("._-") or "dataset"
