@@ -82,7 +82,7 @@ def _story(bench: Bench, home: str) -> dict:
         "on_host": all(getattr(p, "ds_tensor", p).device.type == "cpu" for p in parameters),
         "whole_after_the_pass": sum(p.numel() for p in parameters),
         "frozen": not any(p.requires_grad for p in parameters) and not teacher._module.training,
-        "engine": type(teacher._shows).__name__,
+        "engine": type(teacher._engine).__name__,
         "same_random_stream": torch.equal(stream, torch.get_rng_state()),
     }
 
