@@ -15,9 +15,10 @@ LATER = (
 # Whose modules a first step needs beside those that torch, DeepSpeed and the models of transformers import: nine in ten
 # of a start's imports are theirs (docs/cluster.md).
 OWN = {"distill_engine", "rich", "pydantic", "markdown_it", "mdurl", "pygments"}
-# What the three import once more when they are first used: the compiler's back ends for DeepSpeed's Muon, its builders.
+# What the three import once more when they are first used: the compiler's back ends for DeepSpeed's Muon, its builders;
+# and numpy, which torch imports but for its types.
 THEIRS = {
-    "torch", "deepspeed", "transformers", "functorch", "sympy", "networkx", "triton", "setuptools", "packaging",
+    "torch", "numpy", "deepspeed", "transformers", "functorch", "sympy", "networkx", "triton", "setuptools", "packaging",
     "distutils", "_distutils_hack", "jaraco", "backports", "more_itertools",
 }  # fmt: skip
 
