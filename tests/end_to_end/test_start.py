@@ -18,8 +18,8 @@ OWN = {"distill_engine", "rich", "pydantic", "markdown_it", "mdurl", "pygments"}
 # What the three import once more when they are first used: the compiler's back ends for DeepSpeed's Muon, its builders;
 # and numpy, which torch imports but for its types.
 THEIRS = {
-    "torch", "numpy", "deepspeed", "transformers", "functorch", "sympy", "networkx", "triton", "setuptools", "packaging",
-    "distutils", "_distutils_hack", "jaraco", "backports", "more_itertools",
+    "torch", "numpy", "deepspeed", "transformers", "functorch", "sympy", "networkx", "triton", "setuptools",
+    "packaging", "distutils", "_distutils_hack", "jaraco", "backports", "more_itertools",
 }  # fmt: skip
 
 # Trains; says what the three import by themselves, what is imported when the first step begins, and at the end.
