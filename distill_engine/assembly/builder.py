@@ -250,7 +250,8 @@ class Builder:
         assert self._ready.teacher_folder is not None
         dtype = _DTYPES[precision]
         placement, _ = placement_of(self._recipe, self._ranks.world_size, ds_config)
-        head = {objective.kernels.prediction, self._validation_prediction()} != {"reference"}
+        validation = objective.with_prediction(self._validation_prediction())
+        head = any(one.teacher_request().head for one in (objective, validation))
         folder = self._ready.teacher_folder
         self._beat("loading and sharding the teacher")
         teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, keeps_head=head)

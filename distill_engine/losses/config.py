@@ -78,10 +78,13 @@ class LossWeights(RootModel[dict[str, float]]):
         """Whether any term compares with a teacher."""
         return any(term.distils for term in self.terms)
 
-    def request(self, layers: Mapping[Stack, Sequence[int]]) -> FeatureRequest:
-        """All that these terms look at in a model in which these layers are compared; logits where one insists."""
+    def request(self, layers: Mapping[Stack, Sequence[int]], *, of_teacher: bool = False) -> FeatureRequest:
+        """All that these terms look at in a model in which these layers are compared; logits where one insists.
+
+        `of_teacher`: only what is compared with a teacher.
+        """
         compared = {stack: tuple(numbers) for stack, numbers in layers.items()}
-        return FeatureRequest.together(term.needs(compared) for term in self.terms)
+        return FeatureRequest.together(term.needs(compared) for term in self.terms if term.distils or not of_teacher)
 
 
 KernelChoice = Literal["auto", "fused", "reference"]

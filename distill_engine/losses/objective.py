@@ -76,16 +76,17 @@ class Objective:
 
     def teacher_request(self) -> FeatureRequest:
         """What the teacher must give: mapped layers only."""
-        return self._request({stack: tuple(sorted(set(layers))) for stack, layers in self.supervision.items()})
+        layers = {stack: tuple(sorted(set(layers))) for stack, layers in self.supervision.items()}
+        return self._request(layers, of_teacher=True)
 
     def with_prediction(self, implementation: Implementation) -> Objective:
         """The same objective, the vocabulary's sums computed in another way (validation has batches of another
         size)."""
         return replace(self, kernels=replace(self.kernels, prediction=implementation))
 
-    def _request(self, layers: Mapping[Stack, tuple[int, ...]]) -> FeatureRequest:
+    def _request(self, layers: Mapping[Stack, tuple[int, ...]], *, of_teacher: bool = False) -> FeatureRequest:
         """Logits or their factors always: accuracy and agreement are reported even where no term needs them."""
-        whole, asked = self.kernels.prediction == "reference", self.weights.request(layers)
+        whole, asked = self.kernels.prediction == "reference", self.weights.request(layers, of_teacher=of_teacher)
         return replace(asked, logits=whole or asked.logits, head=not whole or asked.head)
 
     # ---- terms ---------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from distill_engine.data.tokens.summary import uncut_lengths
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_of
 from distill_engine.families.shape import Shape
-from distill_engine.losses.config import LossWeights
+from distill_engine.losses.config import all_terms
 from distill_engine.metrics.named import computable
 from distill_engine.models.loading import local_copy
 from distill_engine.registry import load, names
@@ -149,7 +149,7 @@ def _text(
 
     entry = [f"{key}: {plain(value)}" for key, value in guess.entry.items()]
     place = str(folder.resolve()) if Path(teacher).expanduser().is_dir() else teacher
-    weights = "".join(f"\n    {weight}: 1" for weight in LossWeights.fields())
+    weights = "".join(f"\n    {weight}: 1" for weight in dict.fromkeys(t.weight for t in all_terms() if t.proposed))
     validation = f"""
 validation:
   every_epochs: 0.5

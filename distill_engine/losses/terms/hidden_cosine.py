@@ -16,6 +16,7 @@ class HiddenCosine(Hidden):
     """Of one stack."""
 
     weight = "hidden_cosine"
+    proposed = False
 
     def sum(self, student: Features, teacher: Features, batch: Batch, kernels: Comparison) -> Tensor:
         """[M] (see Term): 1 - cosine, summed over tokens."""

@@ -21,6 +21,7 @@ class LabelSmoothing(Term):
     meaning = "cross-entropy with the uniform distribution; with the task weighed 1 - e and this e, labels are smoothed"
     operand: Operand = "logits"
     distils = False
+    proposed = False
 
     def needs(self, _layers: Layers) -> FeatureRequest:
         """The logits' factors: no further pass over the vocabulary."""

@@ -90,6 +90,7 @@ class Term(Protocol):
              of tokens, whatever the heads
     default  its weight where a recipe does not say
     distils  it compares with a teacher
+    proposed `distill new` gives it a weight: not where it only smooths labels, or compares once more what another does
     layered  `sum` has one value for each mapped layer, shown one by one
     """
 
@@ -99,6 +100,7 @@ class Term(Protocol):
     operand: Operand
     default: float = 0.0
     distils: bool = True
+    proposed: bool = True
     layered: bool = False
 
     def needs(self, layers: Layers) -> FeatureRequest:

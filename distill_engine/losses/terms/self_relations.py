@@ -25,6 +25,7 @@ class Relations(Term):
     kind: AttentionKind
     weight: str = "self_relations"
     operand: Operand = "relations"
+    proposed = False
     layered: bool = True
 
     def needs(self, layers: Layers) -> FeatureRequest:

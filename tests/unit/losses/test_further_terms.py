@@ -184,3 +184,8 @@ def test_weight_0_asks_for_nothing_and_computes_nothing(two, pair):
         assert list(goal.terms(student, teacher, batch)) == ["task"]
         request = goal.student_request()
         assert not request.head and not request.hidden and not request.attention
+
+
+def test_a_teacher_is_not_asked_for_what_only_the_student_is_judged_by():
+    weights = LossWeights({"task": 0.9, "label_smoothing": 0.1, "prediction": 1.0})
+    assert weights.request({}).head and not weights.request({}, of_teacher=True).head

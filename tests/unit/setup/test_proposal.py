@@ -61,7 +61,9 @@ def test_pairs_become_a_recipe_that_passes_the_check(teachers, pairs, tmp_path):
     layers = json.loads((teachers["bart"] / "config.json").read_text())["decoder_layers"]
     assert recipe.student.decoder_layers == max(1, round(layers / 2))
     assert (recipe.validation.metric, recipe.validation.generate_examples) == ("rouge_l", 64)
-    assert recipe.losses.balance == "gradient_alignment" and set(recipe.losses.weights.root.values()) == {1.0}
+    assert recipe.losses.balance == "gradient_alignment"
+    further = {"label_smoothing", "hidden_cosine", "self_relations"}
+    assert {weight for weight, value in recipe.losses.weights.root.items() if value != 1.0} == further
     contexts = ready.train_datasets[0].context_lengths
     assert contexts.max() <= recipe.data.context_tokens < contexts.max() + 16  # nothing is cut, little is spare
     again = new(teachers["bart"], pairs, "--out", out)
