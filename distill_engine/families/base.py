@@ -150,22 +150,32 @@ def published(vocab: int, width: int, ffn: int, heads: int, layers: int, positio
     }
 
 
-def no_language(special: SpecialTokens) -> str:
-    """What is wrong where nothing says which language is written: the decoder starts as for any, and none is forced."""
-    if special.forced is not None or not _starts_as_any(special):
-        return ""
-    return "whose generation settings have no forced_bos_token_id: the language that it is to write is not said"
+class Multilingual(BartLike):
+    """Families whose texts have a language token: before or after contexts, and in front of replies."""
 
+    decoder_skips = 1  # the language, after the start that replies of any language have
 
-def written_in(special: SpecialTokens, language: int) -> SpecialTokens:
-    """Tokens that begin replies with a language: forced after the start of any, or itself the start."""
-    if _starts_as_any(special):
-        return replace(special, forced=language)
-    return replace(special, decoder_start=language, forced=None)
+    def unsettled(self, special: SpecialTokens) -> str:
+        if special.forced is not None or not self._starts_as_any(special):
+            return ""
+        return "whose generation settings have no forced_bos_token_id: the language that it is to write is not said"
 
+    def towards(self, special: SpecialTokens, language: int) -> SpecialTokens:
+        """Tokens that begin replies with a language: forced after the start of any, or itself the start."""
+        if self._starts_as_any(special):
+            return replace(special, forced=language)
+        return replace(special, decoder_start=language, forced=None)
 
-def _starts_as_any(special: SpecialTokens) -> bool:
-    return special.decoder_start in (None, special.end)
+    def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
+        """Context LANGUAGE ... END, decoder input END LANGUAGE label."""
+        del history_end_token
+        language = () if special.source is None else (special.source,)
+        begun = started(special, default=special.end)
+        return around(special, context_prefix=language, context_suffix=(special.end,), decoder_prefix=begun)
+
+    @staticmethod
+    def _starts_as_any(special: SpecialTokens) -> bool:
+        return special.decoder_start in (None, special.end)
 
 
 def started(special: SpecialTokens, default: int | None = None) -> tuple[int, ...]:

@@ -10,35 +10,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.base import BartLike, around, no_language, published, started, written_in
+from distill_engine.families.base import Multilingual, around, published, started
 from distill_engine.families.shape import Form
 
 
-class MBart(BartLike):
+class MBart(Multilingual):
     """See `protocol.Family`."""
 
     name = "mbart"
     meaning = "mBART, mBART-50: translation; languages stand around texts"
     final_norms = tuple(f"model.{stack}.{norm}." for stack in ("encoder", "decoder")
                         for norm in ("layernorm_embedding", "layer_norm"))  # fmt: skip
-    decoder_skips = 1  # mBART-50: the language
     known: Mapping[str, Mapping[str, Any]] = {
         "facebook/mbart-large-50-many-to-many-mmt": published(250054, 1024, 4096, 16, 12, 1024),
     }
     form = Form(outer_norms=2, position_rows=2)
 
-    def unsettled(self, special: SpecialTokens) -> str:
-        return no_language(special)
-
-    def towards(self, special: SpecialTokens, language: int) -> SpecialTokens:
-        return written_in(special, language)
-
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
-        del history_end_token
-        language = () if special.source is None else (special.source,)
+        """mBART-50's where the decoder starts with END, else mBART's."""
         begun = started(special, default=special.end)
         if begun[0] == special.end:
-            return around(special, context_prefix=language, context_suffix=(special.end,), decoder_prefix=begun)
+            return super().layout(special, history_end_token)
+        language = () if special.source is None else (special.source,)
         return around(special, context_suffix=(special.end, *language), decoder_prefix=begun)
 
 
