@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from runs import ROOT, RunFailedError, complete, start_run, this_machine
+from runs import ROOT, Machine, RunFailedError, complete, start_run, this_machine
 
 sys.path.insert(0, str(ROOT / "recipes" / "g2p"))
 from g2p_data import references_of, write_data
@@ -36,17 +37,18 @@ from distill_engine.values import Tokens
 RECIPE = ROOT / "recipes" / "g2p" / "student.yaml"
 TEACHER = ROOT / "recipes" / "g2p" / "teacher"
 DATA = ROOT / "runs" / "g2p" / "data"
+LABELLED = ROOT / "runs" / "g2p" / "words"  # what the teacher says of words that the dictionary lacks
+_GOLD = "data.tasks=[{name: parlai_text, label: cmudict, train: runs/g2p/data/train.txt, valid: runs/g2p/data/valid.txt}]"
+_WORDS = "data.tasks=[{name: parlai_text, label: words, train: runs/g2p/data/words.txt, valid: runs/g2p/data/valid.txt}]"
 _TERMS = ("encoder", "embedding", "hidden", "self_attention", "cross_attention", "prediction")
 _TASK_ALONE = tuple(f"losses.weights.{term}=0" for term in _TERMS)
+_NARROW = ("student.init=random", "student.width=128", "student.ffn_width=512", "student.encoder_layers=4")
+_NO_TEACHER = (_GOLD, *_TASK_ALONE, "teacher.path=null", "student.init=random", "data.tokenizer=recipes/g2p/tokenizer")
 ARMS = {
     "distilled": (),
-    "shrink_and_finetune": _TASK_ALONE,
-    "from_scratch": (
-        *_TASK_ALONE,
-        "teacher.path=null",
-        "student.init=random",
-        "data.tokenizer=recipes/g2p/tokenizer",
-    ),
+    "distilled_gold": (_GOLD,),
+    "shrink_and_finetune": (_GOLD, *_TASK_ALONE),
+    "from_scratch": _NO_TEACHER,
 }
 BEAMS = (1, 4)
 _WORDS_AT_A_TIME = 256
@@ -88,13 +90,24 @@ def main() -> int:
 
 def trained(arm: str, seed: int, overrides: Sequence[str], ds_config: Path | None) -> Path:
     """The best student of a run that has ended; raises RunFailedError."""
-    machine, folder = this_machine(), ROOT / "runs" / "g2p" / f"{arm}-{seed}"
-    if ds_config is not None:
-        machine = type(machine)(machine.ranks, ds_config)
+    label_words()
+    machine, folder = Machine(1, ds_config or this_machine().ds_config), ROOT / "runs" / "g2p" / f"{arm}-{seed}"
     own = [*ARMS[arm], f"seed={seed}", f"name=g2p-{arm.replace('_', '-')}-{seed}", *overrides]
     if not complete(folder, own, RECIPE):
         start_run(folder, machine, own, recipe=RECIPE)
     return folder / "best"
+
+
+def label_words() -> None:
+    """Let the teacher pronounce the words that the dictionary lacks; goes on where it was broken off, ends at once where
+    all is there. Raises RunFailedError."""
+    command = [
+        str(Path(sys.executable).with_name("distill")), "pseudo-label", str(RECIPE), "--out", str(LABELLED),
+        "--batch-size", "512", "--set", _WORDS,
+    ]  # fmt: skip
+    done = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise RunFailedError(f"{' '.join(command)}\nended with code {done.returncode}")
 
 
 def summarise(folders: Mapping[str, Sequence[Path]], words: int | None) -> dict[str, Any]:
