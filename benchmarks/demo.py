@@ -162,9 +162,7 @@ def brought(rows: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def gap_closed(
-    rows: dict[str, dict[str, Any]], baseline: str = "without_teacher", student: str = "distilled"
-) -> float:
+def gap_closed(rows: dict[str, dict[str, Any]], baseline: str = "without_teacher", student: str = "distilled") -> float:
     """Share of the log-perplexity gap between a baseline and the teacher that a student closes."""
     start, reached, teacher = (math.log(rows[name]["valid_ppl"]) for name in (baseline, student, "teacher"))
     return (start - reached) / (start - teacher) if start != teacher else 0.0

@@ -102,7 +102,9 @@ def _numbers(made: Plan, help_found: list[str]) -> dict[str, Any]:
         "memory_bytes": made.memory | {"together": made.needed},
         "host_memory_bytes": made.host,
         "disk_bytes": {
-            "checkpoint": space.checkpoint, "export": space.export, "run folder": space.needed(0, 0),
+            "checkpoint": space.checkpoint,
+            "export": space.export,
+            "run folder": space.needed(0, 0),
         },
         "traffic_bytes": {
             name: {"within": one.within, "between": one.between, "host": one.host} for name, one in made.traffic.items()

@@ -123,9 +123,7 @@ class Objective:
         task, divergence = (any(term.distils == distils for term in asking) for distils in (False, True))
         return Vocabulary(task, divergence, self.kernels.prediction, self.temperature, self.divergence)
 
-    def _values(
-        self, sums: Sums, student: Features, teacher: Features | None, batch: Batch
-    ) -> dict[str, TermValue]:
+    def _values(self, sums: Sums, student: Features, teacher: Features | None, batch: Batch) -> dict[str, TermValue]:
         """All active terms in the registry's order."""
         comparison = MicroBatchComparison(sums, self.supervision, self.kernels, self.definition, self.clamp)
         none = batch.labels.new_empty(0, dtype=torch.float32)
@@ -158,9 +156,7 @@ class Objective:
         counted = self._count(batch)
         return counted.labels, counted.contexts
 
-    def divisors(
-        self, group: Sequence[Batch], sum_across_ranks: Callable[[Tensor], Tensor], world_size: int
-    ) -> Tensor:
+    def divisors(self, group: Sequence[Batch], sum_across_ranks: Callable[[Tensor], Tensor], world_size: int) -> Tensor:
         """[micro-batches, active terms] float32: with these, summing `total` over micro-batches and ranks gives the
         global loss of the optimizer step. One reduction for `invariant`, of float64, none for `parlai`, whose counts of
         one micro-batch are exact in float32."""
@@ -176,9 +172,7 @@ class Objective:
         weights = _weights(tuple(self.effective_weights(factors).values()), sums.device)
         return (weights * sums / divisors).sum()
 
-    def weighted(
-        self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None
-    ) -> dict[str, Tensor]:
+    def weighted(self, terms: Mapping[str, TermValue], divisors: Tensor, factors: Factors = None) -> dict[str, Tensor]:
         """Each term's part of `total`, [], in the registry's order."""
         weights = self.effective_weights(factors)
         return {

@@ -81,9 +81,7 @@ class Adapter(nn.Module):
                 (stack, n): values[("hidden", stack, n)] for stack, layers in request.hidden.items() for n in layers
             },
             attention={
-                (kind, n): values[("attention", kind, n)]
-                for kind, layers in request.attention.items()
-                for n in layers
+                (kind, n): values[("attention", kind, n)] for kind, layers in request.attention.items() for n in layers
             },
         )
 

@@ -28,6 +28,7 @@ Rule = Callable[[Recipe], Iterator[Problem]]
 
 STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "heads", "positions")
 
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, if it is sound by itself. Raises RecipeError with every problem at once."""
     recipe = load_recipe(path, overrides)

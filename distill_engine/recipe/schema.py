@@ -48,9 +48,7 @@ class TeacherSection(Section):
 class RolloutSection(Section):
     """Whose text the student learns on."""
 
-    source: Annotated[str, name_of("rollouts")] = Field(
-        "gold", description="`distill list rollouts` has the names."
-    )
+    source: Annotated[str, name_of("rollouts")] = Field("gold", description="`distill list rollouts` has the names.")
 
 
 class StudentSection(Section):

@@ -18,6 +18,7 @@ MAX_UNUSED_ROWS = 256
 
 _NO_LAYERS: Mapping[Stack, tuple[int, ...]] = dict.fromkeys(Stack, ())  # which features, not how many
 
+
 def check_against_teacher(recipe: Recipe, teacher_config: Mapping[str, Any]) -> list[Problem]:
     """All problems between a recipe that has a teacher and that teacher's config.json.
 

@@ -77,7 +77,7 @@ class Meter:
         tokens = self._objective.tokens(batch)
         totals = [part[None] for part in (*predicted, *tokens, *tokens)]
         labels = [hits.labels[None]] * len(predicted)
-        positions = float(batch.labels.numel() + batch.inputs.input_ids.numel())
+        positions = float(batch.labels.numel() + batch.context_mask.numel())
         of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
         names = (*slots.names, *_PREDICTED[: len(predicted)], *_PER_STEP, *_PER_POSITION)
         packed = torch.cat([sums, *totals, of_slots, *labels])

@@ -148,9 +148,7 @@ class DialogueTokenizer:
         dataset = self.tokenise([episode])
         return [dataset.example(index) for index in range(len(dataset))]
 
-    def tokenise(
-        self, episodes: Iterable[Episode], progress: Callable[[int], None] | None = None
-    ) -> TokenisedDataset:
+    def tokenise(self, episodes: Iterable[Episode], progress: Callable[[int], None] | None = None) -> TokenisedDataset:
         """All examples of the episodes, in order; `progress` hears now and then of so many episodes more."""
         chunks = []
         for chunk in self.chunks(episodes):

@@ -26,9 +26,7 @@ def blended_skill_talk(split: str) -> list[dict[str, Any]]:
     return [
         {
             "personas": one["personas"][1],
-            "additional_context": one["additional_context"]
-            if one["context_dataset"] == "wizard_of_wikipedia"
-            else "",
+            "additional_context": one["additional_context"] if one["context_dataset"] == "wizard_of_wikipedia" else "",
             "previous_utterance": [one["free_turker_utterance"], one["guided_turker_utterance"]],
             "context": one["context_dataset"],
             "free_messages": [text for _, text in one["dialog"][::2]],
