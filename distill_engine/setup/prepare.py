@@ -39,6 +39,7 @@ from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.setup.datasets import load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
+from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Prepared:
 
     generation  how the student generates, and its export
     languages   of the data; `told` is what of the teacher's generation settings its target language changes
+    others      teachers beside the first
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Prepared:
     generation: Settled
     languages: Languages = field(default_factory=Languages)
     told: Mapping[str, int] = field(default_factory=dict)
+    others: tuple[OtherTeacher, ...] = ()
 
     @property
     def teacher_shape(self) -> Shape | None:
@@ -87,8 +90,9 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     languages, special = _languages(recipe, family, tokenizer, own_special, source)
     told = told_language(own, own_special, special)
     layout = family.layout(special, recipe.data.history_end_token)
-    if folder is not None:
-        _check_weights(folder)
+    others = other_teachers(recipe, config, tokenizer, source)
+    for one in () if folder is None else (folder, *(other.folder for other in others)):
+        _check_weights(one)
     shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = _layouts(recipe, family, languages, special)
@@ -111,6 +115,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         generation=generation,
         languages=languages,
         told=told,
+        others=others,
     )
 
 
@@ -152,9 +157,9 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
         data.update(dataset.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:
-        weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
-        facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
-        found["teacher"] = digest_of(facts)[:16]
+        found["teacher"] = print_of(ready.teacher_folder, ready.teacher_config)
+    if ready.others:
+        found["other_teachers"] = digest_of([print_of(one.folder, one.config) for one in ready.others])[:16]
     return found
 
 
