@@ -25,7 +25,7 @@ def _unequal(bench: Bench, window: bool) -> dict:
     ends = rank == 0
     never = [one for one in range(tiny.VOCABULARY) if (one != tiny.END) == ends]
     parts = RolloutParts(
-        seed=1, rank=rank, world_size=bench.ranks.world_size, share=0.8, temperature=1.0, top_p=1.0, new_tokens=LIMIT,
+        seed=1, rank=rank, world_size=bench.ranks.world_size, share=0.6, temperature=1.0, top_p=1.0, new_tokens=LIMIT,
         layout=tiny.layout("blenderbot"), end_ids=(tiny.END,), suppressed=tuple(never), forced=None,
         pad_to_multiple_of=1, max_tokens=None,
     )  # fmt: skip
