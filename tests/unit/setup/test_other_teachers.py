@@ -42,7 +42,8 @@ def read(folder, *paths, **more):
     file = folder / "recipe.yaml"
     file.write_text(
         "\n".join(["name: several", "teachers:", *entries, *lines, "losses: {weights: {prediction: 1}}",
-                   "data: {tasks: [{name: demo}]}", "optimizer: {learning_rate: 0.001}"])
+                   "data: {tasks: [{name: demo}]}", "optimizer: {learning_rate: 0.001}",
+                   "validation: {every_steps: 5}"])
     )  # fmt: skip
     return load_recipe(file)
 
