@@ -171,7 +171,8 @@ def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) ->
     teacher, several = changed(recipe.teacher, "teacher", "path", "cache"), enumerate(recipe.teachers)
     teachers = [changed(one, f"teachers.{index}", "path") for index, one in several]
     if teachers and teacher.path is None:  # the first is the teacher wherever only one can be
-        teacher = teacher.model_copy(update={"path": teachers[0].path, "revision": teachers[0].revision})
+        revision = teacher.revision or teachers[0].revision
+        teacher = teacher.model_copy(update={"path": teachers[0].path, "revision": revision})
     return recipe.model_copy(update={"data": data, "teacher": teacher, "teachers": teachers})
 
 
