@@ -182,8 +182,14 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same with every tensor changed, those of `inputs` as well."""
-        names = ("decoder_input_ids", "labels", "example_ids", "dataset_ids")
-        return replace(self, inputs=self.inputs.each(change), **{name: change(getattr(self, name)) for name in names})
+        return replace(
+            self,
+            inputs=self.inputs.each(change),
+            decoder_input_ids=change(self.decoder_input_ids),
+            labels=change(self.labels),
+            example_ids=change(self.example_ids),
+            dataset_ids=change(self.dataset_ids),
+        )
 
 
 @dataclass(frozen=True)
