@@ -39,6 +39,7 @@ from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.setup.datasets import load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
+from distill_engine.student.layer_map import resolve_layer_map
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Prepared:
     valid_labels: tuple[str, ...]
     generation: Settled
     languages: Languages = field(default_factory=Languages)
-    told: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def teacher_shape(self) -> Shape | None:
@@ -85,7 +86,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     own = _own_settings(folder, source)
     own_special = _special(family, tokenizer, own, config, source)
     languages, special = _languages(recipe, family, tokenizer, own_special, source)
-    told = told_language(own, own_special, special)
+    told = told_language(family, own, own_special, special)
     layout = family.layout(special, recipe.data.history_end_token)
     if folder is not None:
         _check_weights(folder)
@@ -212,9 +213,11 @@ def _special(
     if config is not None:
         # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
         rows = family.shape(config).vocab
-        problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
+        settled = {} if own is None else own.config.to_dict()  # some published config.json say another padding
+        differing = {name: value for name, value in ids.items() if value is None or value != settled.get(name)}
+        problems += check_tokenizer(min(len(tokenizer), rows), differing, rows, config)
     raise_if_any(source, problems)
-    return special_tokens(tokenizer, None if own is None else own.config, config)
+    return special_tokens(family, tokenizer, None if own is None else own.config, config)
 
 
 def _languages(
@@ -243,7 +246,17 @@ def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shap
     """What the student's generation settings must fit."""
     positions = recipe.student.positions or (None if shape is None else shape.positions)
     rows = entries if shape is None else shape.vocab
-    return Decoder(layout.decoder_prefix, family.masked_id(layout.start_id), positions, rows, layout.end_id)
+    never = family.masked_id(layout.start_id)
+    copied = () if shape is None else _copied(recipe, shape)
+    return Decoder(family, layout.decoder_prefix, never, positions, rows, layout.end_id, copied)
+
+
+def _copied(recipe: Recipe, teacher: Shape) -> tuple[int, ...]:
+    """The teacher layer that each of the student's decoder layers begins as; none of random ones."""
+    student, depth = recipe.student, teacher.decoder_layers
+    if student.init != "teacher_layers":
+        return ()
+    return resolve_layer_map(student.decoder_init_map, depth, student.decoder_layers or depth)
 
 
 def _own_settings(folder: Path | None, source: Path | str) -> OwnSettings | None:
