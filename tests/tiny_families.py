@@ -158,7 +158,7 @@ def batch(name: str, contexts: tuple[int, ...] = (6, 3), labels: tuple[int, ...]
     mask = _padded([[1] * len(row) for row in ids], 0)
     inputs: Tokens | Audio = Tokens(_padded(ids, form.pad_id), mask)
     if (window := shape_of(config(name)).window) is not None:
-        features = torch.randn(len(ids), window.bins, window.frames, generator=draw)
+        features = torch.randn(len(ids), window.channels, window.frames, generator=draw)
         inputs = Audio(features, torch.ones(len(ids), window.positions, dtype=torch.long))
     return Batch.of(inputs, _padded(read, form.pad_id), _padded(said, IGNORED_LABEL))
 

@@ -162,9 +162,9 @@ def probe_of(model: PreTrainedModel) -> Batch:
     ids = (torch.arange(14).view(2, 7) * 37 + 11) % shape.vocab
     inputs: Tokens | Audio = Tokens(ids, torch.ones_like(ids))
     if shape.window is not None:
-        waves = torch.arange(2 * shape.window.bins * shape.window.frames, dtype=torch.float32).mul(0.1).sin()
+        waves = torch.arange(2 * shape.window.channels * shape.window.frames, dtype=torch.float32).mul(0.1).sin()
         heard = torch.ones(2, shape.window.positions, dtype=torch.long)
-        inputs = Audio(waves.view(2, shape.window.bins, shape.window.frames), heard)
+        inputs = Audio(waves.view(2, shape.window.channels, shape.window.frames), heard)
     return Batch.of(inputs, ids.flip(1), ids)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from distill_engine.data.tokens.layout import Window
 from distill_engine.values import Stack
 
 _FULL_NORM = 2  # weight and bias
@@ -52,27 +53,6 @@ class Form:
     computed: bool = False
     bias_tables: str = "none"
     scaled_embeddings: bool = False
-
-
-@dataclass(frozen=True)
-class Window:
-    """The sound that an encoder reads, always as long: two convolutions, the second of which halves it, make positions
-    of its frames. Their codes are a table that is computed and never trained.
-
-    bins  mel bins of a frame
-    """
-
-    bins: int
-    positions: int
-
-    @property
-    def frames(self) -> int:
-        """Of a window."""
-        return 2 * self.positions
-
-    def convolutions(self, width: int) -> Counter[int]:
-        """Tensors of both, of kernel size 3."""
-        return Counter([3 * self.bins * width, 3 * width * width, width, width])
 
 
 @dataclass(frozen=True)
@@ -198,7 +178,8 @@ class Shape:
         """Elements of a tensor -> how many tensors have so many, all parameters together."""
         found: Counter[int] = Counter(rows * self.width for rows in self.token_tables)
         if self.window is not None:
-            found += self.window.convolutions(self.width)
+            # of kernel size 3, both; the second halves the frames to positions
+            found += Counter([3 * self.window.channels * self.width, 3 * self.width**2, self.width, self.width])
         found[self.width] += 2 * self.form.outer_norms * self.form.norm
         for stack in Stack:
             if table := self.position_table(stack):

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
 from distill_engine.families.base import BartLike, around, is_size, published, started
 from distill_engine.families.protocol import Parts
-from distill_engine.families.shape import Form, Shape, Sizes, Window
+from distill_engine.families.shape import Form, Shape, Sizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,8 @@ class Whisper(BartLike):
         return [*usual, *(key for key in own if not is_size(config.get(key)))]
 
     def shape(self, config: Mapping[str, Any]) -> Shape:
-        window = Window(int(config["num_mel_bins"]), int(config["max_source_positions"]))
+        positions = int(config["max_source_positions"])
+        window = Window(int(config["num_mel_bins"]), 2 * positions, positions)
         usual = super().shape({**config, "max_position_embeddings": config["max_target_positions"]})
         tables = (usual.vocab,) * (2 if config.get("tie_word_embeddings") is False else 1)
         return replace(usual, token_tables=tables, window=window)

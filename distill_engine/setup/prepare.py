@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Split
-from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named, family_of
@@ -87,12 +87,13 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     own_special = _special(family, tokenizer, own, config, source)
     languages, special = _languages(recipe, family, tokenizer, own_special, source)
     told = told_language(family, own, own_special, special)
-    layout = family.layout(special, recipe.data.history_end_token)
+    shape = None if config is None else family.shape(config)
+    window = None if shape is None else shape.window
+    layout = replace(family.layout(special, recipe.data.history_end_token), window=window)
     if folder is not None:
         _check_weights(folder)
-    shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    layouts = _layouts(recipe, family, languages, special)
+    layouts = _layouts(recipe, family, languages, special, window)
     datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
     if config is not None:
         largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
@@ -132,7 +133,7 @@ def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
     if split == "valid":
         return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
-    layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special)
+    layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special, ready.layout.window)
     return load_split(ready.recipe.data, encoder, split, layouts)
 
 
@@ -236,10 +237,13 @@ def _languages(
     return languages, special
 
 
-def _layouts(recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens) -> dict[str, SequenceLayout]:
+def _layouts(
+    recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens, window: Window | None
+) -> dict[str, SequenceLayout]:
     """Of the tasks whose sources are in a language that the recipe names."""
     ends = recipe.data.history_end_token
-    return {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
+    own = {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
+    return {title: replace(layout, window=window) for title, layout in own.items()}
 
 
 def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shape | None, entries: int) -> Decoder:
