@@ -123,7 +123,7 @@ def _language(tokenizer: Any) -> int | None:
     code = getattr(tokenizer, "src_lang", None)
     if code is None:
         return None
-    tokens = getattr(tokenizer, "lang_code_to_token", {})  # M2M-100: `__de__` for `de`
+    tokens = getattr(tokenizer, "lang_code_to_token", {})  # where `__de__` is the token of `de`
     return int(tokenizer.convert_tokens_to_ids(tokens.get(code, code)))
 
 

@@ -1,5 +1,5 @@
-"""What cuts texts into ids: the `tokenizers` library, or, for tokenizers that it has no form of (Marian's two
-sentencepiece models, M2M-100, ByT5), transformers' own Python.
+"""What cuts texts into ids: the `tokenizers` library, or, for tokenizers that it has no form of (one
+sentencepiece model for sources and one for targets, plain bytes), transformers' own Python.
 
 Either reads special tokens of the layout's kind in a text as the characters they are, and keeps markers whole.
 """
@@ -107,7 +107,7 @@ class _Python:
 
     def encode(self, texts: Sequence[str], written: bool) -> list[list[int]]:
         """See Backend."""
-        # M2M-100's targets differ from its sources by the language around them, which is the layout's affair
+        # other targets differ from sources by the language around them, which is the layout's affair
         if hasattr(self._tokenizer, "spm_target"):
             mode = "_switch_to_target_mode" if written else "_switch_to_input_mode"
             getattr(self._tokenizer, mode)()

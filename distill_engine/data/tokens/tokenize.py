@@ -53,7 +53,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     source = str(Path(name).expanduser()) if local else name
     try:
         with warnings.catch_warnings():
-            # Marian's tokenizer recommends it for a method that nothing calls
+            # one of its tokenizers recommends it for a method that nothing calls
             warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
             # False, not left out: left out means that transformers asks at the terminal
             return AutoTokenizer.from_pretrained(
