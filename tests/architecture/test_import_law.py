@@ -56,7 +56,7 @@ LAWS: dict[str, Law] = {
     "telemetry": law("values registry metrics recipe.problem recipe.section cluster.files"),
     "checkpoint": law("metrics cluster"),
     "teachers": law("values"),
-    "rollouts": law("values teachers.protocol"),
+    "rollouts": law("values teachers.protocol data.tokens.layout data.order"),
     "train": law(
         "teachers.protocol rollouts.protocol cluster.files values registry metrics checkpoint losses.objective "
         "losses.quality",
