@@ -10,10 +10,10 @@ from distill_engine.recipe.rules import check_recipe, read_recipe
 def test_rows_are_sound_recipes_that_differ_in_text_alone(tmp_path):
     labels = tmp_path / "labels"
     labels.mkdir()
-    (labels / "1-demo.jsonl").write_text("")
+    (labels / "1-demo.jsonl").write_text("{}\n")
     entry = {"name": "conversations", "label": "demo_pseudo", "weight": 3.0, "train": str(labels / "1-demo.jsonl")}
     (labels / "entries.yaml").write_text(yaml.safe_dump([entry]))
-    recipes = bench.recipes_of(DEMO_RECIPE, ["stop.max_steps=10"], tmp_path, make=False)
+    recipes = bench.recipes_of(DEMO_RECIPE, ["stop.max_steps=10", "schedule.warmup_steps=2"], tmp_path, make=False)
     assert set(recipes) == {data for data, _ in bench.TEXTS.values()}
     plain = read_recipe(recipes["gold"], bench.overrides_of((), "forward_kl", 1))
     assert plain.stop.max_steps == 10 and plain.validation.generate_examples == bench.REPLIES
