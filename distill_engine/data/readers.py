@@ -111,11 +111,6 @@ def reader_for(name: str) -> Reader:
     raise DataError(" ".join(filter(None, parts)))
 
 
-def has_split(spec: DialogueSpec, split: Split) -> bool:
-    """Whether the recipe gives this dataset the split. Raises DataError when the dataset has no reader."""
-    return not reader_for(spec.name).needs_file or spec.file(split) is not None
-
-
 def source_files(spec: DialogueSpec, split: Split) -> list[Path]:
     """The files that a split is read from; none for a generator.
 

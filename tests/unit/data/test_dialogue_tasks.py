@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_lines
+from distill_engine.data.kinds.dialogue import KIND
 from distill_engine.data.readers import (
     DataError,
     DialogueSpec,
     Episode,
     Turn,
-    has_split,
     read_dataset,
     source_files,
 )
@@ -55,7 +55,7 @@ def root_with(tmp_path: Path, dataset: str, data: str | bytes) -> Path:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_split_is_there_and_files_are_named(dataset):
     for split in ("train", "valid", "test"):
-        assert has_split(spec(dataset, RAW), split)
+        assert KIND.has(spec(dataset, RAW), split)
         (file,) = source_files(spec(dataset, RAW), split)
         assert file.is_file()
 

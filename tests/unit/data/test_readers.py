@@ -12,14 +12,13 @@ from distill_engine.data import readers
 from distill_engine.data.formats import text_files
 from distill_engine.data.formats.conversations import as_line, sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
-from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, READABLE_DATASETS
+from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, KIND, READABLE_DATASETS
 from distill_engine.data.readers import (
     DataError,
     DialogueSpec,
     Episode,
     Turn,
     first_examples,
-    has_split,
     read_dataset,
     source_files,
     stream_dataset,
@@ -209,8 +208,8 @@ def test_a_task_without_reader_is_refused_with_the_readers_there_are():
 
 def test_a_split_without_file():
     spec = parlai_text(FILES / "chat_train.txt")
-    assert has_split(spec, "train") and not has_split(spec, "valid")
-    assert has_split(DialogueSpec(name="demo"), "valid")
+    assert KIND.has(spec, "train") and not KIND.has(spec, "valid")
+    assert KIND.has(DialogueSpec(name="demo"), "valid")
     with pytest.raises(DataError, match="names no valid file"):
         read_dataset(spec, "valid")
 
