@@ -154,11 +154,13 @@ class Group:
                 self.left.discard(pid)
                 self.code = self.code or os.waitstatus_to_exitcode(status)
         if self.code and self.left and (not self._told or time.monotonic() - self._told > PATIENCE_SECONDS):
-            number = signal.SIGKILL if self._told else signal.SIGTERM
+            self.end(signal.SIGKILL if self._told else signal.SIGTERM)
             self._told = time.monotonic()
-            for pid in self.left:
-                os.kill(pid, number)
         return not self.left
+
+    def end(self, number: int) -> None:
+        for pid in self.left:
+            os.kill(pid, number)
 
 
 def import_all() -> None:
@@ -186,6 +188,8 @@ def serve() -> dict | None:
         if select.select([0], [], [], LOOK_SECONDS if groups else None)[0]:
             more = os.read(0, 1 << 16)
             if not more:
+                for group in groups:
+                    group.end(signal.SIGKILL)
                 return None
             text += more
         while b"\n" in text:
