@@ -123,8 +123,8 @@ class Warm:
 
     def _begin(self, env: dict[str, str]) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-            cwd=self._folder,
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self._folder,
+            env={name: value for name, value in env.items() if name != "PYTHONPATH"},
         )  # fmt: skip
         threading.Thread(target=self._listen, args=(process,), daemon=True).start()
         return process
@@ -246,6 +246,7 @@ def become(order: dict) -> None:
     if script == "-m":
         module, *arguments = arguments
         sys.argv, sys.path[0] = [module, *arguments], order["folder"]
+        sys.modules.pop(module, None)  # runpy warns of modules that are imported already
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         sys.argv, sys.path[0] = [script, *arguments], str(Path(script).parent)
