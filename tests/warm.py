@@ -256,5 +256,7 @@ def become(order: dict) -> None:
 if __name__ == "__main__":
     import_all()
     say({"ready": True})
-    if mine := serve():
-        become(mine)
+    mine = serve()
+    if mine is None:
+        os._exit(0)  # libraries would tell of what is frozen as of leaks
+    become(mine)
