@@ -195,9 +195,7 @@ class PredictionCase:
 
         def head(width: int, grad: bool) -> OutputHead:
             embedding = make(self.vocabulary, width) * width**-0.5
-            return OutputHead(
-                make(self.batch, self.labels, width, grad=grad), embedding.requires_grad_(grad), None, 1
-            )
+            return OutputHead(make(self.batch, self.labels, width, grad=grad), embedding.requires_grad_(grad), None, 1)
 
         student, teacher = head(self.student_width, True), head(self.teacher_width, False)
         labels = torch.randint(2, self.vocabulary, (self.batch, self.labels), generator=make.generator)

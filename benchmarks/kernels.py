@@ -174,9 +174,7 @@ def _quantile(values: list[float], share: float) -> float:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
-def measure(
-    cases: tuple[Case, ...], dtype_name: str, device: torch.device, repeats: int
-) -> Iterator[dict[str, Any]]:
+def measure(cases: tuple[Case, ...], dtype_name: str, device: torch.device, repeats: int) -> Iterator[dict[str, Any]]:
     """Row after row, ceilings and machine filled in."""
     dtype = DTYPES[dtype_name]
     ceilings = Ceilings(dtype, device, 8192 if device.type == "cuda" else 2048)

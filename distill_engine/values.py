@@ -12,8 +12,8 @@ Axis letters, used in every shape comment of this package:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -75,6 +75,60 @@ class Tokens:
         """The same with every tensor changed."""
         return Tokens(change(self.input_ids), change(self.attention_mask))
 
+    def beside(self, others: Iterable[Tokens]) -> Tokens:
+        """The rows of all, as long as the longest; added positions hold token 0, which nothing that counts looks at."""
+        parts = (self, *others)
+        return Tokens(stacked([one.input_ids for one in parts], 0), stacked([one.attention_mask for one in parts], 0))
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What the encoder of a speech model reads: features of a window of sound, padded with silence.
+
+    input_features  [B, C, F] float: C mel bins of F frames, as the family's feature extractor makes them
+    attention_mask  [B, S] int64, 1 at encoder positions that count (S is fewer than F: the encoder's first layers
+                    stride over the frames)
+    """
+
+    input_features: Tensor
+    attention_mask: Tensor
+
+    @property
+    def keywords(self) -> dict[str, Tensor]:
+        """As a transformers model takes them: the features alone, speech encoders attend to silence too."""
+        return {"input_features": self.input_features}
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, S] bool: encoder positions that count."""
+        return self.attention_mask != 0
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return self.attention_mask.shape[1]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Audio:
+        """The same with every tensor changed."""
+        return Audio(change(self.input_features), change(self.attention_mask))
+
+    def beside(self, others: Iterable[Audio]) -> Audio:
+        """The rows of all; every window has the same length."""
+        import torch
+
+        parts = (self, *others)
+        features = torch.cat([one.input_features for one in parts])
+        return Audio(features, torch.cat([one.attention_mask for one in parts]))
+
+
+def stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
+    """[sum of B, L]: the rows of all parts [B, L], right-padded to the longest L."""
+    from torch import cat
+    from torch.nn.functional import pad
+
+    longest = max(part.shape[1] for part in parts)
+    return cat([pad(part, (0, longest - part.shape[1]), value=filling) for part in parts])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -85,16 +139,19 @@ class Batch:
     labels            [B, T] int64, aligned with decoder_input_ids, -100 where nothing is predicted
     example_ids       [B] int64, number of the example within its dataset; -1: a filler that is no example
     dataset_ids       [B] int64, index into the run's list of datasets (metrics per dataset)
+    sampled           the labels are the student's own samples: only the teacher says how good they are, and terms that
+                      compare with the data (Term.distils is False) are 0 and count 0
     """
 
-    inputs: Tokens
+    inputs: Tokens | Audio
     decoder_input_ids: Tensor
     labels: Tensor
     example_ids: Tensor
     dataset_ids: Tensor
+    sampled: bool = False
 
     @classmethod
-    def of(cls, inputs: Tokens, decoder_input_ids: Tensor, labels: Tensor) -> Batch:
+    def of(cls, inputs: Tokens | Audio, decoder_input_ids: Tensor, labels: Tensor) -> Batch:
         """A batch outside of any dataset: its rows are examples 0, 1, ... of dataset 0."""
         import torch
 
@@ -125,8 +182,14 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same with every tensor changed, those of `inputs` as well."""
-        others = [change(getattr(self, one.name)) for one in fields(self) if one.name != "inputs"]
-        return Batch(self.inputs.each(change), *others)
+        return replace(
+            self,
+            inputs=self.inputs.each(change),
+            decoder_input_ids=change(self.decoder_input_ids),
+            labels=change(self.labels),
+            example_ids=change(self.example_ids),
+            dataset_ids=change(self.dataset_ids),
+        )
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,7 @@ def plain_reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def everywhere(
-    ranks: Ranks, action: Callable[[], T], explain: Callable[[Exception], str] = plain_reason
-) -> list[T]:
+def everywhere(ranks: Ranks, action: Callable[[], T], explain: Callable[[Exception], str] = plain_reason) -> list[T]:
     """Run `action` on this rank, wait for all ranks, and return what each returned.
 
     Collective: every rank calls it. If `action` raised on any rank, RankFailures is raised on all of them. An action
@@ -77,8 +75,6 @@ def everywhere(
     return [outcome for outcome, _ in outcomes]
 
 
-def on_first_rank(
-    ranks: Ranks, action: Callable[[], T], explain: Callable[[Exception], str] = plain_reason
-) -> T:
+def on_first_rank(ranks: Ranks, action: Callable[[], T], explain: Callable[[Exception], str] = plain_reason) -> T:
     """Run `action` on rank 0 only and return its value on every rank. Collective; fails like `everywhere`."""
     return everywhere(ranks, lambda: action() if ranks.rank == 0 else None, explain)[0]  # type: ignore[return-value]

@@ -19,9 +19,7 @@ class PartFailed(Exception):
         self.error = error
 
 
-def take_parts(
-    temporary: Path, parts: Mapping[str, Part], writes: list[Callable[[], None]], snapshots: bool
-) -> None:
+def take_parts(temporary: Path, parts: Mapping[str, Part], writes: list[Callable[[], None]], snapshots: bool) -> None:
     """Put the actions that write the parts into `writes`, each naming its part if it fails; or write them now."""
 
     def take(name: str, part: Part) -> None:

@@ -52,9 +52,7 @@ def refuse_foreign(folder: Path) -> None:
             )
 
 
-def scan_pickles(
-    folder: Path, allowed: Collection[Callable[..., object]], names: Iterable[str] | None = None
-) -> int:
+def scan_pickles(folder: Path, allowed: Collection[Callable[..., object]], names: Iterable[str] | None = None) -> int:
     """Read every `*.pt` below `folder`, or those of `names`, without running anything in it; how many there were.
 
     allowed: classes and functions that the pickles may name beside torch's own safe ones.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,10 @@ import yaml
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from distill_engine.families.lookup import family_of
 from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
 from distill_engine.recipe.problem import did_you_mean
-from distill_engine.values import Tokens
+from distill_engine.values import Audio, Tokens
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,16 @@ def same_draws(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a sharded model gathers in it could not be used outside it
-def generate_ids(model: PreTrainedModel, inputs: Tokens, settings: Mapping[str, Any]) -> Tensor:
+def generate_ids(model: PreTrainedModel, inputs: Tokens | Audio, settings: Mapping[str, Any]) -> Tensor:
     """[B, T] int64 generated ids, the decoder's start token left out, right-padded.
 
     Raises GenerationError with transformers' reason if it refuses.
     """
-    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     try:
-        ids = generate(**inputs.keywords, **{**settings, **ONE_REPLY})
+        return family_of(model.config).generate(model, inputs.keywords, {**settings, **ONE_REPLY})
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GenerationError(f"transformers refuses to generate with {dict(settings)}: {reason}") from error
-    return ids[:, 1:]
 
 
 def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
@@ -95,7 +94,7 @@ def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
     return (~after & (ids != pad_id)).sum(dim=1)
 
 
-def replies(model: PreTrainedModel, tokenizer: Any, inputs: Tokens, settings: Mapping[str, Any]) -> list[Reply]:
+def replies(model: PreTrainedModel, tokenizer: Any, inputs: Tokens | Audio, settings: Mapping[str, Any]) -> list[Reply]:
     """A reply to each row of the inputs; raises GenerationError as `generate_ids` does."""
     ids = generate_ids(model, inputs, settings)
     ends = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))

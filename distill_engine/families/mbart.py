@@ -1,7 +1,7 @@
 """mBART and mBART-50: languages stand around texts.
 
-    mBART-50   context LANGUAGE ... END, decoder input END LANGUAGE label: the language is forced, not predicted
-    mBART      context ... END LANGUAGE, decoder input LANGUAGE label
+mBART-50   context LANGUAGE ... END, decoder input END LANGUAGE label: the language is forced, not predicted
+mBART      context ... END LANGUAGE, decoder input LANGUAGE label
 """
 
 from __future__ import annotations

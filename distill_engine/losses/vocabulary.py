@@ -74,9 +74,7 @@ class Vocabulary:
             return self._from_logits(student, teacher, labels), token_scores(student.logits, whole, labels)
         assert student.head is not None
         head = None if teacher is None else teacher.head
-        scores = vocabulary_scores(
-            self.implementation, student.head, head, labels, self.temperature, self._measured
-        )
+        scores = vocabulary_scores(self.implementation, student.head, head, labels, self.temperature, self._measured)
         divergence = scores.loss.new_zeros(()) if scores.divergence is None else scores.divergence
         return Sums(scores.loss.sum().float(), divergence.sum().float()), scores
 

@@ -91,9 +91,7 @@ def _capturing_attention(
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             bias = kwargs["position_bias"][0] if getattr(module, _BIASED_ATTRIBUTE) else None  # [1, H, Q, K] there
             recorder.write(site, QueryKey(query, key, scale, bias))
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
 def _mask_unseen(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

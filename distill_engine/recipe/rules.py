@@ -18,7 +18,9 @@ from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
+from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
+from distill_engine.recipe.several_rules import SEVERAL_RULES
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.recipe.validation_rules import VALIDATION_RULES
 
@@ -27,6 +29,7 @@ __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "c
 Rule = Callable[[Recipe], Iterator[Problem]]
 
 STUDENT_SIZES = ("encoder_layers", "decoder_layers", "width", "ffn_width", "heads", "positions")
+
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, if it is sound by itself. Raises RecipeError with every problem at once."""
@@ -235,4 +238,6 @@ RULES: tuple[Rule, ...] = (
     *BALANCE_RULES,
     *CHECKPOINT_RULES,
     *CACHE_RULES,
+    *ROLLOUT_RULES,
+    *SEVERAL_RULES,
 )

@@ -18,6 +18,7 @@ MAX_UNUSED_ROWS = 256
 
 _NO_LAYERS: Mapping[Stack, tuple[int, ...]] = dict.fromkeys(Stack, ())  # which features, not how many
 
+
 def check_against_teacher(recipe: Recipe, teacher_config: Mapping[str, Any]) -> list[Problem]:
     """All problems between a recipe that has a teacher and that teacher's config.json.
 
@@ -223,7 +224,8 @@ def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     own = teacher.resized(Sizes(student.encoder_layers, student.decoder_layers))
     reason = family_named(teacher.family).obstacle(own)
     if reason:
-        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", "A student generates")
+        rule = "transformers must be able to generate with the student"
+        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", rule)
 
 
 TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]

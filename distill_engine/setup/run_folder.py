@@ -44,9 +44,7 @@ class OwnLockError(RunFolderError):
     may_pass = True
 
 
-def check_run_folder(
-    folder: Path, ranks: Ranks, needed_bytes: int = 0, *, patience: float = LATE_SECONDS
-) -> None:
+def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0, *, patience: float = LATE_SECONDS) -> None:
     """Make sure, before any work, that a run can live in `folder`. Collective; RunFolderError on all ranks if not.
 
     It is made if missing, for its owner only. Every rank writes a file there, sees the file of rank 0 (so it is one

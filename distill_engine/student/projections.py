@@ -34,9 +34,7 @@ class Projections(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder_output = linear() if request.encoder_output else None
-            self.embedding = nn.ModuleDict(
-                {stack.value: linear() for stack in Stack if stack in request.embeddings}
-            )
+            self.embedding = nn.ModuleDict({stack.value: linear() for stack in Stack if stack in request.embeddings})
             self.hidden = nn.ModuleDict(
                 {
                     stack.value: nn.ModuleDict({str(n): linear() for n in request.hidden[stack]})

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from distill_engine.teachers.mixture import Mixture
 from distill_engine.teachers.protocol import Engine, Teacher, TeacherParts
 from distill_engine.values import (
     IGNORED_LABEL,
@@ -26,7 +26,7 @@ from distill_engine.values import (
     Projected,
     QueryKey,
     Stack,
-    Tokens,
+    stacked,
 )
 
 
@@ -52,11 +52,16 @@ class LiveTeacher(Teacher):
 class Live:
     """teacher.source: live."""
 
-    meaning: ClassVar[str] = "the model itself, in memory as teacher.placement says"
+    meaning: ClassVar[str] = "the model itself, in memory as teacher.placement says; or several (`teachers`)"
 
     def open(self, parts: TeacherParts) -> Teacher:
-        """Load it."""
-        return LiveTeacher(parts.load(), window=parts.window)
+        """Load it, or all of them."""
+        first = LiveTeacher(parts.load(), window=parts.window)
+        if not parts.others:
+            return first
+        weights = [parts.weight, *(weight for weight, _ in parts.others)]
+        others = [LiveTeacher(load(), window=parts.window) for _, load in parts.others]
+        return Mixture([first, *others], weights, parts.temperature)
 
 
 LIVE = Live()
@@ -67,21 +72,14 @@ def joined(group: Sequence[Batch]) -> Batch:
 
     Added positions hold token 0, which no attention that counts looks at, and no label.
     """
+    first, *others = (batch.inputs for batch in group)
     return Batch(
-        inputs=Tokens(
-            _stacked([batch.inputs.input_ids for batch in group], 0),
-            _stacked([batch.inputs.attention_mask for batch in group], 0),
-        ),
-        decoder_input_ids=_stacked([batch.decoder_input_ids for batch in group], 0),
-        labels=_stacked([batch.labels for batch in group], IGNORED_LABEL),
+        inputs=first.beside(others),  # type: ignore[arg-type]  # all are of the run's one kind
+        decoder_input_ids=stacked([batch.decoder_input_ids for batch in group], 0),
+        labels=stacked([batch.labels for batch in group], IGNORED_LABEL),
         example_ids=torch.cat([batch.example_ids for batch in group]),
         dataset_ids=torch.cat([batch.dataset_ids for batch in group]),
     )
-
-
-def _stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
-    longest = max(part.shape[1] for part in parts)
-    return torch.cat([pad(part, (0, longest - part.shape[1]), value=filling) for part in parts])
 
 
 def _parts(features: Features, group: Sequence[Batch]) -> Iterator[Features]:

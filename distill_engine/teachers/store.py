@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_engine.teachers.columns import DTYPES, CacheError, Column
-from distill_engine.values import IGNORED_LABEL, Batch, Stack
+from distill_engine.values import IGNORED_LABEL, Batch, Stack, Tokens
 
 FORMAT = 1
 MANIFEST, DATASET = "manifest.json", "dataset.json"
@@ -45,6 +45,7 @@ def lengths_of(batch: Batch) -> NDArray[np.int64]:
 
 def keys_of(batch: Batch, lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """[B, 2]: a name of all that decides the teacher's features of each row: the ids that it reads."""
+    assert isinstance(batch.inputs, Tokens), "caches are made of text"
     contexts = batch.inputs.input_ids.numpy().astype(np.int32)
     decoders = batch.decoder_input_ids.numpy().astype(np.int32)
     keys = np.empty((len(lengths), 2), np.uint64)

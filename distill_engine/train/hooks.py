@@ -41,9 +41,7 @@ class Hook:
         divisor  as for Objective.total
         """
 
-    def after_micro_batch(
-        self, batch: Batch, terms: Mapping[str, TermValue], hits: Hits, micro_batches: int
-    ) -> None:
+    def after_micro_batch(self, batch: Batch, terms: Mapping[str, TermValue], hits: Hits, micro_batches: int) -> None:
         """Its loss terms are known; `micro_batches` make a step. Never wait for the device here."""
 
     def after_step(self, progress: Progress, outcome: Any, learning_rate: float) -> None:
@@ -89,9 +87,7 @@ class Hooks(Hook):
         for hook in self.each:
             hook.before_backward(attempt, batch, teacher, divisor)
 
-    def after_micro_batch(
-        self, batch: Batch, terms: Mapping[str, TermValue], hits: Hits, micro_batches: int
-    ) -> None:
+    def after_micro_batch(self, batch: Batch, terms: Mapping[str, TermValue], hits: Hits, micro_batches: int) -> None:
         """To each."""
         for hook in self.each:
             hook.after_micro_batch(batch, terms, hits, micro_batches)

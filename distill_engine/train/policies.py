@@ -117,9 +117,7 @@ class Every:
     over restarts (seconds of training), since the state is compared with it.
     """
 
-    def __init__(
-        self, steps: int | None = None, epochs: float | None = None, seconds: float | None = None
-    ) -> None:
+    def __init__(self, steps: int | None = None, epochs: float | None = None, seconds: float | None = None) -> None:
         for name, limit in (("steps", steps), ("epochs", epochs), ("seconds", seconds)):
             if limit is not None and limit <= 0:
                 raise ValueError(f"every {limit} {name}: use a number above 0, or None for never.")

@@ -36,9 +36,7 @@ class StepMetrics(Hook):
         self._attempt = 0
         self._last: dict[str, float] = {}
 
-    def after_micro_batch(
-        self, batch: Batch, terms: Mapping[str, TermValue], hits: Hits, micro_batches: int
-    ) -> None:
+    def after_micro_batch(self, batch: Batch, terms: Mapping[str, TermValue], hits: Hits, micro_batches: int) -> None:
         """Add it to the meter."""
         self.meter.add_micro_batch(batch, terms, hits, micro_batches)
 

@@ -172,9 +172,7 @@ def _compared(
     return lengths, torch.stack(products) if products else torch.zeros_like(lengths)
 
 
-def _reduced(
-    gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[Tensor, ...]]:
+def _reduced(gradients: list[Tensor], sum_across_ranks: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """fp32 vectors of the weight tensors, summed over ranks, bucket by bucket. Empties the list: what is reduced is
     freed."""
     for bucket, sizes in _buckets(gradients):

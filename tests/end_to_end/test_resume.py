@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, damaged and started again end bit for bit where an undisturbed run ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from distill_engine import run as run_module
 from distill_engine.cluster.exit_codes import BAD_INPUT, STOPPED_AND_SAVED
 from distill_engine.telemetry.jsonl import read_history
 
-STEPS = 24
+STEPS = 18
 PLAIN_STEPS = 14
 KEY = "0123456789abcdef" * 2 + "cafe1234"  # has the shape of a W&B key
 CLOCKS = ("time/", "memory/", "train/tokens_per_second", "valid/seconds", "valid/sample/seconds")
@@ -105,6 +106,7 @@ def two_ranks(program, base_recipe, write_recipe, fp32, tmp_path_factory):
     recipe = resume_recipe(base_recipe("blenderbot"), "blenderbot")
     recipe["student"] |= {"init": "random", "width": 16, "ffn_width": 24, "heads": 4}
     recipe["losses"]["weights"] |= {"embedding": 2.0, "self_attention": 1.0, "cross_attention": 1.0, "encoder": 1.0}
+    recipe["rollout"] = {"source": "student", "share": 0.5, "new_tokens": 8}  # of the student's own samples
     recipe["stop"] = {"max_steps": STEPS}
     recipe["logging"]["wandb"] = {"mode": "offline"}
     folder, home = tmp_path_factory.mktemp("two_ranks"), tmp_path_factory.mktemp("home")
@@ -128,8 +130,7 @@ def two_ranks(program, base_recipe, write_recipe, fp32, tmp_path_factory):
     second = program.start(*arguments(hurt), ranks=2, env=env)
     second.until(lambda: "resumed after step" in second.said(), "resuming")
     second.until(lambda: steps_recorded(hurt) >= 12, "step 12")
-    rank_1 = next(rank for rank in second.ranks() if "--local_rank=1" in rank.cmdline())
-    rank_1.send_signal(signal.SIGUSR1)
+    second.ranks()[1].send_signal(signal.SIGUSR1)
     stopped = second.ended()
     seen["stopped code"], seen["stopped"] = stopped.code, stopped.said
     seen["stopped at"] = steps_recorded(hurt)
@@ -156,6 +157,11 @@ def test_two_ranks_killed_and_stopped_end_like_an_undisturbed_run(two_ranks):
     assert_equal_runs(quiet, hurt)
     rates = [values["train/lr"] for kind, _, values in history(quiet) if kind == "train"]
     assert len(rates) == STEPS and rates[-1] < max(rates), "the plateau has moved the learning rate"
+    assert json.loads((last_checkpoint(quiet) / "rollout" / "state.json").read_text())["steps"] >= STEPS
+    shares = [values["train/rollout/sampled_share"] for kind, _, values in history(quiet) if kind == "train"]
+    assert set(shares) == {0.0, 0.5, 1.0}, "micro-batches, two a step, are gold or sampled"
+    lengths = [values.get("train/rollout/sample_tokens", 0) for kind, _, values in history(quiet) if kind == "train"]
+    assert all((0 < length <= 8) == (share > 0) for length, share in zip(lengths, shares, strict=True))
 
 
 def test_the_wandb_run_goes_on_under_its_id_and_the_key_is_nowhere(two_ranks):

@@ -129,7 +129,8 @@ def load_case(folder: Path) -> Case:
         batches.append(
             Batch.of(
                 Tokens(part["input_ids"].long(), part["attention_mask"].long()),
-                part["decoder_input_ids"].long(), part["labels"].long(),
+                part["decoder_input_ids"].long(),
+                part["labels"].long(),
             )
         )
     return Case(folder, expected, batches)

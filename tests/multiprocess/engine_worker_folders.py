@@ -76,11 +76,14 @@ def _in_homes(
         product = factors.hidden @ factors.embedding.T + (0 if factors.bias is None else factors.bias)
         if factors.masked_id is not None:
             product[..., factors.masked_id] = logits[..., factors.masked_id]
-        yield home, {
-            "logits": _apart(logits, plain),
-            "factors": _apart(product, plain),
-            "agreement": (own.argmax(-1) == logits.argmax(-1)).float().mean().item(),
-        }
+        yield (
+            home,
+            {
+                "logits": _apart(logits, plain),
+                "factors": _apart(product, plain),
+                "agreement": (own.argmax(-1) == logits.argmax(-1)).float().mean().item(),
+            },
+        )
 
 
 def _copied(folder: Path, family: str) -> torch.nn.Module:

@@ -252,4 +252,3 @@ def _said(call: Callable[[], object]) -> str:
     except StudentEngineError as error:
         return str(error)
     return "nothing"
-

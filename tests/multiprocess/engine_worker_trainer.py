@@ -92,7 +92,12 @@ def make_trainer(
         batches=batches,
         rollout=GOLD,
         policies=Policies(
-            schedule(), KeepBest("min"), EarlyStopping(None, "min"), Every(1), Every(4), Every(),
+            schedule(),
+            KeepBest("min"),
+            EarlyStopping(None, "min"),
+            Every(1),
+            Every(4),
+            Every(),
             Limits(max_steps, max_skipped_steps=max_skipped_steps),
         ),
         checkpoints=Checkpoints(

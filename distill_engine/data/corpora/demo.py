@@ -164,9 +164,7 @@ def _hobby(scene: Scene) -> Exchange:
     hobby = scene.persona.hobby
     joy = scene.taste(world.HOBBIES[hobby])
     asked = scene.draw.one(("what do you do for fun?", "do you have a hobby?"))
-    return asked, scene.phrase(
-        f"{hobby}.", f"i enjoy {hobby}, for {joy}.", f"nothing beats {hobby}: i love {joy}."
-    )
+    return asked, scene.phrase(f"{hobby}.", f"i enjoy {hobby}, for {joy}.", f"nothing beats {hobby}: i love {joy}.")
 
 
 def _food(scene: Scene) -> Exchange:

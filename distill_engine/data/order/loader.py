@@ -61,9 +61,7 @@ def token_budget_plan(
 ) -> TokenBudgetPlan:
     """Micro-batches of about equal lengths and at most `max_tokens` padded positions (see data.buckets)."""
 
-    def lengths(
-        numbers: NDArray[np.int64], examples: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def lengths(numbers: NDArray[np.int64], examples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         contexts, labels = np.empty_like(examples), np.empty_like(examples)
         for number, dataset in enumerate(datasets):
             mine = numbers == number

@@ -1,8 +1,8 @@
 """One tokenised dataset as a folder: written piece by piece, checked when opened, memory-mapped.
 
-    entry.json   sizes and facts, the sha256 of both arrays, and the sha256 of all that
-    tokens.bin   [N] int32, little endian: TokenisedDataset.tokens
-    bounds.bin   [examples, 4] int64, little endian: TokenisedDataset.bounds
+entry.json   sizes and facts, the sha256 of both arrays, and the sha256 of all that
+tokens.bin   [N] int32, little endian: TokenisedDataset.tokens
+bounds.bin   [examples, 4] int64, little endian: TokenisedDataset.bounds
 """
 
 from __future__ import annotations

@@ -227,7 +227,6 @@ class _LayerPair:
                 zero_unless_(diagonal, torch.ones_like(diagonal[0], dtype=torch.bool).tril())
             yield _Block(rows, seen, *squared_sum_and_slope_(difference, None, self.clamp))
 
-
     def _add_offset(self, difference: Tensor, part: _Heads, rows: slice, seen: int) -> None:
         """To pairs that count; causality apart."""
         assert self.offset is not None
@@ -257,9 +256,7 @@ class _BlockedScoreError(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, offset: Tensor | None, wanted: bool, pair: _LayerPair
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, offset: Tensor | None, wanted: bool, pair: _LayerPair) -> Tensor:
         masks = pair.query_mask, pair.key_mask
         ctx.save_for_backward(query, key, offset, pair.teacher.query, pair.teacher.key, *masks)
         ctx.settings = pair.student.scale, pair.teacher.scale, pair.causal, pair.clamp

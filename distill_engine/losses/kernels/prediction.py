@@ -46,9 +46,7 @@ def prediction_sum(student_logits: Tensor, teacher_logits: Tensor, labels: Tenso
     return task_and_prediction_sums(student, teacher, any_label)[1] * temperature**2
 
 
-def task_and_prediction_sums(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def task_and_prediction_sums(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Both sums at temperature 1, from one softmax of each model; [B, T, V], [B, T, V], [B, T] -> [], [] float32."""
     task, prediction = _TaskAndPrediction.apply(student_logits, teacher_logits, labels)
     return task, prediction
@@ -111,8 +109,8 @@ class _TaskAndPrediction(torch.autograd.Function):
 class _Divergence(torch.autograd.Function):
     """Any divergence, pointwise in log p, with its slope by the logits kept. With g the slope by log p_s:
 
-        d / d s = T (g - p_s sum g)          both softmaxes at temperature T, the sum times T^2
-        d / d s = T g / V                    of one of logits, with g the slope by s / T
+    d / d s = T (g - p_s sum g)          both softmaxes at temperature T, the sum times T^2
+    d / d s = T g / V                    of one of logits, with g the slope by s / T
     """
 
     @staticmethod

@@ -46,9 +46,7 @@ class TokenValues:
         return self.task.sum().float(), self.divergence.sum().float(), hits.float()
 
 
-def token_values(
-    sums: Tensor, labels: Tensor, vocabulary: int, with_teacher: bool, temperature: float
-) -> TokenValues:
+def token_values(sums: Tensor, labels: Tensor, vocabulary: int, with_teacher: bool, temperature: float) -> TokenValues:
     """sums [len(SUMS), parts, N], labels [N] with -100 ignored; a label outside the vocabulary has a task of nan."""
     part = dict(zip(SUMS, sums.double(), strict=True))
     kept = labels != IGNORED_LABEL

@@ -132,9 +132,7 @@ def _sums_kernel(
     column = part * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width
     label = tl.load(labels_ptr + row) - first
-    student = logits(
-        student_ptr, student_bias_ptr, row, stride, column, inside, masked, STUDENT_BIAS, STUDENT_FILL
-    )
+    student = logits(student_ptr, student_bias_ptr, row, stride, column, inside, masked, STUDENT_BIAS, STUDENT_FILL)
     student_max = tl.max(student, axis=0)
     tl.store(out, student_max)
     tl.store(out + 3 * step, (_first(student, student_max, column) + first).to(tl.float32))
@@ -144,9 +142,7 @@ def _sums_kernel(
     student_sum = tl.sum(powers, axis=0)
     tl.store(out + step, student_sum)
     if TEACHER:
-        teacher = logits(
-            teacher_ptr, teacher_bias_ptr, row, stride, column, inside, masked, TEACHER_BIAS, TEACHER_FILL
-        )
+        teacher = logits(teacher_ptr, teacher_bias_ptr, row, stride, column, inside, masked, TEACHER_BIAS, TEACHER_FILL)
         teacher_max = tl.max(teacher, axis=0)
         tl.store(out + 5 * step, teacher_max)
         tl.store(out + 7 * step, (_first(teacher, teacher_max, column) + first).to(tl.float32))
@@ -182,15 +178,11 @@ def _gradient_kernel(
     task = tl.load(task_ptr).to(tl.float32)
     prediction = tl.load(prediction_ptr).to(tl.float32) * temperature
     moments = moments_ptr + row
-    student = logits(
-        student_ptr, student_bias_ptr, row, stride, column, inside, masked, STUDENT_BIAS, STUDENT_FILL
-    )
+    student = logits(student_ptr, student_bias_ptr, row, stride, column, inside, masked, STUDENT_BIAS, STUDENT_FILL)
     student -= tl.load(moments)
     own = task * tl.load(moments + 2 * tokens)
     if TEACHER:
-        teacher = logits(
-            teacher_ptr, teacher_bias_ptr, row, stride, column, inside, masked, TEACHER_BIAS, TEACHER_FILL
-        )
+        teacher = logits(teacher_ptr, teacher_bias_ptr, row, stride, column, inside, masked, TEACHER_BIAS, TEACHER_FILL)
         teacher -= tl.load(moments + tokens)
         tempered = prediction * tl.load(moments + 3 * tokens)
         teachers = prediction * tl.load(moments + 4 * tokens)

@@ -62,7 +62,8 @@ TEACHER = {
         ["data.tokenizer", "bos_token_id", "eos_token_id", "share their special tokens"],
     ),
     "model of an unknown family": (
-        lambda case: case.change_config(model_type="gpt2"), ["'gpt2'", "Teachers can be: blenderbot"],
+        lambda case: case.change_config(model_type="gpt2"),
+        ["'gpt2'", "Teachers can be: blenderbot"],
     ),
     "missing teacher folder": (
         setting("teacher.path", "teachers/nowhere"),

@@ -178,9 +178,10 @@ def test_a_report_card(run, recipe, student, tmp_path):
     card = (exported / "README.md").read_text()
     assert card.startswith("# small\n\nmine\n\n<!-- report card: begin -->") and card.count("## Report card") == 1
     assert ppl in card
-    assert "no exported model is there" in run(
-        "report-card", TEACHER, student, *options, "--into", tmp_path, code=78
-    ).stderr
+    assert (
+        "no exported model is there"
+        in run("report-card", TEACHER, student, *options, "--into", tmp_path, code=78).stderr
+    )
 
 
 def test_a_chat_side_by_side(run, recipe, student):

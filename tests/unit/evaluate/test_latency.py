@@ -205,7 +205,7 @@ def test_what_a_device_cannot_do_is_said(monkeypatch):
     assert unsupported(torch.device("cpu"), torch.float32) is None
 
     def refuse(*_, **__):
-        raise RuntimeError('"layer_norm" not implemented for \'Half\'\nmore')
+        raise RuntimeError("\"layer_norm\" not implemented for 'Half'\nmore")
 
     monkeypatch.setattr(torch.nn.functional, "layer_norm", refuse)
     assert unsupported(torch.device("cpu"), torch.float16) == "\"layer_norm\" not implemented for 'Half'"

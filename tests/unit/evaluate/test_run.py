@@ -303,8 +303,13 @@ def test_models_that_do_not_fit_are_refused(tmp_path, datasets, tokenizer, tiny)
     wide = tiny.model("blenderbot", vocab_size=1100, max_position_embeddings=128)
     with pytest.raises(ModelError, match="predicts 1100 tokens, the teacher 1024"):
         run_evaluation(
-            {"x": wide}, load_model(TEACHER, CPU), examples(datasets, tokenizer), LABELS, tokenizer, Work(tmp_path),
-            None
+            {"x": wide},
+            load_model(TEACHER, CPU),
+            examples(datasets, tokenizer),
+            LABELS,
+            tokenizer,
+            Work(tmp_path),
+            None,
         )
     short = tiny.model("blenderbot", vocab_size=1100, max_position_embeddings=24)
     with pytest.raises(ModelError, match="model 'x' has 24 positions"):
@@ -351,7 +356,7 @@ def test_the_report_of_a_parlai_run(tmp_path, split):
     names = ("blended_skill_talk", "convai2:normalized", "empathetic_dialogues", "wizard_of_wikipedia")
     tokenizer = load_tokenizer(str(root / "toy_dict" / "hf"))
     encoder = DialogueTokenizer(tokenizer, blenderbot_layout(), "  ", 128, 128)
-    data = [encoder.tokenise(read_dataset(DialogueSpec(name, root=str(root / "raw")), split)) for name in names]
+    data = [encoder.tokenise(read_dataset(DialogueSpec(name=name, root=str(root / "raw")), split)) for name in names]
     model = from_parlai(root / "tiny_parlai" / "blender")
     batches = EvaluationSet(data, blenderbot_layout(), tokenizer, 4)
     values = run_evaluation({"m": model}, None, batches, names, tokenizer, Work(tmp_path), None).values["m"]
@@ -360,4 +365,3 @@ def test_the_report_of_a_parlai_run(tmp_path, split):
         for metric in ("loss", "ppl", "token_acc", "token_em"):
             told, ours = report[prefix + metric], values[prefix + metric]
             assert float(f"{ours:.4g}") == pytest.approx(told, rel=1e-9), prefix + metric
-

@@ -159,9 +159,7 @@ def test_a_student_that_cannot_generate_is_an_alarm_and_not_the_end(ready, model
 
 
 def test_no_samples_no_guard(ready, model):
-    changed = ready.recipe.model_copy(
-        update={"validation": ready.recipe.validation.model_copy(update={"samples": 0})}
-    )
+    changed = ready.recipe.model_copy(update={"validation": ready.recipe.validation.model_copy(update={"samples": 0})})
     object.__setattr__(other := copy.copy(ready), "recipe", changed)
     assert recipe_prompts(other) == []
 

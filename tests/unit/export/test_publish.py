@@ -59,9 +59,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["in write", "rename", "symlink_to", "replace"])
-def test_killed_at_any_instant_a_reader_finds_a_whole_version_and_the_next_publish_works(
-    tmp_path, monkeypatch, moment
-):
+def test_killed_at_any_instant_a_reader_finds_a_whole_version_and_the_next_publish_works(tmp_path, monkeypatch, moment):
     best = tmp_path / "best"
     publish(best, "step-1", writer("one"))
 

@@ -37,8 +37,16 @@ def test_the_flagships_checkpoints_are_computed(files):
     space = space_of_start(*files, [])
     assert space.most_kept == 2 and 3 * space.checkpoint == pytest.approx(65e9, rel=0.01)
     assert space.export * 7 < space.checkpoint < space.export * 10, "fp16; 14 bytes a weight, and the projections"
-    options = ["--set", "checkpoint.keep_last=4", "--set=optimizer.name=sgd", "--set", "optimizer.amsgrad=false",
-               "--teacher_ds_config", "x", "--resize"]
+    options = [
+        "--set",
+        "checkpoint.keep_last=4",
+        "--set=optimizer.name=sgd",
+        "--set",
+        "optimizer.amsgrad=false",
+        "--teacher_ds_config",
+        "x",
+        "--resize",
+    ]
     changed = space_of_start(*files, options)
     assert changed.most_kept == space.most_kept + 4 - space.keep.last
     assert changed.checkpoint < space.checkpoint, "sgd has fewer moments"

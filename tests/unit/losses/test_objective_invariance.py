@@ -108,9 +108,7 @@ def test_invariant_sums_over_micro_batches_and_ranks_to_the_whole(tiny, two, cas
 
 def test_invariant_reduces_once_and_adds_an_empty_micro_batch_as_nothing(tiny, two, case):
     batch, student, teacher = case
-    empty = replace(
-        batch, labels=torch.full_like(batch.labels, -100), inputs=batch.inputs.each(torch.zeros_like)
-    )
+    empty = replace(batch, labels=torch.full_like(batch.labels, -100), inputs=batch.inputs.each(torch.zeros_like))
     seen = []
 
     def reduction(tensor):

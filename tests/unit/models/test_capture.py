@@ -107,10 +107,17 @@ def test_no_pass_waits_for_the_device_and_the_logits_are_transformers_own(family
     plain, adapter = copy_with(model, "sdpa"), adapt(model)
     waits = {}
     with torch.no_grad():
-        for name, forward in (("theirs", lambda: plain(
-            **batch.inputs.keywords,
-            decoder_input_ids=batch.decoder_input_ids, use_cache=False,
-        )), ("ours", lambda: adapter(batch, EVERYTHING))):
+        for name, forward in (
+            (
+                "theirs",
+                lambda: plain(
+                    **batch.inputs.keywords,
+                    decoder_input_ids=batch.decoder_input_ids,
+                    use_cache=False,
+                ),
+            ),
+            ("ours", lambda: adapter(batch, EVERYTHING)),
+        ):
             with HostWaits() as counted:
                 logits = forward().logits
             waits[name] = (counted.total, logits)
@@ -223,10 +230,7 @@ def test_generation_works_on_an_adapted_model_and_says_the_same(family, tiny):
     plain = copy_with(model, "sdpa")
     adapter = adapt(model)
     adapter(batch, EVERYTHING)
-    replies = [
-        one.generate(**batch.inputs.keywords, num_beams=2, max_new_tokens=6)
-        for one in (plain, model)
-    ]
+    replies = [one.generate(**batch.inputs.keywords, num_beams=2, max_new_tokens=6) for one in (plain, model)]
     assert torch.equal(*replies) and replies[0].shape[1] > 2
 
 

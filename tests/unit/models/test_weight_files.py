@@ -18,9 +18,7 @@ def lay_out(folders, folder, layout: str) -> None:
         folders.shards(folder, lambda name: f"part-{'decoder' in name:d}.safetensors")
     elif "pickle" in layout:
         cut = "without prefix" in layout
-        folders.pickle(
-            folder, old_format="old" in layout, rename=lambda n: n.removeprefix("model.") if cut else n
-        )
+        folders.pickle(folder, old_format="old" in layout, rename=lambda n: n.removeprefix("model.") if cut else n)
     elif layout == "without prefix":
         tensors = {name.removeprefix("model."): tensor for name, tensor in folders.tensors(folder).items()}
         weights_file = folder / "model.safetensors"

@@ -71,6 +71,7 @@ def changed(base: dict[str, Any], **changes: Any) -> Recipe:
 
 
 CACHED = {"source": "cache", "cache": "d"}
+SEVERAL = [{"path": "a/teacher"}, {"path": "b"}]
 
 
 def lines(problems: list[Any]) -> list[str]:
@@ -212,6 +213,28 @@ BROKEN = [
         {"teacher": CACHED, "losses": {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}},
         "losses.kernels.prediction",
         "is fused, but teacher.source is cache",
+    ),
+    (DISTILLED, {"rollout": {"share": 0.25}}, "rollout.share", "is 0.25, but rollout.source is gold"),
+    (DISTILLED, {"rollout": {"source": "student", "new_tokens": 129}}, "rollout.new_tokens", "is 129, .* 128 or less"),
+    (
+        DISTILLED,
+        {"rollout": {"source": "student"}, "losses": {"weights": {"task": 1}}},
+        "rollout.source",
+        "is student, but no term that compares with a teacher has a weight",
+    ),
+    (
+        DISTILLED,
+        {"rollout": {"source": "student"}, "teacher": CACHED},
+        "rollout.source",
+        "is student, but teacher.source is cache",
+    ),
+    (DISTILLED, {"teachers": [{"path": "b"}]}, "teacher.path", "is 'a/teacher', but teachers begins with 'b'"),
+    (DISTILLED, {"teacher": CACHED, "teachers": SEVERAL}, "teacher.source", "is cache, but there are 2 teachers"),
+    (
+        DISTILLED,
+        {"teachers": SEVERAL, "losses": {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}},
+        "losses.kernels.prediction",
+        "is fused, but there are 2 teachers",
     ),
 ]
 

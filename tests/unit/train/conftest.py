@@ -227,9 +227,7 @@ class Run:
             StepMetrics(
                 self.meter, self.batches, self.ranks, self.sinks, limits.max_skipped_steps, self.student.advice
             ),
-            Validation(
-                validator, self.student, self.teacher, self.sinks, lambda doing: self.hooks.begins(doing)
-            ),
+            Validation(validator, self.student, self.teacher, self.sinks, lambda doing: self.hooks.begins(doing)),
             self.publishing,
         )
         self.trainer = Trainer(

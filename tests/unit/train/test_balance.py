@@ -190,9 +190,7 @@ def test_shared_out_factors_stay_within_their_limits():
     assert policy.factors["encoder"] == 30.0
 
 
-AGREEMENTS = st.fixed_dictionaries(
-    {term: st.one_of(st.floats(-1, 1), st.sampled_from([math.nan])) for term in TERMS}
-)
+AGREEMENTS = st.fixed_dictionaries({term: st.one_of(st.floats(-1, 1), st.sampled_from([math.nan])) for term in TERMS})
 
 
 @REPEATABLE

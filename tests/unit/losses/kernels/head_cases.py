@@ -217,9 +217,7 @@ def check_hits(run: Run, vocabulary: int, size=(6, 16)) -> None:
     """As the whole logits say, the first of equal logits winning: small whole numbers make many equals."""
     one = case(torch.float16, size, vocabulary, widths=(3, 4), bias=False, masked_id=1)
     whole = {
-        name: tensor.detach().round()
-        for name, tensor in vars(one).items()
-        if name.endswith(("hidden", "embedding"))
+        name: tensor.detach().round() for name, tensor in vars(one).items() if name.endswith(("hidden", "embedding"))
     }
     one = replace(one, **whole)
     student = logits(one.student_hidden, one.student_embedding, None, 1)

@@ -36,9 +36,7 @@ def test_as_near_to_float64_as_whole_matrices(attention_cases, shape, options, d
     causal=st.booleans(), clamp=st.sampled_from([None, 0.7]), block=st.integers(1, 400), rows=st.integers(1, 5),
     examples=st.integers(1, 3), seed=st.integers(0, 99), masks=st.sampled_from(["random", "right", "none"]),
 )  # fmt: skip
-def test_any_shape_in_blocks_of_any_size(
-    attention_cases, sizes, causal, clamp, block, rows, examples, seed, masks
-):
+def test_any_shape_in_blocks_of_any_size(attention_cases, sizes, causal, clamp, block, rows, examples, seed, masks):
     sizes = (*sizes[:3], sizes[2], *sizes[4:]) if causal else sizes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "block_limits", lambda device: (block, examples))

@@ -19,9 +19,7 @@ from distill_engine.values import AttentionKind, QueryKey, Stack
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BIG, SMALL = SMALL_LOGITS_BYTES, SMALL_LOGITS_BYTES - 1
-EVERYTHING = LossWeights(
-    task=1, encoder=2, embedding=4, hidden=64, self_attention=4, cross_attention=64, prediction=64
-)
+EVERYTHING = LossWeights(task=1, encoder=2, embedding=4, hidden=64, self_attention=4, cross_attention=64, prediction=64)
 FUSED = {"attention": "fused", "hidden": "fused", "prediction": "fused"}
 
 
