@@ -17,6 +17,7 @@ from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.train.balance import GradientAlignment, GradientNorm, InitialScale, reference_of
 from distill_engine.train.balancing import Balancer, LossTerms, by_gradient, by_value
 from distill_engine.train.decisions import Policies
+from distill_engine.train.fade import Fade
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
@@ -72,7 +73,8 @@ def loss_terms(recipe: Recipe, objective: Objective, student: StudentEngine, ran
     if losses.balance == "initial_scale":
         start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)
         balancer = by_value(start, objective, student.module, ranks)
-    return LossTerms(balancer, gradients if every else None, ranks)
+    fade = None if losses.feature_steps is None else Fade(objective.terms_used, losses.feature_steps)
+    return LossTerms(balancer, gradients if every else None, ranks, fade)
 
 
 def policies_of(recipe: Recipe, *, validates: bool) -> Policies:

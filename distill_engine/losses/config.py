@@ -123,6 +123,11 @@ class LossesSection(Section):
     balance_every_steps: PositiveInt = Field(200, description="By gradient: factors are updated every N steps.")
     balance_smoothing: Fraction = Field(0.7, description="By gradient: share of the old in each new average.")
     balance_limit: Annotated[float, Field(ge=1)] = Field(100.0, description="Largest factor; the smallest is 1e-6.")
+    feature_steps: PositiveInt | None = Field(
+        None,
+        description="Terms that compare features (all but those of logits) fade: their weights fall linearly to 0 over "
+        "the first N steps; null: they stay (docs/losses.md).",
+    )
     divergence: Annotated[str, name_of("divergences")] = Field(
         "forward_kl", description="From the teacher's next-token distribution; `distill list divergences` has them."
     )

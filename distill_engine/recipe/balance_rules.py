@@ -73,7 +73,16 @@ def initial_scale_is_found_in_time(recipe: Recipe) -> Iterator[Problem]:
 def total_is_comparable(recipe: Recipe) -> Iterator[Problem]:
     """The totals of two validations have the same weights."""
     losses, when = recipe.losses, recipe.validation
-    if losses.balance == "none" or when.metric != "total":
+    if when.metric != "total":
+        return
+    if losses.feature_steps is not None:
+        yield Problem(
+            "validation.metric",
+            f"is 'total', but losses.feature_steps is {losses.feature_steps}",
+            "Weights that fall make the totals of two validations incomparable",
+            "Set validation.metric: ppl, or remove losses.feature_steps",
+        )
+    if losses.balance == "none":
         return
     why = "Its factors change all along"
     if losses.balance == "initial_scale":
@@ -88,10 +97,36 @@ def total_is_comparable(recipe: Recipe) -> Iterator[Problem]:
     )
 
 
+def what_fades_is_not_balanced_by_gradient(recipe: Recipe) -> Iterator[Problem]:
+    """Factors by gradient would make up for what fades."""
+    losses = recipe.losses
+    if losses.feature_steps is not None and losses.balance in BALANCED_BY_GRADIENT:
+        yield Problem(
+            "losses.feature_steps",
+            f"is {losses.feature_steps}, but losses.balance is {losses.balance}",
+            "Terms that fade pull less and less, and this balance makes terms pull as much as they did",
+            "Remove losses.feature_steps, or set losses.balance: none or initial_scale",
+        )
+
+
+def something_fades(recipe: Recipe) -> Iterator[Problem]:
+    """There is a term that compares features."""
+    losses = recipe.losses
+    if losses.feature_steps is not None and all(term.operand == "logits" for term in losses.weights.terms):
+        yield Problem(
+            "losses.feature_steps",
+            f"is {losses.feature_steps}, but no term with a weight compares features",
+            "Terms of logits (" + ", ".join(_used(recipe)) + ") do not fade",
+            "Remove losses.feature_steps, or give a feature term a weight",
+        )
+
+
 BALANCE_RULES = (
     there_is_something_to_balance,
     there_is_something_to_share_out,
     balance_keys_are_used,
+    what_fades_is_not_balanced_by_gradient,
+    something_fades,
     initial_scale_is_found_in_time,
     total_is_comparable,
 )

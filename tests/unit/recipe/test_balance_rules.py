@@ -36,6 +36,7 @@ def recipe(stop: dict[str, Any] | None = None, metric: str = "ppl", **losses: An
         {"balance": "gradient_alignment", "balance_every_steps": 50, "balance_smoothing": 0, "balance_limit": 1},
         {"balance": "gradient_norm", "weights": {"task": 0, "hidden": 1}},
         {"balance": "initial_scale", "weights": {"task": 0, "self_attention": 1, "prediction": 1}},
+        {"balance": "initial_scale", "feature_steps": 100},
     ],
 )
 def test_sound(losses):
@@ -63,6 +64,9 @@ def test_sound(losses):
             "validation.metric",
             "before they are fixed",
         ),
+        ({"feature_steps": 9, "balance": "gradient_norm"}, "losses.feature_steps", "pull less and less"),
+        ({"feature_steps": 9, "weights": {"prediction": 1}}, "losses.feature_steps", "(task, prediction) do not fade"),
+        ({"feature_steps": 9, "metric": "total"}, "validation.metric", "Weights that fall"),
     ],
 )
 def test_broken(changes, path, words):
@@ -79,7 +83,7 @@ def test_the_total_of_fixed_factors_may_decide():
     "change",
     [
         {"balance": "initial_scale"}, {"balance_start_steps": 5}, {"balance_every_steps": 5},
-        {"balance_smoothing": 0.5}, {"balance_limit": 5.0},
+        {"balance_smoothing": 0.5}, {"balance_limit": 5.0}, {"feature_steps": 9},
     ],
 )  # fmt: skip
 def test_balance_is_part_of_what_a_run_is(change):
