@@ -42,7 +42,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mt5": f"{_FAMILIES}.mt5:FAMILY",
         "umt5": f"{_FAMILIES}.umt5:FAMILY",
     },
-    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
+    "kinds": {
+        "dialogue": f"{_KINDS}.dialogue:KIND",
+        "speech": f"{_KINDS}.speech:KIND",  # before pairs: a path and a text are two texts as well
+        "pairs": f"{_KINDS}.pairs:KIND",
+    },
     "metrics": {
         "ppl": f"{_TOKEN}.ppl:PPL",
         "loss": f"{_TOKEN}.loss:LOSS",

@@ -16,6 +16,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
 from distill_engine.cluster.files import digest_of
+from distill_engine.data.audio.frontend import Frontend
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenised import TokenisedDataset
@@ -36,9 +37,10 @@ from distill_engine.models.loading import Checkpoint, local_copy, problem_of_tea
 from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, ids_fit
 from distill_engine.setup.datasets import load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
+from distill_engine.setup.listening import frontend_of, hearing
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Prepared:
     """A checked recipe with what it names, loaded.
 
     generation  how the student generates, and its export
+    frontend    makes features of sounds, for a family that hears
     languages   of the data; `told` is what of the teacher's generation settings its target language changes
     """
 
@@ -63,6 +66,8 @@ class Prepared:
     generation: Settled
     languages: Languages = field(default_factory=Languages)
     told: Mapping[str, int] = field(default_factory=dict)
+
+    frontend: Frontend | None = None
 
     @property
     def teacher_shape(self) -> Shape | None:
@@ -86,16 +91,17 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     own_special = _special(family, tokenizer, own, config, source)
     languages, special = _languages(recipe, family, tokenizer, own_special, source)
     told = told_language(own, own_special, special)
-    layout = family.layout(special, recipe.data.history_end_token)
+    shape = None if config is None else family.shape(config)
+    frontend = frontend_of(recipe, family, folder, shape, source)
+    layout = hearing(family.layout(special, recipe.data.history_end_token), shape)
     if folder is not None:
         _check_weights(folder)
-    shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = _layouts(recipe, family, languages, special)
-    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
+    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts, frontend)
     if config is not None:
         largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
-        raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
+        raise_if_any(source, ids_fit(largest, family.shape(config).vocab))
     return Prepared(
         recipe=recipe,
         family=family,
@@ -111,6 +117,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         generation=generation,
         languages=languages,
         told=told,
+        frontend=frontend,
     )
 
 
@@ -132,7 +139,7 @@ def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
         return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
     layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special)
-    return load_split(ready.recipe.data, encoder, split, layouts)
+    return load_split(ready.recipe.data, encoder, split, layouts, ready.frontend)
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
@@ -279,16 +286,3 @@ def _fresh_settings(layout: SequenceLayout) -> OwnSettings:
         forced_eos_token_id=layout.end_id,
     )
     return OwnSettings(config, "the family")
-
-
-def _ids_fit(largest: int, rows: int) -> list[Problem]:
-    if largest < rows:
-        return []
-    return [
-        Problem(
-            "data.tokenizer",
-            f"gives the id {largest}, but the teacher has {rows} embedding rows",
-            "Every id has an embedding row",
-            "Use the tokenizer that the teacher was trained with",
-        )
-    ]
