@@ -110,4 +110,5 @@ def _batch(
     example_ids: NDArray[np.int64],
     dataset_ids: NDArray[np.int64],
 ) -> Batch:
-    return Batch(inputs, *(torch.from_numpy(part) for part in (decoder_inputs, labels, example_ids, dataset_ids)))
+    read, said, examples, datasets = map(torch.from_numpy, (decoder_inputs, labels, example_ids, dataset_ids))
+    return Batch(inputs, read, said, examples, datasets)
