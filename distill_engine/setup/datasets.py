@@ -55,8 +55,9 @@ def load_datasets(
 
     frontend  of a model that hears
     """
-    train = load_split(data, encoder, "train", layouts, frontend)
-    valid = load_split(data, encoder, "valid", layouts, frontend)
+    cache = _cache(data)
+    train = _split(data, encoder, "train", cache, layouts or {}, frontend)
+    valid = _split(data, encoder, "valid", cache, layouts or {}, frontend)
     return RecipeData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
 
 
@@ -69,14 +70,7 @@ def load_split(
 ) -> dict[str, TokenisedDataset]:
     """One split of the datasets by their names, in the recipe's order; datasets of files that name none for it are left
     out, except for training. Raises DataError for files that are bad or hold no example."""
-    cache, loaded = TokenCache(cache_folder(data), _say if _speaks() else _keep_quiet), {}
-    for source in data.tasks:
-        if split != "train" and not kind_of(source).has(source, split):
-            continue
-        own = encoder.keeping(kind_of(source).keep or "last")
-        own = own.within(layouts[source.title]) if layouts and source.title in layouts else own
-        loaded[source.title] = _loaded(data, source, split, own, cache, frontend)
-    return loaded
+    return _split(data, encoder, split, _cache(data), layouts or {}, frontend)
 
 
 def cache_folder(data: DataSection) -> Path:
@@ -84,8 +78,30 @@ def cache_folder(data: DataSection) -> Path:
     return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
 
 
+def _cache(data: DataSection) -> TokenCache:
+    return TokenCache(cache_folder(data), _say if _speaks() else _keep_quiet)
+
+
 def _speaks() -> bool:
     return read_cluster(os.environ).rank == 0
+
+
+def _split(
+    data: DataSection,
+    encoder: DialogueTokenizer,
+    split: Split,
+    cache: TokenCache,
+    layouts: Layouts,
+    frontend: Frontend | None,
+) -> dict[str, TokenisedDataset]:
+    loaded = {}
+    for source in data.tasks:
+        if split != "train" and not kind_of(source).has(source, split):
+            continue
+        own = encoder.keeping(kind_of(source).keep or "last")
+        own = own.within(layouts[source.title]) if source.title in layouts else own
+        loaded[source.title] = _loaded(data, source, split, own, cache, frontend)
+    return loaded
 
 
 def _loaded(

@@ -14,7 +14,6 @@ from distill_engine.data.audio.frontend import Frontend, load_frontend
 from distill_engine.data.audio.sound import Sounds
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
-from distill_engine.data.tokens.layout import SequenceLayout, Window
 from distill_engine.data.tokens.summary import uncut_lengths
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.families.protocol import Family
@@ -34,7 +33,7 @@ def frontend_of(
         rule = "Features are made as the teacher's folder says"
         raise_if_any(source, [Problem("teacher.path", "is null, but the data is sound", rule, "Name a teacher")])
         raise AssertionError
-    frontend, window = load_frontend(folder), window_of(shape)
+    frontend, window = load_frontend(folder), shape.window
     assert window is not None, "families that hear have a window"
     if reason := frontend.problem(window):
         raise_if_any(source, [Problem("teacher.path", f"is {str(folder)!r}: {reason}", "Both are of one model")])
@@ -48,17 +47,6 @@ def input_problems(data: DataSection, family: Family) -> Iterator[Problem]:
             what = f"is {source.kind!r}, whose inputs are {kind_of(source).inputs}"
             rule = f"Models of the family {family.name} take {family.inputs}"
             yield Problem(f"data.tasks.{index}.kind", what, rule, "Name data of another kind, or another teacher")
-
-
-def window_of(shape: Shape | None) -> Window | None:
-    """What an encoder of this shape hears at a time."""
-    own = getattr(shape, "window", None)
-    return None if own is None else Window(own.bins, own.frames, own.positions)
-
-
-def hearing(layout: SequenceLayout, shape: Shape | None) -> SequenceLayout:
-    """A family's layout with the window of a model of it."""
-    return replace(layout, window=window_of(shape))
 
 
 def with_sounds(
