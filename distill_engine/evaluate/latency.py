@@ -128,14 +128,13 @@ def _variant(model: PreTrainedModel, case: Case) -> PreTrainedModel:
 
 @torch.inference_mode()
 def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor | Audio], new_tokens: int) -> Timing:
-    device = model.device
     inputs = _batched(model, contexts)
+    device = next(iter(inputs.values())).device
     settings = {**_settings(model, case, new_tokens), **ONE_REPLY}
-    generate = family_of(model.config).generate
     before = _allocated(device, reset=True)
     started = time.perf_counter()
     try:
-        ids = generate(model, inputs, settings)
+        ids = _generated(model, inputs, settings)
     except RuntimeError as error:
         if case.compiled:
             raise _not_compiled(error) from error
@@ -154,6 +153,14 @@ def _not_compiled(error: RuntimeError) -> CompileError:
         f"the model does not run under torch.compile (--compile) here: {reason}. On a CPU it needs a C++ compiler "
         "(g++, or the one that CXX names), on a GPU Triton. Install it, or leave --compile out."
     )
+
+
+def _generated(model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: Mapping[str, object]) -> Tensor:
+    """[B, T] ids without the decoder's start; whatever program the model is one of reads texts alike."""
+    if "input_features" in inputs:
+        return family_of(model.config).generate(model, inputs, settings)
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+    return generate(**inputs, **settings)[:, 1:]
 
 
 def _batched(model: PreTrainedModel, contexts: Sequence[Tensor | Audio]) -> Mapping[str, Tensor]:
