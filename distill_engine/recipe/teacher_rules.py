@@ -240,7 +240,8 @@ def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     own = teacher.resized(Sizes(student.encoder_layers, student.decoder_layers))
     reason = family_named(teacher.family).obstacle(own)
     if reason:
-        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", "A student generates")
+        rule = "transformers must be able to generate with the student"
+        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", rule)
 
 
 def token_budget_holds_a_window(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
