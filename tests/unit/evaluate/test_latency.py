@@ -33,7 +33,6 @@ class Talker:
         self.log.append((self.name, int(input_ids[0, 0]), options))
         assert torch.is_inference_mode_enabled() and (attention_mask == 1).all()
         self.clock.seconds += self.seconds.pop(0)
-        return torch.zeros(1, 5, dtype=torch.long)
 
 
 @pytest.fixture
