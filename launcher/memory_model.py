@@ -55,6 +55,8 @@ def teacher_shard(job: Job) -> float:
     """What stays on the GPU: this rank's part of every parameter, all of a replica, nothing of what is offloaded."""
     if job.loaded is None or job.placement == "offload":
         return 0.0
+    if job.placement == "replica":  # the encoder is the student's where they share it
+        return float((job.loaded.parameters - job.shared) * job.word)
     return job.loaded.parameters * job.word / job.sharers
 
 
@@ -115,7 +117,8 @@ def teacher_activations(job: Job) -> float:
     if job.loaded is None:
         return 0.0
     logits = job.labels * job.loaded.vocab if kernel_of(job, "prediction") == "reference" else 0
-    layer = max(job.contexts, job.labels) * (2 * job.loaded.width + 2 * job.loaded.ffn)
+    positions = job.labels if job.shared else max(job.contexts, job.labels)
+    layer = positions * (2 * job.loaded.width + 2 * job.loaded.ffn)
     return float(max(0, layer - logits) * job.word * job.held_batches)
 
 
@@ -186,10 +189,17 @@ def kept_activations(job: Job) -> float:
     ends = 2 + int(bool(job.asked.embeddings) and shape.form.scaled_embeddings)
     outside = (job.contexts + job.labels) * shape.width * (ends * job.word + _dropout(job))
     if job.recipe.student.activation_checkpointing:
-        inputs = (shape.encoder_layers * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
-        return float(inputs + captured_of_student(job) + outside)
+        trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
+        inputs = (trained * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
+        return float(inputs + captured_of_student(job) + outside + _encoded(job))
     encoder, decoder = _layers(job)
-    return float(shape.encoder_layers * encoder + shape.decoder_layers * decoder + outside)
+    trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
+    return float(max(encoder, trained * encoder) + shape.decoder_layers * decoder + outside + _encoded(job))
+
+
+def _encoded(job: Job) -> float:
+    """Of a shared encoder, the output of all micro-batches of a step."""
+    return float(job.contexts * job.student.width * job.word * job.accumulation) if job.shared else 0.0
 
 
 def _layers(job: Job) -> tuple[int, int]:

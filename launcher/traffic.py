@@ -58,7 +58,7 @@ def traffic(job: Job) -> dict[str, Traffic]:
 def _teacher(job: Job) -> Traffic:
     if job.loaded is None or job.placement == "replica":
         return Traffic(0.0, 0.0)
-    whole = float(job.loaded.parameters * job.word * job.teacher_passes)
+    whole = float((job.loaded.parameters - job.shared) * job.word * job.teacher_passes)
     host = whole / job.ranks if job.placement == "offload" else 0.0
     return _ring(whole, job.sharers, job, host, _gathered_modules(job) * job.teacher_passes)
 
@@ -66,7 +66,8 @@ def _teacher(job: Job) -> Traffic:
 def _gathered_modules(job: Job) -> int:
     """Of a teacher pass under ZeRO-3: whole layers (the DeepSpeed JSON's leaf modules) and what stands beside them."""
     assert job.loaded is not None
-    return job.loaded.encoder_layers + job.loaded.decoder_layers + _MODULES_BESIDE_LAYERS
+    encoder = 0 if job.shared else job.loaded.encoder_layers
+    return encoder + job.loaded.decoder_layers + _MODULES_BESIDE_LAYERS
 
 
 def hook_seconds(job: Job) -> float:

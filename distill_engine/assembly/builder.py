@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
+from distill_engine.assembly.beside import encoding, loss_terms, policies_of, step_metrics, validation
 from distill_engine.assembly.made_of import made_of
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.rollout import rollout_of
@@ -93,7 +93,7 @@ class Builder:
         self._beat("sharding the student")
         student = StudentEngine(module, student_ds, self._recipe.optimizer)
         self._check_space(student)
-        teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        teacher = self._teacher(objective, student, teacher_ds, precision_of(student_ds))
         rollout = rollout_of(self._ready, ranks)
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
@@ -138,6 +138,7 @@ class Builder:
                 self.publisher,
                 Remembered(wandb=StoredRunId(self._folder), **_stateful(teacher=teacher, rollout=rollout)),
             ),
+            encoded=encoding(recipe, student),
         )
 
     def _at_validations(
@@ -212,7 +213,9 @@ class Builder:
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
-    def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
+    def _teacher(
+        self, objective: Objective, student: StudentEngine, ds_config: dict[str, Any], precision: str
+    ) -> Teacher | None:
         """Raises RecipeError if its source cannot give what the losses compare."""
         shape, folder = self._ready.teacher_shape, self._ready.teacher_folder
         if not objective.weights.needs_teacher:
@@ -222,7 +225,7 @@ class Builder:
         cache = self._recipe.teacher.cache
         parts = TeacherParts(
             folder=folder,
-            load=partial(self._engine, objective, ds_config, precision),
+            load=partial(self._engine, objective, student, ds_config, precision),
             window=self._recipe.teacher.window,
             vocabulary=shape.vocab,
             rank=ranks.rank,
@@ -247,7 +250,9 @@ class Builder:
             raise RecipeError(self._recipe.name, [problem])
         return teacher
 
-    def _engine(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine:
+    def _engine(
+        self, objective: Objective, student: StudentEngine, ds_config: dict[str, Any], precision: str
+    ) -> TeacherEngine:
         assert self._ready.teacher_folder is not None
         dtype = _DTYPES[precision]
         placement, _ = placement_of(self._recipe, self._ranks.world_size, ds_config)
@@ -256,6 +261,8 @@ class Builder:
         folder = self._ready.teacher_folder
         self._beat("loading and sharding the teacher")
         teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, keeps_head=head)
+        if self._recipe.student.share_encoder:
+            teacher.share_encoder(student.module.model)
         self._beat("trying the teacher on one batch")
         teacher.probe(self._probe_batch().to(self._ranks.device))
         return teacher

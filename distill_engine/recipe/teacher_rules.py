@@ -8,6 +8,7 @@ from typing import Any
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
+from distill_engine.recipe.encoder_rules import a_shared_encoder_is_the_teachers
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
@@ -158,6 +159,8 @@ def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[
 def tokens_fit_the_position_table(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """The teacher reads the same tokens as the student."""
     extra = {"context_tokens": 0, "label_tokens": family_named(teacher.family).decoder_skips}
+    if teacher.window is not None:
+        del extra["context_tokens"]  # windows of sound are read instead
     table = teacher.positions
     if table is None:
         return
@@ -239,4 +242,5 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     positions_can_be_copied,
     tokens_fit_the_position_table,
     the_student_runs,
+    a_shared_encoder_is_the_teachers,
 )
