@@ -191,10 +191,19 @@ def kept_activations(job: Job) -> float:
     if job.recipe.student.activation_checkpointing:
         trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
         inputs = (trained * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
-        return float(inputs + captured_of_student(job) + outside + _encoded(job))
+        return float(inputs + captured_of_student(job) + outside + _convolved(job) + _encoded(job))
     encoder, decoder = _layers(job)
     trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
-    return float(max(encoder, trained * encoder) + shape.decoder_layers * decoder + outside + _encoded(job))
+    kept = max(encoder, trained * encoder) + shape.decoder_layers * decoder
+    return float(kept + outside + _convolved(job) + _encoded(job))
+
+
+def _convolved(job: Job) -> float:
+    """Of a window of sound: what the convolutions make, before and after their activation."""
+    window = job.student.window
+    if window is None or job.recipe.student.encoder_is_frozen:
+        return 0.0
+    return float(job.micro_batch * 2 * (window.frames + window.positions) * job.student.width * job.word)
 
 
 def _encoded(job: Job) -> float:
