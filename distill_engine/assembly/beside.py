@@ -24,7 +24,6 @@ from distill_engine.train.progress import Limits
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.train.term_gradients import TermGradients
 from distill_engine.train.validate import Validation, Validator, as_read
-from distill_engine.values import Batch
 
 
 def step_metrics(
@@ -42,11 +41,6 @@ def step_metrics(
     return StepMetrics(meter, batches, ranks, sinks, recipe.stop.max_skipped_steps, student.advice)
 
 
-def encoding(recipe: Recipe, student: StudentEngine) -> Callable[[Batch], Batch]:
-    """What reads a batch's inputs before the models do."""
-    return student.encoded if recipe.student.share_encoder else as_read
-
-
 def validation(
     ready: Prepared,
     objective: Objective,
@@ -59,7 +53,7 @@ def validation(
 ) -> Validation:
     """The teacher-forced numbers."""
     average, batches = ready.recipe.validation.average, validation_loader(ready, ranks)
-    encoded = encoding(ready.recipe, student)
+    encoded = student.encoded if ready.recipe.student.share_encoder else as_read
     validator = Validator(batches, objective, ready.valid_labels, ranks, average, terms.factors, encoded)
     return Validation(validator, student, teacher, sinks, beat)
 

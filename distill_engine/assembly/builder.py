@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_engine.assembly.beside import encoding, loss_terms, policies_of, step_metrics, validation
+from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
 from distill_engine.assembly.made_of import made_of
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.rollout import rollout_of
@@ -40,6 +40,7 @@ from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import load
+from distill_engine.rollouts.encoded import EncodedOnce
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader
@@ -105,7 +106,7 @@ class Builder:
             teacher=teacher,
             objective=objective,
             batches=batches,
-            rollout=rollout,
+            rollout=EncodedOnce(rollout) if recipe.student.share_encoder else rollout,
             policies=replace(policies_of(recipe, validates=bool(self._ready.valid_datasets)), factors=terms.factors),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
@@ -138,7 +139,6 @@ class Builder:
                 self.publisher,
                 Remembered(wandb=StoredRunId(self._folder), **_stateful(teacher=teacher, rollout=rollout)),
             ),
-            encoded=encoding(recipe, student),
         )
 
     def _at_validations(

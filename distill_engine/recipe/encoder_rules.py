@@ -68,6 +68,20 @@ def a_shared_encoder_is_the_teachers(recipe: Recipe, teacher: Shape) -> Iterator
         yield Problem("student.positions", what, "The shared encoder has the teacher's position table", "Remove it")
 
 
+def a_frozen_table_has_no_terms(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """Tokens that both stacks read are rows of one table, in most families, and that is frozen with the encoder."""
+    if not recipe.student.encoder_is_frozen or teacher.window is not None:
+        return
+    for term in recipe.losses.weights.terms:
+        if term.needs(dict.fromkeys(Stack, ())).embeddings:
+            yield Problem(
+                f"losses.weights.{term.weight}",
+                f"is {recipe.losses.weights[term.weight]:g}, but student.{_switch(recipe)} is true",
+                "The table of tokens that the encoder reads is frozen with it",
+                f"Set losses.weights.{term.weight}: 0",
+            )
+
+
 ENCODER_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     a_frozen_encoder_has_no_terms,
     a_frozen_encoder_begins_as_something,

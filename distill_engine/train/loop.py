@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import repeat
@@ -24,16 +24,12 @@ from distill_engine.train.progress import EndReason, Progress
 from distill_engine.train.roles import Batches, Ranks, Sinks, Student
 from distill_engine.train.saver import Saver
 from distill_engine.train.stopwatch import Stopwatch
-from distill_engine.train.validate import as_read
 from distill_engine.values import Batch, Features
 
 
 @dataclass
 class Trainer:
-    """One run. Fields are its parts; what is measured, balanced, sampled or published beside its steps is a hook.
-
-    encoded  reads a batch's inputs once for student and teacher, where they share the encoder
-    """
+    """One run. Fields are its parts; what is measured, balanced, sampled or published beside its steps is a hook."""
 
     student: Student
     teacher: Teacher | None
@@ -45,7 +41,6 @@ class Trainer:
     ranks: Ranks
     sinks: Sinks
     hooks: Hooks
-    encoded: Callable[[Batch], Batch] = as_read
 
     def __post_init__(self) -> None:
         self.progress = Progress()
@@ -85,8 +80,6 @@ class Trainer:
             group: Sequence[Batch] = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
         with self._phase("rollout"):
             group = self.rollout.batches(group, self.teacher, self.student)
-        with self._phase("teacher"):
-            group = [self.encoded(batch) for batch in group]
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
         request = self.objective.teacher_request()

@@ -43,6 +43,15 @@ def test_terms_that_look_at_the_encoder_alone_are_left_out():
     assert Recipe.model_validate(recipe.model_dump()) == recipe
 
 
+def test_a_table_that_the_encoder_reads_is_frozen_with_it():
+    """Of texts; an encoder of sounds has none."""
+    recipe = recipe_of(losses={"weights": {"embedding": 4.0}})
+    assert not check_recipe(recipe) and not check_against_teacher(recipe, CONFIG)
+    text = CONFIG | {"model_type": "bart", "max_position_embeddings": 200}
+    (problem,) = check_against_teacher(recipe, text)
+    assert problem.path == "losses.weights.embedding" and "student.share_encoder is true" in str(problem)
+
+
 @pytest.mark.parametrize(
     "sections, path, said",
     [
