@@ -202,6 +202,20 @@ def check_tokenizer(
     return [*_vocabulary(vocab_size, rows), *_special_tokens(special_ids, teacher_config)]
 
 
+def ids_fit(largest: int, rows: int) -> list[Problem]:
+    """What is wrong with tokenised data whose largest id this is."""
+    if largest < rows:
+        return []
+    return [
+        Problem(
+            "data.tokenizer",
+            f"gives the id {largest}, but the teacher has {rows} embedding rows",
+            "Every id has an embedding row",
+            "Use the tokenizer that the teacher was trained with",
+        )
+    ]
+
+
 def _vocabulary(vocab_size: int, rows: int) -> Iterator[Problem]:
     fix = "Use the tokenizer that the teacher was trained with (data.tokenizer: null takes it from teacher.path)"
     if vocab_size > rows:
