@@ -159,8 +159,6 @@ def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[
 def tokens_fit_the_position_table(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """The teacher reads the same tokens as the student."""
     extra = {"context_tokens": 0, "label_tokens": family_named(teacher.family).decoder_skips}
-    if teacher.window is not None:
-        del extra["context_tokens"]  # windows of sound are read instead
     table = teacher.positions
     if table is None:
         return
