@@ -43,6 +43,9 @@ def a_shared_encoder_has_a_teacher_in_memory(recipe: Recipe) -> Iterator[Problem
     fix = "Set student.freeze_encoder: true instead, which trains the same student"
     if teacher.path is None:
         yield Problem("student.share_encoder", "is true, but teacher.path is null", "It is shared with a teacher", fix)
+    elif recipe.teachers:
+        what = "is true, but there are several teachers"
+        yield Problem("student.share_encoder", what, "Each of them has an encoder of its own", fix)
     elif teacher.source != "live":
         what = f"is true, but teacher.source is {teacher.source}"
         yield Problem("student.share_encoder", what, "It is shared with a teacher that is in memory", fix)
