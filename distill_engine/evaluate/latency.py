@@ -143,7 +143,11 @@ def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor | Audio
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
     extra = None if before is None else ((_allocated(device, reset=False) or 0.0) - before)
-    tokens = new_tokens * case.batch if case.mode == "fixed" else _said(model, ids)
+    tokens = (
+        new_tokens * case.batch
+        if case.mode == "fixed"
+        else _said(model, ids if "input_features" in inputs else ids[:, 1:])
+    )
     return Timing(seconds, tokens, extra)
 
 
@@ -156,11 +160,11 @@ def _not_compiled(error: RuntimeError) -> CompileError:
 
 
 def _generated(model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: Mapping[str, object]) -> Tensor:
-    """[B, T] ids without the decoder's start; whatever program the model is one of reads texts alike."""
+    """[B, T] ids, of texts with the decoder's start in front: of whatever program the model is."""
     if "input_features" in inputs:
         return family_of(model.config).generate(model, inputs, settings)
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
-    return generate(**inputs, **settings)[:, 1:]
+    return generate(**inputs, **settings)
 
 
 def _batched(model: PreTrainedModel, contexts: Sequence[Tensor | Audio]) -> Mapping[str, Tensor]:

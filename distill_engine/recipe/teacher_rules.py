@@ -8,6 +8,7 @@ from typing import Any
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
+from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
@@ -269,4 +270,6 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     tokens_fit_the_position_table,
     token_budget_holds_a_window,
     the_student_runs,
+    a_shared_encoder_is_the_teachers,
+    a_frozen_table_has_no_terms,
 )

@@ -41,6 +41,7 @@ from distill_engine.recipe.teacher_rules import check_against_teacher, check_tok
 from distill_engine.setup.datasets import load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
 from distill_engine.setup.listening import frontend_of
+from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
 from distill_engine.student.layer_map import resolve_layer_map
 
 
@@ -51,6 +52,7 @@ class Prepared:
     generation  how the student generates, and its export
     frontend    makes features of sounds, for a family that hears
     languages   of the data; `told` is what of the teacher's generation settings its target language changes
+    others      teachers beside the first
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Prepared:
     languages: Languages = field(default_factory=Languages)
     told: Mapping[str, Any] = field(default_factory=dict)
     frontend: Frontend | None = None
+    others: tuple[OtherTeacher, ...] = ()
 
     @property
     def teacher_shape(self) -> Shape | None:
@@ -95,8 +98,9 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     window = None if shape is None else shape.window
     frontend = frontend_of(recipe, family, folder, shape, source)
     layout = replace(family.layout(special, recipe.data.history_end_token), window=window)
-    if folder is not None:
-        _check_weights(folder)
+    others = other_teachers(recipe, config, tokenizer, source)
+    for one in () if folder is None else (folder, *(other.folder for other in others)):
+        _check_weights(one)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = languages.layouts(family, special, recipe.data.history_end_token, window)
     datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts, frontend)
@@ -119,6 +123,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
         languages=languages,
         told=told,
         frontend=frontend,
+        others=others,
     )
 
 
@@ -161,9 +166,9 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
         data.update(dataset.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:
-        weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
-        facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
-        found["teacher"] = digest_of(facts)[:16]
+        found["teacher"] = print_of(ready.teacher_folder, ready.teacher_config)
+    if ready.others:
+        found["other_teachers"] = digest_of([print_of(one.folder, one.config) for one in ready.others])[:16]
     return found
 
 
