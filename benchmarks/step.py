@@ -143,7 +143,7 @@ def trainer_of(
         ranks.barrier()
         dataset = random_dataset(preset)
         ready = Prepared(
-            recipe=recipe,
+            recipe=recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"allow_noise": True})}),
             family=family_named("blenderbot"),
             teacher_folder=teacher,
             special=SPECIAL,

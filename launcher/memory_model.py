@@ -195,7 +195,21 @@ def kept_activations(job: Job) -> float:
 def _layers(job: Job) -> tuple[int, int]:
     """Bytes of one encoder and of one decoder layer."""
     decoder = job.labels * _decoder_token(job) + job.contexts * 2 * job.student.width * job.word
-    return job.contexts * _encoder_token(job), decoder
+    of_encoder, of_decoder = bias_masks(job)
+    return job.contexts * _encoder_token(job) + of_encoder, decoder + of_decoder
+
+
+def bias_masks(job: Job) -> tuple[int, int]:
+    """Bytes of one encoder and one decoder layer's masks, which hold the position biases where a family has them: then
+    attention is given a [B, H, Q, K] of its own, cross-attention too, and keeps it for the backward pass."""
+    shape, data = job.student, job.recipe.data
+    if shape.form.bias_tables == "none":
+        return 0, 0
+    keys = data.label_tokens + data.context_tokens
+    return (
+        job.contexts * data.context_tokens * shape.encoder_heads * job.word,
+        job.labels * keys * shape.decoder_heads * job.word,
+    )
 
 
 def _encoder_token(job: Job) -> int:

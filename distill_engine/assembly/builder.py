@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
+from distill_engine.assembly.knowledge import gold_batches, require_knowledge, two_examples
 from distill_engine.assembly.made_of import made_of
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.rollout import rollout_of
@@ -21,8 +22,6 @@ from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.parts import Stateful
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.space import Space
-from distill_engine.data.order.collate import Picks
-from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
@@ -258,15 +257,14 @@ class Builder:
         teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, keeps_head=head)
         self._beat("trying the teacher on one batch")
         teacher.probe(self._probe_batch().to(self._ranks.device))
+        if not self._recipe.teacher.allow_noise:
+            batches = (batch.to(self._ranks.device) for batch in gold_batches(self._ready))
+            require_knowledge(teacher, batches, self._recipe)
         return teacher
 
     def _probe_batch(self) -> Batch:
         """The first one or two examples of training, batched as training does: within the position tables."""
-        datasets = self._ready.train_datasets
-        first = np.arange(min(2, len(datasets[0])))
-        return picked_batch(
-            datasets, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
-        )
+        return two_examples(self._ready, self._ready.train_datasets, 0, 0)
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 
