@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ from transformers import (
     BlenderbotConfig,
     BlenderbotForConditionalGeneration,
 )
+from warm_ranks import Server
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "distill_engine" / "run.py"
@@ -159,6 +160,14 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def program(tmp_path_factory) -> Program:
     return Program(tmp_path_factory.mktemp("program"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """Where starts cost a fork."""
+    server = Server(tmp_path_factory.mktemp("server"), environment())
+    yield server
+    server.close()
 
 
 # ---- what it works on --------------------------------------------------------------------------------------------
