@@ -156,7 +156,7 @@ def trainer_of(
             valid_labels=(),
             generation=settle_student(
                 read_settings(teacher),
-                Decoder((START,), START, preset.context_tokens, preset.vocabulary, END),
+                Decoder(family_named("blenderbot"), (START,), START, preset.context_tokens, preset.vocabulary, END),
                 recipe.data.label_tokens,
             ),
         )

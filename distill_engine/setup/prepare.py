@@ -240,7 +240,7 @@ def _languages(
 def _layouts(
     recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens, window: Window | None
 ) -> dict[str, SequenceLayout]:
-    """Of the tasks whose sources are in a language that the recipe names."""
+    """Of the datasets whose texts are in a language that the recipe names."""
     ends = recipe.data.history_end_token
     own = {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
     return {title: replace(layout, window=window) for title, layout in own.items()}

@@ -1,7 +1,10 @@
 """A run that goes on with another number of ranks sees the same examples and ends where it would have ended."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,43 @@ from distill_engine.setup.run_folder import LOCK_FILE
 from distill_engine.telemetry.jsonl import read_history
 
 ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("resize_worker.py")
 STEPS = 10
+
+
+class Server:
+    """The worker process; `play` starts ranks in it."""
+
+    def __init__(self, answers: Path, env: dict[str, str]) -> None:
+        paths = (ROOT, ROOT / "tests", ROOT / "tests" / "multiprocess")
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER), str(answers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "DISTILL_ENGINE_CACHE": str(answers / "cache")},
+        )
+
+    def play(self, ranks: int, **scenario) -> dict:
+        self.process.stdin.write(json.dumps({"ranks": ranks, **scenario}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the worker died"
+        return json.loads(line)
+
+    def program(self, ranks: int, *words: object) -> tuple[int, str]:
+        """One start of run.py: rank 0's exit code, and what all ranks said."""
+        answer = self.play(ranks, program=[str(word) for word in words])
+        assert len(set(answer["codes"])) == 1, answer
+        return answer["codes"][0], "\n".join(answer["said"])
+
+
+@pytest.fixture(scope="module")
+def server(program, tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("resize"), program.environment())
+    yield server
+    server.process.stdin.close()
+    server.process.wait(timeout=30)
 
 
 def well(answer: tuple[int, str]) -> str:

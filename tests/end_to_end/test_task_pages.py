@@ -45,21 +45,22 @@ PAGES = {"translation.md": toy_language, "summarization.md": toy_articles}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_from_an_empty_folder_to_a_student(page, server, make_teacher, tmp_path):
+def test_from_an_empty_folder_to_a_student(page, program, make_teacher, tmp_path):
     PAGES[page](tmp_path, random.Random(3))
     teacher = tmp_path / "teacher"
     tiny_translators.save_marian(teacher) if page == "translation.md" else make_teacher(teacher, "bart")
     install, *steps = commands(page)
     assert install[:2] == ["pip", "install"] and len(steps) == 6
-    for program, command, *words in steps:
-        assert program == "distill"
+    for name, command, *words in steps:
+        assert name == "distill"
         if command == "new":
             words[0] = str(teacher)  # in place of the Hub's name
         if command == "train":  # the teacher's weights are random here
             words += ["--set", "teacher.allow_noise=true", "--set", "logging.wandb.mode=disabled", "--ds-config",
                       str(DOCS.parent / "ds_configs" / "zero2_fp32.json"), "--set", "stop.max_steps=4"]  # fmt: skip
-        code, said = server.command(tmp_path, command, *words)
-        assert code == 0 and "Traceback" not in said, f"{command}: {said[-5000:]}"
+        done = program.distill(command, *words, folder=tmp_path)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0 and "Traceback" not in said, f"{command}: {said[-5000:]}"
     (recipe,) = tmp_path.glob("*.yaml")
     depths = [one for one in (2, 1) if f"decoder_layers: {one}" in recipe.read_text()]
     numbers = json.loads((tmp_path / "numbers.json").read_text())

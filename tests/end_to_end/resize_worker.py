@@ -1,8 +1,7 @@
-"""Ranks of warm_ranks.Server: torch and deepspeed are imported once, every start is a fork for each rank.
+"""Ranks of the resizing tests: torch and deepspeed are imported once, every start is a fork for each rank.
 
-Every line on standard input is one scenario (JSON): `ranks`, and either `program`, a command line of run.py, `command`,
-one of `distill` in `folder`, or `engine`, a list of bare student engines. The answer is a line: exit codes, and what
-the ranks said.
+Every line on standard input is one scenario (JSON): `ranks`, and either `program`, a command line of run.py, or
+`engine`, a list of bare student engines. The answer is a line: exit codes, and what the ranks said.
 """
 
 import json
@@ -17,7 +16,7 @@ import torch
 from engine_worker_bench import Bench, PlainTeacher, rank_groups
 from engine_worker_precision import fp16_on_cpu
 
-from distill_engine import cli, run
+from distill_engine import run
 from distill_engine.assembly import launch as assemble  # noqa: F401  assemble: imported before the forks
 from distill_engine.engine import distributed
 from distill_engine.engine.config import OptimizerSection
@@ -42,19 +41,6 @@ def engine_start(variants: list[dict], teachers: Path) -> None:
     bench.ranks.barrier()
 
 
-def command(words: list[str], folder: str) -> int:
-    """The console script; it ends as commands do."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        del os.environ[name]
-    os.chdir(folder)
-    sys.argv = ["distill", *words]
-    try:
-        cli.main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
-
-
 def rank_main(scenario: dict, rank: int, port: int, folder: Path) -> None:
     """One rank, in a process of its own."""
     size = str(scenario["ranks"])
@@ -67,8 +53,6 @@ def rank_main(scenario: dict, rank: int, port: int, folder: Path) -> None:
     try:
         if "program" in scenario:
             code = run.main(scenario["program"])
-        elif "command" in scenario:
-            code = command(scenario["command"], scenario["folder"])
         else:
             engine_start(scenario["engine"], folder.parent / "teachers")
             code = 0
