@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,7 @@ class Job:
     """What is run and on how many ranks.
 
     student_ds, teacher_ds  the two DeepSpeed JSONs, as read
+    others                  teachers beside the first, of which probabilities alone are asked
     triton                  whether the GPU can run the Triton kernels of the losses
     """
 
@@ -38,6 +40,7 @@ class Job:
     micro_batch: int
     accumulation: int
     triton: bool = True
+    others: tuple[Shape, ...] = ()
 
     @property
     def word(self) -> int:
@@ -70,6 +73,11 @@ class Job:
         return None if self.cached else self.teacher
 
     @property
+    def all_loaded(self) -> tuple[Shape, ...]:
+        """All teachers that are in memory, the first one first."""
+        return () if self.loaded is None else (self.loaded, *self.others)
+
+    @property
     def placement(self) -> str:
         """Where the teacher's weights live. A DeepSpeed JSON that offloads them is the same as asking for it."""
         asked, _ = placement_of(self.recipe, self.ranks, self.teacher_ds)
@@ -99,8 +107,13 @@ class Job:
     @property
     def trained(self) -> int:
         """Those that have a gradient."""
-        frozen = self.student.form.computed or not self.recipe.student.train_position_tables
-        return self.weights - (self.student.position_tables if frozen else 0)
+        student, frozen = self.student, Counter[Stack]()
+        for stack in Stack:
+            if student.computes(stack) or not self.recipe.student.train_position_tables:
+                frozen[stack] = student.position_table(stack)
+        if self.recipe.student.encoder_is_frozen:
+            frozen[Stack.ENCODER] = student.encoder
+        return self.weights - frozen.total()
 
     @property
     def asked(self) -> FeatureRequest:
@@ -112,9 +125,20 @@ class Job:
         return self.contexts if stack is Stack.ENCODER else self.labels
 
     @property
+    def context_length(self) -> int:
+        """Positions of a context: tokens, or what a window of sound becomes."""
+        window = self.student.window
+        return self.recipe.data.context_tokens if window is None else window.positions
+
+    @property
     def contexts(self) -> int:
         """Context positions of a micro-batch."""
-        return self.micro_batch * self.recipe.data.context_tokens
+        return self.micro_batch * self.context_length
+
+    @property
+    def shared(self) -> int:
+        """Parameters that student and teacher have together."""
+        return self.student.encoder if self.recipe.student.share_encoder and self.loaded is not None else 0
 
     @property
     def labels(self) -> int:
@@ -130,7 +154,8 @@ def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def kernel(job: Job, group: str) -> Implementation:
     """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.kernels.dispatch."""
-    choice = "reference" if group == "prediction" and job.cached else getattr(job.recipe.losses.kernels, group)
+    whole = group == "prediction" and (job.cached or bool(job.others))
+    choice = "reference" if whole else getattr(job.recipe.losses.kernels, group)
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"

@@ -82,8 +82,10 @@ def captured(job: Job) -> float:
         rows += (job.positions(kind.query_stack) + job.positions(_keys(kind))) * len(layers)
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
     logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
-    features = (width * tokens + job.teacher.attention_width * rows + logits) * job.held_batches
-    return float((features + position_biases(job, job.teacher, asked)) * job.word)
+    held = (width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches
+    held += position_biases(job, job.teacher, asked) * job.word
+    # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
+    return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if job.others else 0))
 
 
 def position_biases(job: Job, shape: Shape, asked: FeatureRequest) -> int:
@@ -101,8 +103,7 @@ def position_biases(job: Job, shape: Shape, asked: FeatureRequest) -> int:
 
 
 def _length(job: Job, stack: Stack) -> int:
-    data = job.recipe.data
-    return data.context_tokens if stack is Stack.ENCODER else data.label_tokens
+    return job.context_length if stack is Stack.ENCODER else job.recipe.data.label_tokens
 
 
 def _different(chosen: str | list[int], student_layers: int, teacher_layers: int) -> int:

@@ -41,7 +41,7 @@ def host_memory(job: Job) -> dict[str, float]:
     here = min(job.ranks, job.ranks_per_node)
     found = {}
     if job.loaded is not None and job.placement == "offload":
-        found["teacher shards"] = float(job.loaded.parameters * job.word / job.ranks * here)
+        found["teacher shards"] = float(teacher_parameters(job) * job.word / job.ranks * here)
     if job.offloaded:
         # weights, moments and gradient in 32 bits, and the new weights on their way back
         found["optimizer"] = float(job.trained / job.ranks * here * ((2 + moments(job)) * FULL + job.word))
@@ -53,9 +53,16 @@ def host_memory(job: Job) -> dict[str, float]:
 
 def teacher_shard(job: Job) -> float:
     """What stays on the GPU: this rank's part of every parameter, all of a replica, nothing of what is offloaded."""
-    if job.loaded is None or job.placement == "offload":
+    if job.placement == "offload":
         return 0.0
-    return job.loaded.parameters * job.word / job.sharers
+    if job.placement == "replica":  # the encoder is the student's where they share it
+        return float((teacher_parameters(job) - job.shared) * job.word)
+    return teacher_parameters(job) * job.word / job.sharers
+
+
+def teacher_parameters(job: Job) -> int:
+    """Of all teachers that are in memory."""
+    return sum(one.parameters for one in job.all_loaded)
 
 
 def gathered(job: Job) -> float:
@@ -66,8 +73,16 @@ def gathered(job: Job) -> float:
     output = job.loaded.embedding if kernel_of(job, "prediction") != "reference" else 0
     if job.sharers == 1 and job.placement != "offload":
         return float(output * job.word)
-    arriving = min(job.loaded.parameters, _arriving(job, job.loaded)) if job.sharers > 1 else 0
-    return float((live_parameters(job, job.loaded) + arriving + output) * job.word)
+    # one teacher computes at a time; what the others keep whole stays
+    each = [_gathered(job, one) - persistent(job, one) for one in job.all_loaded]
+    kept = sum(persistent(job, one) for one in job.all_loaded)
+    return float((max(each) + kept + output) * job.word)
+
+
+def _gathered(job: Job, teacher: Shape) -> int:
+    """Elements in its own pass."""
+    arriving = min(teacher.parameters, _arriving(job, teacher)) if job.sharers > 1 else 0
+    return live_parameters(job, teacher) + arriving
 
 
 def persistent(job: Job, teacher: Shape) -> int:
@@ -115,7 +130,8 @@ def teacher_activations(job: Job) -> float:
     if job.loaded is None:
         return 0.0
     logits = job.labels * job.loaded.vocab if kernel_of(job, "prediction") == "reference" else 0
-    layer = max(job.contexts, job.labels) * (2 * job.loaded.width + 2 * job.loaded.ffn)
+    positions = job.labels if job.shared else max(job.contexts, job.labels)
+    layer = positions * max(2 * one.width + 2 * one.ffn for one in job.all_loaded)
     return float(max(0, layer - logits) * job.word * job.held_batches)
 
 
@@ -186,10 +202,26 @@ def kept_activations(job: Job) -> float:
     ends = 2 + int(bool(job.asked.embeddings) and shape.form.scaled_embeddings)
     outside = (job.contexts + job.labels) * shape.width * (ends * job.word + _dropout(job))
     if job.recipe.student.activation_checkpointing:
-        inputs = (shape.encoder_layers * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
-        return float(inputs + captured_of_student(job) + outside)
+        trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
+        inputs = (trained * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
+        return float(inputs + captured_of_student(job) + outside + _convolved(job) + _encoded(job))
     encoder, decoder = _layers(job)
-    return float(shape.encoder_layers * encoder + shape.decoder_layers * decoder + outside)
+    trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
+    kept = max(encoder, trained * encoder) + shape.decoder_layers * decoder
+    return float(kept + outside + _convolved(job) + _encoded(job))
+
+
+def _convolved(job: Job) -> float:
+    """Of a window of sound: what the convolutions make, before and after their activation."""
+    window = job.student.window
+    if window is None or job.recipe.student.encoder_is_frozen:
+        return 0.0
+    return float(job.micro_batch * 2 * (window.frames + window.positions) * job.student.width * job.word)
+
+
+def _encoded(job: Job) -> float:
+    """Of a shared encoder, the output of all micro-batches of a step."""
+    return float(job.contexts * job.student.width * job.word * job.accumulation) if job.shared else 0.0
 
 
 def _layers(job: Job) -> tuple[int, int]:
@@ -202,12 +234,12 @@ def _layers(job: Job) -> tuple[int, int]:
 def bias_masks(job: Job) -> tuple[int, int]:
     """Bytes of one encoder and one decoder layer's masks, which hold the position biases where a family has them: then
     attention is given a [B, H, Q, K] of its own, cross-attention too, and keeps it for the backward pass."""
-    shape, data = job.student, job.recipe.data
+    shape = job.student
     if shape.form.bias_tables == "none":
         return 0, 0
-    keys = data.label_tokens + data.context_tokens
+    keys = job.recipe.data.label_tokens + job.context_length
     return (
-        job.contexts * data.context_tokens * shape.encoder_heads * job.word,
+        job.contexts * job.context_length * shape.encoder_heads * job.word,
         job.labels * keys * shape.decoder_heads * job.word,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch.nn import functional
@@ -38,8 +39,11 @@ def gold_batches(ready: Prepared) -> Iterator[Batch]:
             yield two_examples(ready, datasets, number, start)
 
 
-def require_knowledge(teacher: Engine, batches: Iterable[Batch], recipe: Recipe) -> None:
-    """Compare the teacher's mean loss of a label token with chance. Collective: the same batches on every rank.
+def require_knowledge(
+    teacher: Engine, batches: Iterable[Batch], recipe: Recipe, folder: Path, agreed: Callable[[float], float]
+) -> None:
+    """Compare the teacher's mean loss of a label token with chance. Collective: the same batches on every rank, and the
+    numbers of rank 0 (`agreed`).
 
     Raises RecipeError where it is no better. A loss that is not finite is the probe's affair.
     """
@@ -52,11 +56,12 @@ def require_knowledge(teacher: Engine, batches: Iterable[Batch], recipe: Recipe)
                                                 reduction="sum"))  # fmt: skip
         tokens += int((labels != IGNORED_LABEL).sum())
         vocabulary = logits.shape[-1]
+    total = agreed(total)  # other hardware rounds otherwise
     if tokens < _FEWEST_TOKENS or not total / tokens > chance(vocabulary):
         return
     ppl = math.exp(min(total / tokens, 700.0))
     what = (
-        f"is {recipe.teacher.path}, whose perplexity on {tokens} gold label tokens is {ppl:.4g}: no better than chance "
+        f"is {folder}, whose perplexity on {tokens} gold label tokens is {ppl:.4g}: no better than chance "
         f"among its {vocabulary} tokens"
     )
     fix = (

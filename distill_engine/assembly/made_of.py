@@ -10,6 +10,7 @@ from distill_engine.data.digests import FileDigests
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.setup.datasets import cache_folder
 from distill_engine.setup.prepare import Prepared
+from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.protocol import MadeOf
 
 
@@ -23,7 +24,9 @@ class Ranks(Protocol):
 
 
 def made_of(ready: Prepared, ranks: Ranks) -> MadeOf:
-    """Collective: rank 0 reads the weights, once for a state of their files."""
+    """Collective: rank 0 reads the weights, once for a state of their files. Raises CacheError for several teachers."""
+    if ready.others:
+        raise CacheError("a cache is of one teacher, but the recipe has several (teachers). Name one as teacher.path.")
     return MadeOf(
         str(ranks.broadcast(_teacher_digest(ready) if ranks.rank == 0 else None)),
         {title: dataset_digest(one) for title, one in datasets(ready).items()},

@@ -51,13 +51,14 @@ CHECKS = {
         placement.losses,
         placement.window,
         rollouts.unequal,
+        rollouts.mixture,
     ],
     3: [validation.numbers, trainer.ranks_apart],
     4: [placement.features, placement.losses, placement.unlike_files],
 }
 
 # Not among those of any number of ranks: they have a start of their own, in which they are named.
-ALONE = [folders.found, folders.refused, families.matrix]
+ALONE = [folders.found, folders.refused, families.matrix, families.shared]
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """A teacher that predicts gold labels no better than chance is refused; one that knows some of them is not."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from distill_engine.assembly.knowledge import require_knowledge
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.problem import RecipeError
 
-RECIPE = SimpleNamespace(name="tiny", teacher=SimpleNamespace(path="some/teacher"))
+SETTING = SimpleNamespace(name="tiny"), Path("some/teacher"), lambda value: value  # one rank agrees with itself
 BATCHES = [tiny_families.batch("t5-small", seed=seed) for seed in range(3)]
 
 
@@ -39,10 +40,10 @@ def trained():
 def test_random_weights_are_refused_with_what_to_look_at():
     said = r"teacher.path is some/teacher, whose perplexity on \d+ gold(.|\n)*64 tokens(.|\n)*allow_noise"
     with pytest.raises(RecipeError, match=said):
-        require_knowledge(Plain(tiny_families.model("t5-small")), BATCHES, RECIPE)
+        require_knowledge(Plain(tiny_families.model("t5-small")), BATCHES, *SETTING)
 
 
 def test_a_teacher_that_knows_something_is_taken_and_a_few_tokens_prove_nothing():
-    require_knowledge(Plain(trained()), BATCHES, RECIPE)
+    require_knowledge(Plain(trained()), BATCHES, *SETTING)
     few = tiny_families.batch("t5-small", contexts=(3,), labels=(4,))
-    require_knowledge(Plain(tiny_families.model("t5-small")), [few], RECIPE)
+    require_knowledge(Plain(tiny_families.model("t5-small")), [few], *SETTING)
