@@ -42,9 +42,9 @@ def test_numbers_that_fit_are_not_told_of():
     assert looked_at(torch.bfloat16, wide("encoder", 1))[0] == ""  # the advice helps
 
 
-@pytest.mark.parametrize(("stack", "layer"), [("encoder", 1), ("decoder", 0)])
-def test_a_layer_that_transformers_cuts_is_named_though_all_stays_finite(stack, layer):
-    where, features = looked_at(torch.float16, wide(stack, layer))
+@pytest.mark.parametrize(("stack", "layer", "by"), [("encoder", 1, 3e4), ("decoder", 0, 1e5)])
+def test_a_layer_that_transformers_cuts_is_named_though_all_stays_finite(stack, layer, by):
+    where, features = looked_at(torch.float16, wide(stack, layer, by))
     assert f"{stack} layer {layer} of 3 (from 0) is the first" in where and "cuts it to 645" in where
     assert torch.isfinite(features.logits).all()
 

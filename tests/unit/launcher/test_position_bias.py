@@ -59,7 +59,8 @@ def test_masks_that_hold_the_biases(tiny):
     kept = {}
 
     def keep(tensor):
-        if tensor.shape[:2] == (ROWS, tiny_families.HEADS) and tensor.shape[-1] in (CONTEXT, LABEL):
+        of_scores = tensor.ndim == 4 and tensor.shape[-1] in (CONTEXT, LABEL)
+        if of_scores and tensor.shape[:2] == (ROWS, tiny_families.HEADS):
             kept[tensor.untyped_storage().data_ptr(), tensor.shape[2:]] = tensor
         return tensor
 
