@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from distill_engine.assembly.knowledge import gold_batches, require_knowledge, two_examples
 from distill_engine.assembly.made_of import made_of
-from distill_engine.data.order.collate import Picks
-from distill_engine.data.order.loader import picked_batch
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective
@@ -36,8 +35,10 @@ def teacher_of(
     precision: str,
     keeps_head: bool,
     beat: Callable[[str], None],
+    shares: PreTrainedModel | None = None,
 ) -> Teacher | None:
-    """None where nothing is compared with a teacher. Collective; `keeps_head`: factors of logits will be asked for.
+    """None where nothing is compared with a teacher. Collective; `keeps_head`: factors of logits will be asked for;
+    `shares`: the student whose encoder is the teacher's.
 
     Raises RecipeError if its source cannot give what the losses compare.
     """
@@ -46,7 +47,7 @@ def teacher_of(
         return None
     assert shape is not None and folder is not None
     source, cache = recipe.teacher.source, recipe.teacher.cache
-    load_one = partial(_engine, ready, ranks, ds_config, precision, beat)
+    load_one = partial(_engine, ready, ranks, ds_config, precision, beat, shares)
     parts = TeacherParts(
         folder=folder,
         load=partial(load_one, folder, keeps_head),
@@ -84,19 +85,23 @@ def _engine(
     ds_config: Mapping[str, Any],
     precision: str,
     beat: Callable[[str], None],
+    shares: PreTrainedModel | None,
     folder: Path,
     keeps_head: bool,
 ) -> TeacherEngine:
     placement, _ = placement_of(ready.recipe, ranks.world_size, ds_config)
     beat("loading and sharding the teacher")
     teacher = TeacherEngine(folder, ds_config, _DTYPES[precision], ranks, adapt, placement, keeps_head=keeps_head)
+    if shares is not None:
+        teacher.share_encoder(shares)
     beat("trying the teacher on one batch")
     teacher.probe(probe_batch(ready).to(ranks.device))
+    if not ready.recipe.teacher.allow_noise:
+        batches = (batch.to(ranks.device) for batch in gold_batches(ready))
+        require_knowledge(teacher, batches, ready.recipe, folder, ranks.broadcast)
     return teacher
 
 
 def probe_batch(ready: Prepared) -> Batch:
     """The first one or two examples of training, batched as training does: within the position tables."""
-    first = np.arange(min(2, len(ready.train_datasets[0])))
-    picks, multiple = Picks(np.zeros_like(first), first), ready.recipe.batch.pad_to_multiple_of
-    return picked_batch(ready.train_datasets, picks, ready.layout, multiple)
+    return two_examples(ready, ready.train_datasets, 0, 0)

@@ -110,7 +110,7 @@ def _prompts(
         draw = torch.Generator().manual_seed(0)
         words = int(model.config.vocab_size)
         return [torch.randint(min(5, words - 1), words, (1, 24), generator=draw) for _ in range(count)], [], "random"
-    contexts = contexts_of(dataset, torch.device("cpu"), count)
+    contexts = [one for one in contexts_of(dataset, torch.device("cpu"), count) if isinstance(one, torch.Tensor)]
     stride = max(1, len(dataset) // len(contexts))
     golds = [decoded(tokenizer, dataset.example(number * stride).label_ids.tolist()) for number in range(len(contexts))]
     return contexts, golds, "validation"

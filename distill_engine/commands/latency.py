@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill_engine.evaluate.latency_rows import Case, LatencyRow
+    from distill_engine.values import Audio
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTEXTS = 64
@@ -115,7 +116,7 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
         return rows(loaded, measure(loaded, asked.cases, contexts, *amounts, advance))
 
 
-def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tuple[list[Tensor], str]:
+def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tuple[list[Tensor | Audio], str]:
     """Contexts of the recipe's validation data, or random ones that all models' vocabularies hold; and which."""
     import torch
 
@@ -129,6 +130,16 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
             raise
     from distill_engine.families.lookup import shape_of
 
+    windows = {shape_of(model.config).window for model in loaded.values()}
+    if (window := next(iter(windows))) is not None:
+        from distill_engine.values import Audio as Sound
+
+        if len(windows) > 1:
+            raise CompareError("some of the models read other windows of sound than others, or text. Time them apart.")
+        heard = torch.ones(1, window.positions, dtype=torch.long, device=device)
+        noise = torch.randn(_CONTEXTS, 1, window.channels, window.frames,
+                            generator=torch.Generator().manual_seed(_RANDOM_SEED)).to(device)  # fmt: skip
+        return [Sound(one, heard) for one in noise], "random windows of sound"
     words = min(shape_of(model.config).vocab for model in loaded.values())
     longest = min(shape_of(model.config).longest for model in loaded.values())
     length = min(asked.context_tokens, longest)

@@ -39,10 +39,12 @@ class Target(Protocol):
 
     meaning        half a sentence for tables
     quantizations  what --quantize may be; empty: nothing
+    inputs         of the families that it can represent
     """
 
     meaning: str
     quantizations: tuple[str, ...]
+    inputs: tuple[str, ...] = ("tokens",)
 
     def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:
         """Make `target` from a transformers folder. Raises TargetError for what the target lacks.

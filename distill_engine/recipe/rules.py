@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.data.kinds.named import kind_of
 from distill_engine.families.lookup import family_named
 from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
@@ -16,6 +17,7 @@ from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
+from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
@@ -156,7 +158,8 @@ def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:
     positions = recipe.student.positions
     if positions is None:
         return
-    for key in ("context_tokens", "label_tokens"):
+    reads = any(kind_of(source).inputs == "tokens" for source in recipe.data.tasks)
+    for key in ("context_tokens", "label_tokens") if reads else ("label_tokens",):
         tokens = getattr(recipe.data, key)
         needed = tokens + (skipped_positions(recipe) if key == "label_tokens" else 0)
         if needed > positions:
@@ -238,6 +241,7 @@ RULES: tuple[Rule, ...] = (
     *BALANCE_RULES,
     *CHECKPOINT_RULES,
     *CACHE_RULES,
+    *ENCODER_RULES,
     *ROLLOUT_RULES,
     *SEVERAL_RULES,
 )
