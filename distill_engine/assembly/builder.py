@@ -34,6 +34,7 @@ from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.problem import Problem, RecipeError
@@ -179,9 +180,10 @@ class Builder:
         return kernels
 
     def _asked_kernels(self) -> dict[str, Choice]:
-        """A cache holds no factors of logits, which all but the reference ask for."""
-        asked = self._recipe.losses.kernels.model_dump()
-        return asked | ({"prediction": "reference"} if self._recipe.teacher.source == "cache" else {})
+        """A cache of some tokens holds no factors of logits, which all but the reference ask for."""
+        asked: dict[str, Choice] = self._recipe.losses.kernels.model_dump()
+        lacks = self._recipe.teacher.source == "cache" and not holds_head(self._recipe)
+        return asked | ({"prediction": "reference"} if lacks and asked["prediction"] == "auto" else {})
 
     def _logits_bytes(self, positions: int) -> int:
         """Size of one model's float32 logits at so many label positions."""
