@@ -102,7 +102,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ctranslate2": "distill_engine.export.ctranslate2:TARGET",
     },
     "teachers": {"live": "distill_engine.teachers.live:LIVE", "cache": "distill_engine.teachers.cache:CACHE"},
-    "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
+    "rollouts": {
+        "gold": "distill_engine.rollouts.gold:GOLD",
+        "student": "distill_engine.rollouts.student:STUDENT",
+    },
 }
 # Attributes that tables show beside the meaning.
 _BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}

@@ -1,4 +1,4 @@
-"""What `distill cache` takes on the disk, from the sizes of a recipe's models; a test keeps it equal to what it writes."""
+"""What `distill cache` takes on the disk, from the sizes of a recipe's models; a test keeps it equal to the files."""
 
 from __future__ import annotations
 

@@ -121,7 +121,10 @@ def special_tokens(known: Any, own: GenerationConfig | None, config: Mapping[str
 def _language(tokenizer: Any) -> int | None:
     """The id of the language that a tokenizer puts around contexts."""
     code = getattr(tokenizer, "src_lang", None)
-    return None if code is None else int(tokenizer.convert_tokens_to_ids(code))
+    if code is None:
+        return None
+    tokens = getattr(tokenizer, "lang_code_to_token", {})  # where `__de__` is the token of `de`
+    return int(tokenizer.convert_tokens_to_ids(tokens.get(code, code)))
 
 
 @dataclass(frozen=True)

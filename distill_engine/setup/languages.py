@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.tokens.backends import markers
 from distill_engine.data.tokens.layout import SpecialTokens
-from distill_engine.data.tokens.tokenize import markers
 from distill_engine.families.protocol import Family
 from distill_engine.models.generation_settings import OwnSettings
 from distill_engine.recipe.problem import Problem, did_you_mean

@@ -2,7 +2,7 @@
 
 Of the logits either all are kept, as their factors where these are fewer numbers (the decoder's output at each
 position; the output embedding once, a constant), or the log-probabilities of the k most probable tokens and that of all
-others together. The others' probability is spread evenly over them when logits are rebuilt, so the softmax of what is rebuilt
+others together. Their probability is spread evenly over them when logits are rebuilt, so the softmax of what is rebuilt
 (temperature 1) has the teacher's own probabilities for its k tokens, and the right sum for the rest. A token that is
 never predicted (OutputHead.masked_id) has no part in that. Position biases depend on a key's distance from its query
 alone: one number for each head and distance, a constant too.

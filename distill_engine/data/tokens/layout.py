@@ -24,6 +24,16 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
+class Window:
+    """What an encoder that hears reads at a time: `frames` of `channels` features, of which its first layers make
+    `positions`."""
+
+    channels: int
+    frames: int
+    positions: int
+
+
+@dataclass(frozen=True)
 class SequenceLayout:
     """What a model family reads around the words.
 
@@ -34,6 +44,7 @@ class SequenceLayout:
     context_suffix     ids after them; never cut off
     decoder_prefix     ids that the decoder reads before the first label token
     label_pad_prefix   leading decoder positions that predict nothing (-100)
+    window             of a family that hears: what it reads instead of contexts
 
     Decoder input is `decoder_prefix + label[:-1]`, labels are `label_pad_prefix * [-100] + label`; both are equally
     long, hence len(decoder_prefix) == label_pad_prefix + 1 (else ValueError).
@@ -46,6 +57,7 @@ class SequenceLayout:
     context_suffix: tuple[int, ...] = ()
     decoder_prefix: tuple[int, ...] = ()
     label_pad_prefix: int = 0
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         if len(self.decoder_prefix) != self.label_pad_prefix + 1:

@@ -208,6 +208,20 @@ BROKEN = [
     (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.tasks has one entry"),
     (DISTILLED, {"teacher": {"source": "cache"}}, "teacher.source", "is cache, but teacher.cache is null"),
     (DISTILLED, {"teacher": {"cache": "d"}}, "teacher.cache", "is 'd', but teacher.source is live"),
+    (DISTILLED, {"rollout": {"share": 0.25}}, "rollout.share", "is 0.25, but rollout.source is gold"),
+    (DISTILLED, {"rollout": {"source": "student", "new_tokens": 129}}, "rollout.new_tokens", "is 129, .* 128 or less"),
+    (
+        DISTILLED,
+        {"rollout": {"source": "student"}, "losses": {"weights": {"task": 1}}},
+        "rollout.source",
+        "is student, but no term that compares with a teacher has a weight",
+    ),
+    (
+        DISTILLED,
+        {"rollout": {"source": "student"}, "teacher": CACHED},
+        "rollout.source",
+        "is student, but teacher.source is cache",
+    ),
 ]
 
 
