@@ -24,11 +24,13 @@ def values(folder, kind):
 def test_two_ranks_learn_from_files_as_from_the_teacher_and_another_recipe_is_refused(
     program, base_recipe, write_recipe, fp32, tmp_path
 ):
-    """To the bit: all batches have one shape, that of the passes which the cache was made in."""
+    """To the bit: all batches have one shape, that of the passes which the cache was made in. Weights are balanced by
+    their terms' gradients, and one rank goes on where two ended."""
     made = base_recipe()
     made["losses"]["weights"] |= {"encoder": 1.0, "cross_attention": 1.0}
     made["batch"] = {"per_rank": 4, "pad_to_multiple_of": 48}
     made["validation"] = {"every_steps": 3, "samples": 0}
+    made["losses"]["balance"] = "gradient_norm"
     made["stop"]["max_steps"] = 3
     recipe, cache = write_recipe(made), tmp_path / "cache"
     command = [sys.executable, "-m", "distill_engine.cli", "cache", str(recipe), "--out", str(cache), "--k", "all"]
@@ -44,6 +46,14 @@ def test_two_ranks_learn_from_files_as_from_the_teacher_and_another_recipe_is_re
         live, ours = values(tmp_path / "live", kind), values(tmp_path / "cached", kind)
         assert len(live) == count and len(live[0]) > 8
         assert live == ours
+    for name, start_of in (("live", (*start, "--set", "teacher.placement=replica")), ("cached", cached[:4])):
+        more = ("--run-dir", tmp_path / name, "--set", "stop.max_steps=5", "--resize")
+        assert "resumed after step 3" in program.run(*start_of, *more).well().said
+    live, ours = (values(tmp_path / name, "train") for name in ("live", "cached"))
+    assert len(live) == len(ours) == 5 and live[:3] == ours[:3]
+    assert any(name.startswith("train/balance/") for name in live[4])
+    for one, other in zip(live, ours, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
     refused = program.run(*cached, "--set", "data.label_tokens=20", "--run-dir", tmp_path / "other")
     assert refused.code == 78 and "does not hold, with these token ids and limits: talk, train" in refused.err
 
