@@ -18,11 +18,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.cluster.files import rename_synced
 from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.store import difference
 
 _WORK = ".work"
+_MAY_PASS = "may pass"  # first line of a mark
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -47,6 +49,14 @@ def write_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], rank: int) ->
             raise
 
 
+class OthersFailedError(CacheError):
+    """Shards of other ranks will not come; `may_pass` as for what they said."""
+
+    def __init__(self, text: str, may_pass: bool) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
+
+
 @contextmanager
 def one_of_the_writers(folder: Path, rank: int, world_size: int) -> Iterator[None]:
     """This rank alone under its number. What earlier starts have left unfinished is removed. Raises CacheError where
@@ -63,15 +73,19 @@ def one_of_the_writers(folder: Path, rank: int, world_size: int) -> Iterator[Non
             yield
         except Exception as error:
             with suppress(OSError):  # the disk may be what failed
-                (work / f"rank-{rank}.failed").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+                said = f"{_MAY_PASS if may_pass(error) else ''}\n{type(error).__name__}: {error}"
+                (work / f"rank-{rank}.failed").write_text(said, encoding="utf-8")
             raise
 
 
-def failures(folder: Path) -> list[str]:
-    """What ranks said that gave up since rank 0 began."""
+def require_others(folder: Path, left: int) -> None:
+    """Raises OthersFailedError where a rank has given up since rank 0 began; so many shards are missing."""
     begun = _lock_file(folder, 0).stat().st_mtime_ns  # by the file system's clock, as the others' marks are
     marks = [mark for mark in sorted((folder / _WORK).glob("rank-*.failed")) if mark.stat().st_mtime_ns >= begun]
-    return [f"{mark.stem}: {mark.read_text(encoding='utf-8')}" for mark in marks]
+    if marks:
+        said = [mark.read_text(encoding="utf-8").partition("\n") for mark in marks]
+        text = "; ".join(f"{mark.stem}: {words}" for mark, (_, _, words) in zip(marks, said, strict=True))
+        raise OthersFailedError(f"{left} shards will not come: {text}", all(first == _MAY_PASS for first, _, _ in said))
 
 
 def unfinished(folder: Path) -> list[Path]:

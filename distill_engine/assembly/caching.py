@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from distill_engine.assembly.builder import supervision_of
 from distill_engine.assembly.cache_files import (
-    failures,
     manifest_differences,
     one_of_the_writers,
+    require_others,
     unfinished_bytes,
     write_arrays,
 )
@@ -160,7 +160,10 @@ class CacheMaker:
                 f"{line}, and {readable_bytes(free)} are free there. Keep fewer tokens (--k), half precision (--dtype "
                 "bf16) or fewer terms (losses.weights of hidden states and attention), or give another disk (--out)."
             )
-        return f"{line} for {examples:,} examples; {readable_bytes(free)} are free"
+        shards = sum(len(one.shards) for one in self._datasets)
+        idle = self._share.world_size - shards
+        note = f"; {idle} ranks have nothing to do, smaller shards (--shard-mib) would help" if idle > 0 else ""
+        return f"{line} for {examples:,} examples; {readable_bytes(free)} are free{note}"
 
     def write(self, advance: Callable[[int], None]) -> None:
         """This rank's share of the shards that are missing; `advance` hears of so many examples more. Rank 0 returns
@@ -181,8 +184,7 @@ class CacheMaker:
     def _finish(self) -> None:
         """Wait for the shards of the other ranks, and say that datasets are complete."""
         while left := list(self._todo()):
-            if failed := failures(self._folder):
-                raise OSError(f"{len(left)} shards will not come: {'; '.join(failed)}")
+            require_others(self._folder, len(left))
             time.sleep(_POLL_SECONDS)
         for one in self._datasets:
             if read_json(self._folder / one.key / DATASET) is None:

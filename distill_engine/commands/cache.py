@@ -80,8 +80,9 @@ def _end(error: Exception, out: Path) -> NoReturn:
     """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
     from distill_engine.checkpoint.files import write_failure
 
-    if not isinstance(error, OSError) or not may_pass(error):
+    if not may_pass(error):
         refuse(error)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent)
+    is_disk = isinstance(error, OSError)
+    reason = write_failure(error, out if out.is_dir() else out.absolute().parent) if is_disk else str(error)
     _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
     raise typer.Exit(RETRY)
