@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "t5": f"{_FAMILIES}.t5:FAMILY",
         "mt5": f"{_FAMILIES}.mt5:FAMILY",
         "umt5": f"{_FAMILIES}.umt5:FAMILY",
+        "whisper": f"{_FAMILIES}.whisper:FAMILY",
     },
     "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
     "metrics": {

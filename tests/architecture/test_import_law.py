@@ -62,7 +62,9 @@ LAWS: dict[str, Law] = {
         "losses.quality",
         NOT_ENGINE | {"wandb", "transformers"},
     ),
-    "setup": law("values families models data cluster recipe checkpoint registry losses.config metrics.named"),
+    "setup": law(
+        "values families models data cluster recipe checkpoint registry losses.config metrics.named student.layer_map"
+    ),
     "export": law("values families data models checkpoint cluster.files metrics.named registry"),
     "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
     "pseudo_labels": law("values data evaluate metrics models recipe cluster setup.prepare"),

@@ -13,6 +13,7 @@ class SpecialTokens:
     start          the tokenizer's, where it has one
     decoder_start  what the decoder reads first          forced    what a reply has to begin with (a language)
     source         the language of contexts, where the tokenizer knows languages
+    prompt         what `generate` itself puts behind the first, in families that prompt; None: what is not known
     """
 
     pad: int
@@ -21,6 +22,7 @@ class SpecialTokens:
     decoder_start: int | None = None
     forced: int | None = None
     source: int | None = None
+    prompt: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
