@@ -136,7 +136,7 @@ def prepared_of(recipe: Recipe, preset: Preset, teacher: Path, examples: int = 5
         valid_labels=(),
         generation=settle_student(
             read_settings(teacher),
-            Decoder((START,), START, preset.context_tokens, preset.vocabulary, END),
+            Decoder(family_named("blenderbot"), (START,), START, preset.context_tokens, preset.vocabulary, END),
             recipe.data.label_tokens,
         ),
     )

@@ -259,7 +259,8 @@ def test_its_size_is_said_and_a_disk_too_small_refused_before_a_byte_is_written(
 
 def test_the_plan_says_the_same_sizes(place, ready, teacher, goal, tmp_path):
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe_of(place).model_dump(mode="json", exclude_defaults=True)))
+    content = recipe_of(place).model_dump(mode="json", exclude_defaults=True) | {"validation": {"every_steps": 5}}
+    file.write_text(yaml.safe_dump(content))
     job = read_job(
         file, [], 1, 1, DEFAULT_DS_CONFIG.with_name("zero2_fp32.json"), DEFAULT_TEACHER_DS_CONFIG, GPUS["h100"]
     )
@@ -273,7 +274,9 @@ def test_the_plan_says_the_same_sizes(place, ready, teacher, goal, tmp_path):
 def test_another_teacher_other_limits_and_another_form_are_refused_with_the_difference(
     place, ready, teacher, goal, whole, tmp_path
 ):
-    with pytest.raises(CacheError, match=r"holds another cache:\n  k: there null, wanted 8\n  column top_ids"):
+    with pytest.raises(
+        CacheError, match=r"holds another cache:\n  k: there null, wanted 8\n  head: there true, .*\n  column top_ids"
+    ):
         maker(ready, teacher, goal, whole, k=8).require_fit()
     shorter = prepare(recipe_of(place, label_tokens=3), "r.yaml")
     with pytest.raises(CacheError, match=r"does not hold, .*: train, train; train, valid\. It holds: train, "):
@@ -315,4 +318,4 @@ def test_other_text_is_refused_and_fillers_are_nothing(ready, goal, whole):
     with pytest.raises(CacheError, match="no example there has its context"):
         next(opened(ready, whole).features([batch], goal.teacher_request()))
     (shown,) = opened(ready, whole).features([filler_batch(ready.layout)], goal.teacher_request())
-    assert shown.vocabulary == 1024 and not shown.logits.any()
+    assert shown.vocabulary == 1024 and not shown.hidden[Stack.DECODER, 2].any()
