@@ -18,9 +18,12 @@ from distill_engine.registry import names
 def teacher_shape(recipe: Recipe) -> Shape | None:
     """None without a teacher. Raises RecipeError if its sizes cannot be found on this machine."""
     path = recipe.teacher.path
-    if path is None:
-        return None
-    config = _config_of(path, recipe.teacher.revision)
+    return None if path is None else shape_of(path, recipe.teacher.revision)
+
+
+def shape_of(path: str, revision: str | None) -> Shape:
+    """Of a teacher's folder or name. Raises RecipeError if its sizes cannot be found on this machine."""
+    config = _config_of(path, revision)
     if config is not None:
         return _shape_of(config, path)
     families = [family_named(name) for name in names("families")]

@@ -8,12 +8,11 @@ else is the mathematics of the run; resuming with other mathematics would be ano
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.recipe.problem import shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.yaml_text import dump_yaml
@@ -49,8 +48,7 @@ def resolved_yaml(recipe: Recipe) -> str:
 def recipe_digest(recipe: Recipe) -> str:
     """sha256 (hex) of what decides the mathematics; equal exactly when no mathematics differ."""
     leaves = {path: value for path, value in _leaves(recipe).items() if not _is_changeable(path, recipe)}
-    text = json.dumps(leaves, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_of(leaves)
 
 
 def recipe_difference(old: Recipe, new: Recipe) -> RecipeDifference:

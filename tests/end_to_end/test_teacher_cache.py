@@ -33,8 +33,7 @@ def test_two_ranks_learn_from_files_as_from_the_teacher_and_another_recipe_is_re
     made["losses"]["balance"] = "gradient_norm"
     made["stop"]["max_steps"] = 3
     recipe, cache = write_recipe(made), tmp_path / "cache"
-    command = [sys.executable, "-m", "distill_engine.cli", "cache", str(recipe), "--out", str(cache), "--k", "all"]
-    done = subprocess.run(command, capture_output=True, text=True, env=program.environment())
+    done = program.distill("cache", recipe, "--out", cache, "--k", "all")
     assert done.returncode == 0 and "are to be written for 69 examples" in done.stderr, done.stderr
 
     start = ("--recipe", recipe, "--ds_config", fp32)
