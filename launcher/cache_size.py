@@ -62,11 +62,9 @@ def in_words(size: CacheSize, job: Job, k: int | None, examples: int | None) -> 
     """A line about it: of the longest example, and of all if their number is known."""
     data = job.recipe.data
     kept = "all logits" if k is None else f"{k} tokens of each position"
-    one = size.of(1, data.context_tokens, data.label_tokens) - size.once
-    line = f"teacher cache with {kept}: {readable_bytes(one)} for an example of {data.context_tokens} context and "
+    one = size.of(1, job.context_length, data.label_tokens) - size.once
+    line = f"teacher cache with {kept}: {readable_bytes(one)} for an example of {job.context_length} context and "
     line += f"{data.label_tokens} label tokens" + (f", and {readable_bytes(size.once)} once" if size.once else "")
     if examples is None:
         return line + " (--examples N: of all)"
-    return (
-        line + f"; up to {readable_bytes(size.of(examples, data.context_tokens, data.label_tokens))} for {examples:,}"
-    )
+    return line + f"; up to {readable_bytes(size.of(examples, job.context_length, data.label_tokens))} for {examples:,}"

@@ -91,7 +91,7 @@ def _cache(job: Job, asked: str | None, examples: int | None) -> bool:
     data, place = job.recipe.data, next(one for one in Path(folder).absolute().parents if one.exists())
     free = free_bytes(place)
     say(f"teacher.cache is {folder}: {readable_bytes(free)} are free there")
-    return size.of(examples, data.context_tokens, data.label_tokens) <= free
+    return size.of(examples, job.context_length, data.label_tokens) <= free
 
 
 def _refuse_missing_kernels(job: Job, gpu: str) -> None:
