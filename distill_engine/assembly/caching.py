@@ -290,6 +290,8 @@ def cache_maker(recipe: Recipe, source: Path, folder: Path, settings: Settings, 
 
 def cache_maker_of(ready: Prepared, folder: Path, settings: Settings, share: Share = ALONE) -> CacheMaker:
     """The same of what is prepared already."""
+    if ready.layout.window is not None:
+        raise CacheError("caches are made of text so far, and this teacher hears. Keep teacher.source: live.")
     assert ready.teacher_folder is not None
     device = own_device()
     objective = Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
