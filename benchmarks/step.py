@@ -123,7 +123,7 @@ def _layout() -> SequenceLayout:
 def prepared_of(recipe: Recipe, preset: Preset, teacher: Path, examples: int = 512) -> Prepared:
     """The preset's data and models as what a start would prepare of the recipe; `teacher`: its folder."""
     return Prepared(
-        recipe=recipe,
+        recipe=recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"allow_noise": True})}),
         family=family_named("blenderbot"),
         teacher_folder=teacher,
         special=SPECIAL,
