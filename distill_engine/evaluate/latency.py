@@ -127,8 +127,8 @@ def _variant(model: PreTrainedModel, case: Case) -> PreTrainedModel:
 
 @torch.inference_mode()
 def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor], new_tokens: int) -> Timing:
-    device = contexts[0].device
-    input_ids, mask = _batched(model, contexts)
+    device = torch.device(getattr(model, "device", contexts[0].device))  # programs of one run may differ in it
+    input_ids, mask = (one.to(device) for one in _batched(model, contexts))
     settings = _settings(model, case, new_tokens)
     generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     before = _allocated(device, reset=True)
