@@ -22,8 +22,18 @@ def nllb_tokenizer() -> Any:
     return NllbTokenizer(vocab=vocabulary, extra_special_tokens=list(CODES))
 
 
+def nllb_with_merges() -> Any:
+    """Words of letters, and of pairs of letters."""
+    vocabulary = dict(nllb_tokenizer().backend_tokenizer.get_vocab(with_added_tokens=False))
+    pairs = [("a", "b"), ("c", "d"), ("ab", "cd"), ("e", "f"), ("x", "y"), ("xy", "z")]
+    made = {left + right for left, right in pairs}
+    vocabulary |= {word: len(vocabulary) + number for number, word in enumerate(sorted(made))}
+    return NllbTokenizer(vocab=vocabulary, merges=pairs, extra_special_tokens=list(CODES))
+
+
 # what is saved beside the network of a published model, and what its decoder starts with
 KINDS = {
+    "nllb with merges": ("nllb-200-distilled-600M", nllb_with_merges, 2),
     "nllb": ("nllb-200-distilled-600M", nllb_tokenizer, 2),
     "mbart50": ("mbart-large-50", MBart50Tokenizer, 2),
     "mbart": ("mbart-large-50", MBartTokenizer, 9),

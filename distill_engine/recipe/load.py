@@ -168,7 +168,9 @@ def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) ->
     sources = enumerate(recipe.data.tasks)
     datasets = [changed(dataset, f"data.tasks.{index}", "train", "valid", "test") for index, dataset in sources]
     data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": datasets})
-    return recipe.model_copy(update={"data": data, "teacher": changed(recipe.teacher, "teacher", "path", "cache")})
+    teacher = changed(recipe.teacher, "teacher", "path", "cache")
+    student = changed(recipe.student, "student", "vocabulary_list")
+    return recipe.model_copy(update={"data": data, "teacher": teacher, "student": student})
 
 
 def _resolved(value: str, folder: Path) -> str:
