@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "t5": f"{_FAMILIES}.t5:FAMILY",
         "mt5": f"{_FAMILIES}.mt5:FAMILY",
         "umt5": f"{_FAMILIES}.umt5:FAMILY",
+        "whisper": f"{_FAMILIES}.whisper:FAMILY",
     },
     "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
     "metrics": {
@@ -102,7 +103,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ctranslate2": "distill_engine.export.ctranslate2:TARGET",
     },
     "teachers": {"live": "distill_engine.teachers.live:LIVE", "cache": "distill_engine.teachers.cache:CACHE"},
-    "rollouts": {"gold": "distill_engine.rollouts.gold:GOLD"},
+    "rollouts": {
+        "gold": "distill_engine.rollouts.gold:GOLD",
+        "student": "distill_engine.rollouts.student:STUDENT",
+    },
 }
 # Attributes that tables show beside the meaning.
 _BESIDE = {"metrics": ("measures", "unit", "better"), "kinds": ("inputs", "keep")}

@@ -13,7 +13,7 @@ Axis letters, used in every shape comment of this package:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -139,6 +139,8 @@ class Batch:
     labels            [B, T] int64, aligned with decoder_input_ids, -100 where nothing is predicted
     example_ids       [B] int64, number of the example within its dataset; -1: a filler that is no example
     dataset_ids       [B] int64, index into the run's list of datasets (metrics per dataset)
+    sampled           the labels are the student's own samples: only the teacher says how good they are, and terms that
+                      compare with the data (Term.distils is False) are 0 and count 0
     """
 
     inputs: Tokens | Audio
@@ -146,6 +148,7 @@ class Batch:
     labels: Tensor
     example_ids: Tensor
     dataset_ids: Tensor
+    sampled: bool = False
 
     @classmethod
     def of(cls, inputs: Tokens | Audio, decoder_input_ids: Tensor, labels: Tensor) -> Batch:
@@ -179,8 +182,14 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same with every tensor changed, those of `inputs` as well."""
-        others = [change(getattr(self, one.name)) for one in fields(self) if one.name != "inputs"]
-        return Batch(self.inputs.each(change), *others)
+        return replace(
+            self,
+            inputs=self.inputs.each(change),
+            decoder_input_ids=change(self.decoder_input_ids),
+            labels=change(self.labels),
+            example_ids=change(self.example_ids),
+            dataset_ids=change(self.dataset_ids),
+        )
 
 
 @dataclass(frozen=True)

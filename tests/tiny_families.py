@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.lookup import family_named
-from distill_engine.models.classes import untie
-from distill_engine.values import IGNORED_LABEL, Batch, Tokens
+from distill_engine.families.lookup import family_named, shape_of
+from distill_engine.models.classes import auto_class, untie
+from distill_engine.values import IGNORED_LABEL, Audio, Batch, Tokens
 
 VOCABULARY, WIDTH, HEADS, FFN, POSITIONS = 64, 16, 2, 24, 32
 ENCODER_LAYERS, DECODER_LAYERS = 3, 3
@@ -81,6 +81,16 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "flan-t5-small": ("t5", {**_T5, **_V11}, {}),
     "mt5-small": ("mt5", {**_T5, **_V11}, {}),
     "umt5-small": ("umt5", {**_T5, **_V11}, {}),
+    "whisper-large-v3": (
+        "whisper",
+        {**_BART, "num_mel_bins": 10, "max_source_positions": 12, "max_target_positions": POSITIONS,
+         "pad_token_id": PAD, "bos_token_id": END, "eos_token_id": END, "decoder_start_token_id": START,
+         "begin_suppress_tokens": [7, END]},
+        {"pad_token_id": END, "language": "<|de|>", "task": "transcribe", "is_multilingual": True,
+         "lang_to_id": {"<|en|>": LANGUAGE, "<|de|>": OTHER_LANGUAGE}, "task_to_id": {"translate": 3, "transcribe": 4},
+         "no_timestamps_token_id": VOCABULARY - 1, "return_timestamps": False, "suppress_tokens": [8, 9],
+         "begin_suppress_tokens": [7, END], "alignment_heads": [[0, 1], [2, 0], [2, 1]]},
+    ),
 }  # fmt: skip
 OWN_HEADS = ("flan-t5-small", "mt5-small", "umt5-small")
 
@@ -96,7 +106,7 @@ def model(name: str, seed: int = 0, **more: Any) -> PreTrainedModel:
     family, values, generation = PUBLISHED[name]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        made: Any = AutoModelForSeq2SeqLM.from_config(config(name, **more))
+        made: Any = auto_class(config(name)).from_config(config(name, **more))
         if name in OWN_HEADS:
             untie(made, family_named(family).separable)
         for key, value in made.named_parameters():
@@ -108,17 +118,18 @@ def model(name: str, seed: int = 0, **more: Any) -> PreTrainedModel:
             bias.add_(0.3 * torch.randn_like(bias))
     ids = {key: values.get(key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
     start = values.get("bos_token_id")
-    made.generation_config = GenerationConfig(**ids, bos_token_id=start, max_length=12, **generation)
+    made.generation_config = GenerationConfig(**(ids | {"bos_token_id": start, "max_length": 12} | generation))
     return made.eval()
 
 
 def special(name: str) -> SpecialTokens:
     """What stands around its texts."""
-    _, values, generation = PUBLISHED[name]
+    family, values, generation = PUBLISHED[name]
     return SpecialTokens(
         pad=values["pad_token_id"], end=values["eos_token_id"], start=values.get("bos_token_id"),
         decoder_start=values["decoder_start_token_id"], forced=generation.get("forced_bos_token_id"),
         source=LANGUAGE if "forced_bos_token_id" in generation else None,
+        prompt=family_named(family).prompt(generation),
     )  # fmt: skip
 
 
@@ -145,7 +156,10 @@ def batch(name: str, contexts: tuple[int, ...] = (6, 3), labels: tuple[int, ...]
                      [IGNORED_LABEL] * form.label_pad_prefix + said))  # fmt: skip
     ids, read, said = ([row[n] for row in rows] for n in range(3))
     mask = _padded([[1] * len(row) for row in ids], 0)
-    inputs = Tokens(_padded(ids, form.pad_id), mask)
+    inputs: Tokens | Audio = Tokens(_padded(ids, form.pad_id), mask)
+    if (window := shape_of(config(name)).window) is not None:
+        features = torch.randn(len(ids), window.channels, window.frames, generator=draw)
+        inputs = Audio(features, torch.ones(len(ids), window.positions, dtype=torch.long))
     return Batch.of(inputs, _padded(read, form.pad_id), _padded(said, IGNORED_LABEL))
 
 

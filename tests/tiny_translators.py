@@ -5,10 +5,12 @@ Tests get this module by its name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tiny_families
+import tiny_sentencepiece
 from transformers import GenerationConfig, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
 
 _SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
@@ -31,21 +33,24 @@ def nllb_with_merges() -> Any:
     return NllbTokenizer(vocab=vocabulary, merges=pairs, extra_special_tokens=list(CODES))
 
 
-# what is saved beside the network of a published model, and what its decoder starts with
-KINDS = {
-    "nllb with merges": ("nllb-200-distilled-600M", nllb_with_merges, 2),
-    "nllb": ("nllb-200-distilled-600M", nllb_tokenizer, 2),
-    "mbart50": ("mbart-large-50", MBart50Tokenizer, 2),
-    "mbart": ("mbart-large-50", MBartTokenizer, 9),
+# what is saved beside the network of a published model, what its decoder starts with, and other sizes
+KINDS: dict[str, tuple[str, Callable[[Path], Any], int, dict[str, int]]] = {
+    "nllb": ("nllb-200-distilled-600M", lambda folder: nllb_tokenizer().save_pretrained(folder), 2, {}),
+    "nllb with merges": (
+        "nllb-200-distilled-600M", lambda folder: nllb_with_merges().save_pretrained(folder), 2, {}
+    ),
+    "m2m_100": ("nllb-200-distilled-600M", tiny_sentencepiece.m2m_100, 2, {"vocab_size": 160}),
+    "mbart50": ("mbart-large-50", lambda folder: MBart50Tokenizer().save_pretrained(folder), 2, {}),
+    "mbart": ("mbart-large-50", lambda folder: MBartTokenizer().save_pretrained(folder), 9, {}),
 }
 
 
 def save(kind: str, folder: Path) -> Path:
     """A teacher's folder."""
-    name, tokenizer, start = KINDS[kind]
+    name, write_tokenizer, start, sizes = KINDS[kind]
     ids = _SPECIAL | {"decoder_start_token_id": start}
-    model = tiny_families.model(name, **ids)
+    model = tiny_families.model(name, **ids, **sizes)
     model.generation_config = GenerationConfig(**ids, max_length=12)
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    write_tokenizer(folder)
     return folder

@@ -36,7 +36,8 @@ def step_metrics(
     sinks: SinkGroup,
 ) -> StepMetrics:
     """What is logged of steps."""
-    meter = Meter(objective, Averages(ranks.device), ranks.world_size, terms.factors)
+    samples = recipe.rollout.source != "gold"
+    meter = Meter(objective, Averages(ranks.device), ranks.world_size, terms.factors, samples=samples)
     return StepMetrics(meter, batches, ranks, sinks, recipe.stop.max_skipped_steps, student.advice)
 
 

@@ -15,6 +15,7 @@ import torch
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
 from distill_engine.assembly.made_of import made_of
 from distill_engine.assembly.publishing import BestPublisher
+from distill_engine.assembly.rollout import rollout_of
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.parts import Stateful
@@ -93,7 +94,7 @@ class Builder:
         student = StudentEngine(module, student_ds, self._recipe.optimizer)
         self._check_space(student)
         teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
-        rollout = load("rollouts", recipe.rollout.source)
+        rollout = rollout_of(self._ready, ranks)
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
         self._beat("asking the teacher for sample replies and making the rest")

@@ -119,7 +119,7 @@ def _print_examples(label: str, dataset: TokenisedDataset, words: Words, tokeniz
 
 def _print_markers(datasets: dict[str, TokenisedDataset], tokenizer: Any) -> None:
     """The special tokens that texts may hold, and how often those of each dataset do."""
-    from distill_engine.data.tokens.tokenize import markers
+    from distill_engine.data.tokens.backends import markers
 
     for name, number in markers(tokenizer).items():
         counts = ", ".join(f"{label} {int((dataset.tokens == number).sum()):,}" for label, dataset in datasets.items())

@@ -61,8 +61,9 @@ class Conversation:
 
         Raises DataError for a tokenizer that is not a fast one, ValueError for a limit that leaves no room.
         """
-        special = special_tokens(tokenizer, model.generation_config)
-        layout = family_of(model.config).layout(special, rules.history_end_token)
+        family = family_of(model.config)
+        special = special_tokens(family, tokenizer, model.generation_config)
+        layout = family.layout(special, rules.history_end_token)
         self._encoder = DialogueTokenizer(tokenizer, layout, rules.delimiter, rules.context_tokens, 1)
         self._model = model
         self._tokenizer = tokenizer

@@ -19,6 +19,7 @@ from distill_engine.evaluate.latency import measure_latency
 from distill_engine.evaluate.measure import load_model, parameter_count
 from distill_engine.evaluate.run import Work, run_evaluation
 from distill_engine.evaluate.set import EvaluationSet
+from distill_engine.models.generation_settings import obey
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.setup.prepare import Prepared, datasets_of, prepare
 
@@ -78,7 +79,7 @@ def load_models(
     teacher_model = None if teacher_path is None else _loaded_once(teacher_path, loaded, device, dtype)
     for model in filter(None, (*loaded.values(), teacher_model)):
         assert model.generation_config is not None, "sequence-to-sequence models have one"
-        model.generation_config.update(**ready.told)  # students say so already, teachers need not
+        obey(model.generation_config, ready.told)  # students say so already, teachers need not
     return Loaded(loaded, teacher_model, ready, device, split, datasets)
 
 

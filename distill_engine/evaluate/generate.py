@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from distill_engine.families.lookup import family_of
 from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
 from distill_engine.recipe.problem import did_you_mean
 from distill_engine.values import Audio, Tokens
@@ -78,13 +79,11 @@ def generate_ids(model: PreTrainedModel, inputs: Tokens | Audio, settings: Mappi
 
     Raises GenerationError with transformers' reason if it refuses.
     """
-    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
     try:
-        ids = generate(**inputs.keywords, **{**settings, **ONE_REPLY})
+        return family_of(model.config).generate(model, inputs.keywords, {**settings, **ONE_REPLY})
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GenerationError(f"transformers refuses to generate with {dict(settings)}: {reason}") from error
-    return ids[:, 1:]
 
 
 def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:

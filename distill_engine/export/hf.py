@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from distill_engine.cluster.files import rename_synced, sync_folder, sync_tree
 from distill_engine.families.lookup import shape_of
 from distill_engine.models.loading import Checkpoint
-from distill_engine.values import Batch, Tokens
+from distill_engine.values import Audio, Batch, Tokens
 
 _CARD = "README.md"
 
@@ -140,11 +140,11 @@ def _logit_difference(model: PreTrainedModel, loaded: Any, probe: Batch) -> floa
 
 
 def _logits(model: PreTrainedModel, probe: Batch) -> torch.Tensor:
-    output = model(
-        **probe.inputs.keywords,
-        decoder_input_ids=probe.decoder_input_ids,
-        use_cache=False,
-    )
+    dtype = next(model.parameters()).dtype  # of sounds; ids stay whole numbers
+    given = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in probe.inputs.keywords.items()
+    }
+    output = model(**given, decoder_input_ids=probe.decoder_input_ids, use_cache=False)
     return output.logits.float()
 
 
@@ -157,10 +157,15 @@ def verify_folder(folder: Path) -> None:
 
 
 def probe_of(model: PreTrainedModel) -> Batch:
-    """A small batch of ordinary token ids for a model, the same every time."""
-    vocabulary = shape_of(model.config).vocab
-    ids = (torch.arange(14).view(2, 7) * 37 + 11) % vocabulary
-    return Batch.of(Tokens(ids, torch.ones_like(ids)), ids.flip(1), ids)
+    """A small batch of ordinary token ids (or sounds) for a model, the same every time."""
+    shape = shape_of(model.config)
+    ids = (torch.arange(14).view(2, 7) * 37 + 11) % shape.vocab
+    inputs: Tokens | Audio = Tokens(ids, torch.ones_like(ids))
+    if shape.window is not None:
+        waves = torch.arange(2 * shape.window.channels * shape.window.frames, dtype=torch.float32).mul(0.1).sin()
+        heard = torch.ones(2, shape.window.positions, dtype=torch.long)
+        inputs = Audio(waves.view(2, shape.window.channels, shape.window.frames), heard)
+    return Batch.of(inputs, ids.flip(1), ids)
 
 
 def publish(link: Path, name: str, write: Callable[[Path], None]) -> Path:

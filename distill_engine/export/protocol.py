@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from distill_engine.families.lookup import family_of
+
 RECORD = "distill_export.json"  # in every export but transformers' own: format, quantisation, sizes, agreement
 
 
@@ -56,6 +58,15 @@ class Target(Protocol):
     def open(self, folder: Path) -> Generates | None:
         """What generates from such a folder on this machine; None where this program cannot run it."""
         ...
+
+
+def require_texts(name: str, config: Any) -> None:
+    """Raises TargetError for a model that reads something else than tokens."""
+    if family_of(config).inputs != "tokens":
+        raise TargetError(
+            f"--format {name} does not know {config.model_type} models: what is written and compared here reads texts. "
+            "Use --format hf, and that program's own converter."
+        )
 
 
 def missing_extra(library: str, extra: str) -> TargetError:

@@ -17,17 +17,23 @@ def parts(model: PreTrainedModel) -> Parts:
     """See `protocol.Family.parts`."""
     whole: Any = model
 
-    def run(batch: Batch) -> tuple[Tensor, Tensor]:
-        output = whole.model(
-            **batch.inputs.keywords,
-            decoder_input_ids=batch.decoder_input_ids,
+    def encode(batch: Batch) -> Tensor:
+        output: Tensor = whole.model.encoder(**batch.inputs.keywords).last_hidden_state
+        return output
+
+    def decode(batch: Batch, context: Tensor) -> Tensor:
+        output: Tensor = whole.model.decoder(
+            input_ids=batch.decoder_input_ids,
+            encoder_hidden_states=context,
+            encoder_attention_mask=batch.inputs.attention_mask,
             use_cache=False,
-        )
-        return output.last_hidden_state, output.encoder_last_hidden_state
+        ).last_hidden_state
+        return output
 
     return Parts(
         stacks={stack: _stack(getattr(whole.model, stack.value), stack) for stack in Stack},
-        run=run,
+        encode=encode,
+        decode=decode,
         head=whole.lm_head,
         bias=LOGITS_BIAS if LOGITS_BIAS in dict(model.named_buffers()) else None,
     )

@@ -12,6 +12,7 @@ from distill_engine.families.shape import Form, Shape, Sizes
 from distill_engine.values import Stack
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -30,6 +31,8 @@ class BartLike:
     needs_start = False
     final_norms: tuple[str, ...] = ("model.encoder.layer_norm.", "model.decoder.layer_norm.")
     separable: tuple[str, ...] = ()
+    prompts = False
+    beside: tuple[str, ...] = ()
     delimiter = "\n"
     known: Mapping[str, Mapping[str, Any]] = {}
     form = Form()
@@ -103,6 +106,18 @@ class BartLike:
         del history_end_token  # contexts end with END in any case
         return around(special, context_suffix=(special.end,), decoder_prefix=started(special))
 
+    def prompt(self, settings: Mapping[str, Any]) -> tuple[int | None, ...]:
+        del settings
+        return ()
+
+    def begins(self, special: SpecialTokens, settings: Mapping[str, Any]) -> dict[str, Any]:
+        del settings
+        return {"forced_bos_token_id": special.forced, "decoder_start_token_id": special.decoder_start}
+
+    def fitted(self, settings: Mapping[str, Any], copied: Sequence[int]) -> dict[str, Any]:
+        del settings, copied
+        return {}
+
     def masked_id(self, start: int | None) -> int | None:
         del start
         return None
@@ -125,6 +140,11 @@ class BartLike:
         from distill_engine.families import bart_modules  # imports torch
 
         return bart_modules.parts(model)
+
+    def generate(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
+        whole: Any = model
+        ids: Tensor = whole.generate(**inputs, **settings)
+        return ids[:, 1:]
 
     def initialise(self, model: PreTrainedModel) -> None:
         del model

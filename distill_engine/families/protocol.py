@@ -20,6 +20,7 @@ class StackParts:
     """One half of a loaded model.
 
     embedding  the module whose output is `scale` times the rows of the token table
+    bare       what makes of its output the embedding [B, L, D], where no tokens are read
     biased     self-attentions add a position bias to their scores
     """
 
@@ -29,19 +30,22 @@ class StackParts:
     self_attention: Sequence[nn.Module]
     cross_attention: Sequence[nn.Module] = ()
     biased: bool = False
+    bare: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Parts:
     """Where the features of a loaded model are.
 
-    run     one teacher-forced pass: decoder output [B, T, D], encoder output [B, S, D]
+    encode  what an encoder makes of its inputs, [B, S, D]
+    decode  what a decoder makes of a batch and its encoder's output, teacher-forced, [B, T, D]
     head    the linear map to the vocabulary, of decoder outputs times `scale`
     bias    name of the buffer that is added to the logits, or None
     """
 
     stacks: Mapping[Stack, StackParts]
-    run: Callable[[Batch], tuple[Tensor, Tensor]]
+    encode: Callable[[Batch], Tensor]
+    decode: Callable[[Batch, Tensor], Tensor]
     head: nn.Module
     scale: float = 1.0
     bias: str | None = None
@@ -61,6 +65,8 @@ class Family(Protocol):
     needs_start      texts need the tokenizer's start token
     final_norms      prefixes of norms outside the layers
     separable        tied parameters that some files of the family hold apart, whatever config.json says
+    prompts          `generate` puts more than a start token before replies, by settings of its own (see `prompt`)
+    beside           files of a teacher's folder that go with a student, beside weights, settings and tokenizer
     delimiter        between turns of a conversation, where no recipe says it
     known            name of a published model -> its config.json, so that a login node without network can plan
     """
@@ -74,6 +80,8 @@ class Family(Protocol):
     needs_start: bool
     final_norms: tuple[str, ...]
     separable: tuple[str, ...]
+    prompts: bool
+    beside: tuple[str, ...]
     delimiter: str
     known: Mapping[str, Mapping[str, Any]]
 
@@ -101,6 +109,16 @@ class Family(Protocol):
     def layout(self, special: SpecialTokens, history_end_token: bool = False) -> SequenceLayout:
         """What stands around contexts and labels."""
 
+    def prompt(self, settings: Mapping[str, Any]) -> tuple[int | None, ...]:
+        """What `generate` puts behind the decoder's start by these settings; None for what it would find out."""
+
+    def begins(self, special: SpecialTokens, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Generation settings, by name, that begin replies with these tokens (None: nothing is known of it);
+        `settings`: a model's own."""
+
+    def fitted(self, settings: Mapping[str, Any], copied: Sequence[int]) -> dict[str, Any]:
+        """Changes of a teacher's generation settings for a decoder that has copies of these layers (none: random)."""
+
     def masked_id(self, start: int | None) -> int | None:
         """The token that is never predicted, of models with this start token."""
 
@@ -115,6 +133,9 @@ class Family(Protocol):
 
     def parts(self, model: PreTrainedModel) -> Parts:
         """Of a loaded model."""
+
+    def generate(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
+        """[B, T] int64: what a model generates, the decoder's start token left out."""
 
     def initialise(self, model: PreTrainedModel) -> None:
         """Random weights of a new model, which has transformers' own so far."""

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from distill_engine.data.tokens.layout import Window
 from distill_engine.values import Stack
 
 _FULL_NORM = 2  # weight and bias
@@ -33,7 +34,7 @@ class Sizes:
 class Form:
     """What the parts of a family consist of, as far as they are counted.
 
-    biases             linear maps have biases
+    biases             linear maps have biases          key_biases  those to keys as well
     norm               vectors of a norm: weight and bias, or weight alone
     outer_norms        norms of each stack outside its layers
     gated              the feed-forward part begins with two products
@@ -44,6 +45,7 @@ class Form:
     """
 
     biases: bool = True
+    key_biases: bool = True
     norm: int = _FULL_NORM
     outer_norms: int = 1
     gated: bool = False
@@ -59,7 +61,7 @@ class Shape:
 
     vocab         rows of the output embedding          token_tables  rows of each token table, tied ones once
     positions     tokens that fit a stack, None: any    head_size     elements of a head, None: width / heads
-    buckets       rows of a position bias table
+    buckets       rows of a position bias table         window        what an encoder of sounds reads, None: tokens
     """
 
     family: str
@@ -76,6 +78,7 @@ class Shape:
     form: Form = Form()
     head_size: int | None = None
     buckets: int = 0
+    window: Window | None = None
 
     def depth(self, stack: Stack | str) -> int:
         """Layers of a stack."""
@@ -143,12 +146,27 @@ class Shape:
         """Parameters of the output embedding."""
         return self.vocab * self.width
 
-    @property
-    def position_tables(self) -> int:
-        """Parameters of the position tables of both stacks."""
+    def position_table(self, stack: Stack | str) -> int:
+        """Parameters of a stack's position table."""
+        if self.window is not None and stack == Stack.ENCODER:
+            return self.window.positions * self.width
         if self.form.position_rows is None or self.positions is None:
             return 0
-        return 2 * (self.positions + self.form.position_rows) * self.width
+        return (self.positions + self.form.position_rows) * self.width
+
+    @property
+    def position_tables(self) -> int:
+        """Parameters of both."""
+        return sum(map(self.position_table, Stack))
+
+    @property
+    def computed_positions(self) -> int:
+        """Those of them that are computed and never trained."""
+        return sum(self.position_table(stack) for stack in Stack if self.computes(stack))
+
+    def computes(self, stack: Stack | str) -> bool:
+        """Whether a stack's positions are computed."""
+        return self.form.computed or (self.window is not None and stack == Stack.ENCODER)
 
     @property
     def parameters(self) -> int:
@@ -159,10 +177,13 @@ class Shape:
     def tensors(self) -> Counter[int]:
         """Elements of a tensor -> how many tensors have so many, all parameters together."""
         found: Counter[int] = Counter(rows * self.width for rows in self.token_tables)
-        if self.position_tables:
-            found[self.position_tables // 2] += 2
+        if self.window is not None:
+            # of kernel size 3, both; the second halves the frames to positions
+            found += Counter([3 * self.window.channels * self.width, 3 * self.width**2, self.width, self.width])
         found[self.width] += 2 * self.form.outer_norms * self.form.norm
         for stack in Stack:
+            if table := self.position_table(stack):
+                found[table] += 1
             biased = {"none": 0, "first": 1, "all": self.depth(stack)}[self.form.bias_tables]
             found += Counter({self.buckets * self.heads_of(stack): biased})
             for size, count in self._layer(stack).items():
@@ -179,7 +200,7 @@ class Shape:
         found[self.width * wide] += first + 1
         found[self.width] += (attentions + 1) * self.form.norm
         if self.form.biases:
-            found[inner] += 3 * attentions
+            found[inner] += (3 if self.form.key_biases else 2) * attentions
             found[self.width] += attentions + 1
             found[wide] += first
         return found

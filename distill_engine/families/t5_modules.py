@@ -16,19 +16,23 @@ def parts(model: PreTrainedModel) -> Parts:
     whole: Any = model
     scaled = bool(getattr(model.config, "scale_decoder_outputs", False))
 
-    def run(batch: Batch) -> tuple[Tensor, Tensor]:
-        context = whole.encoder(**batch.inputs.keywords).last_hidden_state
-        output = whole.decoder(
+    def encode(batch: Batch) -> Tensor:
+        output: Tensor = whole.encoder(**batch.inputs.keywords).last_hidden_state
+        return output
+
+    def decode(batch: Batch, context: Tensor) -> Tensor:
+        output: Tensor = whole.decoder(
             input_ids=batch.decoder_input_ids,
             encoder_hidden_states=context,
             encoder_attention_mask=batch.inputs.attention_mask,
             use_cache=False,
-        )
-        return output.last_hidden_state, context
+        ).last_hidden_state
+        return output
 
     return Parts(
         stacks={stack: _stack(getattr(whole, stack.value), stack) for stack in Stack},
-        run=run,
+        encode=encode,
+        decode=decode,
         head=whole.lm_head,
         scale=float(model.config.d_model) ** -0.5 if scaled else 1.0,
     )

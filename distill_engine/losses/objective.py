@@ -11,7 +11,8 @@ Two definitions, one switch (`definition`):
 
 The loop asks for `counts` of all micro-batches before the first forward pass, turns them into `divisors` with one
 reduction, and then every micro-batch's `total` is already its share of the global loss: gradients are summed
-everywhere, never averaged.
+everywhere, never averaged. On micro-batches of the student's own samples (Batch.sampled) terms that compare with the
+data are 0 and count 0: `invariant` takes their mean over the labels of the others, `parlai` over all micro-batches.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ class Objective:
         for term, count in zip(self.terms_used, counts, strict=True):
             assert teacher is not None or not term.distils, "the recipe rules refuse distillation without a teacher"
             found = term.sum(student, teacher or Features(), batch, comparison)
+            if _is_off(term, batch):  # stays in the graph: all ranks reduce the same gradients
+                found = found * 0.0
             total = found.mean() if found.ndim and len(found) > 1 else found.squeeze()
             values[term.name] = TermValue(total, count, found.detach() if term.layered else none)
         return values
@@ -147,7 +150,8 @@ class Objective:
         found = self._counted.get(batch)
         if found is None:
             counts = BatchCounts(batch, self.definition)
-            by_term = torch.stack([term.count(counts) for term in self.terms_used])
+            found_here = [(_is_off(term, batch), term.count(counts)) for term in self.terms_used]
+            by_term = torch.stack([torch.zeros_like(count) if off else count for off, count in found_here])
             found = self._counted[batch] = _Counted(by_term, by_term.float(), counts.labels, counts.contexts)
         return found
 
@@ -179,6 +183,11 @@ class Objective:
             term: weight * value.sum / divisors[index]
             for index, ((term, weight), value) in enumerate(zip(weights.items(), terms.values(), strict=True))
         }
+
+
+def _is_off(term: Term, batch: Batch) -> bool:
+    """Whether it compares with labels that are nobody's but the student's."""
+    return batch.sampled and not term.distils
 
 
 @lru_cache(maxsize=16)

@@ -36,7 +36,8 @@ class Adapter(nn.Module):
         self._recorder = capture.Recorder()
         capture.use_capturing_attention(model)
         parts = family.parts(model)
-        self._run, self._scale, self._bias_name = parts.run, parts.scale, parts.bias
+        self._encode, self._decode = parts.encode, parts.decode
+        self._scale, self._bias_name = parts.scale, parts.bias
         self._parts = [parts]  # in a list: modules must not be registered twice
         for stack, one in parts.stacks.items():
             self._attach_stack(stack, one)
@@ -48,9 +49,8 @@ class Adapter(nn.Module):
     def _attach_stack(self, stack: Stack, parts: StackParts) -> None:
         self_kind = AttentionKind.ENCODER_SELF if stack is Stack.ENCODER else AttentionKind.DECODER_SELF
         scale = parts.scale
-        capture.attach_embedding(
-            parts.embedding, self._recorder, stack, lambda out: out if scale == 1.0 else out / scale
-        )
+        unscaled = parts.bare or (lambda out: out if scale == 1.0 else out / scale)
+        capture.attach_embedding(parts.embedding, self._recorder, stack, unscaled)
         for number, layer in enumerate(parts.layers):
             capture.attach_hidden(layer, self._recorder, stack, number)
         for number, attention in enumerate(parts.self_attention):
@@ -64,7 +64,8 @@ class Adapter(nn.Module):
         Raises CaptureError if a requested layer did not run.
         """
         with self._recorder.recording(_sites(request)) as seen:
-            decoder_output, encoder_output = self._run(batch)
+            encoder_output = self._encode(batch)
+            decoder_output = self._decode(batch, encoder_output)
             if self._scale != 1.0:
                 decoder_output = decoder_output * self._scale
             head = self._head(decoder_output) if request.head else None

@@ -23,6 +23,7 @@ from transformers import GenerationConfig
 
 from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.families.lookup import family_of, start_of
+from distill_engine.families.protocol import Family
 
 GENERATION_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "transformers_version")
@@ -73,36 +74,52 @@ def _read(folder: Path, **options: Any) -> GenerationConfig:
         ) from error
 
 
+def obey(config: GenerationConfig, told: Mapping[str, Any]) -> None:
+    """Change settings; its own `update` passes over those that only some models have, in silence."""
+    for name, value in told.items():
+        setattr(config, name, value)
+
+
 @dataclass(frozen=True)
 class Decoder:
     """What settings must fit.
 
     prefix      what the decoder reads before a label in training    never  the token that it never predicts
     positions   tokens that fit, None: any
+    copied      teacher layers that its own are copies of, where they are
     """
 
+    family: Family
     prefix: tuple[int, ...]
     never: int | None
     positions: int | None
     vocabulary: int
     end_id: int
+    copied: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: Any, own: GenerationConfig) -> Decoder:
         """From a Hugging Face configuration and a model's generation settings."""
         family = family_of(config)
         shape = family.shape(config.to_dict())
-        layout = family.layout(special_tokens(config, own))
+        layout = family.layout(special_tokens(family, config, own))
         never = family.masked_id(start_of(config))
-        return cls(layout.decoder_prefix, never, shape.positions, shape.vocab, layout.end_id)
+        return cls(family, layout.decoder_prefix, never, shape.positions, shape.vocab, layout.end_id)
 
     @property
     def second_read(self) -> int | None:
         """What follows it in every reply, where the decoder is not trained to predict that."""
-        return self.prefix[1] if len(self.prefix) > 1 else None
+        return self.prefix[1] if len(self.prefix) > 1 and not self.family.prompts else None
+
+    @property
+    def taken(self) -> int:
+        """Positions that are taken when `generate` begins to count new tokens."""
+        return len(self.prefix) if self.family.prompts else 1
 
 
-def special_tokens(known: Any, own: GenerationConfig | None, config: Mapping[str, Any] | None = None) -> SpecialTokens:
+def special_tokens(
+    family: Family, known: Any, own: GenerationConfig | None, config: Mapping[str, Any] | None = None
+) -> SpecialTokens:
     """Of a tokenizer or a configuration (`known`) and a model's generation settings; what the decoder starts with may
     stand in its config.json alone."""
     start = None if own is None else own.decoder_start_token_id
@@ -115,13 +132,17 @@ def special_tokens(known: Any, own: GenerationConfig | None, config: Mapping[str
         decoder_start=start,
         forced=None if own is None else own.forced_bos_token_id,
         source=_language(known),
+        prompt=() if own is None else family.prompt(own.to_dict()),
     )
 
 
 def _language(tokenizer: Any) -> int | None:
     """The id of the language that a tokenizer puts around contexts."""
     code = getattr(tokenizer, "src_lang", None)
-    return None if code is None else int(tokenizer.convert_tokens_to_ids(code))
+    if code is None:
+        return None
+    tokens = getattr(tokenizer, "lang_code_to_token", {})  # where `__de__` is the token of `de`
+    return int(tokenizer.convert_tokens_to_ids(tokens.get(code, code)))
 
 
 @dataclass(frozen=True)
@@ -170,6 +191,7 @@ def settle_student(own: OwnSettings, decoder: Decoder, new_tokens: int) -> Settl
     """
     settling = _Settling(own.config, decoder, {})
     settling.begin_as_trained()
+    settling.fit_layers()
     settled = settling.finished(new_tokens)
     _require_tokens(settled.values, decoder)
     settled.config()
@@ -210,6 +232,11 @@ class _Settling:
                 f"replies that begin after {second}"
             )
 
+    def fit_layers(self) -> None:
+        """What names layers of the teacher's."""
+        for name, value in self._decoder.family.fitted(self._values, self._decoder.copied).items():
+            self._set(name, value, "the student has other layers than the teacher")
+
     def finished(self, new_tokens: int) -> Settled:
         """What is known of the family and the table of positions, in that order."""
         self._never_said()
@@ -247,7 +274,7 @@ class _Settling:
     def _fit_positions(self) -> None:
         """The decoder's own first token takes a position, too."""
         most = self._decoder.positions
-        limits = {} if most is None else {"max_length": most, "max_new_tokens": most - 1}
+        limits = {} if most is None else {"max_length": most, "max_new_tokens": most - self._decoder.taken}
         for name, limit in limits.items():
             self._cap(name, limit, f"the position table has {most} rows")
         longest = self._values.get("max_new_tokens")

@@ -59,8 +59,9 @@ class Checkpoint:
             model: Any = model_class(self.config)(self.config)
         family = family_of(self.config)
         self._separable = family.separable
-        self.computes_parameters = shape_of(self.config).form.computed
-        self._computed = {table for table in map(family.position_table, Stack) if table and self.computes_parameters}
+        shape = shape_of(self.config)
+        self._computed = {table for stack in Stack if shape.computes(stack) and (table := family.position_table(stack))}
+        self.computes_parameters = any(map(shape.computes, Stack))
         self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self._ties = _ties(model)
         self._stored: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
 """Which generated texts are kept: by length and repetition, and by any metric of texts against the gold text.
 
-Kim and Rush 2016 train on all of a teacher's text; Gandhi et al. 2023 (Distil-Whisper) leave out what is far from gold.
+Kim and Rush 2016 train on all of a teacher's text; Gandhi et al. 2023 leave out what is far from gold.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
+from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.recipe.validation_rules import VALIDATION_RULES
@@ -255,4 +256,5 @@ RULES: tuple[Rule, ...] = (
     *BALANCE_RULES,
     *CHECKPOINT_RULES,
     *CACHE_RULES,
+    *ROLLOUT_RULES,
 )

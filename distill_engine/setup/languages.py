@@ -13,20 +13,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.tokens.backends import markers
 from distill_engine.data.tokens.layout import SpecialTokens
-from distill_engine.data.tokens.tokenize import markers
 from distill_engine.families.protocol import Family
-from distill_engine.models.generation_settings import OwnSettings
+from distill_engine.models.generation_settings import OwnSettings, obey
 from distill_engine.recipe.problem import Problem, did_you_mean
 from distill_engine.recipe.schema import DataSection
 
-# `deu_Latn`, `de_DE`, `__de__`
-_CODE = re.compile(r"(__)?(?P<code>[a-z]{2,3}(_[A-Za-z]{2,4})?)(?(1)__|)")
+# `deu_Latn`, `de_DE`, `__de__`, `<|de|>`
+_CODE = re.compile(r"(?:(__)|(<\|))?(?P<code>[a-z]{2,3}(_[A-Za-z]{2,4})?)(?(1)__|)(?(2)\|>|)")
 _SOURCE, _TARGET = "source_language", "target_language"
 
 
 def language_codes(tokenizer: Any) -> dict[str, int]:
-    """The languages that a tokenizer has a token for: code -> id, `de` for a token `__de__`."""
+    """The languages that a tokenizer has a token for: code -> id, `de` for `__de__`."""
     found = {_CODE.fullmatch(token): number for token, number in markers(tokenizer).items()}
     return {match["code"]: number for match, number in found.items() if match}
 
@@ -100,15 +100,15 @@ def language_problems(data: DataSection, family: Family, tokenizer: Any) -> Iter
         )  # fmt: skip
 
 
-def told_language(own: OwnSettings | None, before: SpecialTokens, after: SpecialTokens) -> dict[str, int]:
+def told_language(
+    family: Family, own: OwnSettings | None, before: SpecialTokens, after: SpecialTokens
+) -> dict[str, Any]:
     """What begins replies in another language than a model's own settings say, by transformers' names; `own` obeys."""
-    pairs = {
-        "forced_bos_token_id": (before.forced, after.forced),
-        "decoder_start_token_id": (before.decoder_start, after.decoder_start),
-    }
-    told = {name: new for name, (old, new) in pairs.items() if new is not None and new != old}
+    settings = {} if own is None else own.config.to_dict()
+    old, new = (family.begins(special, settings) for special in (before, after))
+    told = {name: value for name, value in new.items() if value is not None and value != old[name]}
     if own is not None:
-        own.config.update(**told)
+        obey(own.config, told)
     return told
 
 

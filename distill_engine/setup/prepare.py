@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Split
-from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named, family_of
@@ -41,6 +41,7 @@ from distill_engine.recipe.teacher_rules import check_against_teacher, check_tok
 from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
 from distill_engine.setup.vocabulary import Vocabulary, Wanted, check_same_tokens, leave_size, trimmed_teacher
+from distill_engine.student.layer_map import resolve_layer_map
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Prepared:
     valid_labels: tuple[str, ...]
     generation: Settled
     languages: Languages = field(default_factory=Languages)
-    told: Mapping[str, int] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
 
     @property
@@ -110,13 +111,14 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     own = _own_settings(folder, source)
     own_special = _special(family, tokenizer, own, config, source)
     languages, special = _languages(recipe, family, tokenizer, own_special, source)
-    told = told_language(own, own_special, special)
-    layout = family.layout(special, recipe.data.history_end_token)
+    told = told_language(family, own, own_special, special)
+    shape = None if config is None else family.shape(config)
+    window = None if shape is None else shape.window
+    layout = replace(family.layout(special, recipe.data.history_end_token), window=window)
     if folder is not None:
         _check_weights(folder)
-    shape = None if config is None else family.shape(config)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    layouts = _layouts(recipe, family, languages, special)
+    layouts = _layouts(recipe, family, languages, special, window)
     datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
     if config is not None:
         largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
@@ -156,7 +158,7 @@ def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
     if split == "valid":
         return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
-    layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special)
+    layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special, ready.layout.window)
     return load_split(ready.recipe.data, encoder, split, layouts)
 
 
@@ -237,9 +239,11 @@ def _special(
     if config is not None:
         # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
         rows = family.shape(config).vocab
-        problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
+        settled = {} if own is None else own.config.to_dict()  # some published config.json say another padding
+        differing = {name: value for name, value in ids.items() if value is None or value != settled.get(name)}
+        problems += check_tokenizer(min(len(tokenizer), rows), differing, rows, config)
     raise_if_any(source, problems)
-    return special_tokens(tokenizer, None if own is None else own.config, config)
+    return special_tokens(family, tokenizer, None if own is None else own.config, config)
 
 
 def _languages(
@@ -258,17 +262,30 @@ def _languages(
     return languages, special
 
 
-def _layouts(recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens) -> dict[str, SequenceLayout]:
+def _layouts(
+    recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens, window: Window | None
+) -> dict[str, SequenceLayout]:
     """Of the tasks whose sources are in a language that the recipe names."""
     ends = recipe.data.history_end_token
-    return {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
+    own = {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
+    return {title: replace(layout, window=window) for title, layout in own.items()}
 
 
 def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shape | None, entries: int) -> Decoder:
     """What the student's generation settings must fit."""
     positions = recipe.student.positions or (None if shape is None else shape.positions)
     rows = entries if shape is None else shape.vocab
-    return Decoder(layout.decoder_prefix, family.masked_id(layout.start_id), positions, rows, layout.end_id)
+    never = family.masked_id(layout.start_id)
+    copied = () if shape is None else _copied(recipe, shape)
+    return Decoder(family, layout.decoder_prefix, never, positions, rows, layout.end_id, copied)
+
+
+def _copied(recipe: Recipe, teacher: Shape) -> tuple[int, ...]:
+    """The teacher layer that each of the student's decoder layers begins as; none of random ones."""
+    student, depth = recipe.student, teacher.decoder_layers
+    if student.init != "teacher_layers":
+        return ()
+    return resolve_layer_map(student.decoder_init_map, depth, student.decoder_layers or depth)
 
 
 def _own_settings(folder: Path | None, source: Path | str) -> OwnSettings | None:

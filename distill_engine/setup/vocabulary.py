@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from tokenizers import Tokenizer
 
 from distill_engine.cluster.files import digest_of, rename_synced, replace_text, sync_tree
 from distill_engine.data.errors import DataError
@@ -73,7 +74,13 @@ def trimmed_teacher(
     Raises DataError for a tokenizer that cannot be trimmed and for a list that cannot be read, WeightsError for such a
     model, OSError where the cache cannot be written.
     """
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    what = f"The tokenizer of {folder} ({type(tokenizer).__name__}) cannot be trimmed"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise DataError(
+            f"{what}: transformers' Python cuts its texts, without a tokenizer.json. Leave student.vocabulary out."
+        )
+    content = json.loads(backend.to_str())
     size = len(tokenizer)
     counts = token_counts((dataset.tokens for dataset in train), size)
     chosen = np.flatnonzero(counts >= wanted.minimum) if wanted.listed is None else _listed(wanted.listed, tokenizer)
@@ -81,7 +88,6 @@ def trimmed_teacher(
     try:
         kept = kept_tokens(content, {*map(int, chosen), *always})
     except DataError as error:
-        what = f"The tokenizer of {folder} ({type(tokenizer).__name__}) cannot be trimmed"
         raise DataError(f"{what}: {error}. Leave student.vocabulary out.") from error
     weights = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir()) if file.is_file()]
     key = digest_of([_FORMAT, weights, digest_of(content), kept])[:16]

@@ -35,6 +35,7 @@ TIME_PARTS: Mapping[str, str] = MappingProxyType(
         "backward": "the backward pass",
         "optimizer": "the optimizer and its communication",
         "data": "waiting for data",
+        "rollout": "making the text that is learnt on (nothing where it is the data's)",
         "other": "everything else",
     }
 )
@@ -178,6 +179,8 @@ _TRAINING: tuple[Metric, ...] = (
         "Throughput",
         ("train/tokens_per_second", "tokens/s", "higher", "Context and label tokens of all ranks, without padding."),
         ("train/padding_share", "share", "lower", "Positions that hold padding."),
+        ("train/rollout/sampled_share", "share", "neither", "Micro-batches of the student's own samples."),
+        ("train/rollout/sample_tokens", "tokens", "neither", "Length of such a sample, end token included."),
         ("time/seconds_per_step", "s", "lower", "Seconds per optimizer step, validation and saving left out."),
     ),
     *_section(

@@ -147,9 +147,10 @@ def by_value(policy: Balance, objective: Objective, module: Weights, ranks: Sums
         terms = objective.terms(student_features, at.teacher, at.batch)
         local = torch.stack([torch.stack([value.sum.double(), value.count.double()]) for value in terms.values()])
         if objective.definition == "parlai":  # a mean of the ranks' own means
-            local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), torch.ones_like(local[:, 1])], dim=1)
+            local = torch.stack([local[:, 0] / local[:, 1].clamp(min=1.0), (local[:, 1] > 0).double()], dim=1)
         sums, counts = ranks.sum(local).unbind(dim=1)
-        return Measured(dict(zip(terms, (sums / counts.clamp(min=1.0)).tolist(), strict=True)), NOTHING)
+        # NaN where nothing counts (samples have no task): it tells nothing
+        return Measured(dict(zip(terms, (sums / counts).tolist(), strict=True)), NOTHING)
 
     return Balancer(policy, measure, ranks)
 

@@ -78,6 +78,7 @@ class Trainer:
         with self._phase("data"):
             fault_point("in_step")
             group: Sequence[Batch] = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
+        with self._phase("rollout"):
             group = self.rollout.batches(group, self.teacher, self.student)
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)

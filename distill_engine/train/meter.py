@@ -16,6 +16,7 @@ from distill_engine.train.nonfinite import NonFinite
 from distill_engine.values import Batch, TermValue
 
 _PREDICTED = ("train/token_accuracy", "train/teacher_agreement")
+_ROLLOUT = ("train/rollout/sampled_share", "train/rollout/sample_tokens")
 _PER_STEP, _PER_POSITION = ("labels_per_step", "contexts_per_step"), ("labels_per_position", "contexts_per_position")
 
 
@@ -42,9 +43,16 @@ class Meter:
     """Metrics of training steps, averaged over the logging interval, all micro-batches and ranks."""
 
     def __init__(
-        self, objective: Objective, averages: RunningAverages, world_size: int, factors: CurrentFactors = no_factors
+        self,
+        objective: Objective,
+        averages: RunningAverages,
+        world_size: int,
+        factors: CurrentFactors = no_factors,
+        *,
+        samples: bool = False,
     ) -> None:
-        """`factors`: of the terms' weights at the moment."""
+        """`factors`: of the terms' weights at the moment; `samples`: labels may be the student's own."""
+        self._samples = samples
         self._objective = objective
         self._factors = factors
         self._averages = averages
@@ -70,18 +78,27 @@ class Meter:
         slots = self._slots_of(terms)
         of_slots = torch.stack([value.count for value in terms.values()]).index_select(0, slots.terms)
         if self._objective.definition == "parlai":  # a mean of means: every micro-batch weighs the same
-            sums, of_slots = sums / of_slots.clamp(min=1.0), finite
+            counted = finite * (of_slots > 0) if batch.sampled else finite
+            sums, of_slots = sums / of_slots.clamp(min=1.0), counted
         else:
             of_slots = finite * of_slots
         predicted = [hits.correct] if hits.agreeing is None else [hits.correct, hits.agreeing]
         tokens = self._objective.tokens(batch)
         totals = [part[None] for part in (*predicted, *tokens, *tokens)]
         labels = [hits.labels[None]] * len(predicted)
+        if batch.sampled:  # it would be measured by its own words
+            totals[0], labels[0] = totals[0] * 0, labels[0] * 0
         positions = float(batch.labels.numel() + batch.context_mask.numel())
         of_step = 1.0 / (micro_batches * self._world_size)  # such counts add up to 1 per optimizer step
         names = (*slots.names, *_PREDICTED[: len(predicted)], *_PER_STEP, *_PER_POSITION)
+        counts = [of_step, of_step, positions, positions]
+        if self._samples:
+            names += _ROLLOUT
+            length = tokens[0][None] if batch.sampled else torch.zeros_like(tokens[0][None])
+            totals += [torch.full_like(length, int(batch.sampled)), length]
+            counts += [1.0, float(len(batch) * batch.sampled)]
         packed = torch.cat([sums, *totals, of_slots, *labels])
-        self._averages.add_all(names, packed, (of_step, of_step, positions, positions))
+        self._averages.add_all(names, packed, counts)
 
     def _slots_of(self, terms: Mapping[str, TermValue]) -> _Slots:
         """They are the same for all micro-batches of a run."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-PHASES = ("teacher", "student", "losses", "backward", "optimizer", "data")
+PHASES = ("teacher", "student", "losses", "backward", "optimizer", "data", "rollout")
 
 
 class Stopwatch:

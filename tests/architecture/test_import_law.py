@@ -56,18 +56,20 @@ LAWS: dict[str, Law] = {
     "telemetry": law("values registry metrics recipe.problem recipe.section cluster.files"),
     "checkpoint": law("metrics cluster"),
     "teachers": law("values"),
-    "rollouts": law("values teachers.protocol"),
+    "rollouts": law("values teachers.protocol data.tokens.layout data.order"),
     "train": law(
         "teachers.protocol rollouts.protocol cluster.files values registry metrics checkpoint losses.objective "
         "losses.quality",
         NOT_ENGINE | {"wandb", "transformers"},
     ),
-    "setup": law("values families models data cluster recipe checkpoint registry losses.config metrics.named"),
+    "setup": law(
+        "values families models data cluster recipe checkpoint registry losses.config metrics.named student.layer_map"
+    ),
     "export": law("values families data models checkpoint cluster.files metrics.named registry"),
     "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
     "pseudo_labels": law("values data evaluate metrics models recipe cluster setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
-    "interop": law("export.protocol models.loading models.generation_settings data.tokens.tokenize recipe"),
+    "interop": law("export.protocol models.loading models.generation_settings data.tokens.backends recipe"),
     "assembly": Law(ANYTHING),
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, damaged and started again end bit for bit where an undisturbed run ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -105,6 +106,7 @@ def two_ranks(program, base_recipe, write_recipe, fp32, tmp_path_factory):
     recipe = resume_recipe(base_recipe("blenderbot"), "blenderbot")
     recipe["student"] |= {"init": "random", "width": 16, "ffn_width": 24, "heads": 4}
     recipe["losses"]["weights"] |= {"embedding": 2.0, "self_attention": 1.0, "cross_attention": 1.0, "encoder": 1.0}
+    recipe["rollout"] = {"source": "student", "share": 0.5, "new_tokens": 8}  # of the student's own samples
     recipe["stop"] = {"max_steps": STEPS}
     recipe["logging"]["wandb"] = {"mode": "offline"}
     folder, home = tmp_path_factory.mktemp("two_ranks"), tmp_path_factory.mktemp("home")
@@ -156,6 +158,11 @@ def test_two_ranks_killed_and_stopped_end_like_an_undisturbed_run(two_ranks):
     assert_equal_runs(quiet, hurt)
     rates = [values["train/lr"] for kind, _, values in history(quiet) if kind == "train"]
     assert len(rates) == STEPS and rates[-1] < max(rates), "the plateau has moved the learning rate"
+    assert json.loads((last_checkpoint(quiet) / "rollout" / "state.json").read_text())["steps"] >= STEPS
+    shares = [values["train/rollout/sampled_share"] for kind, _, values in history(quiet) if kind == "train"]
+    assert set(shares) == {0.0, 0.5, 1.0}, "micro-batches, two a step, are gold or sampled"
+    lengths = [values.get("train/rollout/sample_tokens", 0) for kind, _, values in history(quiet) if kind == "train"]
+    assert all((0 < length <= 8) == (share > 0) for length, share in zip(lengths, shares, strict=True))
 
 
 def test_the_wandb_run_goes_on_under_its_id_and_the_key_is_nowhere(two_ranks):

@@ -22,8 +22,7 @@ from distill_engine.losses.kernels.dispatch import REFERENCE, Kernels
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint
-from distill_engine.registry import names
-from distill_engine.values import Batch, Stack, Tokens
+from distill_engine.values import Audio, Batch, Stack, Tokens
 
 HERE = Path(__file__).parent
 TERM, GRAD = 2e-5, 5e-4
@@ -59,17 +58,7 @@ def discover() -> list[Path]:
     return [case for cases in found.values() for case in cases]
 
 
-def family_in(folder: Path) -> str:
-    return str(json.loads((folder / "teacher" / "config.json").read_text())["model_type"])
-
-
-def marked(folder: Path):
-    known = family_in(folder) in names("families")
-    reason = f"{family_in(folder)} is no family of this engine yet: its inputs are audio"
-    return pytest.param(folder, id=folder.name, marks=[] if known else [pytest.mark.skip(reason=reason)])
-
-
-by_case = pytest.mark.parametrize("folder", [marked(folder) for folder in discover()])
+by_case = pytest.mark.parametrize("folder", [pytest.param(folder, id=folder.name) for folder in discover()])
 
 
 @dataclass
@@ -92,10 +81,17 @@ def load_case(folder: Path) -> Case:
     tensors = load_file(folder / "batches.safetensors")
     batches = []
     for number in range(len(expected["batches"])):
-        own = {name.split(".", 1)[1]: t.long() for name, t in tensors.items() if name.startswith(f"{number}.")}
-        inputs = Tokens(own["input_ids"], own["attention_mask"])
-        batches.append(Batch.of(inputs, own["decoder_input_ids"], own["labels"]))
+        own = {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{number}.")}
+        batches.append(Batch.of(inputs_of(own), own["decoder_input_ids"].long(), own["labels"].long()))
     return Case(folder, expected, batches)
+
+
+def inputs_of(tensors: dict[str, torch.Tensor]) -> Tokens | Audio:
+    """Frames of sound make half as many positions, all of which count."""
+    if "input_ids" in tensors:
+        return Tokens(tensors["input_ids"].long(), tensors["attention_mask"].long())
+    features = tensors["input_features"]
+    return Audio(features, torch.ones(len(features), features.shape[2] // 2, dtype=torch.long))
 
 
 def shown_by(folder: Path):

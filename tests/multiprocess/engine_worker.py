@@ -12,6 +12,7 @@ import engine_worker_folders as folders
 import engine_worker_gradients as gradients
 import engine_worker_placement as placement
 import engine_worker_precision as precision
+import engine_worker_rollouts as rollouts
 import engine_worker_startup as startup
 import engine_worker_teacher as teacher
 import engine_worker_trainer as trainer
@@ -49,6 +50,7 @@ CHECKS = {
         watching.balanced,
         placement.losses,
         placement.window,
+        rollouts.unequal,
     ],
     3: [validation.numbers, trainer.ranks_apart],
     4: [placement.features, placement.losses, placement.unlike_files],

@@ -82,3 +82,18 @@ def test_a_run_that_only_skips_gives_up_with_its_weights_untouched(on_2):
     assert "3 optimizer steps in a row were skipped" in found["said"]
     assert "all loss terms were finite, the gradient was not" in found["said"], "the backward pass alone is spoilt"
     assert (found["attempts"], found["steps"], found["moved"]) == (3, 0, False)
+
+
+def test_samples_of_unequal_lengths_are_scored_by_a_teacher_in_shards(on_2):
+    """One rank's prompts end at once, the other's run to the limit; some steps have no task at all."""
+    first, second = on_2("rollouts.unequal")
+    for window in (False, True):
+        for one, other in zip(first[window]["steps"], second[window]["steps"], strict=True):
+            assert one["sampled"] == other["sampled"] and one["digest"] == other["digest"]
+            assert one["applied"] and one["finite"] and other["finite"]
+            pairs = zip(one["sampled"], one["lengths"], other["lengths"], strict=True)
+            assert all((short, long) == ([1, 1], [20, 20]) for own, short, long in pairs if own)
+        assert first[window]["training"] and second[window]["training"]
+    sampled = [step["sampled"] for step in first[False]["steps"]]
+    assert [True, True] in sampled and any(False in step for step in sampled)
+    assert [step["digest"] for step in first[False]["steps"]] != [first[False]["steps"][0]["digest"]] * 3

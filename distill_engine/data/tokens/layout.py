@@ -13,6 +13,7 @@ class SpecialTokens:
     start          the tokenizer's, where it has one
     decoder_start  what the decoder reads first          forced    what a reply has to begin with (a language)
     source         the language of contexts, where the tokenizer knows languages
+    prompt         what `generate` itself puts behind the first, in families that prompt; None: what is not known
     """
 
     pad: int
@@ -21,6 +22,17 @@ class SpecialTokens:
     decoder_start: int | None = None
     forced: int | None = None
     source: int | None = None
+    prompt: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Window:
+    """What an encoder that hears reads at a time: `frames` of `channels` features, of which its first layers make
+    `positions`."""
+
+    channels: int
+    frames: int
+    positions: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class SequenceLayout:
     context_suffix     ids after them; never cut off
     decoder_prefix     ids that the decoder reads before the first label token
     label_pad_prefix   leading decoder positions that predict nothing (-100)
+    window             of a family that hears: what it reads instead of contexts
 
     Decoder input is `decoder_prefix + label[:-1]`, labels are `label_pad_prefix * [-100] + label`; both are equally
     long, hence len(decoder_prefix) == label_pad_prefix + 1 (else ValueError).
@@ -46,6 +59,7 @@ class SequenceLayout:
     context_suffix: tuple[int, ...] = ()
     decoder_prefix: tuple[int, ...] = ()
     label_pad_prefix: int = 0
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         if len(self.decoder_prefix) != self.label_pad_prefix + 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,15 +16,30 @@ Keep = Literal["first", "last"]
 
 
 @dataclass(frozen=True, eq=False)
+class Clip:
+    """A piece of sound that is read instead of a context.
+
+    title     names it for people: file and length
+    seconds   its length, what fills the window up not counted
+    features  computes or fetches [C, F] float32, a whole window; raises DataError where the sound is not what it was
+    """
+
+    title: str
+    seconds: float
+    features: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One example, cut to the limits, special tokens included.
 
-    context_ids  [S] int32
+    context_ids  [S] int32; none where a clip is read
     label_ids    [T] int32, ends with the end token unless it was cut
     """
 
     context_ids: NDArray[np.int32]
     label_ids: NDArray[np.int32]
+    clip: Clip | None = None
 
 
 @dataclass(frozen=True)

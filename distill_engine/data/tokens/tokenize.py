@@ -10,25 +10,25 @@ tokens, such as markers of speakers, are there to be written in texts, and stay 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
+import warnings
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
+from distill_engine.data.tokens.backends import backend_of
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedDataset, TokenLimits
 
@@ -44,7 +44,7 @@ _CHUNK_EPISODES = 2048
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, or of a Hugging Face name. A folder is read without any network access.
 
-    Raises DataError: not there, not a tokenizer, or not one of the fast kind.
+    Raises DataError: not there, or not a tokenizer.
     """
     # Imported here: transformers takes seconds to import, and reading data files does not need it.
     from transformers import AutoTokenizer
@@ -52,36 +52,30 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     local = Path(name).expanduser().is_dir()
     source = str(Path(name).expanduser()) if local else name
     try:
-        # False, not left out: left out means that transformers asks at the terminal
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, local_files_only=local, trust_remote_code=False
-        )
+        with warnings.catch_warnings():
+            # one of its tokenizers recommends it for a method that nothing calls
+            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+            # False, not left out: left out means that transformers asks at the terminal
+            return AutoTokenizer.from_pretrained(
+                source, revision=revision, local_files_only=local, trust_remote_code=False
+            )
     except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
         raise DataError(
             f"No tokenizer could be loaded from {name!r} ({'a folder' if local else 'not a folder here'}): "
-            f"{type(error).__name__}: {shown(str(error))}. {_without_json(source)}data.tokenizer is a folder with "
-            "tokenizer.json, or vocab.json and merges.txt; or a Hugging Face name. Correct it."
+            f"{type(error).__name__}: {shown(str(error))}. {_without_library(source)}data.tokenizer is a folder with "
+            "tokenizer.json, vocab.json and merges.txt, or sentencepiece models; or a Hugging Face name. Correct it."
         ) from error
-    _fast_backend(tokenizer, name, _without_json(source))
-    return tokenizer
 
 
-def _without_json(folder: str) -> str:
-    """What a folder holds instead of tokenizer.json, and what to do; empty where it holds no sentencepiece model."""
+def _without_library(folder: str) -> str:
+    """What to install for a folder with sentencepiece models and no tokenizer.json; empty where that is not it."""
     place = Path(folder)
     found = sorted(file.name for file in place.glob("*") if file.suffix in (".spm", ".model")) if place.is_dir() else []
-    if not found or (place / "tokenizer.json").exists():
+    if not found or (place / "tokenizer.json").exists() or find_spec("sentencepiece") is not None:
         return ""
-    if len(found) == 1:
-        return (
-            f"The folder holds a sentencepiece model ({found[0]}) and no tokenizer.json. Where transformers has a fast "
-            "tokenizer for it, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes one (it needs the "
-            "package sentencepiece). "
-        )
     return (
-        f"The folder holds {len(found)} sentencepiece models ({', '.join(found)}) and no tokenizer.json: sources and "
-        "targets are cut by models of their own, for which transformers has no fast tokenizer. Name a folder with a "
-        "tokenizer.json that gives the teacher's ids as data.tokenizer. "
+        f"The folder holds sentencepiece models ({', '.join(found)}) and no tokenizer.json, and the package that reads "
+        "them is not installed: pip install 'distill-engine[sentencepiece]'. "
     )
 
 
@@ -117,11 +111,11 @@ class DialogueTokenizer:
     ) -> None:
         """`context_tokens` and `label_tokens` count special tokens. The given tokenizer is not changed.
 
-        Raises DataError when the tokenizer is not a fast one, ValueError when a limit leaves no room for a word.
+        Raises ValueError when a limit leaves no room for a word.
         """
         _check_limit("context_tokens", context_tokens, layout.context_overhead)
         _check_limit("label_tokens", label_tokens, 0)
-        self._backend = _plain_text_backend(_fast_backend(tokenizer, type(tokenizer).__name__), markers(tokenizer))
+        self._backend = backend_of(tokenizer)
         self._layout = layout
         self._limits = TokenLimits(context_tokens, label_tokens)
         self._delimiter_ids = self.encode([delimiter])[0]
@@ -139,9 +133,10 @@ class DialogueTokenizer:
         other._layout = layout
         return other
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text alone, without special tokens."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode(self, texts: Sequence[str], written: bool = False) -> list[list[int]]:
+        """The ids of each text alone, without special tokens; `written`: as targets, which some tokenizers cut by a
+        model of their own."""
+        return self._backend.encode(texts, written)
 
     def examples(self, episode: Episode) -> list[Example]:
         """The examples of one episode, in order."""
@@ -168,12 +163,12 @@ class DialogueTokenizer:
         """
         begin = 0
         for chunk in _chunks(episodes, _CHUNK_EPISODES):
-            entries = dict.fromkeys(entry for episode in chunk for entry in _entries(episode))
-            with _all_cores():
-                ids = dict(zip(entries, self.encode(list(entries)), strict=True))
+            turns = [turn for episode in chunk for turn in episode.turns]
+            read = self._ids_of((turn.text for turn in turns), written=False)
+            written = self._ids_of((turn.label for turn in turns), written=True)
             tokens, bounds = array("i"), array("q")
             for episode in chunk:
-                self._append(episode, ids, tokens, bounds)
+                self._append(episode, read, written, tokens, bounds)
             table = np.array(bounds, np.int64).reshape(-1, 4)
             spoken = table[:, 1] > table[:, 0]
             yield TokenChunk(np.array(tokens, np.int32), table[spoken] + begin, int((~spoken).sum()), len(chunk))
@@ -188,19 +183,31 @@ class DialogueTokenizer:
     @property
     def identity(self) -> str:
         """Digest of all that decides which ids `chunks` gives for a text: tokenizer and delimiter."""
-        facts = [tokenizers.__version__, self._backend.to_str(), self._delimiter_ids]
-        return digest_of(facts)
+        return digest_of([*self._backend.facts(), self._delimiter_ids])
 
-    def _append(self, episode: Episode, ids: dict[str, list[int]], tokens: array[int], bounds: array[int]) -> None:
+    def _ids_of(self, texts: Iterable[str], written: bool) -> dict[str, list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        with _all_cores():
+            return dict(zip(distinct, self.encode(distinct, written), strict=True))
+
+    def _append(
+        self,
+        episode: Episode,
+        read: dict[str, list[int]],
+        written: dict[str, list[int]],
+        tokens: array[int],
+        bounds: array[int],
+    ) -> None:
+        """An earlier label is part of later contexts as it was cut for the decoder."""
         episode_start = len(tokens)
         for position, turn in enumerate(episode.turns):
             if position > 0:
                 tokens.extend(self._delimiter_ids)
-            tokens.extend(ids[turn.text])
+            tokens.extend(read[turn.text])
             context_end = len(tokens)
             tokens.extend(self._delimiter_ids)
             label_start = len(tokens)
-            tokens.extend(ids[turn.label])
+            tokens.extend(written[turn.label])
             if turn.learnt:
                 bounds.extend((episode_start, context_end, label_start, len(tokens)))
 
@@ -220,12 +227,6 @@ def _all_cores() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _entries(episode: Episode) -> Iterator[str]:
-    for turn in episode.turns:
-        yield turn.text
-        yield turn.label
-
-
 def _chunks(episodes: Iterable[Episode], size: int) -> Iterator[list[Episode]]:
     source = iter(episodes)
     while chunk := list(islice(source, size)):
@@ -238,38 +239,3 @@ def _check_limit(name: str, value: int, overhead: int) -> None:
             f"{name} is {value}, but {overhead} special tokens are part of it and a word needs one more. "
             f"Set data.{name} to at least {overhead + 1}."
         )
-
-
-def markers(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The special tokens that have no role of their own (start, end, padding, unknown, mask, ...), with their ids: what
-    was added as `additional_special_tokens` (`extra_special_tokens`) and the like, and stays one token in a text.
-
-    Raises DataError when the tokenizer is not a fast one.
-    """
-    backend = _fast_backend(tokenizer, type(tokenizer).__name__)
-    roles = {str(getattr(tokenizer, role)) for role in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
-    added = backend.get_added_tokens_decoder()
-    return {token.content: number for number, token in added.items() if token.special and token.content not in roles}
-
-
-def _fast_backend(tokenizer: PreTrainedTokenizerBase, name: str, remedy: str = "") -> Tokenizer:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise DataError(
-            f"The tokenizer {name!r} is not a fast one ({type(tokenizer).__name__}). Data is tokenised with the "
-            f"`tokenizers` library. {remedy}Save it with a tokenizer.json, or use vocab.json and merges.txt."
-        )
-    return backend
-
-
-def _plain_text_backend(backend: Tokenizer, whole: Collection[str]) -> Tokenizer:
-    """A copy that cuts nothing, pads nothing and reads special tokens in text, but those of `whole`, as the characters
-    they are."""
-    pipeline = json.loads(backend.to_str())
-    for token in pipeline["added_tokens"]:
-        token["special"] = token["special"] and token["content"] not in whole
-    copy = Tokenizer.from_str(json.dumps(pipeline))
-    copy.no_truncation()
-    copy.no_padding()
-    copy.encode_special_tokens = True
-    return copy

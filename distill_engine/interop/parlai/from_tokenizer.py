@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from distill_engine.data.tokens.tokenize import markers
+from distill_engine.data.tokens.backends import markers
 from distill_engine.interop.parlai.dictionary import SPECIAL_COUNTS, SPECIAL_OPTIONS, WORD_LEVEL, escape, unescape
 from distill_engine.interop.parlai.options.errors import ParlaiError, shown
 from distill_engine.interop.parlai.tokenizer import PROVENANCE

@@ -5,10 +5,11 @@ import copy
 import pytest
 import tiny_families
 import torch
+from torch.nn.functional import gelu
 
 from distill_engine.families.lookup import start_of
 from distill_engine.models.adapter import adapt
-from distill_engine.values import AttentionKind, FeatureRequest, Stack
+from distill_engine.values import AttentionKind, FeatureRequest, Stack, Tokens
 
 NAMES = list(tiny_families.PUBLISHED)
 ALL = FeatureRequest(
@@ -91,9 +92,14 @@ def test_embeddings_are_bare_table_rows(name):
     with torch.no_grad():
         features = adapt(model)(batch, ALL).embeddings
     body = getattr(model, "model", model)
-    for stack, ids in ((Stack.ENCODER, batch.inputs.input_ids), (Stack.DECODER, batch.decoder_input_ids)):
-        table = getattr(body, stack.value).embed_tokens.weight
-        torch.testing.assert_close(features[stack], table[ids], rtol=1e-5, atol=1e-6)
+    expected = {Stack.DECODER: body.decoder.embed_tokens.weight[batch.decoder_input_ids]}
+    if isinstance(batch.inputs, Tokens):
+        expected[Stack.ENCODER] = body.encoder.embed_tokens.weight[batch.inputs.input_ids]
+    else:  # what the convolutions make of the sound
+        first = gelu(body.encoder.conv1(batch.inputs.input_features))
+        expected[Stack.ENCODER] = gelu(body.encoder.conv2(first)).transpose(1, 2)
+    for stack, values in expected.items():
+        torch.testing.assert_close(features[stack], values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5-small", "umt5-small"])

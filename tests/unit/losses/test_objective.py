@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.registry import names
 from distill_engine.values import AttentionKind, Features, QueryKey, Stack
 
@@ -243,3 +244,28 @@ def test_a_batch_without_labels_adds_nothing_and_no_nan(tiny, two, definition, n
     total.backward()
     assert total.item() == 0
     assert all((t.grad == 0).all() for t in two.leaves(student))
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_the_students_own_samples_have_no_task(tiny, definition):
+    """In a step of gold and samples, and in one of samples alone: the gradient is that of the teacher's terms."""
+    both, none = (Objective(LossWeights(task=task, prediction=2.0), dict.fromkeys(Stack, ()), definition)
+                  for task in (1.0, 0.0))  # fmt: skip
+    gold, own = tiny.batch(seed=1), replace(tiny.batch(seed=2), sampled=True)
+
+    def gradient(goal, group):
+        student, teacher = (tiny.features(own, dict.fromkeys(Stack, 0), vocabulary=29, seed=seed) for seed in (0, 5))
+        row = goal.divisors(group, lambda tensor: tensor, 1)[-1]
+        terms = goal.terms(student, teacher, own)
+        (found,) = torch.autograd.grad(goal.total(terms, row), student.logits)
+        return found, terms, row
+
+    for group in ([gold, own], [own, own]):
+        found, terms, row = gradient(both, group)
+        torch.testing.assert_close(found, gradient(none, group)[0])
+        assert found.abs().sum() > 0 and (row >= 1).all()
+        assert (terms["task"].sum.item(), terms["task"].count.item()) == (0, 0)
+        assert terms["prediction"].count == own.label_mask.sum()
+    if definition == "invariant":  # the task's mean is over gold's labels, whatever comes beside them
+        task = list(both.term_weights).index("task")
+        assert both.divisors([gold, own], lambda tensor: tensor, 1)[0, task] == gold.label_mask.sum()

@@ -25,7 +25,7 @@ def trimmed(name: str, folder, **saved):
     return whole, Checkpoint(folder / "small").load(torch.float32).eval(), kept
 
 
-@pytest.mark.parametrize("name", tiny_families.PUBLISHED)
+@pytest.mark.parametrize("name", [one for one in tiny_families.PUBLISHED if "whisper" not in one])  # it reads no ids
 def test_logits_are_the_whole_models_of_kept_tokens(name, tmp_path):
     whole, small, kept = trimmed(name, tmp_path)
     assert small.config.vocab_size == len(kept) < whole.config.vocab_size

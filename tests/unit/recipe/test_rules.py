@@ -213,6 +213,20 @@ BROKEN = [
         "losses.kernels.prediction",
         "is fused, but teacher.source is cache",
     ),
+    (DISTILLED, {"rollout": {"share": 0.25}}, "rollout.share", "is 0.25, but rollout.source is gold"),
+    (DISTILLED, {"rollout": {"source": "student", "new_tokens": 129}}, "rollout.new_tokens", "is 129, .* 128 or less"),
+    (
+        DISTILLED,
+        {"rollout": {"source": "student"}, "losses": {"weights": {"task": 1}}},
+        "rollout.source",
+        "is student, but no term that compares with a teacher has a weight",
+    ),
+    (
+        DISTILLED,
+        {"rollout": {"source": "student"}, "teacher": CACHED},
+        "rollout.source",
+        "is student, but teacher.source is cache",
+    ),
 ]
 
 

@@ -16,7 +16,12 @@ from distill_engine.recipe.problem import RecipeError
 from distill_engine.setup.prepare import Prepared, datasets_of, prepare
 
 TEXTS = [("ab c", "de"), ("b", "a cab")]
-PAIRS = {"nllb": ("eng_Latn", "deu_Latn"), "mbart50": ("en_XX", "de_DE"), "mbart": ("en_XX", "de_DE")}
+PAIRS = {
+    "nllb": ("eng_Latn", "deu_Latn"),
+    "m2m_100": ("fr", "de"),
+    "mbart50": ("en_XX", "de_DE"),
+    "mbart": ("en_XX", "de_DE"),
+}
 
 
 def prepared(folder: Path, teacher: Path, *languages: dict, label_tokens: int = 16) -> Prepared:
@@ -39,7 +44,8 @@ def test_texts_are_wrapped_as_plain_transformers_does(kind, tmp_path):
     teacher, (source, target) = tiny_translators.save(kind, tmp_path / "teacher"), PAIRS[kind]
     ready = prepared(tmp_path, teacher, {"source_language": source, "target_language": target})
     plain = AutoTokenizer.from_pretrained(teacher, src_lang=source, tgt_lang=target)
-    language, prefix = plain.convert_tokens_to_ids(target), ready.layout.decoder_prefix
+    language = plain.convert_tokens_to_ids(f"__{target}__" if kind == "m2m_100" else target)
+    prefix = ready.layout.decoder_prefix
     for index, (text, gold) in enumerate(TEXTS):
         example, theirs = ready.train_datasets[0].example(index), plain(text, text_target=gold)
         assert example.context_ids.tolist() == theirs.input_ids

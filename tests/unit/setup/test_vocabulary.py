@@ -13,11 +13,12 @@ import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from distill_engine.data.errors import DataError
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.rules import check_recipe
+from distill_engine.recipe.teacher_rules import check_against_teacher
 from distill_engine.setup.prepare import Prepared, prepare
 from launcher.shapes import student_shape, teacher_shape, trimmed_rows
 
@@ -139,6 +140,17 @@ def test_recipes_that_say_it_of_nothing_are_refused(nllb, tmp_path):
     whole = load_recipe(recipe_file(tmp_path, nllb, vocabulary="all", vocabulary_min_count=3))
     found = {problem.path: problem.what for problem in check_recipe(whole)}
     assert found["student.vocabulary_min_count"] == "is given, but student.vocabulary is all"
+
+
+def test_tokenizers_without_a_json_and_models_of_sound_are_refused_by_name(tmp_path):
+    teacher = tiny_translators.save("m2m_100", tmp_path / "teacher")
+    file = recipe_file(tmp_path, teacher)
+    file.write_text(file.read_text().replace("eng_Latn", "en").replace("deu_Latn", "de"))
+    with pytest.raises(DataError, match=r"M2M100Tokenizer. cannot be trimmed: .* without a tokenizer\.json"):
+        prepare(load_recipe(file), file)
+    config = AutoConfig.for_model("whisper").to_dict()
+    found = [problem.what for problem in check_against_teacher(load_recipe(file), config)]
+    assert "is trimmed, but whisper models read no texts" in found
 
 
 def test_a_tokenizer_that_is_read_otherwise_than_written_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What a logging interval reports: sums over micro-batches and ranks, divided once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -131,3 +132,23 @@ def test_nothing_keeps_the_graph_alive(tiny):
 def test_memory_on_a_cpu_is_the_processs_own():
     values = memory_gib(torch.device("cpu"))
     assert values.keys() == {"memory/host_gib"} and 0.01 < values["memory/host_gib"] < 1000
+
+
+@pytest.mark.parametrize("definition", ["parlai", "invariant"])
+def test_the_students_own_samples_have_a_share_and_a_length_and_no_task(tiny, definition):
+    objective = Objective(WEIGHTS, SUPERVISION, definition)
+    gold, (batch, student, teacher) = micro_batches(tiny)
+    sampled = (replace(batch, sampled=True), student, teacher)
+
+    def values(*group):
+        return filled(Meter(objective, Averages(), 1, samples=True), objective, group).read(one_rank, 1.0)
+
+    both, alone, own = values(gold, sampled), values(gold), values(sampled)
+    assert (both["train/rollout/sampled_share"], both["train/rollout/sample_tokens"]) == (0.5, 1.5)
+    for name in ("train/term/task/raw", "train/ppl", "train/token_accuracy"):
+        assert both[name] == alone[name] and name not in own
+    assert alone["train/rollout/sampled_share"] == 0 and "train/rollout/sample_tokens" not in alone
+    assert "train/rollout/sampled_share" not in filled(Meter(objective, Averages(), 1), objective, [gold]).read(
+        one_rank, 1.0
+    )
+    assert own["train/total"] > 0 and own["train/teacher_agreement"] >= 0

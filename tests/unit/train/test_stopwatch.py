@@ -34,7 +34,7 @@ def test_shares_add_up_to_one_with_the_rest_as_other(clock):
     shares, wall = watch.shares()
     assert wall == 8.0
     assert shares == {"teacher": 0.5, "student": 0.125, "losses": 0, "backward": 0, "optimizer": 0, "data": 0,
-                      "other": 0.375}  # fmt: skip
+                      "rollout": 0, "other": 0.375}  # fmt: skip
     assert sum(shares.values()) == 1.0 and set(shares) == {*PHASES, "other"}
 
 

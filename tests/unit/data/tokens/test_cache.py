@@ -314,7 +314,7 @@ def environment() -> dict[str, str]:
 
 def worker(bench: Bench, folder: Path, action: str) -> list[str]:
     tokenizer = folder / "tokenizer.json"
-    tokenizer.write_text(bench.encoder._backend.to_str())
+    tokenizer.write_text(bench.encoder._backend.facts()[1])
     script = Path(__file__).with_name("cache_worker.py")
     return [str(script), action, str(bench.folder), str(tokenizer), str(bench.file)]
 
