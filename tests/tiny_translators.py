@@ -36,9 +36,7 @@ def nllb_with_merges() -> Any:
 # what is saved beside the network of a published model, what its decoder starts with, and other sizes
 KINDS: dict[str, tuple[str, Callable[[Path], Any], int, dict[str, int]]] = {
     "nllb": ("nllb-200-distilled-600M", lambda folder: nllb_tokenizer().save_pretrained(folder), 2, {}),
-    "nllb with merges": (
-        "nllb-200-distilled-600M", lambda folder: nllb_with_merges().save_pretrained(folder), 2, {}
-    ),
+    "nllb with merges": ("nllb-200-distilled-600M", lambda folder: nllb_with_merges().save_pretrained(folder), 2, {}),
     "m2m_100": ("nllb-200-distilled-600M", tiny_sentencepiece.m2m_100, 2, {"vocab_size": 160}),
     "mbart50": ("mbart-large-50", lambda folder: MBart50Tokenizer().save_pretrained(folder), 2, {}),
     "mbart": ("mbart-large-50", lambda folder: MBartTokenizer().save_pretrained(folder), 9, {}),
