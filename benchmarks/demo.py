@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "demo", help="where everything goes")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe in both runs")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="times that the report card measures each latency (5)")
     given = parser.parse_args()
     quiet_libraries(0)
     started = time.perf_counter()
@@ -63,7 +64,7 @@ def main() -> int:
     summary = given.run_dir / "summary.json"
     summary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     say("4 of 4: report card", quiet=False)
-    write_reports(given.run_dir, given.overrides)
+    write_reports(given.run_dir, given.overrides, given.rounds)
     show(rows, given.run_dir, time.perf_counter() - started)
     return 0
 
@@ -104,12 +105,12 @@ def measure(run_dir: Path, overrides: list[str]) -> dict[str, dict[str, float]]:
     return {name: {column: row[of_row.get(column, column)] for column in COLUMNS} for name, row in rows.items()}
 
 
-def write_reports(run_dir: Path, overrides: list[str]) -> None:
+def write_reports(run_dir: Path, overrides: list[str], rounds: int) -> None:
     """The run's page and the report card, by the commands that a user has; a failure is said and costs nothing else."""
     card = [
         "report-card", DEMO_TEACHER, run_dir, *(run_dir / name for name in BASELINES),
         "--recipe", DEMO_RECIPE, "--out", run_dir / "report_card",
-        "--into", run_dir / "best", "--beams", "1,4", "--batches", "1,8", "--rounds", "5", "--fresh",
+        "--into", run_dir / "best", "--beams", "1,4", "--batches", "1,8", "--rounds", str(rounds), "--fresh",
         "--partial", run_dir / ".evaluations", "--set", "data.tasks.0.valid_examples=100",
         "--backends", ",".join(installed_backends()),
         *(word for override in overrides for word in ("--set", override)),

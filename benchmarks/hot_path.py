@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill_engine.engine.distributed import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = 2
@@ -46,18 +49,16 @@ def shrink(config: dict[str, Any]) -> None:
         block["stage3_param_persistence_threshold"] = SIZES["ffn_width"]
 
 
-def count(accumulation: int) -> dict[str, Any]:
+def count(accumulation: int, ranks: Ranks) -> dict[str, Any]:
     """Waits and collectives of one optimizer step, in this process group, by name."""
     import step
     from hot_path_waits import HostWaits
     from step_presets import Preset, Size
 
-    from distill_engine.engine import distributed
     from distill_engine.recipe.load import load_recipe
 
     size = Size(**SIZES)
     preset = Preset(size, size, heads=2, vocabulary=64, batch=2, context_tokens=16, label_tokens=16, definition="")
-    ranks = distributed.start()
     overrides = [f"{key}={value}" for key, value in recipe_overrides(accumulation).items()]
     recipe = load_recipe(ROOT / "recipes" / "bb3b_tinybert.yaml", overrides)
     configs = step.ds_configs(recipe, "bf16", ranks)
@@ -75,18 +76,26 @@ def count(accumulation: int) -> dict[str, Any]:
 
 
 def count_on_ranks() -> dict[str, list[dict[str, Any]]]:
-    """By accumulation, what each rank counted."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """By accumulation, what each rank counted; one start of the ranks counts all."""
     with tempfile.TemporaryDirectory() as folder:
-        for accumulation in ACCUMULATION:
-            clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-            command += [__file__, "--worker", folder, "--accumulation", str(accumulation)]
-            quiet = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            subprocess.run(command, env=clean | quiet, stdout=sys.stderr, check=True, timeout=TIMEOUT_SECONDS)
-            files = [Path(folder) / f"{accumulation}.{rank}.json" for rank in range(RANKS)]
-            found[str(accumulation)] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return found
+        clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+        quiet = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*command, __file__, "--worker", folder], env=clean | quiet, stdout=sys.stderr, check=True,
+            timeout=TIMEOUT_SECONDS,
+        )  # fmt: skip
+        of_ranks = [json.loads((Path(folder) / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(RANKS)]
+    return {str(accumulation): [rank[str(accumulation)] for rank in of_ranks] for accumulation in ACCUMULATION}
+
+
+def work(folder: Path) -> None:
+    """One rank: count, and leave it in the folder."""
+    from distill_engine.engine import distributed
+
+    ranks = distributed.start()
+    counted = {str(accumulation): count(accumulation, ranks) for accumulation in ACCUMULATION}
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(counted), encoding="utf-8")
 
 
 def loss_launches() -> int:
@@ -102,13 +111,10 @@ def main() -> int:
     """Count, and print one JSON line."""
     parser = argparse.ArgumentParser(description="Host waits, launches and collectives of a training step.")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--accumulation", type=int, default=1, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if asked.worker is not None:
-        counted = count(asked.accumulation)
-        file = asked.worker / f"{asked.accumulation}.{os.environ['RANK']}.json"
-        file.write_text(json.dumps(counted), encoding="utf-8")
+        work(asked.worker)
         return 0
     of_ranks = count_on_ranks()
     for accumulation, ranks in of_ranks.items():

@@ -25,6 +25,7 @@ class Job:
     """What is run and on how many ranks.
 
     student_ds, teacher_ds  the two DeepSpeed JSONs, as read
+    others                  teachers beside the first, of which probabilities alone are asked
     triton                  whether the GPU can run the Triton kernels of the losses
     """
 
@@ -38,6 +39,7 @@ class Job:
     micro_batch: int
     accumulation: int
     triton: bool = True
+    others: tuple[Shape, ...] = ()
 
     @property
     def word(self) -> int:
@@ -68,6 +70,11 @@ class Job:
     def loaded(self) -> Shape | None:
         """The teacher that is in memory and computes."""
         return None if self.cached else self.teacher
+
+    @property
+    def all_loaded(self) -> tuple[Shape, ...]:
+        """All teachers that are in memory, the first one first."""
+        return () if self.loaded is None else (self.loaded, *self.others)
 
     @property
     def placement(self) -> str:
@@ -130,7 +137,8 @@ def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def kernel(job: Job, group: str) -> Implementation:
     """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.kernels.dispatch."""
-    choice = "reference" if group == "prediction" and job.cached else getattr(job.recipe.losses.kernels, group)
+    whole = group == "prediction" and (job.cached or bool(job.others))
+    choice = "reference" if whole else getattr(job.recipe.losses.kernels, group)
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"

@@ -13,7 +13,7 @@ from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
 from launcher.hardware import Gpu
 from launcher.job import Job
-from launcher.shapes import student_shape, teacher_shape
+from launcher.shapes import shape_of, student_shape, teacher_shape
 
 
 class JobFileError(ValueError):
@@ -27,6 +27,7 @@ def read_job(
     checked = _recipe_without_its_data(recipe, overrides)
     teacher = teacher_shape(checked)
     student = student_shape(checked, teacher)
+    others = tuple(shape_of(one.path, one.revision) for one in checked.teachers[1:])
     batch, data = checked.batch, checked.data
     longest = data.context_tokens + data.label_tokens
     rows = batch.per_rank if batch.max_tokens is None else max(1, batch.max_tokens // longest)
@@ -41,6 +42,7 @@ def read_job(
         micro_batch=rows,
         accumulation=batch.accumulation_steps,
         triton=gpu.triton,
+        others=others,
     )
 
 

@@ -84,7 +84,9 @@ def captured(job: Job) -> float:
         rows += (job.positions(kind.query_stack) + job.positions(_keys(kind))) * len(layers)
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
     logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
-    return float((width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches)
+    held = (width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches
+    # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
+    return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if job.others else 0))
 
 
 def _different(chosen: str | list[int], student_layers: int, teacher_layers: int) -> int:

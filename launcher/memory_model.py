@@ -41,7 +41,7 @@ def host_memory(job: Job) -> dict[str, float]:
     here = min(job.ranks, job.ranks_per_node)
     found = {}
     if job.loaded is not None and job.placement == "offload":
-        found["teacher shards"] = float(job.loaded.parameters * job.word / job.ranks * here)
+        found["teacher shards"] = float(teacher_parameters(job) * job.word / job.ranks * here)
     if job.offloaded:
         # weights, moments and gradient in 32 bits, and the new weights on their way back
         found["optimizer"] = float(job.trained / job.ranks * here * ((2 + moments(job)) * FULL + job.word))
@@ -53,9 +53,12 @@ def host_memory(job: Job) -> dict[str, float]:
 
 def teacher_shard(job: Job) -> float:
     """What stays on the GPU: this rank's part of every parameter, all of a replica, nothing of what is offloaded."""
-    if job.loaded is None or job.placement == "offload":
-        return 0.0
-    return job.loaded.parameters * job.word / job.sharers
+    return 0.0 if job.placement == "offload" else teacher_parameters(job) * job.word / job.sharers
+
+
+def teacher_parameters(job: Job) -> int:
+    """Of all teachers that are in memory."""
+    return sum(one.parameters for one in job.all_loaded)
 
 
 def gathered(job: Job) -> float:
@@ -66,8 +69,16 @@ def gathered(job: Job) -> float:
     output = job.loaded.embedding if kernel_of(job, "prediction") != "reference" else 0
     if job.sharers == 1 and job.placement != "offload":
         return float(output * job.word)
-    arriving = min(job.loaded.parameters, _arriving(job, job.loaded)) if job.sharers > 1 else 0
-    return float((live_parameters(job, job.loaded) + arriving + output) * job.word)
+    # one teacher computes at a time; what the others keep whole stays
+    each = [_gathered(job, one) - persistent(job, one) for one in job.all_loaded]
+    kept = sum(persistent(job, one) for one in job.all_loaded)
+    return float((max(each) + kept + output) * job.word)
+
+
+def _gathered(job: Job, teacher: Shape) -> int:
+    """Elements in its own pass."""
+    arriving = min(teacher.parameters, _arriving(job, teacher)) if job.sharers > 1 else 0
+    return live_parameters(job, teacher) + arriving
 
 
 def persistent(job: Job, teacher: Shape) -> int:
@@ -115,7 +126,7 @@ def teacher_activations(job: Job) -> float:
     if job.loaded is None:
         return 0.0
     logits = job.labels * job.loaded.vocab if kernel_of(job, "prediction") == "reference" else 0
-    layer = max(job.contexts, job.labels) * (2 * job.loaded.width + 2 * job.loaded.ffn)
+    layer = max(job.contexts, job.labels) * max(2 * one.width + 2 * one.ffn for one in job.all_loaded)
     return float(max(0, layer - logits) * job.word * job.held_batches)
 
 

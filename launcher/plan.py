@@ -99,7 +99,9 @@ def assumptions(gpu: Gpu) -> dict[str, str]:
         "ZeRO-3's hooks": f"{HOOK_SECONDS * 1e3:g} ms of the host for each layer of a teacher pass, beside gathering "
         "and arithmetic (benchmarks/hooks.py; a faster host needs less)",
         "sequences": "every example is as long as data.context_tokens and data.label_tokens",
-        "left out": "kernel launches and other Python, data loading, validation, checkpoints, stragglers",
+        "samples": "each (rollout.source: student) runs to its limit, and each of its tokens reads the decoder once",
+        "left out": "kernel launches and other Python (for each token of a sample), data loading, validation, "
+        "checkpoints, stragglers",
     }
 
 
@@ -111,10 +113,11 @@ def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
     speed = gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25)
     forward = _forward_flops(job.student, job) / speed * passes
     backward = forward * (3 if job.recipe.student.activation_checkpointing else 2)
-    teaching = 0.0 if job.loaded is None else _forward_flops(job.loaded, job) / speed * passes
+    teaching = sum(_forward_flops(one, job) for one in job.all_loaded) / speed * passes
     comparing = _loss_flops(job) / speed * passes + _loss_bytes(job) / gpu.hbm * passes
     gathering, reducing, spreading = (seconds(who, one, job, gpu) for who, one in moved.items())
     return {
+        "the student's own samples": _sampling(job, gpu),
         "teacher": teaching,
         "waiting for the teacher's weights": max(0.0, gathering - teaching),
         "waiting for ZeRO-3's hooks": max(0.0, hook_seconds(job) - max(gathering, teaching)),
@@ -125,6 +128,20 @@ def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
         "optimizer": update_bytes(job) / (gpu.host_memory if job.offloaded else gpu.hbm),
         "sending the new weights": spreading,
     }
+
+
+def _sampling(job: Job, gpu: Gpu) -> float:
+    """A token of a sample is a pass of the decoder at one position: its weights are read once for all examples, and
+    the keys and values of what stands before. Every sample runs to its limit."""
+    rollout, shape, data = job.recipe.rollout, job.student, job.recipe.data
+    if rollout.source != "student":
+        return 0.0
+    tokens = rollout.new_tokens or data.label_tokens
+    weights = shape.decoder_layers * shape.decoder_layer + shape.embedding
+    cached = job.micro_batch * (data.context_tokens + tokens / 2) * 2 * shape.width * shape.decoder_layers
+    read = tokens * (weights + cached) * job.word / gpu.hbm
+    arithmetic = _forward_flops(shape, job) / (gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25))
+    return rollout.share * job.accumulation * (read + arithmetic)
 
 
 def _forward_flops(shape: Shape, job: Job) -> float:

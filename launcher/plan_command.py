@@ -70,7 +70,8 @@ def _refuse_missing_kernels(job: Job, gpu: str) -> None:
 
 def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     job = made.job
-    teacher = "none" if job.teacher is None else f"{job.teacher.parameters / 1e6:,.1f} M"
+    sizes = [f"{one.parameters / 1e6:,.1f} M" for one in (job.teacher, *job.others) if one is not None]
+    teacher = " + ".join(sizes) or "none"
     where = " (cached)" if job.cached and job.teacher is not None else ""
     where = where if job.loaded is None else f" ({job.placement}{', window' if job.held_batches > 1 else ''})"
     models = f"teacher {teacher}{where}, trained {job.trained / 1e6:,.1f} M"

@@ -35,6 +35,8 @@ def _knobs(job: Job) -> Iterator[tuple[str, Job]]:
         yield "teacher.window: false", _changed(job, "teacher", window=False)
     kernels = job.recipe.losses.kernels
     for group in ("attention", "hidden", "prediction"):
+        if group == "prediction" and job.others:
+            continue  # the mean of several teachers has no factors
         if getattr(kernels, group) == "reference" or (group == "prediction" and kernels.prediction == "auto"):
             fused = kernels.model_copy(update={group: "fused"})
             yield f"losses.kernels.{group}: fused", _changed(job, "losses", kernels=fused)

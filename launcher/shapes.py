@@ -20,11 +20,14 @@ from distill_engine.registry import names
 def teacher_shape(recipe: Recipe) -> Shape | None:
     """None without a teacher. Raises RecipeError if its sizes cannot be found on this machine."""
     path = recipe.teacher.path
-    if path is None:
-        return None
-    config = _config_of(path, recipe.teacher.revision)
+    return None if path is None else shape_of(path, recipe.teacher.revision, trimmed_rows(recipe))
+
+
+def shape_of(path: str, revision: str | None, rows: int | None = None) -> Shape:
+    """Of a teacher's folder or name; `rows`: of its vocabulary, where that is a trimmed one. Raises RecipeError if its
+    sizes cannot be found on this machine."""
+    config = _config_of(path, revision)
     if config is not None:
-        rows = trimmed_rows(recipe)
         sizes = {} if rows is None else {name: rows for name in config if name.endswith("vocab_size")}
         return _shape_of({**config, **sizes}, path)
     families = [family_named(name) for name in names("families")]

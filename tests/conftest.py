@@ -25,10 +25,17 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
 TESTS = Path(__file__).parent
 
 
+def pytest_collection_modifyitems(items):
+    from places import turn_of
+
+    items.sort(key=lambda item: turn_of(item.nodeid))
+
+
 def pytest_xdist_make_scheduler(config, log):
-    """`--dist loadfile` by `place_of`."""
+    """`--dist loadfile` by `place_of`, in the order in which tests are collected."""
     if config.getoption("dist") != "loadfile":
         return None
+    config.option.loadscopereorder = False  # would begin with the places of many tests
     from places import place_of
     from xdist.scheduler import LoadScopeScheduling
 
@@ -43,6 +50,28 @@ def pytest_xdist_make_scheduler(config, log):
 def token_cache_of_the_tests(tmp_path_factory) -> None:
     """Runs of the tests keep their tokens to themselves."""
     os.environ["DISTILL_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("token_cache"))
+
+
+@pytest.fixture(scope="session")
+def make_warm(tmp_path_factory):
+    """Makes processes from which programs are forked (tests/warm.py), and stops them."""
+    from warm import Warm
+
+    made = []
+
+    def make() -> Warm:
+        made.append(Warm(tmp_path_factory.mktemp("warm")))
+        return made[-1]
+
+    yield make
+    for warm in made:
+        warm.stop()
+
+
+@pytest.fixture(scope="session")
+def warm(make_warm):
+    """The one that most tests share."""
+    return make_warm()
 
 
 @pytest.fixture(scope="session")

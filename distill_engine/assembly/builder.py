@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,38 @@ import numpy as np
 import torch
 
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
-from distill_engine.assembly.made_of import made_of
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.rollout import rollout_of
 from distill_engine.assembly.student_module import by_stack, student_module
+from distill_engine.assembly.teacher import teacher_of
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.parts import Stateful
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.space import Space
-from distill_engine.data.order.collate import Picks
-from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngine
-from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective
-from distill_engine.models.adapter import adapt
 from distill_engine.recipe.identity import recipe_digest
-from distill_engine.recipe.placement import placement_of
-from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
-from distill_engine.registry import load
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader
 from distill_engine.student.layer_map import resolve_layer_map
-from distill_engine.teachers.columns import CacheError
-from distill_engine.teachers.protocol import Teacher, TeacherParts
+from distill_engine.teachers.protocol import Teacher
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
 from distill_engine.train.balancing import LossTerms
 from distill_engine.train.hooks import AtValidation, Hook, Hooks, Remembered, Supervision
 from distill_engine.train.loop import Trainer
 from distill_engine.train.stop_request import StopRequest
-from distill_engine.values import Batch, Stack
-
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from distill_engine.values import Stack
 
 
 class Builder:
@@ -180,9 +169,10 @@ class Builder:
         return kernels
 
     def _asked_kernels(self) -> dict[str, Choice]:
-        """A cache holds no factors of logits, which all but the reference ask for."""
+        """A cache holds no factors of logits, and several teachers have none: all but the reference ask for them."""
         asked = self._recipe.losses.kernels.model_dump()
-        return asked | ({"prediction": "reference"} if self._recipe.teacher.source == "cache" else {})
+        whole = self._recipe.teacher.source == "cache" or bool(self._ready.others)
+        return asked | ({"prediction": "reference"} if whole else {})
 
     def _logits_bytes(self, positions: int) -> int:
         """Size of one model's float32 logits at so many label positions."""
@@ -213,60 +203,9 @@ class Builder:
         torch.manual_seed(seed)
 
     def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
-        """Raises RecipeError if its source cannot give what the losses compare."""
-        shape, folder = self._ready.teacher_shape, self._ready.teacher_folder
-        if not objective.weights.needs_teacher:
-            return None
-        assert shape is not None and folder is not None
-        source, ranks = self._recipe.teacher.source, self._ranks
-        cache = self._recipe.teacher.cache
-        parts = TeacherParts(
-            folder=folder,
-            load=partial(self._engine, objective, ds_config, precision),
-            window=self._recipe.teacher.window,
-            vocabulary=shape.vocab,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            device=ranks.device,
-            dtype=_DTYPES[precision],
-            cache=None if cache is None else Path(cache),
-            made_of=partial(made_of, self._ready, ranks),
-        )
-        try:
-            teacher: Teacher = load("teachers", source).open(parts)
-        except CacheError as error:
-            raise RecipeError(self._recipe.name, [Problem("teacher.cache", f"is {cache}: {error}")]) from error
-        missing = teacher.lacking(objective.teacher_request())
-        if missing:
-            what = f"is {source}, which does not give {', '.join(missing)}"
-            fix = (
-                "Set the weights of those terms to 0 (for head: losses.kernels.prediction: reference); or make a cache "
-                "of this recipe in another folder"
-            )
-            problem = Problem("teacher.source", what, "A source gives all that the losses compare", fix)
-            raise RecipeError(self._recipe.name, [problem])
-        return teacher
-
-    def _engine(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> TeacherEngine:
-        assert self._ready.teacher_folder is not None
-        dtype = _DTYPES[precision]
-        placement, _ = placement_of(self._recipe, self._ranks.world_size, ds_config)
         validation = objective.with_prediction(self._validation_prediction())
         head = any(one.teacher_request().head for one in (objective, validation))
-        folder = self._ready.teacher_folder
-        self._beat("loading and sharding the teacher")
-        teacher = TeacherEngine(folder, ds_config, dtype, self._ranks, adapt, placement, keeps_head=head)
-        self._beat("trying the teacher on one batch")
-        teacher.probe(self._probe_batch().to(self._ranks.device))
-        return teacher
-
-    def _probe_batch(self) -> Batch:
-        """The first one or two examples of training, batched as training does: within the position tables."""
-        datasets = self._ready.train_datasets
-        first = np.arange(min(2, len(datasets[0])))
-        return picked_batch(
-            datasets, Picks(np.zeros_like(first), first), self._ready.layout, self._recipe.batch.pad_to_multiple_of
-        )
+        return teacher_of(self._ready, self._ranks, objective, ds_config, precision, head, self._beat)
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.digests import FileDigests
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.setup.datasets import cache_folder
 from distill_engine.setup.prepare import Prepared
+from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.protocol import MadeOf
 
 
@@ -24,7 +24,9 @@ class Ranks(Protocol):
 
 
 def made_of(ready: Prepared, ranks: Ranks) -> MadeOf:
-    """Collective: rank 0 reads the weights, once for a state of their files."""
+    """Collective: rank 0 reads the weights, once for a state of their files. Raises CacheError for several teachers."""
+    if ready.others:
+        raise CacheError("a cache is of one teacher, but the recipe has several (teachers). Name one as teacher.path.")
     return MadeOf(
         str(ranks.broadcast(_teacher_digest(ready) if ranks.rank == 0 else None)),
         {title: dataset_digest(one) for title, one in datasets(ready).items()},
@@ -41,7 +43,7 @@ def datasets(ready: Prepared) -> dict[str, TokenisedDataset]:
 def dataset_digest(dataset: TokenisedDataset) -> str:
     """Of all token ids as models read them: words, limits and what stands around them."""
     facts = [dataset.digest, asdict(dataset.limits), asdict(dataset.layout)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(facts)[:16]
 
 
 def _teacher_digest(ready: Prepared) -> str:
@@ -49,4 +51,4 @@ def _teacher_digest(ready: Prepared) -> str:
     digests = FileDigests(cache_folder(ready.recipe.data) / "digests")
     weights = [file for file in ready.teacher_folder.iterdir() if file.suffix in (".safetensors", ".bin")]
     facts = [sorted((file.name, digests.of(file)) for file in weights), dict(ready.teacher_config or {})]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(facts)[:16]

@@ -122,7 +122,7 @@ class BestPublisher(Hook):
             recipe_yaml=resolved_yaml(self._recipe),
             name=self._recipe.name,
             family=self._ready.family.name,
-            teacher=self._recipe.teacher.path,
+            teacher=" + ".join(one.path for one in self._recipe.teachers) or self._recipe.teacher.path,
             parameters=self._student.parameter_count(),
             step=step,
             metrics=values,

@@ -30,6 +30,7 @@ from distill_engine.checkpoint.manifest import (
 )
 from distill_engine.checkpoint.part_calls import PartFailed, each_part, take_parts
 from distill_engine.checkpoint.parts import Part
+from distill_engine.checkpoint.refusals import refuse_other_parts, refuse_other_run
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.search import files_of, newest_that_verifies
 from distill_engine.checkpoint.trust import scan_pickles
@@ -38,7 +39,7 @@ from distill_engine.metrics.direction import Direction
 TIDY_THREAD_NAME = "checkpoint-tidier"
 _LOG = logging.getLogger(__name__)
 
-__all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints", "other_size"]
+__all__ = ["CheckpointError", "CheckpointInfo", "Checkpoints"]
 
 
 class Refusal(str):
@@ -192,8 +193,8 @@ class Checkpoints:
             info = self.latest_complete()
             if info is None:
                 return None
-            self._refuse_other_run(info)
-            self._refuse_other_parts(info, parts)
+            refuse_other_run(info, self.identity, self._ranks.world_size, self._resize)
+            refuse_other_parts(info, parts)
             self._refuse_hostile(info)
             load = each_part(parts, lambda name, part: part.load(info.folder / name))
             everywhere(self._ranks, load, self._load_reason)
@@ -256,27 +257,6 @@ class Checkpoints:
                 "training goes on, the next save tries again."
             )
 
-    def _refuse_other_run(self, info: CheckpointInfo) -> None:
-        rows = [(key, _shown(info.identity, key), _shown(self.identity, key)) for key in info.identity | self.identity]
-        changes = [f"\n  {key}: {old} -> {new}" for key, old, new in sorted(rows) if old != new]
-        if changes:
-            raise RefusedCheckpoint(
-                f"Checkpoint {info.folder} belongs to another run (checkpoint -> now):{''.join(changes)}\n"
-                "A run can only be continued unchanged. Set these back, or choose another run folder (--run-dir)."
-            )
-        if info.world_size != self._ranks.world_size and not self._resize:
-            raise RefusedCheckpoint(other_size(info.folder, info.world_size, self._ranks.world_size))
-
-    def _refuse_other_parts(self, info: CheckpointInfo, parts: Mapping[str, Part]) -> None:
-        missing = [f"lacks {name}" for name in parts if name not in info.parts]
-        extra = [f"has {name} besides" for name in info.parts if name not in parts]
-        if missing or extra:
-            raise RefusedCheckpoint(
-                f"Checkpoint {info.folder} {' and '.join(missing + extra)}: this program saves "
-                f"{', '.join(parts)}. It was written by another version: go on with that version, or choose another "
-                "run folder (--run-dir)."
-            )
-
     def _refuse_hostile(self, info: CheckpointInfo) -> None:
         allowed = self._allowed_globals
         if allowed is None:
@@ -304,17 +284,3 @@ def _same_error(failures: RankFailures) -> CheckpointError:
     """What the rank that failed raised, on every rank."""
     reason = next(iter(failures.reasons.values()))
     return RefusedCheckpoint(reason) if isinstance(reason, Refusal) else CheckpointError(reason)
-
-
-def other_size(where: Path, was: int, now: int) -> str:
-    """Why a checkpoint of another number of ranks is not simply taken up, and what to do."""
-    return (
-        f"{where} was written by {was} ranks, this run has {now}. Batches and the optimizer's state are divided by "
-        f"rank. To go on with {now}, the same examples in each step and the optimizer's state divided anew, add "
-        f"--resize (RESIZE=1 for the job scripts). Otherwise start it with {was} ranks, or choose another run folder "
-        "(--run-dir)."
-    )
-
-
-def _shown(identity: Mapping[str, Any], key: str) -> str:
-    return json.dumps(identity[key]) if key in identity else "(absent)"

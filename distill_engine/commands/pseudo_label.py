@@ -6,9 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -27,6 +27,8 @@ from distill_engine.commands.evaluate import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from distill_engine.pseudo_labels.filters import Filters
     from distill_engine.pseudo_labels.generate import Job
     from distill_engine.pseudo_labels.write import Written
@@ -51,6 +53,9 @@ def pseudo_label(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of settings that sample.")] = 0,
     batch_size: BatchOption = 32,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = "fp32",
+    placement: Annotated[
+        Literal["replica", "zero3"], typer.Option(help="The whole model on every rank, or shards over all of them.")
+    ] = "replica",
     length_ratio: Annotated[
         float | None,
         typer.Option("--max-length-ratio", min=1.0, help="Leave out texts N times as long as gold, or as short."),
@@ -74,10 +79,11 @@ def pseudo_label(
     rank, _ = ranks()
     try:
         filters = _filters(length_ratio, repetition, at_most, at_least)
-        ready, job = _job(recipe, overrides, model, generation, batch_size, dtype, seed)
-        written = _made(ready, job, filters, out)
-        if rank == 0:
-            _write_summary(job, filters, written, out)
+        ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
+        with nullcontext() if shards is None else shards.to_the_end():
+            written = _made(ready, job, filters, out, shards)
+            if rank == 0:
+                _write_summary(job, filters, written, out)
     except (ValueError, OSError) as error:
         _end(error, out)
     if rank == 0:
@@ -90,9 +96,50 @@ def _filters(length_ratio: float | None, repetition: float | None, at_most: list
     return Filters(length_ratio, repetition, parse_limits(at_most, at_least))
 
 
+class _Shards:
+    """A model in shards over the ranks of a process group, which it joins."""
+
+    def __init__(self, name: str, dtype: Dtype, precision: torch.dtype) -> None:
+        """Raises PseudoLabelError for a model or a process group that cannot be used."""
+        from distill_engine.engine import distributed
+        from distill_engine.engine.ds_config import load_ds_config, teacher_config
+        from distill_engine.engine.teacher import TeacherEngine
+        from distill_engine.models.adapter import adapt
+        from distill_engine.models.loading import local_copy
+        from distill_engine.pseudo_labels.generate import PseudoLabelError
+        from distill_engine.recipe.shipped import DEFAULT_TEACHER_DS_CONFIG
+
+        base = load_ds_config(DEFAULT_TEACHER_DS_CONFIG)
+        try:
+            self.ranks = distributed.start()
+            config = teacher_config(base, dtype=dtype, world_size=self.ranks.world_size)
+            folder = local_copy(name)
+            self._engine = TeacherEngine(folder, config, precision, self.ranks, adapt, "zero3", keeps_head=False)
+        except RuntimeError as error:  # LaunchError, TeacherError
+            raise PseudoLabelError(str(error)) from error
+        self.model = self._engine.model
+
+    @contextmanager
+    def to_the_end(self) -> Iterator[None]:
+        """Leave the group when all ranks are done; after an error the launcher ends those that wait."""
+        from distill_engine.engine import distributed
+
+        yield
+        with self.ranks.unhurried("pseudo-labels"):
+            pass  # rank 0 may have written for long
+        distributed.stop()
+
+
 def _job(
-    recipe: Path, overrides: list[str], model: str | None, generation: list[str], batch: int, dtype: Dtype, seed: int
-) -> tuple[Prepared, Job]:
+    recipe: Path,
+    overrides: list[str],
+    model: str | None,
+    generation: list[str],
+    batch: int,
+    dtype: Dtype,
+    seed: int,
+    placement: str,
+) -> tuple[Prepared, Job, _Shards | None]:
     """The recipe's data and who answers it, in memory. Raises ValueError that says what to correct."""
     import torch
 
@@ -111,16 +158,17 @@ def _job(
     if name is None:
         raise PseudoLabelError(f"{recipe}: teacher.path is null, so nobody answers. Name a model with --model.")
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    loaded = load_model(model_folder(name), own_device(), precision)
+    shards = _Shards(model_folder(name), dtype, precision) if placement == "zero3" else None
+    loaded = load_model(model_folder(name), own_device(), precision) if shards is None else shards.model
     examples = EvaluationSet(ready.train_datasets, ready.layout, ready.tokenizer, batch)
     new_tokens = ready.recipe.data.label_tokens
     if ranks()[0] == 0:
         for note in notes_on(loaded, new_tokens, changed):
             _ERR.print(f"{name}: {note}", markup=False)
-    return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed)
+    return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed), shards
 
 
-def _made(ready: Prepared, job: Job, filters: Filters, out: Path) -> list[Written]:
+def _made(ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shards | None) -> list[Written]:
     """Generate this rank's share; rank 0 writes what all have generated, the others return nothing."""
     from distill_engine.evaluate.run import Work
     from distill_engine.pseudo_labels.generate import collected, generate
@@ -129,7 +177,7 @@ def _made(ready: Prepared, job: Job, filters: Filters, out: Path) -> list[Writte
     rank, world_size = ranks()
     with _progress(rank == 0) as advance:
         work = Work(out / WORK, rank, world_size, advance=advance)
-        generate(job, work)
+        generate(job, work, None if shards is None else shards.ranks)
         return write(ready, collected(job, work), filters, out) if rank == 0 else []
 
 

@@ -14,17 +14,24 @@ from pathlib import Path
 from distill_engine.data.corpora import convai2, wizard_of_wikipedia
 from distill_engine.data.corpora.blended_skill_talk import read_blended_skill_talk
 from distill_engine.data.corpora.empathetic_dialogues import read_empathetic_dialogues
-from distill_engine.data.episodes import DialogueSpec, Episode, LabelTurns, Split, Turn
+from distill_engine.data.episodes import Episode, LabelTurns, Split, Turn
 from distill_engine.data.errors import DataError
 from distill_engine.data.formats.conversations import read_conversations
 from distill_engine.data.formats.fbdialog import read_fbdialog
 from distill_engine.data.formats.hf_datasets import opened, read_hf_dataset, split_files
 from distill_engine.data.formats.parlai_text import read_parlai_text
+from distill_engine.data.kinds.dialogue import DialogueSource
 from distill_engine.recipe.problem import did_you_mean
 
 __all__ = ["READERS", "DataError", "DialogueSpec", "Episode", "LabelTurns", "Reader", "Split", "Turn"]
 
 Episodes = Iterable[Episode]
+
+
+class DialogueSpec(DialogueSource):
+    """A recipe's source of dialogues, and the folder of downloaded datasets for readers that look there."""
+
+    root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +109,6 @@ def reader_for(name: str) -> Reader:
         "files under parlai_text.",
     )
     raise DataError(" ".join(filter(None, parts)))
-
-
-def has_split(spec: DialogueSpec, split: Split) -> bool:
-    """Whether the recipe gives this dataset the split. Raises DataError when the dataset has no reader."""
-    return not reader_for(spec.name).needs_file or spec.file(split) is not None
 
 
 def source_files(spec: DialogueSpec, split: Split) -> list[Path]:

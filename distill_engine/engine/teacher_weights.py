@@ -2,8 +2,8 @@
 
 Under ZeRO-3 over all ranks transformers builds the model in shards, rank 0 reads the files, and every value crosses the
 network once; models that it cannot build so are read whole first. For a node's shards or a copy per rank every rank
-reads them itself: the ranks of a node share the file
-cache, and for a moment each holds the whole teacher in host memory.
+reads them itself: the ranks of a node share the file cache, and for a moment each holds the whole teacher in host
+memory.
 """
 
 from __future__ import annotations

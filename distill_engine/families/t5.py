@@ -95,7 +95,8 @@ class T5(BartLike):
     def obstacle(self, shape: Shape) -> str:
         if shape.decoder_layers <= shape.encoder_layers:
             return ""
-        return f"its encoder has {shape.encoder_layers} layers, and transformers' cache fails for deeper decoders here"
+        most = shape.encoder_layers
+        return f"its encoder has {most} layers, and transformers' cache fails for deeper decoders: take {most} or fewer"
 
     def position_table(self, stack: Stack) -> str | None:
         del stack

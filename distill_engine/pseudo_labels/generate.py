@@ -1,9 +1,12 @@
 """A model's answer to every training example, each generated once by one of the ranks and kept as soon as it is there.
 
 Batches are cut out of all examples by length before they are dealt out, and what a batch draws follows from the seed
-and its number: the answers depend neither on the number of ranks nor on where a killed start goes on. Every rank holds
-the whole model and no rank waits for another within a batch, so unequal lengths cannot block them. The answers are
+and its number: the answers depend neither on the number of ranks nor on where a killed start goes on. The answers are
 partial results as those of an evaluation (evaluate/partial_results.py): lines that are complete or absent.
+
+Where every rank holds the whole model, no rank waits for another within a batch. Where it is in shards, each token is a
+pass that all ranks make together: they take as many turns, the last ones with a batch that does not count, and
+`synced_gpus` keeps a rank in a turn whose answers have ended before another's. So unequal lengths cannot block them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -71,8 +74,19 @@ def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
         )
 
 
-def generate(job: Job, work: Work) -> None:
-    """This rank's batches, but those that an earlier start has finished.
+class Ranks(Protocol):
+    """The process group of a model in shards."""
+
+    world_size: int
+
+    def broadcast(self, value: set[int]) -> set[int]:
+        """Rank 0's value on every rank."""
+        ...
+
+
+def generate(job: Job, work: Work, together: Ranks | None = None) -> None:
+    """This rank's batches, but those that an earlier start has finished. `together`: the model is in shards over these
+    ranks, and the call is collective.
 
     Raises PseudoLabelError, GenerationError or ModelError for what cannot be generated, OSError for a disk that takes
     no more; the other ranks are told, and what is finished stays.
@@ -80,30 +94,40 @@ def generate(job: Job, work: Work) -> None:
     check_fits(job.name, job.model, job.examples)
     store = _store(job, work)
     try:
-        _generate(job, work, store)
+        _generate(job, work, store, together)
     except Exception as error:
         with suppress(OSError):  # the disk may be what failed
             store.give_up(f"{type(error).__name__}: {error}")
         raise
 
 
-def _generate(job: Job, work: Work, store: PartialResults) -> None:
-    done, total = set(store.read()), len(job.examples)
-    for number in range(work.rank, total, work.world_size):
+def _generate(job: Job, work: Work, store: PartialResults, together: Ranks | None) -> None:
+    done, total, settings = set(store.read()), len(job.examples), job.settings
+    if together is not None:
+        done, settings = together.broadcast(done), settings | {"synced_gpus": together.world_size > 1}
+    for number, counts in _turns(done, total, work, equally_many=together is not None):
         work.tell(job.name, len(done), total)
-        if number in done:
-            continue
         inputs = job.examples.batch(number).to(job.model.device).inputs
         try:
             with same_draws(job.model.device, _draws(job.seed, number)):  # whoever computes the batch, and when
-                said = replies(job.model, job.tokenizer, inputs, job.settings)
+                said = replies(job.model, job.tokenizer, inputs, settings)
         except torch.OutOfMemoryError as error:
             raise PseudoLabelError(
                 f"memory ran out at batch {number + 1} of {total} ({inputs.length} tokens a context; the longest come "
                 "first). Lower --batch-size or num_beams (--generation num_beams=1), or give --dtype bf16."
             ) from error
-        store.add(BatchResult(number, [], said))
-        done.add(number)
+        if counts:
+            store.add(BatchResult(number, [], said))
+            done.add(number)
+
+
+def _turns(done: set[int], total: int, work: Work, *, equally_many: bool) -> list[tuple[int, bool]]:
+    """This rank's batches, and whether they count."""
+    if not equally_many:
+        return [(number, True) for number in range(work.rank, total, work.world_size) if number not in done]
+    left = [number for number in range(total) if number not in done]
+    rounds = [left[first : first + work.world_size] for first in range(0, len(left), work.world_size)]
+    return [(one[work.rank], True) if work.rank < len(one) else (one[0], False) for one in rounds]
 
 
 def _draws(seed: int, batch: int) -> int:

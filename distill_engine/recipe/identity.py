@@ -8,12 +8,11 @@ else is the mathematics of the run; resuming with other mathematics would be ano
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.recipe.problem import shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.yaml_text import dump_yaml
@@ -50,15 +49,13 @@ def vocabulary_digest(recipe: Recipe) -> str:
     """Short digest of what a recipe says that decides a trimmed vocabulary, by which plans find its size."""
     data = recipe.data.model_dump(mode="json", exclude={"cache_dir"})
     student = recipe.student.model_dump(mode="json", include={"vocabulary_min_count", "vocabulary_list"})
-    text = json.dumps([data, student, recipe.teacher.path, recipe.teacher.revision], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of([data, student, recipe.teacher.path, recipe.teacher.revision])[:16]
 
 
 def recipe_digest(recipe: Recipe) -> str:
     """sha256 (hex) of what decides the mathematics; equal exactly when no mathematics differ."""
     leaves = {path: value for path, value in _leaves(recipe).items() if not _is_changeable(path, recipe)}
-    text = json.dumps(leaves, sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_of(leaves)
 
 
 def recipe_difference(old: Recipe, new: Recipe) -> RecipeDifference:

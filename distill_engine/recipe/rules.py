@@ -20,6 +20,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
+from distill_engine.recipe.several_rules import SEVERAL_RULES
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.recipe.validation_rules import VALIDATION_RULES
 
@@ -112,6 +113,13 @@ def trimmed_vocabulary_is_a_teachers(recipe: Recipe) -> Iterator[Problem]:
             "is trimmed, but there is no teacher",
             "A vocabulary is trimmed with the teacher's embeddings",
             "Name a smaller tokenizer (data.tokenizer), or a teacher",
+        )
+    if part.vocabulary == "trimmed" and recipe.teachers:
+        yield Problem(
+            "student.vocabulary",
+            "is trimmed, but there are several teachers",
+            "One teacher's tables are trimmed",
+            "Leave it out, or name one teacher (teacher.path)",
         )
     if part.vocabulary == "all" and (part.vocabulary_list is not None or part.vocabulary_min_count != 1):
         name = "vocabulary_list" if part.vocabulary_list is not None else "vocabulary_min_count"
@@ -257,4 +265,5 @@ RULES: tuple[Rule, ...] = (
     *CHECKPOINT_RULES,
     *CACHE_RULES,
     *ROLLOUT_RULES,
+    *SEVERAL_RULES,
 )

@@ -45,6 +45,14 @@ class TeacherSection(Section):
     )
 
 
+class TeacherShare(Section):
+    """One of several teachers, whose probabilities are averaged."""
+
+    path: str = Field(description="Folder or Hugging Face name.")
+    revision: str | None = Field(None, description="Commit or tag of a Hugging Face name.")
+    weight: Positive = Field(1.0, description="Its share of the mean, relative to the others'.")
+
+
 class RolloutSection(Section):
     """Whose text the student learns on."""
 
@@ -242,6 +250,11 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run folder and the W&B run.")
     seed: int = Field(1, ge=0, description="Seeds initial weights, dropout and data order.")
     teacher: TeacherSection = Field(default_factory=lambda: TeacherSection())
+    teachers: list[TeacherShare] = Field(
+        default_factory=list,
+        description="Several teachers of one vocabulary, instead of teacher.path: the mean of their probabilities is "
+        "imitated. The first is also the one whose layers are copied and compared.",
+    )
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection())
     student: StudentSection = Field(default_factory=lambda: StudentSection())
     losses: LossesSection = Field(default_factory=lambda: LossesSection())

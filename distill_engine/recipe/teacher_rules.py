@@ -235,7 +235,8 @@ def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     own = teacher.resized(Sizes(student.encoder_layers, student.decoder_layers))
     reason = family_named(teacher.family).obstacle(own)
     if reason:
-        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", "A student generates")
+        rule = "transformers must be able to generate with the student"
+        yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", rule)
 
 
 TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]

@@ -76,9 +76,11 @@ class StudentSamples:
         """[B, N] int64 sampled ids, right-padded with anything."""
         prefix = self._parts.layout.decoder_prefix
         start = batch.labels.new_tensor(prefix).expand(len(batch), -1)
+        given = batch.inputs.keywords.items()
+        inputs = {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in given}
         with _settings(model, self._config(self._limit(batch))):
             # not model.generate, which speech models replace by one for long recordings
-            ids = GenerationMixin.generate(model, **batch.inputs.keywords, decoder_input_ids=start)
+            ids = GenerationMixin.generate(model, **inputs, decoder_input_ids=start)
         assert isinstance(ids, Tensor)
         return ids[:, len(prefix) :]
 

@@ -62,7 +62,7 @@ def load_split(
 
 
 def cache_folder(data: DataSection) -> Path:
-    """Where tokenised tasks and digests of files are kept."""
+    """Where tokenised datasets and digests of files are kept."""
     return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
 
 

@@ -40,6 +40,7 @@ from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
+from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
 from distill_engine.setup.vocabulary import Vocabulary, Wanted, check_same_tokens, leave_size, trimmed_teacher
 from distill_engine.student.layer_map import resolve_layer_map
 
@@ -51,6 +52,7 @@ class Prepared:
     generation  how the student generates, and its export
     languages   of the data; `told` is what of the teacher's generation settings its target language changes
     vocabulary  what is kept of a trimmed one; teacher_folder and tokenizer are then the trimmed teacher's
+    others      teachers beside the first
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Prepared:
     languages: Languages = field(default_factory=Languages)
     told: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
+    others: tuple[OtherTeacher, ...] = ()
 
     @property
     def teacher_shape(self) -> Shape | None:
@@ -115,8 +118,9 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     shape = None if config is None else family.shape(config)
     window = None if shape is None else shape.window
     layout = replace(family.layout(special, recipe.data.history_end_token), window=window)
-    if folder is not None:
-        _check_weights(folder)
+    others = other_teachers(recipe, config, tokenizer, source)
+    for one in () if folder is None else (folder, *(other.folder for other in others)):
+        _check_weights(one)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = _layouts(recipe, family, languages, special, window)
     datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
@@ -138,6 +142,7 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
         generation=generation,
         languages=languages,
         told=told,
+        others=others,
     )
 
 
@@ -179,9 +184,9 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
         data.update(dataset.digest.encode())
     found = {"data": data.hexdigest()[:16]}
     if ready.teacher_folder is not None:
-        weights = [f for f in ready.teacher_folder.iterdir() if f.suffix in (".safetensors", ".bin")]
-        facts = [sorted((f.name, f.stat().st_size) for f in weights), dict(ready.teacher_config or {})]
-        found["teacher"] = digest_of(facts)[:16]
+        found["teacher"] = print_of(ready.teacher_folder, ready.teacher_config)
+    if ready.others:
+        found["other_teachers"] = digest_of([print_of(one.folder, one.config) for one in ready.others])[:16]
     return found
 
 
@@ -265,7 +270,7 @@ def _languages(
 def _layouts(
     recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens, window: Window | None
 ) -> dict[str, SequenceLayout]:
-    """Of the tasks whose sources are in a language that the recipe names."""
+    """Of the datasets whose texts are in a language that the recipe names."""
     ends = recipe.data.history_end_token
     own = {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
     return {title: replace(layout, window=window) for title, layout in own.items()}

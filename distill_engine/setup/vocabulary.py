@@ -89,8 +89,9 @@ def trimmed_teacher(
         kept = kept_tokens(content, {*map(int, chosen), *always})
     except DataError as error:
         raise DataError(f"{what}: {error}. Leave student.vocabulary out.") from error
-    weights = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir()) if file.is_file()]
-    key = digest_of([_FORMAT, weights, digest_of(content), kept])[:16]
+    # fine-tuned models of one kind have files of the same names and sizes: where and when tells them apart
+    facts = {file.name: (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir() if file.is_file()}
+    key = digest_of([_FORMAT, str(folder.resolve()), sorted(facts.items()), digest_of(content), kept])[:16]
     target = cache / "vocabularies" / key
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f"{key}.lock"):

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from distill_engine.teachers.mixture import Mixture
 from distill_engine.teachers.protocol import Engine, Teacher, TeacherParts
 from distill_engine.values import (
     IGNORED_LABEL,
@@ -51,11 +52,16 @@ class LiveTeacher(Teacher):
 class Live:
     """teacher.source: live."""
 
-    meaning: ClassVar[str] = "the model itself, in memory as teacher.placement says"
+    meaning: ClassVar[str] = "the model itself, in memory as teacher.placement says; or several (`teachers`)"
 
     def open(self, parts: TeacherParts) -> Teacher:
-        """Load it."""
-        return LiveTeacher(parts.load(), window=parts.window)
+        """Load it, or all of them."""
+        first = LiveTeacher(parts.load(), window=parts.window)
+        if not parts.others:
+            return first
+        weights = [parts.weight, *(weight for weight, _ in parts.others)]
+        others = [LiveTeacher(load(), window=parts.window) for _, load in parts.others]
+        return Mixture([first, *others], weights, parts.temperature)
 
 
 LIVE = Live()

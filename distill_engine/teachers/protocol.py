@@ -78,6 +78,8 @@ class TeacherParts:
     dtype       the models' in this run
     cache       teacher.cache
     made_of     of this run; collective, and reads the teacher's weights where their digest is not remembered
+    others      weight of each further teacher, and what loads it as `load` does; `weight` is the first one's
+    temperature of the losses
     """
 
     folder: Path
@@ -90,6 +92,9 @@ class TeacherParts:
     dtype: torch.dtype
     cache: Path | None
     made_of: Callable[[], MadeOf]
+    weight: float = 1.0
+    others: Sequence[tuple[float, Callable[[], Engine]]] = ()
+    temperature: float = 1.0
 
 
 class Source(Protocol):

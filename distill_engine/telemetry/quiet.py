@@ -32,14 +32,6 @@ _KNOWN_LOG_MESSAGES = re.compile(
     "Setting accelerator to CPU|Unable to find hostfile"
     "|A module has unknown inputs or outputs type"  # the teacher's features: nothing runs backward through them
 )
-_KNOWN_PRINTS = re.compile(
-    r"DeepSpeed \S+ built successfully"
-    r"|Using \S+ as PyTorch extensions root"
-    r"|(Creating|Detected) .*(extension|ninja)"
-    r"|(Emitting ninja build file|Building extension module|Loading extension module|No modifications detected) ?"
-    r"|ninja: no work to do"
-    r"|Time to load \S+ op:"
-)
 
 _RANK_MARKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 _BATCH_MARKS = {"ENVIRONMENT": "BATCH", "PBS_ENVIRONMENT": "PBS_BATCH"}

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,13 @@ class Server:
 
     url: str
     next_number: int
+
+
+def await_own_folder(run_folder: Path, run_id: str) -> None:
+    """Until a start gets a folder of its own: W&B names it by the second it begins in, and a start in the second of
+    the one before would empty that one's log, whose rows would then be given once more."""
+    while list(run_folder.glob(f"wandb/*run-{datetime.now():%Y%m%d_%H%M%S}-{run_id}")):
+        time.sleep(0.05)
 
 
 def mark_as_uploaded(start: Path, url: str) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from distill_engine.cluster.files import replace_text
 from distill_engine.telemetry.config import WandbMode, WandbSection
 from distill_engine.telemetry.sinks import CloseStatus, Record
 from distill_engine.telemetry.wandb_log import (
     SAMPLES_TABLE,
     Server,
+    await_own_folder,
     before,
     is_row,
     lacking_on_disk,
@@ -238,6 +240,7 @@ class WandbSink:
             disable_code=True,
             disable_git=True,  # it would save uncommitted changes; the commit is in our config
         )
+        await_own_folder(self._folder, str(self.run_id))
         run = wandb.init(mode=mode, settings=settings, **arguments)
         self._offline = mode == "offline"
         run.define_metric("step")
@@ -292,6 +295,4 @@ def _stored_id(folder: Path) -> str | None:
 
 def _store_id(folder: Path, run_id: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{RUN_ID_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(f"{run_id}\n", encoding="utf-8")
-    temporary.replace(folder / RUN_ID_FILE)
+    replace_text(folder / RUN_ID_FILE, f"{run_id}\n")

@@ -43,7 +43,7 @@ LAWS: dict[str, Law] = {
     "families": law("values registry data.tokens.layout"),
     "recipe": law(
         "families losses.config engine.config telemetry.config metrics.named metrics.replies data.kinds registry "
-        "values",
+        "values cluster.files",
         HEAVY,
     ),
     "metrics": law("values registry losses.quality"),

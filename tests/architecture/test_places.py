@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from places import place_of
+from places import LONG, place_of
 
 TREE = {
     "cluster": ("test_slurm.py", "test_slurm_faults.py", "test_launchers.py", "test_plan_is_true.py"),
@@ -17,6 +17,10 @@ def test_every_folder_of_the_tree_is_there(root):
     for folder, files in TREE.items():
         there = {file.name for file in (root / "tests" / folder).glob("test_*.py")}
         assert there >= set(files) or (folder == "multiprocess" and len(there) > 5)
+
+
+def test_the_long_places_are_there(root):
+    assert [place for place in LONG if not (root / place).exists()] == []
 
 
 def test_workers_take_places_whole(root, tmp_path):
@@ -34,4 +38,6 @@ def test_workers_take_places_whole(root, tmp_path):
     for worker, test in re.findall(r"\[(gw\d)\].* PASSED (\S+)", done.stdout):
         workers.setdefault(place_of(test), set()).add(worker)
     assert len(workers) == 6 and all(len(who) == 1 for who in workers.values()), done.stdout
+    begun = list(dict.fromkeys(place_of(test) for test in re.findall(r"^(tests/\S+) ?$", done.stdout, re.MULTILINE)))
+    assert set(begun[:2]) == {"tests/cluster", "tests/multiprocess"}, "what is long comes first"
     assert set().union(*workers.values()) == {"gw0", "gw1"}

@@ -1,6 +1,7 @@
 """What the end-to-end tests stand on: tiny teachers, data files, recipes, and the program run as a user runs it.
 
-Everything goes through `deepspeed distill_engine/run.py` or `python distill_engine/run.py`, in processes of its own.
+Everything goes through distill_engine/run.py, in processes of its own: forked from a warm one (tests/warm.py), or by
+`deepspeed` and `python` where that is what a test is about.
 """
 
 import json
@@ -25,6 +26,7 @@ from transformers import (
     BlenderbotConfig,
     BlenderbotForConditionalGeneration,
 )
+from warm import Run, Warm
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "distill_engine" / "run.py"
@@ -49,10 +51,11 @@ def pytest_collection_modifyitems(items):
 class Started:
     """A running program; what it says goes to files, so that it never waits for a reader."""
 
-    def __init__(self, command: list[str], folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, begin: Callable[[Path, Path], Run | subprocess.Popen[bytes]], folder: Path) -> None:
         self.out, self.err = folder / "stdout.txt", folder / "stderr.txt"
-        with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = subprocess.Popen(command, stdout=out, stderr=err, env=env, cwd=folder)
+        self.out.touch()
+        self.err.touch()
+        self.process = begin(self.out, self.err)
 
     def until(self, fact: Callable[[], bool], what: str) -> None:
         """Wait for something that the run is about to do."""
@@ -63,7 +66,9 @@ class Started:
             time.sleep(0.01)
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes that train: not the launcher, not the service of W&B."""
+        """The processes that train: not the launcher, not the service of W&B. Forked ones by their ranks."""
+        if isinstance(self.process, Run):
+            return [psutil.Process(pid) for pid in self.process.pids]
         family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         scripts = [(process, process.cmdline()) for process in family]
         return [
@@ -108,32 +113,48 @@ class Ended:
 
 
 class Program:
-    """`distill_engine/run.py`, started in processes of its own."""
+    """`distill_engine/run.py`, started in processes of its own: forked from a warm one, or as a user starts it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, warm: Warm) -> None:
+        self._folder, self._warm = folder, warm
         self._runs = 0
 
     def start(
-        self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None, script: Path = RUN
-    ) -> Started:
-        """One rank is started with plain python, several by the deepspeed launcher."""
+        self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None, script: Path = RUN,
+        cold: bool = False,
+    ) -> Started:  # fmt: skip
+        """Forked ranks; where `cold`, from nothing: one rank with plain python, several by the deepspeed launcher."""
         self._runs += 1
         folder = self._folder / str(self._runs)
         folder.mkdir()
+        words = [str(word) for word in (script, *arguments)]
+        env = environment() | (env or {})
+        if not cold:
+            return Started(lambda out, err: self._warm.start(words, env, folder, out, err, ranks), folder)
         launcher = [sys.executable]
         if ranks > 1:
-            deepspeed = Path(sys.executable).with_name("deepspeed")
-            launcher = [deepspeed, "--num_accelerators", ranks, "--master_port", free_port()]
-        command = [str(word) for word in (*launcher, script, *arguments)]
-        return Started(command, folder, environment() | (env or {}))
+            deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+            launcher = [deepspeed, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+
+        def begin(out: Path, err: Path) -> subprocess.Popen[bytes]:
+            with out.open("wb") as said, err.open("wb") as errors:
+                return subprocess.Popen([*launcher, *words], stdout=said, stderr=errors, env=env, cwd=folder)
+
+        return Started(begin, folder)
 
     @staticmethod
     def environment() -> dict[str, str]:
         return environment()
 
-    def run(self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None) -> Ended:
-        return self.start(*arguments, ranks=ranks, env=env).ended()
+    def run(
+        self, *arguments: str | Path, ranks: int = 1, env: dict[str, str] | None = None, cold: bool = False
+    ) -> Ended:
+        return self.start(*arguments, ranks=ranks, env=env, cold=cold).ended()
+
+    def distill(self, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """The `distill` command, forked."""
+        words = ["-m", "distill_engine.cli", *map(str, arguments)]
+        return self._warm.run(words, environment() | (env or {}), self._folder)
 
 
 def environment() -> dict[str, str]:
@@ -157,8 +178,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory) -> Program:
-    return Program(tmp_path_factory.mktemp("program"))
+def program(tmp_path_factory, warm) -> Program:
+    return Program(tmp_path_factory.mktemp("program"), warm)
 
 
 # ---- what it works on --------------------------------------------------------------------------------------------

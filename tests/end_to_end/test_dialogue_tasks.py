@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,8 +30,7 @@ def shrunken(make_teacher, tmp_path_factory) -> list[str]:
 
 
 def test_the_recipe_passes_the_check(shrunken, program):
-    command = [sys.executable, "-m", "distill_engine.cli", "check", "--recipe", RECIPE, *shrunken]
-    done = subprocess.run(command, cwd=ROOT, env=program.environment(), capture_output=True, text=True, check=False)
+    done = program.distill("check", "--recipe", ROOT / RECIPE, *shrunken)
     assert done.returncode == 0, done.stderr
     for dataset in DATASETS:
         assert dataset in done.stdout

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -44,8 +42,7 @@ def table(file: Path, rows: int, draw: random.Random) -> Path:
 def test_a_table_and_a_t5_become_a_student_that_plain_transformers_loads(program, tmp_path, fp32):
     draw, recipe, folder = random.Random(1), tmp_path / "recipe.yaml", tmp_path / "run"
     data = [table(tmp_path / f"{split}.csv", rows, draw) for split, rows in (("train", 24), ("valid", 7))]
-    command = [sys.executable, "-m", "distill_engine.cli", "new", t5(tmp_path / "teacher"), *data, "--out", recipe]
-    made = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=program.environment())
+    made = program.distill("new", t5(tmp_path / "teacher"), *data, "--out", recipe)
     assert made.returncode == 0 and "'document' and target 'summary'" in made.stdout, made.stdout + made.stderr
     small = {"batch.per_rank": 4, "validation.every_epochs": "null", "validation.every_steps": 2, "stop.max_steps": 2,
              "validation.generate_examples": 5, "logging.every_steps": 1, "logging.wandb.mode": "disabled"}  # fmt: skip

@@ -1,8 +1,6 @@
 """`distill cache`, then a run without a teacher in memory: the numbers of the run with one."""
 
 import json
-import subprocess
-import sys
 
 OF_LEARNING = ("train/", "valid/")
 
@@ -27,8 +25,7 @@ def test_two_ranks_learn_from_files_as_from_the_teacher_and_another_recipe_is_re
     made["validation"] = {"every_steps": 3, "samples": 0}
     made["stop"]["max_steps"] = 3
     recipe, cache = write_recipe(made), tmp_path / "cache"
-    command = [sys.executable, "-m", "distill_engine.cli", "cache", str(recipe), "--out", str(cache), "--k", "all"]
-    done = subprocess.run(command, capture_output=True, text=True, env=program.environment())
+    done = program.distill("cache", recipe, "--out", cache, "--k", "all")
     assert done.returncode == 0 and "are to be written for 69 examples" in done.stderr, done.stderr
 
     start = ("--recipe", recipe, "--ds_config", fp32)

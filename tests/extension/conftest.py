@@ -2,7 +2,6 @@
 
 import importlib.util
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +21,7 @@ def distill() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Calls `distill` with arguments, in the program's environment."""
 
     def call(program, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "distill_engine.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=program.environment() | (env or {}))
+        return program.distill(*arguments, env=env)
 
     return call
 

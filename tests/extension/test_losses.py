@@ -4,8 +4,6 @@ By `--plugin FILE`, and by the entry points of a package that is installed (its 
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,11 +41,6 @@ def installed(tmp_path_factory) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}:{HERE}"}
 
 
-def distill(program, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "distill_engine.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=program.environment() | (env or {}))
-
-
 def records(folder: Path, kind: str) -> list[dict[str, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [record["values"] for record in map(json.loads, lines) if record["kind"] == kind]
@@ -58,7 +51,7 @@ def lasting(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not name.startswith(MACHINE)}
 
 
-def test_a_plugin_is_checked_trained_and_resumed(program, recipe, fp32, tmp_path):
+def test_a_plugin_is_checked_trained_and_resumed(program, recipe, fp32, tmp_path, distill):
     done = distill(program, "check", "--recipe", recipe, *BY_FILE)
     assert done.returncode == 0 and "talk" in done.stdout, done.stdout + done.stderr
     start = ("--recipe", recipe, "--ds_config", fp32, *BY_FILE)
@@ -81,7 +74,7 @@ def test_a_plugin_is_checked_trained_and_resumed(program, recipe, fp32, tmp_path
     assert "1 - cosine of the encoder" in (whole / "report.html").read_text()
 
 
-def test_without_the_plugin_its_names_are_unknown(program, recipe):
+def test_without_the_plugin_its_names_are_unknown(program, recipe, distill):
     done = distill(program, "check", "--recipe", recipe)
     assert done.returncode == 78
     assert "losses.weights.cosine is not a key that a recipe has" in done.stderr
@@ -94,10 +87,10 @@ def test_without_the_plugin_its_names_are_unknown(program, recipe):
     assert done.returncode == 78 and "--plugin no_such_module cannot be imported" in done.stderr
 
 
-def test_an_installed_package_needs_no_flag(program, recipe, fp32, installed, tmp_path):
+def test_an_installed_package_needs_no_flag(program, recipe, fp32, installed, tmp_path, distill):
     listed = distill(program, "list", "terms", "--markdown", env=installed)
     assert "| `encoder_cosine` | 1 - cosine of the encoder's output |" in listed.stdout, listed.stderr
     assert "k_divergence" in distill(program, "list", "divergences", env=installed).stdout
     run = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", tmp_path / "run", "--set", "stop.max_steps=2")
-    program.run(*run, ranks=2, env=installed).well()
+    program.run(*run, env=installed).well()
     assert records(tmp_path / "run", "train")[-1]["train/term/encoder_cosine/raw"] > 0

@@ -28,8 +28,8 @@ def test_a_plugins_metric_decides_the_best(program, base_recipe, write_recipe, f
     recipe = recipe_of(base_recipe, write_recipe, metric=metric, generate_examples=3 if metric == "vowels" else 0)
     folder = tmp_path / "run"
     start = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", folder, *BY_FILE)
-    program.run(*start, "--set", "stop.max_steps=2", ranks=2).well()
-    program.run(*start, "--set", "stop.max_steps=4", ranks=2).well()
+    for steps in (2, 4) if metric == "sureness" else (4,):  # what is kept as the best outlives a restart
+        program.run(*start, "--set", f"stop.max_steps={steps}", ranks=2).well()
     values = validations(folder)
     assert len(values) == 4
     seen = [row[f"valid/{metric}"] for row in values]

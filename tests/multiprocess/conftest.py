@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from warm import Run, Warm
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 CHECKPOINT_WORKER = Path(__file__).with_name("checkpoint_worker.py")
@@ -48,9 +50,12 @@ class Engines:
         return "\n".join(log.read_text()[-6000:] for log in sorted(self._folder.glob("*.log")))
 
 
-def run_ranks(command: list[str], folder: Path, world_size: int, root: Path, nodes: int = 1) -> list[int]:
+def run_ranks_from(
+    warm: tuple[Warm, Warm], command: list[str], folder: Path, world_size: int, root: Path, nodes: int = 1
+) -> list[int]:
     """Run a worker on so many ranks until all have ended; the environment says that they are of `nodes`. Returns exit
-    codes; what rank N printed is in rank_N.log."""
+    codes; what rank N printed is in rank_N.log. Ranks are forked in turn from two processes in which strings hash
+    differently, as they do in every process: sets must not decide the order of anything."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,20 +63,22 @@ def run_ranks(command: list[str], folder: Path, world_size: int, root: Path, nod
     clean |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     clean |= {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     clean |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, *command]
+    for number, one in enumerate(warm):
+        one.prepare(clean | {"PYTHONHASHSEED": str(number)})
+    for one in warm:
+        one.await_ready()
     ranks = []
     for rank in range(world_size):
-        with (folder / f"rank_{rank}.log").open("wb") as log:
-            # strings hash differently in every process: sets must not decide the order of anything
-            node, local_rank = divmod(rank, world_size // nodes)
-            own = clean | {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "PYTHONHASHSEED": str(rank)}
-            own |= {"LOCAL_WORLD_SIZE": str(world_size // nodes), "GROUP_RANK": str(node)}
-            ranks.append(subprocess.Popen(command, env=own, stdout=log, stderr=subprocess.STDOUT, cwd=folder))
+        node, local_rank = divmod(rank, world_size // nodes)
+        own = clean | {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
+        own |= {"LOCAL_WORLD_SIZE": str(world_size // nodes), "GROUP_RANK": str(node)}
+        log = folder / f"rank_{rank}.log"
+        ranks.append(warm[rank % 2].start(command, own, folder, log, log))
     _wait(ranks)
     return [rank.wait() for rank in ranks]
 
 
-def _wait(ranks: list[subprocess.Popen]) -> None:
+def _wait(ranks: list[Run]) -> None:
     """Until all have ended; when one fails the others would wait for it, so they are ended too."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while any(rank.poll() is None for rank in ranks):
@@ -81,10 +88,10 @@ def _wait(ranks: list[subprocess.Popen]) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="session", name="run_ranks")
-def run_ranks_fixture():
-    """For tests with a worker of their own."""
-    return run_ranks
+@pytest.fixture(scope="session")
+def run_ranks(make_warm):
+    """Starts the ranks of a worker."""
+    return partial(run_ranks_from, (make_warm(), make_warm()))
 
 
 def _engines(world_size: int, nodes: int = 1, checks: tuple[str, ...] = (), also: str = ""):
@@ -92,7 +99,7 @@ def _engines(world_size: int, nodes: int = 1, checks: tuple[str, ...] = (), also
     name = (f"on_{world_size}" if nodes == 1 else f"on_{nodes}_nodes") + also
 
     @pytest.fixture(scope="session", name=name)
-    def fixture(tmp_path_factory, teachers, root):
+    def fixture(tmp_path_factory, teachers, root, run_ranks):
         folder = tmp_path_factory.mktemp(f"ranks_{world_size}{also}_")
         run_ranks([str(WORKER), str(folder), str(teachers["bart"].parent), *checks], folder, world_size, root, nodes)
         return Engines(folder, world_size)

@@ -51,6 +51,7 @@ CHECKS = {
         placement.losses,
         placement.window,
         rollouts.unequal,
+        rollouts.mixture,
     ],
     3: [validation.numbers, trainer.ranks_apart],
     4: [placement.features, placement.losses, placement.unlike_files],

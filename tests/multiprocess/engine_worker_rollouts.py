@@ -1,16 +1,19 @@
-"""The student's own samples of very unequal lengths on the ranks, scored by a teacher in shards."""
+"""The student's own samples of very unequal lengths on the ranks, scored by a teacher in shards; several teachers."""
 
 import math
 
 import tiny_models as tiny
 import torch
-from engine_worker_bench import ADAM, Bench, digest
+from engine_worker_bench import ADAM, Bench, PlainTeacher, digest
 
 from distill_engine.rollouts.protocol import RolloutParts
 from distill_engine.rollouts.student import STUDENT
 from distill_engine.teachers.live import LiveTeacher
+from distill_engine.teachers.mixture import Mixture
+from distill_engine.values import FeatureRequest
 
 LIMIT, STEPS = 20, 3
+SHARES = (1.0, 3.0)
 
 
 def unequal(bench: Bench) -> dict:
@@ -51,3 +54,24 @@ def _unequal(bench: Bench, window: bool) -> dict:
             }
         )
     return {"steps": found, "training": student.module.training}
+
+
+def mixture(bench: Bench) -> dict:
+    """Two teachers in shards, and whole on every rank, beside the mean of what plain models predict."""
+    second = bench.folder / "second_teacher"
+    if bench.ranks.rank == 0:
+        tiny.save_teacher(second, "blenderbot", seed=5, layers=(1, 2))
+    bench.ranks.barrier()
+    folders = (bench.teachers / "blenderbot", second)
+    batch = tiny.batch(tiny.examples(3, "blenderbot", seed=bench.ranks.rank), "blenderbot")
+    request = FeatureRequest(encoder_output=True)
+    plain = [PlainTeacher(folder).features(batch, request) for folder in folders]
+    shares = [share / sum(SHARES) for share in SHARES]
+    wanted = sum(share * one.logits.double().softmax(-1) for share, one in zip(shares, plain, strict=True))
+    found = {"wanted": wanted, "encoder_output": plain[0].encoder_output}
+    for placement in ("zero3", "replica"):
+        teachers = [LiveTeacher(bench.load_teacher(folder, placement=placement)) for folder in folders]
+        mixed = Mixture(teachers, SHARES, 1.0)
+        *_, seen = (one for _ in range(2) for one in mixed.features([batch], request))  # a second time, too
+        found[placement] = (seen.logits.exp().double(), seen.encoder_output)
+    return found

@@ -101,3 +101,11 @@ def test_a_student_is_whole_even_if_it_is_built_while_the_teachers_sharding_is_o
     for rank in on_2("startup.student_beside_leak"):
         assert rank["sharded"] == []
         assert rank["parameters"] > 10_000
+
+
+def test_several_teachers_give_the_mean_of_their_probabilities_wherever_they_live(on_2):
+    for found in on_2("rollouts.mixture"):
+        for placement in ("zero3", "replica"):
+            probabilities, encoder_output = found[placement]
+            torch.testing.assert_close(probabilities, found["wanted"], rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(encoder_output, found["encoder_output"], rtol=0, atol=1e-5)

@@ -16,7 +16,8 @@ from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
 from distill_engine.recipe.problem import Problem, did_you_mean
 
 if TYPE_CHECKING:
-    from distill_engine.data.episodes import DialogueSpec, Episode, Split
+    from distill_engine.data.episodes import Episode, Split
+    from distill_engine.data.readers import DialogueSpec
 
 FOLDER_DATASETS = ("hf_dataset",)
 FILE_DATASETS = ("parlai_text", "conversations", "fbdialog", *FOLDER_DATASETS)
@@ -54,9 +55,9 @@ class DialogueSource(Source):
 
     def spec(self, root: str | None) -> DialogueSpec:
         """As the readers take it."""
-        from distill_engine.data.episodes import DialogueSpec
+        from distill_engine.data.readers import DialogueSpec
 
-        return DialogueSpec(**self.model_dump(exclude={"kind"}), root=root)
+        return DialogueSpec(**self.model_dump(), root=root)
 
 
 class Dialogue(Kind):

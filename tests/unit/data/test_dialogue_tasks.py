@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_lines
+from distill_engine.data.kinds.dialogue import KIND
 from distill_engine.data.readers import (
     DataError,
     DialogueSpec,
     Episode,
     Turn,
-    has_split,
     read_dataset,
     source_files,
 )
@@ -32,12 +32,12 @@ HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,ta
 
 
 def spec(dataset: str, root: Path, **values) -> DialogueSpec:
-    return DialogueSpec(dataset, root=str(root), **values)
+    return DialogueSpec(name=dataset, root=str(root), **values)
 
 
 def refusal(dataset: str, root: Path | None, split: str = "train", **values) -> str:
     with pytest.raises(DataError) as caught:
-        read_dataset(DialogueSpec(dataset, root=None if root is None else str(root), **values), split)
+        read_dataset(DialogueSpec(name=dataset, root=None if root is None else str(root), **values), split)
     return str(caught.value)
 
 
@@ -55,7 +55,7 @@ def root_with(tmp_path: Path, dataset: str, data: str | bytes) -> Path:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_split_is_there_and_files_are_named(dataset):
     for split in ("train", "valid", "test"):
-        assert has_split(spec(dataset, RAW), split)
+        assert KIND.has(spec(dataset, RAW), split)
         (file,) = source_files(spec(dataset, RAW), split)
         assert file.is_file()
 
@@ -119,7 +119,7 @@ def test_a_damaged_convai2_file(tmp_path, dataset, line, said):
 
 def fbdialog(tmp_path: Path, text: str) -> list[Episode]:
     (tmp_path / "file.txt").write_text(text)
-    return read_dataset(DialogueSpec("fbdialog", train=str(tmp_path / "file.txt")), "train")
+    return read_dataset(DialogueSpec(name="fbdialog", train=str(tmp_path / "file.txt")), "train")
 
 
 def test_fbdialog_episodes_context_and_labels(tmp_path):

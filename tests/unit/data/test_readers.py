@@ -12,14 +12,13 @@ from distill_engine.data import readers
 from distill_engine.data.formats import text_files
 from distill_engine.data.formats.conversations import as_line, sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
-from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, READABLE_DATASETS
+from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, KIND, READABLE_DATASETS
 from distill_engine.data.readers import (
     DataError,
     DialogueSpec,
     Episode,
     Turn,
     first_examples,
-    has_split,
     read_dataset,
     source_files,
     stream_dataset,
@@ -35,11 +34,11 @@ def written(folder: Path, content: str | bytes) -> str:
 
 
 def parlai_text(path: str | Path, **values) -> DialogueSpec:
-    return DialogueSpec("parlai_text", train=str(path), **values)
+    return DialogueSpec(name="parlai_text", train=str(path), **values)
 
 
 def conversations(path: str | Path, **values) -> DialogueSpec:
-    return DialogueSpec("conversations", train=str(path), **values)
+    return DialogueSpec(name="conversations", train=str(path), **values)
 
 
 def refusal(spec: DialogueSpec) -> str:
@@ -201,16 +200,16 @@ def test_a_huge_line_is_refused_without_reading_it_all(tmp_path, monkeypatch):
 
 
 def test_a_task_without_reader_is_refused_with_the_readers_there_are():
-    message = refusal(DialogueSpec("wizard_of_oz"))
+    message = refusal(DialogueSpec(name="wizard_of_oz"))
     assert "no reader for the dataset 'wizard_of_oz'" in message
     assert "Did you mean wizard_of_wikipedia?" in message and "conversations, demo, empathetic_dialogues" in message
-    assert "Did you mean parlai_text?" in refusal(DialogueSpec("parlai_txt"))
+    assert "Did you mean parlai_text?" in refusal(DialogueSpec(name="parlai_txt"))
 
 
 def test_a_split_without_file():
     spec = parlai_text(FILES / "chat_train.txt")
-    assert has_split(spec, "train") and not has_split(spec, "valid")
-    assert has_split(DialogueSpec("demo"), "valid")
+    assert KIND.has(spec, "train") and not KIND.has(spec, "valid")
+    assert KIND.has(DialogueSpec(name="demo"), "valid")
     with pytest.raises(DataError, match="names no valid file"):
         read_dataset(spec, "valid")
 
@@ -225,7 +224,7 @@ def test_limits_count_examples_and_cut_the_last_episode():
 def test_files_of_a_split_and_its_episodes_one_at_a_time(tmp_path):
     path = written(tmp_path, "text:a\tlabels:b\tepisode_done:True\ntext:c\tlabels:d\tepisode_done:True\nbroken\n")
     assert source_files(parlai_text(path), "train") == [Path(path)]
-    assert source_files(DialogueSpec("demo"), "train") == []
+    assert source_files(DialogueSpec(name="demo"), "train") == []
     stream = stream_dataset(parlai_text(path), "train")
     assert next(stream) == Episode((Turn("a", "b"),))  # what is broken further on is not read yet
     assert len(read_dataset(parlai_text(path, train_examples=2), "train")) == 2
@@ -241,17 +240,20 @@ def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
     from distill_engine.data.corpora import demo
 
     monkeypatch.setattr(demo, "demo_episodes", demo_episodes)
-    spec = DialogueSpec("demo", valid_examples=7, seed=5)
+    spec = DialogueSpec(name="demo", valid_examples=7, seed=5)
     assert len(read_dataset(spec, "valid")) == 1
     assert asked == [("valid", 7, 5)]
 
 
 def test_title_is_the_label_or_the_name():
-    assert (DialogueSpec("demo").title, DialogueSpec("demo", label="small talk").title) == ("demo", "small talk")
+    assert (DialogueSpec(name="demo").title, DialogueSpec(name="demo", label="small talk").title) == (
+        "demo",
+        "small talk",
+    )
 
 
 def test_recipes_know_the_readers_there_are():
     assert set(readers.READERS) == set(READABLE_DATASETS)
     for name, folder in DIALOGUE_DATASETS.items():
-        places = readers.READERS[name].in_root(DialogueSpec(name), "train")
+        places = readers.READERS[name].in_root(DialogueSpec(name=name), "train")
         assert {place.partition("/")[0] for place in places} == {folder}

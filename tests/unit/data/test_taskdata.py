@@ -53,12 +53,12 @@ def spec_of(name: str) -> tuple[DialogueSpec, str]:
         reader, file = GENERIC[kind]
         path = str(ROOT / "raw" / "generic" / file.format(split=split))
         label_turns = LABEL_TURNS[turns[0]] if turns else "second_speaker"
-        return DialogueSpec(reader, train=path, valid=path, test=path, label_turns=label_turns), split
+        return DialogueSpec(name=reader, train=path, valid=path, test=path, label_turns=label_turns), split
     stem, split = re.fullmatch(r"(.+)[_/](train|valid|test)", name).groups()
     topic = stem.endswith("_topic_split")
     dataset = stem.removesuffix("_topic_split").replace("_normalized", ":normalized")
     assert dataset in READERS, f"{name} is of no dataset that can be read"
-    return DialogueSpec(dataset, root=str(ROOT / "raw"), topic_split=topic), split
+    return DialogueSpec(name=dataset, root=str(ROOT / "raw"), topic_split=topic), split
 
 
 def read(name: str) -> list[Episode]:

@@ -9,7 +9,7 @@ from distill_engine.families.lookup import fresh_shape
 from distill_engine.families.shape import Sizes
 from distill_engine.recipe.load import load_recipe
 from launcher.hardware import GPUS
-from launcher.job import Job
+from launcher.job import Job, kernel
 from launcher.job_files import read_job
 from launcher.memory_model import gathered, host_memory, memory, teacher_shard
 from launcher.plan import fits, make_plan
@@ -172,3 +172,32 @@ def test_hooks_of_a_gathered_teacher_cost_the_host_tens_of_milliseconds_a_pass(j
 def test_gradient_norms_move_what_the_recipe_says(job):
     """`logging.gradient_norm_every_steps`: an fp32 gradient per term (nine: six weights, three of two stacks)."""
     assert 9 * 4 * job().trained / 1e9 == pytest.approx(43, abs=0.5)
+
+
+def test_several_teachers_are_all_counted(job):
+    """The second one's weights, bytes and time beside the first one's; whole logits, for a mean has no factors."""
+    small = "facebook/blenderbot-400M-distill"
+    alone = job(4, f"teacher.path={small}", "losses.kernels.prediction=reference")
+    first = job(4, "losses.kernels.prediction=reference")
+    both = job(4, f"teachers=[{{path: {first.recipe.teacher.path}}}, {{path: {small}, weight: 2}}]")
+    assert [one.parameters for one in both.all_loaded] == [first.teacher.parameters, alone.teacher.parameters]
+    assert kernel(both, "prediction") == "reference"
+    assert teacher_shard(both) == pytest.approx(teacher_shard(first) + teacher_shard(alone))
+    assert gathered(first) < gathered(both) < gathered(first) + gathered(alone)
+    assert hook_seconds(both) == pytest.approx(hook_seconds(first) + hook_seconds(alone))
+    moved = [traffic(one)["teacher gathering"].within for one in (first, alone, both)]
+    assert moved[2] == pytest.approx(moved[0] + moved[1])
+    times = [make_plan(one, GPU).times["teacher"] for one in (first, alone, both)]
+    assert times[2] == pytest.approx(times[0] + times[1])
+    assert memory(both)["captured features"] > memory(first)["captured features"]
+    assert not any("prediction" in text for text in remedies(both, GPU))
+
+
+def test_samples_cost_a_pass_of_the_decoder_for_each_token(job):
+    """The decoder's weights, once for each of 20 tokens, at half of the micro-batches."""
+    one, other = (job(4, "rollout.source=student", f"rollout.new_tokens={n}") for n in (10, 20))
+    shape, name = one.student, "the student's own samples"
+    weights = 2 * (shape.decoder_layers * shape.decoder_layer + shape.embedding) / GPU.hbm
+    more = make_plan(other, GPU).times[name] - make_plan(one, GPU).times[name]
+    assert 0.5 * 10 * weights * one.accumulation < more < 0.5 * 10 * weights * one.accumulation * 3
+    assert make_plan(job(4), GPU).times[name] == 0

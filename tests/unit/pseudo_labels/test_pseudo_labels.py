@@ -4,6 +4,7 @@ a recipe mixes with gold."""
 import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 from distill_engine.cli import app
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.pseudo_labels.filters import FilterError, Filters, parse_limits
+from distill_engine.pseudo_labels.generate import PseudoLabelError, check_language
 from distill_engine.recipe.rules import read_recipe
+from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import prepare
 
 ROOT = Path(__file__).parents[3]
@@ -154,3 +157,28 @@ def test_without_a_teacher_somebody_has_to_be_named(recipe, tmp_path):
     options = [part for one in random for part in ("--set", one)]
     assert "--model" in pseudo_label(recipe, tmp_path / "none", *options, code=78).stderr
     assert "f1" in pseudo_label(recipe, tmp_path / "none", "--at-least", "ef1=1", code=78).stderr
+
+
+def test_datasets_of_other_target_languages_are_refused():
+    """A model's settings begin all texts with one token: it has to be told, and be one for all datasets."""
+
+    def check(*targets, **changed):
+        pairs = {"kind": "pairs", "train": "x.tsv", "source_language": "eng_Latn"}
+        tasks = [
+            {**pairs, "label": str(number), **({} if target is None else {"target_language": target})}
+            for number, target in enumerate(targets)
+        ]
+        section = {"tasks": tasks}
+        recipe = Recipe.model_validate({"name": "x", "data": section, "optimizer": {"learning_rate": 1.0}})
+        check_language(SimpleNamespace(recipe=recipe), changed)
+
+    check(None, None)
+    check("deu_Latn", "deu_Latn", forced_bos_token_id=7)
+    check("deu_Latn", decoder_start_token_id=7)
+    for targets, changed in [
+        (("deu_Latn",), {}),
+        (("deu_Latn", "fra_Latn"), {"forced_bos_token_id": 7}),
+        (("deu_Latn", None), {"forced_bos_token_id": 7}),
+    ]:
+        with pytest.raises(PseudoLabelError, match=r"target languages are \{'0': 'deu_Latn'.*forced_bos_token_id=ID"):
+            check(*targets, **changed)

@@ -71,6 +71,7 @@ def changed(base: dict[str, Any], **changes: Any) -> Recipe:
 
 
 CACHED = {"source": "cache", "cache": "d"}
+SEVERAL = [{"path": "a/teacher"}, {"path": "b"}]
 
 
 def lines(problems: list[Any]) -> list[str]:
@@ -226,6 +227,14 @@ BROKEN = [
         {"rollout": {"source": "student"}, "teacher": CACHED},
         "rollout.source",
         "is student, but teacher.source is cache",
+    ),
+    (DISTILLED, {"teachers": [{"path": "b"}]}, "teacher.path", "is 'a/teacher', but teachers begins with 'b'"),
+    (DISTILLED, {"teacher": CACHED, "teachers": SEVERAL}, "teacher.source", "is cache, but there are 2 teachers"),
+    (
+        DISTILLED,
+        {"teachers": SEVERAL, "losses": {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}},
+        "losses.kernels.prediction",
+        "is fused, but there are 2 teachers",
     ),
 ]
 

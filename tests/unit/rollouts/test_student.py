@@ -13,7 +13,10 @@ from distill_engine.rollouts.student import STUDENT, relabelled
 from distill_engine.values import IGNORED_LABEL, FeatureRequest
 
 LIMIT = 9
-FAMILIES = ("bart-large-cnn", "blenderbot-400M-distill", "nllb-200-distilled-600M", "opus-mt-en-de", "flan-t5-small")
+FAMILIES = (
+    "bart-large-cnn", "blenderbot-400M-distill", "nllb-200-distilled-600M", "opus-mt-en-de", "flan-t5-small",
+    "whisper-large-v3",
+)  # fmt: skip
 
 
 def parts_of(name: str, **changed) -> RolloutParts:

@@ -70,10 +70,10 @@ def test_each_dataset_has_a_source_language_of_its_own(tmp_path):
     ready = prepared(tmp_path, teacher, to | {"source_language": "fra_Latn"}, {"source_language": "deu_Latn"}, to)
     ids = ready.tokenizer.get_vocab()
     expected = [ids["fra_Latn"], ids["deu_Latn"], ids["eng_Latn"]]  # the last one is the tokenizer's own
-    for tasks in (ready.train_datasets, datasets_of(ready, "test").values()):
-        assert [task.example(0).context_ids[0] for task in tasks] == expected
+    for datasets in (ready.train_datasets, datasets_of(ready, "test").values()):
+        assert [dataset.example(0).context_ids[0] for dataset in datasets] == expected
     assert ready.tokenizer.src_lang == "eng_Latn"
-    assert len({task.digest for task in ready.train_datasets}) == 1  # tokenised once
+    assert len({dataset.digest for dataset in ready.train_datasets}) == 1  # tokenised once
 
 
 def test_wrong_languages_are_refused_together(tmp_path):

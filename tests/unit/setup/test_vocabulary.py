@@ -108,6 +108,11 @@ def test_it_is_made_once_and_again_where_a_link_is_broken(nllb, tmp_path):
     (first / "generation_config.json").symlink_to(tmp_path / "nowhere")
     assert prepared(tmp_path, nllb).vocabulary.folder == first
     assert not (first / "generation_config.json").is_symlink()
+    weights = nllb / "model.safetensors"  # another model with files of the same names and sizes
+    size = weights.stat().st_size
+    tiny_families.model("nllb-200-distilled-600M", seed=1).save_pretrained(nllb / "other")
+    shutil.copyfile(nllb / "other" / "model.safetensors", weights)
+    assert weights.stat().st_size == size and prepared(tmp_path, nllb).vocabulary.folder != first
 
 
 def test_rare_tokens_go_and_a_list_says_it_all(nllb, tmp_path):

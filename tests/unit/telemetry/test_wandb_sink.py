@@ -6,11 +6,12 @@ import socket
 import struct
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from distill_engine.telemetry.wandb_log import read_rows
+from distill_engine.telemetry.wandb_log import await_own_folder, read_rows
 
 ROOT = Path(__file__).parents[3]
 KEY = "canary0" + "b3fdc1a95e72" * 4
@@ -338,3 +339,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     Path(tmp_path / "file").touch()
     outcome = run(tmp_path / "file" / "run")
     assert len(outcome.said) == 1 and outcome.said[0].startswith("W&B: not available, this run is not logged there")
+
+
+def test_two_starts_of_one_second_have_folders_of_their_own(tmp_path):
+    """W&B would name both alike, and the second one would empty the log of the first."""
+    now = datetime.now()
+    taken = [f"{now + timedelta(seconds=more):%Y%m%d_%H%M%S}" for more in range(2)]
+    for second in taken:
+        (tmp_path / "wandb" / f"offline-run-{second}-cafe").mkdir(parents=True)
+        (tmp_path / "wandb" / f"run-{second}-beef").mkdir()
+    await_own_folder(tmp_path, "cafe")
+    assert f"{datetime.now():%Y%m%d_%H%M%S}" > taken[-1]
+    await_own_folder(tmp_path, "none")

@@ -13,8 +13,13 @@ import loss_launches
 FORWARD, WITH_BACKWARD = 95, 120  # each launch costs a GPU about as much as a small kernel runs
 
 
-def test_launches_per_micro_batch():
-    counted = loss_launches.summary(loss_launches.count())
+@pytest.fixture(scope="module")
+def parts():
+    return loss_launches.count()
+
+
+def test_launches_per_micro_batch(parts):
+    counted = loss_launches.summary(parts)
     print(counted)
     forward = sum(number for part, number in counted["by_part"].items() if part != "backward")
     assert forward <= FORWARD and counted["loss_launches_per_micro_batch"] <= WITH_BACKWARD
@@ -22,8 +27,7 @@ def test_launches_per_micro_batch():
     assert counted["kernels"] >= 3 + 13, "the fused kernels were counted apart"
 
 
-def test_accumulating_counts_nothing_twice():
+def test_accumulating_counts_nothing_twice(parts):
     """What `divisors` has counted is not counted again by terms and meter."""
-    parts = loss_launches.count()
     assert parts["divisors"].small["ne"] == 2, "one mask of each stack"
     assert parts["meter"].small["ne"] == 2, "only which numbers are NaN, and which are not finite"

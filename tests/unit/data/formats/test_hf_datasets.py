@@ -48,7 +48,7 @@ def empathetic_dialogues(split: str) -> list[dict[str, Any]]:
 
 def persona_chat(split: str) -> list[dict[str, Any]]:
     """As the one-row-per-dialogue copy: personas apart, the silent opener spelt with spaces, the reply last."""
-    episodes = read_dataset(DialogueSpec("convai2", root=str(RAW)), split)
+    episodes = read_dataset(DialogueSpec(name="convai2", root=str(RAW)), split)
     rows = []
     for episode in episodes:
         *personas, opener = episode.turns[0].text.split("\n")
@@ -96,7 +96,7 @@ def saved(rows: list[dict[str, Any]], place: Path) -> str:
 
 
 def episodes(path: str | Path, split: str = "train", **values) -> list[Episode]:
-    return read_dataset(DialogueSpec("hf_dataset", **{split: str(path)}, **values), split)
+    return read_dataset(DialogueSpec(name="hf_dataset", **{split: str(path)}, **values), split)
 
 
 def refusal(path: str | Path, split: str = "train") -> str:
@@ -110,9 +110,9 @@ def test_a_saved_dataset_gives_parlais_episodes(dataset, tmp_path):
     splits = {name: datasets.Dataset.from_list(COPIES[dataset](split)) for name, split in PARLAI_SPLIT.items()}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "copy")
     for split in PARLAI_SPLIT.values():
-        expected = read_dataset(DialogueSpec(dataset, root=str(RAW)), split)
+        expected = read_dataset(DialogueSpec(name=dataset, root=str(RAW)), split)
         assert episodes(tmp_path / "copy", split, normalized=dataset != "convai2") == expected
-    train = source_files(DialogueSpec("hf_dataset", train=str(tmp_path / "copy")), "train")
+    train = source_files(DialogueSpec(name="hf_dataset", train=str(tmp_path / "copy")), "train")
     assert train and all("train" in str(file.relative_to(tmp_path)) for file in train)
 
 
@@ -137,7 +137,7 @@ def test_every_form_gives_the_same(form, tmp_path):
         place.write_text(json.dumps(rows))
     else:
         place.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert episodes(place) == read_dataset(DialogueSpec("convai2:normalized", root=str(RAW)), "train")
+    assert episodes(place) == read_dataset(DialogueSpec(name="convai2:normalized", root=str(RAW)), "train")
 
 
 def test_an_object_of_lists_is_a_list_of_objects(tmp_path):

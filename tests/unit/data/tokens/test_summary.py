@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +53,20 @@ def test_uncut_lengths_are_those_of_a_tokenizer_without_limits(tokenizer, episod
     assert summary.labels.cut == np.mean(labels > 5) > 0
 
 
-def shown(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = (
-        "import typer; from distill_engine.commands.data import register; app = typer.Typer(); register(app); app()"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program, "data", "show", *arguments, "--set", f"data.cache_dir={tmp_path}"],
-        cwd=ROOT, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+@pytest.fixture
+def shown(warm, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`distill data show`, with a token cache of its own."""
+
+    def show(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        words = ["data", "show", *map(str, arguments), "--set", f"data.cache_dir={tmp_path}"]
+        return warm.run(["-m", "distill_engine.cli", *words], os.environ | {"COLUMNS": "100"}, ROOT)
+
+    return show
 
 
-def test_the_command_shows_tasks_that_the_recipe_does_not_name(tmp_path):
+def test_the_command_shows_tasks_that_the_recipe_does_not_name(shown):
     done = shown(
-        tmp_path, "blended_skill_talk", "convai2:normalized", "--root", str(TASKDATA), "--examples", "2",
+        "blended_skill_talk", "convai2:normalized", "--root", str(TASKDATA), "--examples", "2",
         "--set", "data.context_tokens=64",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -76,7 +77,7 @@ def test_the_command_shows_tasks_that_the_recipe_does_not_name(tmp_path):
     assert "above 64: cut" in done.stdout
 
 
-def test_the_command_counts_the_markers_of_a_tokenizer(tmp_path):
+def test_the_command_counts_the_markers_of_a_tokenizer(shown, tmp_path):
     tokenizer = load_tokenizer(str(ROOT / "recipes" / "demo" / "tokenizer"))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<you>", "<partner>"]})
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -84,7 +85,7 @@ def test_the_command_counts_the_markers_of_a_tokenizer(tmp_path):
     file.write_text("text:<you> hello <you>\tlabels:hi\ntext:a\tlabels:<you> b\tepisode_done:True\n" * 2)
     dataset = {"name": "parlai_text", "label": "talk", "train": str(file), "valid": str(file)}
     done = shown(
-        tmp_path, "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.tasks={json.dumps([dataset])}",
+        "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.tasks={json.dumps([dataset])}",
         "--set", f"data.tokenizer={tmp_path / 'tokenizer'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -93,7 +94,7 @@ def test_the_command_counts_the_markers_of_a_tokenizer(tmp_path):
     assert lines[0].endswith("kept whole, times in texts: talk 6") and lines[1].endswith("talk 0")
 
 
-def test_the_command_refuses_what_it_cannot_show(tmp_path):
-    done = shown(tmp_path, "blended_skill_talk", "--root", str(tmp_path))
+def test_the_command_refuses_what_it_cannot_show(shown, tmp_path):
+    done = shown("blended_skill_talk", "--root", str(tmp_path))
     assert done.returncode == 78
     assert "there is no folder" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,79 @@
+"""Teachers beside the first: refused, all at once, where averages would mix words that mean something else."""
+
+import json
+import shutil
+
+import pytest
+from transformers import BlenderbotConfig
+
+from distill_engine.data.tokens.tokenize import load_tokenizer
+from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.problem import RecipeError
+from distill_engine.recipe.rules import check_recipe
+from distill_engine.setup.other_teachers import other_teachers, print_of
+
+SIZES = {"vocab_size": 1024, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+
+@pytest.fixture
+def folder(root, tmp_path):
+    """Makes a teacher's folder (without weights) with the demo's tokenizer; `swap`: two tokens change their ids."""
+
+    def make(name, swap=False, tokenizer=True, **sizes):
+        place = tmp_path / name
+        BlenderbotConfig(**{**SIZES, "max_position_embeddings": 128, **sizes}).save_pretrained(place)
+        if tokenizer:
+            shutil.copytree(root / "recipes" / "demo" / "tokenizer", place, dirs_exist_ok=True)
+        if swap:
+            file = place / "tokenizer.json"
+            content = json.loads(file.read_text())
+            table = content["model"]["vocab"]
+            one, other = sorted(table, key=table.get)[40:42]
+            table[one], table[other] = table[other], table[one]
+            file.write_text(json.dumps(content))
+        return place
+
+    return make
+
+
+def read(folder, *paths, **more):
+    entries = [f"  - {{path: {path}, weight: {number}}}" for number, path in enumerate(paths, 1)]
+    lines = [f"{key}: {value}" for key, value in more.items()]
+    file = folder / "recipe.yaml"
+    file.write_text(
+        "\n".join(["name: several", "teachers:", *entries, *lines, "losses: {weights: {prediction: 1}}",
+                   "data: {tasks: [{name: demo}]}", "optimizer: {learning_rate: 0.001}",
+                   "validation: {every_steps: 5}"])
+    )  # fmt: skip
+    return load_recipe(file)
+
+
+def test_the_first_is_the_teacher_and_the_others_stand_beside_it(folder, tmp_path):
+    first, second = folder("first"), folder("second", encoder_layers=5)
+    recipe = read(tmp_path, "first", "second")
+    assert check_recipe(recipe) == [] and recipe.teacher.path == str(first)
+    config = json.loads((first / "config.json").read_text())
+    (found,) = other_teachers(recipe, config, load_tokenizer(str(first)), "recipe")
+    assert (found.folder, found.weight, found.shape.encoder_layers) == (second, 2.0, 5)
+    assert print_of(first, config) != print_of(second, found.config)
+    again = read(tmp_path, "first", "second", teacher=f"{{path: {first}}}")
+    assert check_recipe(again) == []
+    (problem,) = check_recipe(read(tmp_path, "first", "second", teacher=f"{{path: {second}}}"))
+    assert problem.path == "teacher.path" and "teachers begins with" in problem.what
+
+
+def test_what_cannot_be_averaged_is_refused_with_the_difference(folder, tmp_path):
+    first = folder("first")
+    folder("words", swap=True), folder("rows", vocab_size=1032), folder("start", decoder_start_token_id=2)
+    folder("short", max_position_embeddings=64), folder("mute", tokenizer=False)
+    recipe = read(tmp_path, "first", "words", "rows", "start", "short", "mute", tmp_path / "none")
+    config = json.loads((first / "config.json").read_text())
+    with pytest.raises(RecipeError) as refused:
+        other_teachers(recipe, config, load_tokenizer(str(first)), "recipe")
+    said = {problem.path: str(problem) for problem in refused.value.problems}
+    assert "whose tokenizer has id" in said["teachers.1.path"] and "(4 differences)" in said["teachers.1.path"]
+    assert "which has 1032 embedding rows, the first teacher 1024" in said["teachers.2.path"]
+    assert "has decoder_start_token_id 2, the first teacher's 1" in said["teachers.3.path"]
+    assert "position table has 64 rows" in said["teachers.4.path"]
+    assert "whose tokenizer has id null" in said["teachers.5.path"], "one that transformers made of nothing"
+    assert "cannot be read" in said["teachers.6.path"]
