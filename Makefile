@@ -40,7 +40,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,datasets,dashboards,metrics,g2p]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,datasets,dashboards,metrics,g2p,speech]"
 	touch $@
 
 clean:

@@ -43,7 +43,11 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "umt5": f"{_FAMILIES}.umt5:FAMILY",
         "whisper": f"{_FAMILIES}.whisper:FAMILY",
     },
-    "kinds": {"dialogue": f"{_KINDS}.dialogue:KIND", "pairs": f"{_KINDS}.pairs:KIND"},
+    "kinds": {
+        "dialogue": f"{_KINDS}.dialogue:KIND",
+        "speech": f"{_KINDS}.speech:KIND",  # before pairs: a path and a text are two texts as well
+        "pairs": f"{_KINDS}.pairs:KIND",
+    },
     "metrics": {
         "ppl": f"{_TOKEN}.ppl:PPL",
         "loss": f"{_TOKEN}.loss:LOSS",

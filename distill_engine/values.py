@@ -121,6 +121,50 @@ class Audio:
         return Audio(features, torch.cat([one.attention_mask for one in parts]))
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder has made of its inputs already, where student and teacher share it.
+
+    states          [B, S, D]
+    attention_mask  [B, S] int64, 1 at encoder positions that count
+    """
+
+    states: Tensor
+    attention_mask: Tensor
+
+    @property
+    def keywords(self) -> dict[str, Tensor]:
+        """An encoder is not run again."""
+        raise TypeError("inputs that are encoded are read by decoders alone (models.adapter)")
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, S] bool: encoder positions that count."""
+        return self.attention_mask != 0
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return self.attention_mask.shape[1]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Encoded:
+        """The same with every tensor changed."""
+        return Encoded(change(self.states), change(self.attention_mask))
+
+    def beside(self, others: Iterable[Encoded]) -> Encoded:
+        """The rows of all, as long as the longest; added positions hold zeros, which nothing that counts looks at."""
+        from torch import cat
+        from torch.nn.functional import pad
+
+        parts = (self, *others)
+        longest = max(one.length for one in parts)
+        states = [pad(one.states, (0, 0, 0, longest - one.length)) for one in parts]
+        return Encoded(cat(states), stacked([one.attention_mask for one in parts], 0))
+
+
+Inputs = Tokens | Audio | Encoded
+
+
 def stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
     """[sum of B, L]: the rows of all parts [B, L], right-padded to the longest L."""
     from torch import cat
@@ -143,7 +187,7 @@ class Batch:
                       compare with the data (Term.distils is False) are 0 and count 0
     """
 
-    inputs: Tokens | Audio
+    inputs: Inputs
     decoder_input_ids: Tensor
     labels: Tensor
     example_ids: Tensor
@@ -151,7 +195,7 @@ class Batch:
     sampled: bool = False
 
     @classmethod
-    def of(cls, inputs: Tokens | Audio, decoder_input_ids: Tensor, labels: Tensor) -> Batch:
+    def of(cls, inputs: Inputs, decoder_input_ids: Tensor, labels: Tensor) -> Batch:
         """A batch outside of any dataset: its rows are examples 0, 1, ... of dataset 0."""
         import torch
 

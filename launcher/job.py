@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,8 +107,13 @@ class Job:
     @property
     def trained(self) -> int:
         """Those that have a gradient."""
-        frozen = self.student.form.computed or not self.recipe.student.train_position_tables
-        return self.weights - (self.student.position_tables if frozen else 0)
+        student, frozen = self.student, Counter[Stack]()
+        for stack in Stack:
+            if student.computes(stack) or not self.recipe.student.train_position_tables:
+                frozen[stack] = student.position_table(stack)
+        if self.recipe.student.encoder_is_frozen:
+            frozen[Stack.ENCODER] = student.encoder
+        return self.weights - frozen.total()
 
     @property
     def asked(self) -> FeatureRequest:
@@ -119,9 +125,20 @@ class Job:
         return self.contexts if stack is Stack.ENCODER else self.labels
 
     @property
+    def context_length(self) -> int:
+        """Positions of a context: tokens, or what a window of sound becomes."""
+        window = self.student.window
+        return self.recipe.data.context_tokens if window is None else window.positions
+
+    @property
     def contexts(self) -> int:
         """Context positions of a micro-batch."""
-        return self.micro_batch * self.recipe.data.context_tokens
+        return self.micro_batch * self.context_length
+
+    @property
+    def shared(self) -> int:
+        """Parameters that student and teacher have together."""
+        return self.student.encoder if self.recipe.student.share_encoder and self.loaded is not None else 0
 
     @property
     def labels(self) -> int:

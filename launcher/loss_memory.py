@@ -41,7 +41,7 @@ def _attentions(job: Job, requests: Iterable[FeatureRequest]) -> Iterator[Attent
     for asked in requests:
         for kind, layers in asked.attention.items():
             queries, keys = job.positions(kind.query_stack), job.positions(_keys(kind))
-            length = data.context_tokens if _keys(kind) is Stack.ENCODER else data.label_tokens
+            length = job.context_length if _keys(kind) is Stack.ENCODER else data.label_tokens
             yield Attention(len(layers), queries, keys, queries * length)
 
 

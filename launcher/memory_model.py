@@ -53,7 +53,11 @@ def host_memory(job: Job) -> dict[str, float]:
 
 def teacher_shard(job: Job) -> float:
     """What stays on the GPU: this rank's part of every parameter, all of a replica, nothing of what is offloaded."""
-    return 0.0 if job.placement == "offload" else teacher_parameters(job) * job.word / job.sharers
+    if job.placement == "offload":
+        return 0.0
+    if job.placement == "replica":  # the encoder is the student's where they share it
+        return float((teacher_parameters(job) - job.shared) * job.word)
+    return teacher_parameters(job) * job.word / job.sharers
 
 
 def teacher_parameters(job: Job) -> int:
@@ -126,7 +130,8 @@ def teacher_activations(job: Job) -> float:
     if job.loaded is None:
         return 0.0
     logits = job.labels * job.loaded.vocab if kernel_of(job, "prediction") == "reference" else 0
-    layer = max(job.contexts, job.labels) * max(2 * one.width + 2 * one.ffn for one in job.all_loaded)
+    positions = job.labels if job.shared else max(job.contexts, job.labels)
+    layer = positions * max(2 * one.width + 2 * one.ffn for one in job.all_loaded)
     return float(max(0, layer - logits) * job.word * job.held_batches)
 
 
@@ -197,10 +202,26 @@ def kept_activations(job: Job) -> float:
     ends = 2 + int(bool(job.asked.embeddings) and shape.form.scaled_embeddings)
     outside = (job.contexts + job.labels) * shape.width * (ends * job.word + _dropout(job))
     if job.recipe.student.activation_checkpointing:
-        inputs = (shape.encoder_layers * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
-        return float(inputs + captured_of_student(job) + outside)
+        trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
+        inputs = (trained * job.contexts + shape.decoder_layers * job.labels) * shape.width * job.word
+        return float(inputs + captured_of_student(job) + outside + _convolved(job) + _encoded(job))
     encoder, decoder = _layers(job)
-    return float(shape.encoder_layers * encoder + shape.decoder_layers * decoder + outside)
+    trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
+    kept = max(encoder, trained * encoder) + shape.decoder_layers * decoder
+    return float(kept + outside + _convolved(job) + _encoded(job))
+
+
+def _convolved(job: Job) -> float:
+    """Of a window of sound: what the convolutions make, before and after their activation."""
+    window = job.student.window
+    if window is None or job.recipe.student.encoder_is_frozen:
+        return 0.0
+    return float(job.micro_batch * 2 * (window.frames + window.positions) * job.student.width * job.word)
+
+
+def _encoded(job: Job) -> float:
+    """Of a shared encoder, the output of all micro-batches of a step."""
+    return float(job.contexts * job.student.width * job.word * job.accumulation) if job.shared else 0.0
 
 
 def _layers(job: Job) -> tuple[int, int]:

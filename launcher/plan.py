@@ -111,9 +111,12 @@ def assumptions(gpu: Gpu) -> dict[str, str]:
 def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
     passes = job.accumulation
     speed = gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25)
-    forward = _forward_flops(job.student, job) / speed * passes
-    backward = forward * (3 if job.recipe.student.activation_checkpointing else 2)
-    teaching = sum(_forward_flops(one, job) for one in job.all_loaded) / speed * passes
+    encoder, decoder = (flops(job.student, job) / speed * passes for flops in (_encoder_flops, _decoder_flops))
+    again = 3 if job.recipe.student.activation_checkpointing else 2
+    backward = again * (decoder + (0.0 if job.recipe.student.encoder_is_frozen else encoder))
+    teaching = sum(_decoder_flops(one, job) for one in job.all_loaded) / speed * passes
+    if not job.shared:
+        teaching += sum(_encoder_flops(one, job) for one in job.all_loaded) / speed * passes
     comparing = _loss_flops(job) / speed * passes + _loss_bytes(job) / gpu.hbm * passes
     gathering, reducing, spreading = (seconds(who, one, job, gpu) for who, one in moved.items())
     return {
@@ -121,7 +124,7 @@ def _times(job: Job, gpu: Gpu, moved: dict[str, Traffic]) -> dict[str, float]:
         "teacher": teaching,
         "waiting for the teacher's weights": max(0.0, gathering - teaching),
         "waiting for ZeRO-3's hooks": max(0.0, hook_seconds(job) - max(gathering, teaching)),
-        "student forward": forward,
+        "student forward": encoder + decoder,
         "losses": comparing,
         "student backward": backward,
         "waiting for gradients": max(0.0, reducing - (backward if overlaps(job) else 0.0)),
@@ -138,20 +141,28 @@ def _sampling(job: Job, gpu: Gpu) -> float:
         return 0.0
     tokens = rollout.new_tokens or data.label_tokens
     weights = shape.decoder_layers * shape.decoder_layer + shape.embedding
-    cached = job.micro_batch * (data.context_tokens + tokens / 2) * 2 * shape.width * shape.decoder_layers
+    cached = job.micro_batch * (job.context_length + tokens / 2) * 2 * shape.width * shape.decoder_layers
     read = tokens * (weights + cached) * job.word / gpu.hbm
-    arithmetic = _forward_flops(shape, job) / (gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25))
+    forward = (0.0 if job.shared else _encoder_flops(shape, job)) + _decoder_flops(shape, job)
+    arithmetic = forward / (gpu.flops * COMPUTE_EFFICIENCY * (1.0 if job.word == 2 else 0.25))
     return rollout.share * job.accumulation * (read + arithmetic)
 
 
-def _forward_flops(shape: Shape, job: Job) -> float:
-    """Two for each parameter and token, plus the attention products."""
-    data, context, label = job.recipe.data, job.contexts, job.labels
-    cross = 2 * (shape.width * shape.width + shape.width)  # keys and values of the context
-    linear = context * (shape.encoder_layers * shape.encoder_layer + shape.decoder_layers * cross)
-    linear += label * (shape.decoder_layers * (shape.decoder_layer - cross) + shape.embedding)
-    pairs = shape.encoder_layers * context * data.context_tokens
-    pairs += shape.decoder_layers * label * (data.label_tokens + data.context_tokens)
+def _encoder_flops(shape: Shape, job: Job) -> float:
+    """Forward: two for each parameter and position, plus the attention products; the convolutions of a window."""
+    linear = job.contexts * shape.encoder_layers * shape.encoder_layer
+    if shape.window is not None:
+        linear += job.contexts * 3 * shape.width * (2 * shape.window.channels + shape.width)
+    pairs = shape.encoder_layers * job.contexts * job.context_length
+    return 2.0 * linear + 4.0 * pairs * shape.width
+
+
+def _decoder_flops(shape: Shape, job: Job) -> float:
+    """The same with the output; keys and values of the context are made for each of its positions."""
+    cross = 2 * (shape.width * shape.width + shape.width)
+    linear = job.contexts * shape.decoder_layers * cross
+    linear += job.labels * (shape.decoder_layers * (shape.decoder_layer - cross) + shape.embedding)
+    pairs = shape.decoder_layers * job.labels * (job.recipe.data.label_tokens + job.context_length)
     return 2.0 * linear + 4.0 * pairs * shape.width
 
 

@@ -58,15 +58,16 @@ def traffic(job: Job) -> dict[str, Traffic]:
 def _teacher(job: Job) -> Traffic:
     if job.loaded is None or job.placement == "replica":
         return Traffic(0.0, 0.0)
-    whole = float(sum(one.parameters for one in job.all_loaded) * job.word * job.teacher_passes)
+    whole = float((sum(one.parameters for one in job.all_loaded) - job.shared) * job.word * job.teacher_passes)
     host = whole / job.ranks if job.placement == "offload" else 0.0
     return _ring(whole, job.sharers, job, host, _gathered_modules(job) * job.teacher_passes)
 
 
 def _gathered_modules(job: Job) -> int:
     """Of a teacher pass under ZeRO-3: whole layers (the DeepSpeed JSON's leaf modules) and what stands beside them; of
-    several teachers all of theirs."""
-    return sum(one.encoder_layers + one.decoder_layers + _MODULES_BESIDE_LAYERS for one in job.all_loaded)
+    several teachers all of theirs. A shared encoder's are not gathered."""
+    encoders = 0 if job.shared else sum(one.encoder_layers for one in job.all_loaded)
+    return encoders + sum(one.decoder_layers + _MODULES_BESIDE_LAYERS for one in job.all_loaded)
 
 
 def hook_seconds(job: Job) -> float:

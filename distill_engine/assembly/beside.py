@@ -23,7 +23,7 @@ from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.train.term_gradients import TermGradients
-from distill_engine.train.validate import Validation, Validator
+from distill_engine.train.validate import Validation, Validator, as_read
 
 
 def step_metrics(
@@ -53,7 +53,8 @@ def validation(
 ) -> Validation:
     """The teacher-forced numbers."""
     average, batches = ready.recipe.validation.average, validation_loader(ready, ranks)
-    validator = Validator(batches, objective, ready.valid_labels, ranks, average, terms.factors)
+    encoded = student.encoded if ready.recipe.student.share_encoder else as_read
+    validator = Validator(batches, objective, ready.valid_labels, ranks, average, terms.factors, encoded)
     return Validation(validator, student, teacher, sinks, beat)
 
 

@@ -32,6 +32,7 @@ from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kerne
 from distill_engine.losses.objective import Objective
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.recipe.schema import Recipe
+from distill_engine.rollouts.encoded import EncodedOnce
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader
@@ -82,7 +83,7 @@ class Builder:
         self._beat("sharding the student")
         student = StudentEngine(module, student_ds, self._recipe.optimizer)
         self._check_space(student)
-        teacher = self._teacher(objective, teacher_ds, precision_of(student_ds))
+        teacher = self._teacher(objective, student, teacher_ds, precision_of(student_ds))
         rollout = rollout_of(self._ready, ranks)
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
         batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
@@ -94,7 +95,7 @@ class Builder:
             teacher=teacher,
             objective=objective,
             batches=batches,
-            rollout=rollout,
+            rollout=EncodedOnce(rollout) if recipe.student.share_encoder else rollout,
             policies=replace(policies_of(recipe, validates=bool(self._ready.valid_datasets)), factors=terms.factors),
             checkpoints=Checkpoints(
                 self._folder / "checkpoints",
@@ -202,10 +203,13 @@ class Builder:
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
-    def _teacher(self, objective: Objective, ds_config: dict[str, Any], precision: str) -> Teacher | None:
+    def _teacher(
+        self, objective: Objective, student: StudentEngine, ds_config: dict[str, Any], precision: str
+    ) -> Teacher | None:
         validation = objective.with_prediction(self._validation_prediction())
         head = any(one.teacher_request().head for one in (objective, validation))
-        return teacher_of(self._ready, self._ranks, objective, ds_config, precision, head, self._beat)
+        shares = student.module.model if self._recipe.student.share_encoder else None
+        return teacher_of(self._ready, self._ranks, objective, ds_config, precision, head, self._beat, shares)
 
     # ---- data and decisions ----------------------------------------------------------------------------------
 

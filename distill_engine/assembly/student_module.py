@@ -38,7 +38,10 @@ def student_module(ready: Prepared, objective: Objective, say: Callable[[str], N
             model.get_parameter(table).requires_grad_(False)
     if part.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return StudentModule(adapt(model), _projections(ready, objective, config))
+    adapter = adapt(model)
+    if part.encoder_is_frozen:
+        adapter.freeze_encoder()
+    return StudentModule(adapter, _projections(ready, objective, config))
 
 
 def by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from distill_engine.assembly.made_of import made_of
 from distill_engine.data.order.collate import Picks
@@ -36,8 +37,10 @@ def teacher_of(
     precision: str,
     keeps_head: bool,
     beat: Callable[[str], None],
+    shares: PreTrainedModel | None = None,
 ) -> Teacher | None:
-    """None where nothing is compared with a teacher. Collective; `keeps_head`: factors of logits will be asked for.
+    """None where nothing is compared with a teacher. Collective; `keeps_head`: factors of logits will be asked for;
+    `shares`: the student whose encoder is the teacher's.
 
     Raises RecipeError if its source cannot give what the losses compare.
     """
@@ -46,7 +49,7 @@ def teacher_of(
         return None
     assert shape is not None and folder is not None
     source, cache = recipe.teacher.source, recipe.teacher.cache
-    load_one = partial(_engine, ready, ranks, ds_config, precision, beat)
+    load_one = partial(_engine, ready, ranks, ds_config, precision, beat, shares)
     parts = TeacherParts(
         folder=folder,
         load=partial(load_one, folder, keeps_head),
@@ -84,12 +87,15 @@ def _engine(
     ds_config: Mapping[str, Any],
     precision: str,
     beat: Callable[[str], None],
+    shares: PreTrainedModel | None,
     folder: Path,
     keeps_head: bool,
 ) -> TeacherEngine:
     placement, _ = placement_of(ready.recipe, ranks.world_size, ds_config)
     beat("loading and sharding the teacher")
     teacher = TeacherEngine(folder, ds_config, _DTYPES[precision], ranks, adapt, placement, keeps_head=keeps_head)
+    if shares is not None:
+        teacher.share_encoder(shares)
     beat("trying the teacher on one batch")
     teacher.probe(probe_batch(ready).to(ranks.device))
     return teacher

@@ -11,11 +11,15 @@ LabelTurns = Literal["second_speaker", "first_speaker", "both", "last"]
 
 @dataclass(frozen=True)
 class Turn:
-    """Somebody says `text` and is answered `label`: an example, unless it is there only as the history of others."""
+    """Somebody says `text` and is answered `label`: an example, unless it is there only as the history of others.
+
+    note  what its kind keeps of it beside the texts, such as where its sound is
+    """
 
     text: str
     label: str
     learnt: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True)

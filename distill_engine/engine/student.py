@@ -121,6 +121,11 @@ class StudentEngine:
         features, _ = self._engine(batch, request)
         return features
 
+    def encoded(self, batch: Batch) -> Batch:
+        """A batch with its encoder's output, which the teacher's decoder reads, too: a frozen one is not run again."""
+        encoded: Batch = self.module.adapter.encoded(batch)
+        return encoded
+
     def backward(self, total: Tensor) -> None:
         """Backward of one micro-batch's share of the global loss.
 

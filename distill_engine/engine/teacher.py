@@ -79,6 +79,20 @@ class TeacherEngine:
                 raise TeacherError("the teacher was asked for its head, and was made without (keeps_head).")
             return replace(features, head=replace(features.head, embedding=self._embedding))
 
+    def share_encoder(self, student: PreTrainedModel) -> None:
+        """Let a whole teacher's encoder be the student's, which is frozen: one copy in memory. Shards stay where they
+        are; they are gathered where the teacher generates, and in no pass for features.
+
+        Raises TeacherError if the student's is another.
+        """
+        if self._is_sharded:
+            return
+        theirs = dict(student.get_encoder().named_parameters())
+        for name, own in self.model.get_encoder().named_parameters():
+            if not torch.equal(own, theirs[name]):
+                raise TeacherError(f"the student's encoder is not the teacher's, which it is to share: {name} differs.")
+            own.data = theirs[name].data
+
     def _output_embedding(self) -> Tensor:
         """[V, D], whole. The sharded one is gone when a pass is over; a copy is as true: the teacher is frozen.
 

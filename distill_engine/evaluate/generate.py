@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from distill_engine.families.lookup import family_of
 from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
 from distill_engine.recipe.problem import did_you_mean
-from distill_engine.values import Audio, Tokens
+from distill_engine.values import Inputs
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def same_draws(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a sharded model gathers in it could not be used outside it
-def generate_ids(model: PreTrainedModel, inputs: Tokens | Audio, settings: Mapping[str, Any]) -> Tensor:
+def generate_ids(model: PreTrainedModel, inputs: Inputs, settings: Mapping[str, Any]) -> Tensor:
     """[B, T] int64 generated ids, the decoder's start token left out, right-padded.
 
     Raises GenerationError with transformers' reason if it refuses.
@@ -94,7 +94,7 @@ def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
     return (~after & (ids != pad_id)).sum(dim=1)
 
 
-def replies(model: PreTrainedModel, tokenizer: Any, inputs: Tokens | Audio, settings: Mapping[str, Any]) -> list[Reply]:
+def replies(model: PreTrainedModel, tokenizer: Any, inputs: Inputs, settings: Mapping[str, Any]) -> list[Reply]:
     """A reply to each row of the inputs; raises GenerationError as `generate_ids` does."""
     ids = generate_ids(model, inputs, settings)
     ends = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from distill_engine.cluster.files import rename_synced, sync_folder, sync_tree
-from distill_engine.families.lookup import shape_of
+from distill_engine.families.lookup import family_of, shape_of
 from distill_engine.models.loading import Checkpoint
 from distill_engine.values import Audio, Batch, Tokens
 
@@ -53,7 +53,7 @@ def write_student_files(model: PreTrainedModel, tokenizer: Any, folder: Path) ->
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save_readers(model, tokenizer, folder)
     sync_tree(folder)
 
 
@@ -74,7 +74,7 @@ def write_student(
         shutil.rmtree(folder)
     try:
         _save_weights(model, folder)
-        tokenizer.save_pretrained(folder)
+        _save_readers(model, tokenizer, folder)
         (folder / _CARD).write_text(card, encoding="utf-8")
         for file in folder.iterdir():  # safetensors lets only the owner read what it writes
             file.chmod((folder / _CARD).stat().st_mode)
@@ -83,6 +83,15 @@ def write_student(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _save_readers(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """The tokenizer, and from the folder that it came from what else makes a model's inputs (of sounds)."""
+    tokenizer.save_pretrained(folder)
+    for name in family_of(model.config).beside:
+        source = Path(tokenizer.name_or_path) / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
 
 
 def _save_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -169,6 +169,15 @@ class Shape:
         return self.form.computed or (self.window is not None and stack == Stack.ENCODER)
 
     @property
+    def encoder(self) -> int:
+        """Parameters of what an encoder reads: a token table that both stacks have is among them."""
+        front = self.token_tables[0] * self.width if self.window is None else _elements(self._convolutions())
+        norms = self.form.outer_norms * self.form.norm * self.width
+        biased = {"none": 0, "first": 1, "all": self.encoder_layers}[self.form.bias_tables]
+        layers = self.encoder_layers * self.encoder_layer + biased * self.buckets * self.encoder_heads
+        return front + norms + self.position_table(Stack.ENCODER) + layers
+
+    @property
     def parameters(self) -> int:
         """All of them."""
         return _elements(self.tensors)
@@ -178,8 +187,7 @@ class Shape:
         """Elements of a tensor -> how many tensors have so many, all parameters together."""
         found: Counter[int] = Counter(rows * self.width for rows in self.token_tables)
         if self.window is not None:
-            # of kernel size 3, both; the second halves the frames to positions
-            found += Counter([3 * self.window.channels * self.width, 3 * self.width**2, self.width, self.width])
+            found += self._convolutions()
         found[self.width] += 2 * self.form.outer_norms * self.form.norm
         for stack in Stack:
             if table := self.position_table(stack):
@@ -189,6 +197,11 @@ class Shape:
             for size, count in self._layer(stack).items():
                 found[size] += count * self.depth(stack)
         return found
+
+    def _convolutions(self) -> Counter[int]:
+        """Tensors of the two that make positions of frames, both of kernel size 3."""
+        assert self.window is not None
+        return Counter([3 * self.window.channels * self.width, 3 * self.width**2, self.width, self.width])
 
     def _layer(self, stack: Stack) -> Counter[int]:
         """Tensors of one layer, position biases left out."""

@@ -61,7 +61,7 @@ class LossWeights(RootModel[dict[str, float]]):
 
     def but(self, **changed: float) -> LossWeights:
         """The same with some weights changed."""
-        return LossWeights(self.root | changed)
+        return type(self)(self.root | changed)
 
     @property
     def terms(self) -> list[Term]:
@@ -85,6 +85,29 @@ class LossWeights(RootModel[dict[str, float]]):
         """
         compared = {stack: tuple(numbers) for stack, numbers in layers.items()}
         return FeatureRequest.together(term.needs(compared) for term in self.terms if term.distils or not of_teacher)
+
+
+class DecoderWeights(LossWeights):
+    """Those of a student whose encoder is frozen: what looks at the encoder alone is no term."""
+
+    @property
+    def terms(self) -> list[Term]:
+        """Those with a weight, in the registry's order."""
+        return [term for term in super().terms if not of_encoder(term)]
+
+    @property
+    def idle(self) -> list[str]:
+        """Names whose weight is of no term."""
+        used = {term.weight for term in self.terms}
+        return [name for name, weight in self.root.items() if weight != 0 and name not in used]
+
+
+def of_encoder(term: Term) -> bool:
+    """Whether a term looks at the encoder and at nothing else."""
+    asked = term.needs(dict.fromkeys(Stack, (0,)))
+    stacks = {*asked.embeddings, *asked.hidden, *(kind.query_stack for kind in asked.attention)}
+    seen = stacks | ({Stack.ENCODER} if asked.encoder_output else set())
+    return term.operand != "logits" and seen == {Stack.ENCODER}
 
 
 KernelChoice = Literal["auto", "fused", "reference"]

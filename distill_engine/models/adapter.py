@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -9,7 +11,7 @@ from transformers import PreTrainedModel
 from distill_engine.families.lookup import family_of, start_of
 from distill_engine.families.protocol import Family, StackParts
 from distill_engine.models import capture
-from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, OutputHead, Stack
+from distill_engine.values import AttentionKind, Batch, Encoded, FeatureRequest, Features, OutputHead, Stack
 
 
 def adapt(model: PreTrainedModel) -> Adapter:
@@ -34,6 +36,7 @@ class Adapter(nn.Module):
         self.model = model
         self.family = family
         self._recorder = capture.Recorder()
+        self._frozen: list[nn.Module] = []
         capture.use_capturing_attention(model)
         parts = family.parts(model)
         self._encode, self._decode = parts.encode, parts.decode
@@ -58,13 +61,33 @@ class Adapter(nn.Module):
         for number, attention in enumerate(parts.cross_attention):
             capture.attach_attention(attention, self._recorder, AttentionKind.CROSS, number)
 
+    def freeze_encoder(self) -> None:
+        """Train nothing that the encoder reads, a table that it shares with the decoder included; and drop nothing
+        in it, so that it stays what it was copied from."""
+        encoder = self.model.get_encoder()
+        encoder.requires_grad_(False)
+        self._frozen = [encoder.eval()]  # in a list, as above
+
+    def train(self, mode: bool = True) -> Adapter:
+        """Dropout on; never in a frozen encoder."""
+        super().train(mode)
+        for encoder in self._frozen:
+            encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def encoded(self, batch: Batch) -> Batch:
+        """The same with what the encoder makes of its inputs, for every model that has this encoder."""
+        return replace(batch, inputs=Encoded(self._encode(batch), batch.inputs.attention_mask))
+
     def forward(self, batch: Batch, request: FeatureRequest) -> Features:
         """One teacher-forced pass; returns exactly what was requested.
 
         Raises CaptureError if a requested layer did not run.
         """
         with self._recorder.recording(_sites(request)) as seen:
-            encoder_output = self._encode(batch)
+            inputs = batch.inputs
+            encoder_output = inputs.states if isinstance(inputs, Encoded) else self._encode(batch)
             decoder_output = self._decode(batch, encoder_output)
             if self._scale != 1.0:
                 decoder_output = decoder_output * self._scale

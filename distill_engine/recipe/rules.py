@@ -16,6 +16,7 @@ from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
 from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
+from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
@@ -264,6 +265,7 @@ RULES: tuple[Rule, ...] = (
     *BALANCE_RULES,
     *CHECKPOINT_RULES,
     *CACHE_RULES,
+    *ENCODER_RULES,
     *ROLLOUT_RULES,
     *SEVERAL_RULES,
 )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill_engine.data.kinds.named import AnySource
 from distill_engine.engine.config import OptimizerSection
-from distill_engine.losses.config import LayerMap, LossesSection
+from distill_engine.losses.config import DecoderWeights, LayerMap, LossesSection
 from distill_engine.metrics.named import better
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 from distill_engine.telemetry.config import LoggingSection
@@ -95,6 +95,16 @@ class StudentSection(Section):
     train_position_tables: bool = Field(
         True, description="false keeps the position tables frozen, as ParlAI does with sinusoidal ones."
     )
+    freeze_encoder: bool = Field(
+        False,
+        description="The encoder keeps what it begins with, a table that it shares with the decoder included; nothing "
+        "is dropped in it, and loss terms that look at it alone are left out.",
+    )
+    share_encoder: bool = Field(
+        False,
+        description="The same, and the encoder is the teacher's whole one: it is run once for both, and a teacher "
+        "that is a replica has no other copy of it.",
+    )
     projections: Literal["auto", "always"] = Field(
         "auto",
         description="Linear maps from student to teacher width. auto: only where widths differ; always: also "
@@ -112,6 +122,11 @@ class StudentSection(Section):
     vocabulary_list: str | None = Field(
         None, description="trimmed: a file with one token a line, as the tokenizer writes it, kept instead of counting."
     )
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """By either switch."""
+        return self.freeze_encoder or self.share_encoder
 
 
 class DataSection(Section):
@@ -266,3 +281,11 @@ class Recipe(Section):
     stop: StopSection = Field(default_factory=lambda: StopSection())
     checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection())
     logging: LoggingSection = Field(default_factory=lambda: LoggingSection())
+
+    @model_validator(mode="after")
+    def _without_terms_of_a_frozen_encoder(self) -> Recipe:
+        """They would be constants; what asks a recipe for its weights sees those that are left."""
+        if self.student.encoder_is_frozen:
+            left = self.losses.model_copy(update={"weights": DecoderWeights(self.losses.weights.root)})
+            object.__setattr__(self, "losses", left)
+        return self

@@ -8,6 +8,7 @@ from typing import Any
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
+from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
@@ -210,6 +211,20 @@ def check_tokenizer(
     return [*_vocabulary(vocab_size, rows), *_special_tokens(special_ids, teacher_config)]
 
 
+def ids_fit(largest: int, rows: int) -> list[Problem]:
+    """What is wrong with tokenised data whose largest id this is."""
+    if largest < rows:
+        return []
+    return [
+        Problem(
+            "data.tokenizer",
+            f"gives the id {largest}, but the teacher has {rows} embedding rows",
+            "Every id has an embedding row",
+            "Use the tokenizer that the teacher was trained with",
+        )
+    ]
+
+
 def _vocabulary(vocab_size: int, rows: int) -> Iterator[Problem]:
     fix = "Use the tokenizer that the teacher was trained with (data.tokenizer: null takes it from teacher.path)"
     if vocab_size > rows:
@@ -252,4 +267,6 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     positions_can_be_copied,
     tokens_fit_the_position_table,
     the_student_runs,
+    a_shared_encoder_is_the_teachers,
+    a_frozen_table_has_no_terms,
 )

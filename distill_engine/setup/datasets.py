@@ -15,6 +15,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from distill_engine.cluster.facts import read_cluster
 from distill_engine.cluster.files import default_cache_folder
+from distill_engine.data.audio.clips import SpeechDataset
+from distill_engine.data.audio.frontend import Frontend
+from distill_engine.data.audio.stored import FeatureCache
 from distill_engine.data.episodes import Episode, Split
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
@@ -24,6 +27,7 @@ from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.recipe.schema import DataSection
+from distill_engine.setup.listening import with_sounds
 
 _WORTH_A_LINE_SECONDS = 10.0
 
@@ -45,20 +49,29 @@ class RecipeData:
 Layouts = Mapping[str, SequenceLayout]  # of the datasets that are wrapped otherwise than the rest, by their titles
 
 
-def load_datasets(data: DataSection, encoder: DialogueTokenizer, layouts: Layouts | None = None) -> RecipeData:
-    """Training and validation splits of all datasets. Raises DataError for files that are bad or hold no example."""
+def load_datasets(
+    data: DataSection, encoder: DialogueTokenizer, layouts: Layouts | None = None, frontend: Frontend | None = None
+) -> RecipeData:
+    """Training and validation splits of all datasets. Raises DataError for files that are bad or hold no example.
+
+    frontend  of a model that hears
+    """
     cache = _cache(data)
-    train = _split(data, encoder, "train", cache, layouts or {})
-    valid = _split(data, encoder, "valid", cache, layouts or {})
+    train = _split(data, encoder, "train", cache, layouts or {}, frontend)
+    valid = _split(data, encoder, "valid", cache, layouts or {}, frontend)
     return RecipeData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
 
 
 def load_split(
-    data: DataSection, encoder: DialogueTokenizer, split: Split, layouts: Layouts | None = None
+    data: DataSection,
+    encoder: DialogueTokenizer,
+    split: Split,
+    layouts: Layouts | None = None,
+    frontend: Frontend | None = None,
 ) -> dict[str, TokenisedDataset]:
     """One split of the datasets by their names, in the recipe's order; datasets of files that name none for it are left
     out, except for training. Raises DataError for files that are bad or hold no example."""
-    return _split(data, encoder, split, _cache(data), layouts or {})
+    return _split(data, encoder, split, _cache(data), layouts or {}, frontend)
 
 
 def cache_folder(data: DataSection) -> Path:
@@ -75,32 +88,59 @@ def _speaks() -> bool:
 
 
 def _split(
-    data: DataSection, encoder: DialogueTokenizer, split: Split, cache: TokenCache, layouts: Layouts
+    data: DataSection,
+    encoder: DialogueTokenizer,
+    split: Split,
+    cache: TokenCache,
+    layouts: Layouts,
+    frontend: Frontend | None,
 ) -> dict[str, TokenisedDataset]:
     loaded = {}
     for source in data.tasks:
         if split != "train" and not kind_of(source).has(source, split):
             continue
-        title, own = f"{source.title}, {split}", encoder.keeping(kind_of(source).keep)
-        if source.title in layouts:
-            own = own.within(layouts[source.title])
-        with _display(f"tokenising {title}", _speaks()) as display:
-            dataset = cache.dataset(_content(data, source, split, display), own, display.add)
-        if len(dataset) == 0:
-            raise DataError(f"Dataset {source.title!r} has no {split} example. Correct its file, or leave it out.")
-        loaded[source.title] = dataset
+        own = encoder.keeping(kind_of(source).keep or "last")
+        own = own.within(layouts[source.title]) if source.title in layouts else own
+        loaded[source.title] = _loaded(data, source, split, own, cache, frontend)
     return loaded
 
 
-def _content(data: DataSection, source: Source, split: Split, display: Display) -> Content:
+def _loaded(
+    data: DataSection,
+    source: Source,
+    split: Split,
+    encoder: DialogueTokenizer,
+    cache: TokenCache,
+    frontend: Frontend | None,
+) -> TokenisedDataset:
+    """One dataset's split, with its sounds where it has some."""
+    title, heard = f"{source.title}, {split}", frontend if kind_of(source).inputs == "audio" else None
+    with _display(f"tokenising {title}", "episodes", _speaks()) as display:
+        content = _content(data, source, split, heard, display)
+        dataset = cache.dataset(content, encoder, display.add)
+        if heard is not None:
+            dataset = with_sounds(dataset, kind_of(source).sounds(source, split), heard, title, data, display.say)
+    if len(dataset) == 0:
+        raise DataError(f"Dataset {source.title!r} has no {split} example. Correct its file, or leave it out.")
+    if isinstance(dataset, SpeechDataset) and kind_of(source).stores_features(source):
+        with _display(f"computing features of {title}", "sounds", _speaks()) as display:
+            say = _say if _speaks() else _keep_quiet
+            dataset = FeatureCache(cache_folder(data), say).stored(dataset, display.begin, display.add)
+    return dataset
+
+
+def _content(data: DataSection, source: Source, split: Split, frontend: Frontend | None, display: Display) -> Content:
     """What the token cache knows a split by, and how it is read."""
     kind = kind_of(source)
     facts = {"kind": source.kind, "version": kind.version, "max_bad_rows": data.max_bad_rows}
     facts |= kind.facts(source, split)
+    seconds = None if frontend is None else frontend.seconds
+    if seconds is not None:
+        facts["seconds"] = seconds
 
     def episodes() -> Iterator[Episode]:
         display.begin()
-        reading = Reading(data.root, data.max_bad_rows)
+        reading = Reading(data.root, data.max_bad_rows, seconds)
         yield from kind.read(source, split, reading)
         for line in reading.lines:
             display.say(f"{source.title}, {split}: {line}")
@@ -111,11 +151,11 @@ def _content(data: DataSection, source: Source, split: Split, display: Display) 
 class Display:
     """What is done and how far it is, in a terminal; one line at the end if it took long, everywhere."""
 
-    def __init__(self, title: str, console: Console, say: Callable[[str], None]) -> None:
+    def __init__(self, title: str, console: Console, say: Callable[[str], None], things: str = "episodes") -> None:
         self._title = title
         self.say = say
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} episodes"),
+            SpinnerColumn(), TextColumn("{task.description}"), TextColumn(f"{{task.completed:,.0f}} {things}"),
             TimeElapsedColumn(), console=console, transient=True, disable=console.quiet or not console.is_terminal,
         )  # fmt: skip
         self._begun: float | None = None
@@ -141,8 +181,8 @@ class Display:
 
 
 @contextmanager
-def _display(title: str, speaks: bool) -> Iterator[Display]:
-    display = Display(title, Console(stderr=True, quiet=not speaks), _say if speaks else _keep_quiet)
+def _display(title: str, things: str, speaks: bool) -> Iterator[Display]:
+    display = Display(title, Console(stderr=True, quiet=not speaks), _say if speaks else _keep_quiet, things)
     try:
         yield display
     finally:

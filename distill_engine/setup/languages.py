@@ -14,7 +14,7 @@ from typing import Any
 
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.tokens.backends import markers
-from distill_engine.data.tokens.layout import SpecialTokens
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
 from distill_engine.families.protocol import Family
 from distill_engine.models.generation_settings import OwnSettings, obey
 from distill_engine.recipe.problem import Problem, did_you_mean
@@ -60,6 +60,13 @@ class Languages:
     def of_source(self, special: SpecialTokens, title: str) -> SpecialTokens:
         """The special tokens of a dataset."""
         return replace(special, source=self.reads.get(title, special.source))
+
+    def layouts(
+        self, family: Family, special: SpecialTokens, ends: bool, window: Window | None
+    ) -> dict[str, SequenceLayout]:
+        """Of the datasets whose sources are in a language that the recipe names."""
+        own = {title: family.layout(self.of_source(special, title), ends) for title in self.reads}
+        return {title: replace(layout, window=window) for title, layout in own.items()}
 
 
 def languages_of(data: DataSection, tokenizer: Any) -> Languages:

@@ -16,8 +16,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
 from distill_engine.cluster.files import digest_of
+from distill_engine.data.audio.frontend import Frontend
 from distill_engine.data.episodes import Split
-from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
+from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named, family_of
@@ -37,9 +38,10 @@ from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.identity import vocabulary_digest
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
+from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, ids_fit
 from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
+from distill_engine.setup.listening import frontend_of
 from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
 from distill_engine.setup.vocabulary import Vocabulary, Wanted, check_same_tokens, leave_size, trimmed_teacher
 from distill_engine.student.layer_map import resolve_layer_map
@@ -50,6 +52,7 @@ class Prepared:
     """A checked recipe with what it names, loaded.
 
     generation  how the student generates, and its export
+    frontend    makes features of sounds, for a family that hears
     languages   of the data; `told` is what of the teacher's generation settings its target language changes
     vocabulary  what is kept of a trimmed one; teacher_folder and tokenizer are then the trimmed teacher's
     others      teachers beside the first
@@ -70,6 +73,7 @@ class Prepared:
     languages: Languages = field(default_factory=Languages)
     told: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
+    frontend: Frontend | None = None
     others: tuple[OtherTeacher, ...] = ()
 
     @property
@@ -117,16 +121,17 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     told = told_language(family, own, own_special, special)
     shape = None if config is None else family.shape(config)
     window = None if shape is None else shape.window
+    frontend = frontend_of(recipe, family, folder, shape, source)
     layout = replace(family.layout(special, recipe.data.history_end_token), window=window)
     others = other_teachers(recipe, config, tokenizer, source)
     for one in () if folder is None else (folder, *(other.folder for other in others)):
         _check_weights(one)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    layouts = _layouts(recipe, family, languages, special, window)
-    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts)
+    layouts = languages.layouts(family, special, recipe.data.history_end_token, window)
+    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts, frontend)
     if config is not None:
         largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
-        raise_if_any(source, _ids_fit(largest, family.shape(config).vocab))
+        raise_if_any(source, ids_fit(largest, family.shape(config).vocab))
     return Prepared(
         recipe=recipe,
         family=family,
@@ -142,6 +147,7 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
         generation=generation,
         languages=languages,
         told=told,
+        frontend=frontend,
         others=others,
     )
 
@@ -163,8 +169,9 @@ def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
     if split == "valid":
         return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
-    layouts = _layouts(ready.recipe, ready.family, ready.languages, ready.special, ready.layout.window)
-    return load_split(ready.recipe.data, encoder, split, layouts)
+    ends = ready.recipe.data.history_end_token
+    layouts = ready.languages.layouts(ready.family, ready.special, ends, ready.layout.window)
+    return load_split(ready.recipe.data, encoder, split, layouts, ready.frontend)
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
@@ -267,15 +274,6 @@ def _languages(
     return languages, special
 
 
-def _layouts(
-    recipe: Recipe, family: Family, languages: Languages, special: SpecialTokens, window: Window | None
-) -> dict[str, SequenceLayout]:
-    """Of the datasets whose texts are in a language that the recipe names."""
-    ends = recipe.data.history_end_token
-    own = {title: family.layout(languages.of_source(special, title), ends) for title in languages.reads}
-    return {title: replace(layout, window=window) for title, layout in own.items()}
-
-
 def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shape | None, entries: int) -> Decoder:
     """What the student's generation settings must fit."""
     positions = recipe.student.positions or (None if shape is None else shape.positions)
@@ -326,16 +324,3 @@ def _fresh_settings(layout: SequenceLayout) -> OwnSettings:
         forced_eos_token_id=layout.end_id,
     )
     return OwnSettings(config, "the family")
-
-
-def _ids_fit(largest: int, rows: int) -> list[Problem]:
-    if largest < rows:
-        return []
-    return [
-        Problem(
-            "data.tokenizer",
-            f"gives the id {largest}, but the teacher has {rows} embedding rows",
-            "Every id has an embedding row",
-            "Use the tokenizer that the teacher was trained with",
-        )
-    ]

@@ -29,6 +29,11 @@ class Evaluates(Protocol):
         ...
 
 
+def as_read(batch: Batch) -> Batch:
+    """Each model runs its own encoder."""
+    return batch
+
+
 class SumsRanks(Protocol):
     """The part of the process group that validation needs."""
 
@@ -54,11 +59,14 @@ class Validator:
         ranks: SumsRanks,
         average: Average = "macro",
         factors: CurrentFactors = no_factors,
+        encoded: Callable[[Batch], Batch] = as_read,
     ) -> None:
-        """`average`: what values of no single dataset are, the mean over datasets or that of all tokens together.
+        """`encoded`: reads inputs once for student and teacher, where they share the encoder.
+        `average`: what values of no single dataset are, the mean over datasets or that of all tokens together.
         `factors`: of the terms' weights at the moment, for the total."""
         self.doubt: str | None = None  # about the teacher, after the last run; the same on all ranks
         self._factors = factors
+        self._encoded = encoded
         self._average: Average = average
         self._batches = batches
         self._objective = objective
@@ -84,7 +92,7 @@ class Validator:
         for batch in self._batches:
             on_batch()
             counts = bool(batch.label_mask.any())
-            batch = batch.to(device)
+            batch = self._encoded(batch.to(device))
             request = self._objective.teacher_request()
             teacher_outputs = None if teacher is None else next(teacher.features([batch], request))
             student_outputs = student.features(batch, self._objective.student_request())

@@ -17,7 +17,7 @@ from distill_engine.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-FOR_FILES = ["bart_cnn", "flan_t5_xl", "marian_opus", "mbart50", "nllb_1.3b"]  # that a user names
+FOR_FILES = ["bart_cnn", "flan_t5_xl", "marian_opus", "mbart50", "nllb_1.3b", "whisper_large_v3"]  # that a user names
 PARLAI_RECIPES = [path for path in RECIPES if path.stem not in ("demo", *FOR_FILES)]
 STUDENT_CONFIGS = sorted((ROOT / "ds_configs").glob("zero2*.json"))
 TEACHER_CONFIGS = sorted((ROOT / "ds_configs").glob("teacher*.json"))

@@ -110,7 +110,7 @@ def _engines(world_size: int, nodes: int = 1, checks: tuple[str, ...] = (), also
 on_1, on_2, on_3 = (_engines(world_size) for world_size in (1, 2, 3))
 on_2_nodes = _engines(4, nodes=2)
 on_2_folders = _engines(2, checks=("folders.found", "folders.refused"), also="_folders")
-on_2_families = _engines(2, checks=("families.matrix",), also="_families")
+on_2_families = _engines(2, checks=("families.matrix", "families.shared"), also="_families")
 
 
 # ---- a small run with checkpoints, whose ranks are forked from one warm process -----------------------------------

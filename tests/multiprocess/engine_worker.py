@@ -58,7 +58,7 @@ CHECKS = {
 }
 
 # Not among those of any number of ranks: they have a start of their own, in which they are named.
-ALONE = [folders.found, folders.refused, families.matrix]
+ALONE = [folders.found, folders.refused, families.matrix, families.shared]
 
 
 def main() -> None:

@@ -29,3 +29,16 @@ def test_a_student_is_trained_resumed_and_exported(on_2_families, name, way):
     begun = int(speaks)  # the start token; Whisper's way leaves out all that stands before texts
     assert torch.equal(ids[:, begun:], first["ids"]), "plain transformers says something else on the export"
     assert ids.shape[1] > 2
+
+
+@pytest.mark.parametrize("placement", ["zero3", "replica"])
+def test_an_encoder_is_run_once_for_student_and_teacher(on_2_families, placement):
+    """Losses are those of two models with an encoder each, and nothing of it is trained."""
+    first, second = (rank[placement] for rank in on_2_families("families.shared"))
+    assert first["losses"] == second["losses"] and len(set(first["losses"])) == 3
+    assert first["losses"][0] == pytest.approx(first["apart"], rel=1e-5)
+    for one in (first, second):
+        assert one["runs"] == 4 * 2  # steps and micro-batches: of the student's encoder, none of the teacher's
+        assert one["kept"] and one["resumed"] and one["again"] == one["losses"][2]
+        assert one["trained"] == one["decoder"]
+        assert one["one_copy"] == (placement == "replica")

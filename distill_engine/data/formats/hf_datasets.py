@@ -89,6 +89,23 @@ def opened(path: str, split: Split) -> Source:
     return readers[place.suffix](place)
 
 
+def held_dataset(path: str, split: Split) -> Any:
+    """A split as the `datasets` library holds it, so that any row can be had at any time; Parquet is copied into the
+    library's own cache for that. Raises DataError as `opened`."""
+    place = Path(path).expanduser()
+    opened(path, split)
+    saved = _saved_folder(place, split) if place.is_dir() else None
+    if saved is not None:
+        return _saved(saved)
+    if place.suffix == ".arrow":
+        return _arrow_file(place)
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise _missing("datasets", place) from error
+    return Dataset.from_parquet([str(file) for file in split_files(path, split)])
+
+
 def split_files(path: str, split: Split) -> list[Path]:
     """The files that hold a split, sorted: for whoever wants to know whether the data has changed."""
     place = Path(path).expanduser()
@@ -125,30 +142,39 @@ def _parquet_files(place: Path, split: Split) -> list[Path]:
 
 
 def _saved_dataset(place: Path) -> Source:
+    return _streamed(_saved(place), place)
+
+
+def _streamed(dataset: Any, place: Path) -> Source:
+    batches = (table.to_pylist() for table in dataset.with_format("arrow").iter(_BATCH_ROWS))
+    return Source(frozenset(dataset.column_names), _placed(str(place), batches))
+
+
+def _saved(place: Path) -> Any:
     try:
         from datasets import load_from_disk
     except ImportError as error:
         raise _missing("datasets", place) from error
     try:
-        dataset = load_from_disk(str(place))
+        return load_from_disk(str(place))
     except Exception as error:  # a damaged folder makes the library raise nearly anything
         raise DataError(f"{place} cannot be read as a saved dataset ({type(error).__name__}: {error}). Copy it again.")\
             from error  # fmt: skip
-    batches = (table.to_pylist() for table in dataset.with_format("arrow").iter(_BATCH_ROWS))
-    return Source(frozenset(dataset.column_names), _placed(str(place), batches))
 
 
 def _arrow(file: Path) -> Source:
+    return _streamed(_arrow_file(file), file)
+
+
+def _arrow_file(file: Path) -> Any:
     try:
         from datasets import Dataset
     except ImportError as error:
         raise _missing("datasets", file) from error
     try:
-        dataset = Dataset.from_file(str(file))
-    except Exception as error:  # see _saved_dataset
+        return Dataset.from_file(str(file))
+    except Exception as error:  # see _saved
         raise DataError(f"{file} cannot be read as Arrow ({type(error).__name__}: {error}). Copy it again.") from error
-    batches = (table.to_pylist() for table in dataset.with_format("arrow").iter(_BATCH_ROWS))
-    return Source(frozenset(dataset.column_names), _placed(str(file), batches))
 
 
 def _parquet(file: Path) -> Source:

@@ -112,9 +112,14 @@ class _Lines:
 # -- datasets of the Hub by name -----------------------------------------------------------------------------------
 
 
+def hub_dataset(name: str, config: str | None, revision: str | None, split: Split) -> Any:
+    """A split as the library holds it. Raises DataError."""
+    return _loaded(name, config, revision)[_split_name(name, config, revision, split)]
+
+
 def hub_table(name: str, config: str | None, revision: str | None, split: Split) -> Table:
     """The rows of a split, streamed from the library's own cache on this machine. Raises DataError."""
-    held = _loaded(name, config, revision)[_split_name(name, config, revision, split)]
+    held = hub_dataset(name, config, revision, split)
     batches = (table.to_pylist() for table in held.with_format("arrow").iter(_BATCH_ROWS))
     rows = ((f"{name}, {split}, row {number}", row) for number, row in enumerate(chain.from_iterable(batches), 1))
     return Table(name, frozenset(held.column_names), rows)
@@ -122,7 +127,7 @@ def hub_table(name: str, config: str | None, revision: str | None, split: Split)
 
 def hub_files(name: str, config: str | None, revision: str | None, split: Split) -> list[Path]:
     """The files that hold a split on this machine. Raises DataError."""
-    held = _loaded(name, config, revision)[_split_name(name, config, revision, split)]
+    held = hub_dataset(name, config, revision, split)
     return sorted(Path(file["filename"]) for file in held.cache_files)
 
 

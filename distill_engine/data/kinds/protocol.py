@@ -14,6 +14,7 @@ from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.section import Positive, PositiveInt, Section
 
 if TYPE_CHECKING:
+    from distill_engine.data.audio.sound import Sounds
     from distill_engine.data.episodes import Episode, Split
 
 
@@ -50,6 +51,7 @@ class Reading:
     """What a kind is told beside its options while it reads, and what it tells of it.
 
     root          folder of downloaded datasets (data.root), or None
+    seconds       length of the window that a model hears; longer sounds are wrong. None: nothing is heard
     max_bad_rows  rows that may be left out because they are wrong, all files of a split together
     bad           one message for each row that was
     dropped       reason -> rows that the source's own filters left out
@@ -57,6 +59,7 @@ class Reading:
 
     root: str | None = None
     max_bad_rows: int = 0
+    seconds: float | None = None
     bad: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -102,7 +105,7 @@ class Kind(Protocol):
     name     in recipes; the name it is registered by
     meaning  half a sentence for tables
     inputs   what the encoder reads of it
-    keep     which tokens of an input stay where it has more than data.context_tokens
+    keep     which tokens of an input stay where it has more than data.context_tokens; empty where inputs are sounds
     metrics  by what finished students are judged, the deciding one first
     words    what people call an input and an answer of it
     version  raised whenever the same rows give other examples, so that nobody's cached tokens are believed any more
@@ -111,8 +114,8 @@ class Kind(Protocol):
 
     name: str
     meaning: str
-    inputs: Literal["tokens"] = "tokens"
-    keep: Literal["first", "last"] = "last"
+    inputs: Literal["tokens", "audio"] = "tokens"
+    keep: Literal["first", "last", ""] = "last"
     metrics: tuple[str, ...] = ("ppl",)
     words: tuple[str, str] = ("context", "label")
     version: int = 1
@@ -146,6 +149,14 @@ class Kind(Protocol):
         """The options that decide what `read` gives of the files, as plain values."""
         names = set(type(source).model_fields) - set(Source.model_fields)
         return source.model_dump(mode="json", include=names) | {"name": source.name, "limit": source.limit(split)}
+
+    def sounds(self, source: Source, split: Split) -> Sounds:
+        """The sounds of a split, of a kind whose inputs are audio; notes of `read` say where (data.audio.clips)."""
+        raise ValueError(f"data of kind {self.name} holds no sounds")
+
+    def stores_features(self, source: Source) -> bool:
+        """Whether features of its sounds are computed once and kept on the disk."""
+        return False
 
     def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
         """An example with another answer, as an object of JSON lines which `entry` reads.

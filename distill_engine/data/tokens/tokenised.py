@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,45 @@ class TokenLimits:
     keep: Keep = "last"
 
 
+@dataclass(frozen=True, eq=False)
+class Notes:
+    """A note of each example, UTF-8, one after the other.
+
+    text          [N] uint8
+    starts, ends  [examples] int64: of each example's in `text`
+    """
+
+    text: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, notes: Sequence[str]) -> Notes:
+        """These texts."""
+        encoded = [note.encode() for note in notes]
+        return cls.after(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(one) for one in encoded]))
+
+    @classmethod
+    def after(cls, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> Notes:
+        """Each begins where the one before ends."""
+        return cls(text, np.concatenate([np.zeros(1, np.int64), ends])[:-1], ends)
+
+    def __getitem__(self, index: int) -> str:
+        return bytes(self.text[self.starts[index] : self.ends[index]]).decode()
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def only(self, rows: NDArray[Any]) -> Notes:
+        """Of some examples, by a mask or by numbers."""
+        return Notes(self.text, self.starts[rows], self.ends[rows])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the arrays, as `combined_digest` takes it."""
+        return "".join(hashlib.sha256(np.ascontiguousarray(one).data).hexdigest() for one in (self.text, self.ends))
+
+
 @dataclass(frozen=True)
 class TokenFacts:
     """What is true of a whole dataset's tokens.
@@ -66,9 +105,11 @@ class TokenFacts:
     digest: str
 
     @classmethod
-    def of(cls, tokens: NDArray[np.int32], bounds: NDArray[np.int64]) -> TokenFacts:
+    def of(cls, tokens: NDArray[np.int32], bounds: NDArray[np.int64], notes: Notes | None = None) -> TokenFacts:
         """The facts of these arrays."""
         digests = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in (tokens, bounds)]
+        if notes is not None:
+            digests.append(notes.digest)
         return cls(episodes_in(bounds), int(tokens.max(initial=0)), combined_digest(*digests))
 
 
@@ -77,9 +118,9 @@ def episodes_in(bounds: NDArray[np.int64]) -> int:
     return 0 if len(bounds) == 0 else 1 + int(np.count_nonzero(np.diff(bounds[:, 0])))
 
 
-def combined_digest(tokens: str, bounds: str) -> str:
-    """One digest for the sha256 (hex) of the tokens' and of the bounds' bytes."""
-    return hashlib.sha256(f"{tokens} {bounds}".encode()).hexdigest()
+def combined_digest(*digests: str) -> str:
+    """One digest for the sha256 (hex) of the tokens', of the bounds' and of any notes' bytes."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +133,7 @@ class TokenisedDataset:
             and its label ends
     skipped examples left out because nothing at all was said before the reply (ParlAI leaves them out, too)
     facts   what can be told of the arrays; give it when it is known, because finding it out reads them whole
+    notes   of the examples, in data whose kind keeps some
 
     Both arrays may be memory-mapped files: nothing here reads more of them than it is asked for.
     """
@@ -102,27 +144,31 @@ class TokenisedDataset:
     limits: TokenLimits
     skipped: int = 0
     facts: TokenFacts | None = field(default=None, repr=False)
+    notes: Notes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.facts is None:
-            object.__setattr__(self, "facts", TokenFacts.of(self.tokens, self.bounds))
+            object.__setattr__(self, "facts", TokenFacts.of(self.tokens, self.bounds, self.notes))
 
     def __len__(self) -> int:
         return len(self.bounds)
 
     def example(self, index: int) -> Example:
         """Example number `index`, 0 <= index < len(self)."""
-        episode_start, context_end, label_start, label_end = (int(bound) for bound in self.bounds[index])
+        episode_start, context_end = (int(bound) for bound in self.bounds[index][:2])
         words = self._context_words
         if self.limits.keep == "first":
             context = self.tokens[episode_start : min(context_end, episode_start + words)]
         else:
             context = self.tokens[max(episode_start, context_end - words) : context_end]
-        label = self.tokens[label_start : min(label_end, label_start + self.limits.label)]
-        ended = np.append(label, np.int32(self.layout.end_id))[: self.limits.label]
         prefix = np.array(self.layout.context_prefix, np.int32)
         suffix = np.array(self.layout.context_suffix, np.int32)
-        return Example(np.concatenate([prefix, context, suffix]), ended)
+        return Example(np.concatenate([prefix, context, suffix]), self._label(index))
+
+    def _label(self, index: int) -> NDArray[np.int32]:
+        start, end = (int(bound) for bound in self.bounds[index][2:])
+        label = self.tokens[start : min(end, start + self.limits.label)]
+        return np.append(label, np.int32(self.layout.end_id))[: self.limits.label]
 
     @property
     def context_lengths(self) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ from distill_engine.data.episodes import Episode
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.tokens.backends import backend_of
 from distill_engine.data.tokens.layout import SequenceLayout
-from distill_engine.data.tokens.tokenised import Example, Keep, TokenFacts, TokenisedDataset, TokenLimits
+from distill_engine.data.tokens.tokenised import Example, Keep, Notes, TokenFacts, TokenisedDataset, TokenLimits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,12 +84,14 @@ class TokenChunk:
     """Consecutive tokens and bounds of a TokenisedDataset, the bounds counted from the dataset's first token.
 
     skipped, episodes  examples left out, and episodes read
+    notes              of each example, in data whose kind keeps some
     """
 
     tokens: NDArray[np.int32]
     bounds: NDArray[np.int64]
     skipped: int
     episodes: int
+    notes: tuple[str, ...] = ()
 
 
 def warn_of_skipped(skipped: int) -> None:
@@ -153,8 +155,10 @@ class DialogueTokenizer:
         tokens = np.concatenate([np.empty(0, np.int32), *(chunk.tokens for chunk in chunks)])
         bounds = np.concatenate([np.empty((0, 4), np.int64), *(chunk.bounds for chunk in chunks)])
         skipped = sum(chunk.skipped for chunk in chunks)
+        notes = [note for chunk in chunks for note in chunk.notes]
         warn_of_skipped(skipped)
-        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped)
+        kept = Notes.of(notes) if notes else None
+        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped, notes=kept)
 
     def chunks(self, episodes: Iterable[Episode]) -> Iterator[TokenChunk]:
         """The same a piece at a time: joined, the chunks' arrays are those of `tokenise`.
@@ -170,15 +174,28 @@ class DialogueTokenizer:
             for episode in chunk:
                 self._append(episode, read, written, tokens, bounds)
             table = np.array(bounds, np.int64).reshape(-1, 4)
-            spoken = table[:, 1] > table[:, 0]
-            yield TokenChunk(np.array(tokens, np.int32), table[spoken] + begin, int((~spoken).sum()), len(chunk))
+            notes = [turn.note for episode in chunk for turn in episode.turns if turn.learnt]
+            noted = np.array([note != "" for note in notes], bool)
+            spoken = (table[:, 1] > table[:, 0]) | noted
+            yield TokenChunk(
+                np.array(tokens, np.int32),
+                table[spoken] + begin,
+                int((~spoken).sum()),
+                len(chunk),
+                tuple(filter(None, notes)),
+            )
             begin += len(tokens)
 
     def dataset(
-        self, tokens: NDArray[np.int32], bounds: NDArray[np.int64], skipped: int, facts: TokenFacts
+        self,
+        tokens: NDArray[np.int32],
+        bounds: NDArray[np.int64],
+        skipped: int,
+        facts: TokenFacts,
+        notes: Notes | None = None,
     ) -> TokenisedDataset:
         """A dataset from arrays that these settings' `chunks` gave earlier."""
-        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped, facts)
+        return TokenisedDataset(tokens, bounds, self._layout, self._limits, skipped, facts, notes)
 
     @property
     def identity(self) -> str:

@@ -225,3 +225,16 @@ def test_verify_folder(student, tokenizer, tmp_path):
         verify_folder(folder)
     with pytest.raises(ExportError, match="does not load"):
         verify_folder(tmp_path / "absent")
+
+
+def test_what_makes_inputs_of_sounds_goes_with_the_student(tokenizer, tmp_path):
+    """From the folder that the tokenizer came from."""
+    import tiny_families
+
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "preprocessor_config.json").write_text('{"feature_size": 10}')
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    for name, goes in (("whisper-large-v3", True), ("t5-small", False)):
+        folder = write(tiny_families.model(name), loaded, tmp_path / name)
+        assert (folder / "preprocessor_config.json").is_file() == goes
+        verify_folder(folder)

@@ -43,6 +43,13 @@ def test_tensors_are_counted_one_by_one(name):
     assert +shape.resized(NARROW).tensors == counted(narrow)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_frozen_with_an_encoder_is_counted(name):
+    """All that it reads, a table that the decoder has, too, included."""
+    counted_here = sum(p.numel() for p in tiny_families.model(name).get_encoder().parameters())
+    assert shape_as_published(name).encoder == counted_here
+
+
 def test_families_cover_the_registry():
     assert {family for family, _, _ in tiny_families.PUBLISHED.values()} == set(names("families"))
 

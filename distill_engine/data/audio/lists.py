@@ -1,0 +1,146 @@
+"""Lists of sounds: manifests whose rows name files, and datasets in Hugging Face's form whose rows hold sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from distill_engine.data.audio.sound import At, Sound, SoundError, read_sound
+from distill_engine.data.episodes import Split
+from distill_engine.data.errors import DataError
+from distill_engine.data.formats.hf_datasets import held_dataset, opened, split_files
+from distill_engine.data.formats.tables import Table, hub_dataset, hub_files, open_table
+
+MANIFESTS = (".jsonl", ".csv", ".tsv")
+_BATCH_ROWS = 64  # sounds in rows are large
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A JSONL, CSV or TSV file; relative paths in it start at its folder."""
+
+    path: str
+    split: Split
+
+    @property
+    def identity(self) -> str:
+        """See Sounds."""
+        return str(Path(self.path).expanduser().resolve().parent)
+
+    def table(self) -> Table:
+        """Columns and rows. Raises DataError."""
+        return open_table(self.path, self.split)
+
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from."""
+        return [Path(self.path).expanduser()]
+
+    def at(self, value: object, number: int) -> At:
+        """Where a row's sound is, by the value in its column. Raises SoundError."""
+        del number
+        if not isinstance(value, str) or not value.strip():
+            raise SoundError(f"no path of a sound file but {value!r:.80}")
+        return value
+
+    def source(self, value: object) -> Path | bytes:
+        """What is decoded, by the same value."""
+        return Path(self.path).expanduser().parent / Path(str(value)).expanduser()
+
+    def read(self, at: At) -> Sound:
+        """See Sounds."""
+        return read_sound(self.source(at))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A folder or file in Hugging Face's form, or a dataset by name; a row holds a sound's bytes or its path.
+
+    column  of the sound
+    """
+
+    path: str | None
+    dataset: str | None
+    config: str | None
+    revision: str | None
+    column: str
+    split: Split
+
+    @cached_property
+    def _held(self) -> Any:
+        if self.dataset is not None:
+            return hub_dataset(self.dataset, self.config, self.revision, self.split)
+        return held_dataset(str(self.path), self.split)
+
+    @property
+    def identity(self) -> str:
+        """See Sounds."""
+        place = self._title if self.path is None else str(Path(self.path).expanduser().resolve())
+        return f"{place} {self.config} {self.revision} {self.column} {self._held._fingerprint}"
+
+    @property
+    def _title(self) -> str:
+        return self.dataset or str(self.path)
+
+    def table(self) -> Table:
+        """Columns and rows, sounds as they are kept. Raises DataError."""
+        batches = (table.to_pylist() for table in self._held.with_format("arrow").iter(_BATCH_ROWS))
+        rows = ((f"{self._title}, row {number}", row) for number, row in enumerate(chain.from_iterable(batches), 1))
+        return Table(self._title, frozenset(self._held.column_names), rows)
+
+    @property
+    def files(self) -> list[Path]:
+        """What it is read from."""
+        if self.dataset is not None:
+            return hub_files(self.dataset, self.config, self.revision, self.split)
+        opened(str(self.path), self.split)
+        return split_files(str(self.path), self.split)
+
+    def at(self, value: object, number: int) -> At:
+        """See Manifest: the row itself."""
+        del value
+        return number
+
+    def read(self, at: At) -> Sound:
+        """See Sounds."""
+        return read_sound(self.source(self._value(int(at))))
+
+    def _value(self, number: int) -> object:
+        table = self._held.select_columns([self.column]).with_format("arrow")[number - 1]
+        return table.to_pylist()[0][self.column]
+
+    def source(self, value: object) -> Path | bytes:
+        """See Manifest: the value is a path, bytes, or an object with either."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, str) and value.strip():
+            beside = Path(self.path).expanduser() if self.path is not None else Path()
+            return (beside if beside.is_dir() else beside.parent) / Path(value).expanduser()
+        raise SoundError("the row holds neither the bytes nor the path of a sound")
+
+
+Listed = Manifest | Rows
+
+
+def placed_rows(listed: Listed) -> Iterator[tuple[int, str, object]]:
+    """Number from 1, place and content of each row."""
+    for number, (where, row) in enumerate(listed.table().rows, 1):
+        yield number, where, row
+
+
+def require_column(table: Table, column: str, key: str, title: str) -> None:
+    """Raises DataError where a list has no such column."""
+    from distill_engine.recipe.problem import did_you_mean
+
+    if column not in table.columns:
+        raise DataError(
+            f"{table.title} has no column {column!r} ({key} of {title!r}). Its columns are: "
+            f"{', '.join(sorted(table.columns)) or '(none)'}. {did_you_mean(column, sorted(table.columns))} "
+            f"Correct `{key}` in data.tasks."
+        )

@@ -1,0 +1,196 @@
+"""Sound and what is said in it: transcripts of speech, or its translation.
+
+Rows come from JSON lines, CSV or TSV files that name sound files, or from datasets in Hugging Face's form, on disk or
+by name, whose rows hold the sounds themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from distill_engine.data.kinds.files import file_problems
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
+from distill_engine.recipe.problem import Problem
+from distill_engine.recipe.section import Positive
+
+if TYPE_CHECKING:
+    from distill_engine.data.audio.lists import Listed
+    from distill_engine.data.audio.sound import Sounds
+    from distill_engine.data.episodes import Episode, Split
+
+_FORMS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+_GUESS_ROWS = 20
+# Names of columns in published datasets and in the manifests of other programs.
+_AUDIO = ("audio", "path", "audio_path", "audio_filepath", "file", "file_name", "wav")
+_TEXT = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
+
+
+class SpeechSource(Source):
+    """One source of speech."""
+
+    kind: Literal["speech"]
+    name: str = Field("speech", description="Name in metrics.")
+    dataset: str | None = Field(
+        None, description="Instead of files: a dataset of the Hugging Face Hub by name (extra `datasets`)."
+    )
+    config: str | None = Field(None, description="dataset: its configuration, where it has several.")
+    revision: str | None = Field(None, description="dataset: commit or tag; pin it for long runs.")
+    audio: str = Field("audio", description="Column of the sound: a path, or in a dataset the sound itself.")
+    text: str = Field("text", description="Column of what is said.")
+    target_language: str | None = Field(
+        None,
+        description="Language of the texts, by the tokenizer's code (`en`); null: the one of the teacher's settings.",
+    )
+    language: str | None = Field(
+        None, description="Column of each row's language: rows in another one than target_language are left out."
+    )
+    max_seconds: Positive | None = Field(
+        None, description="Leave out longer sounds; null: one that is longer than the teacher's window is an error."
+    )
+    min_seconds: Positive | None = Field(None, description="Leave out shorter sounds.")
+    leading_space: bool = Field(True, description="Begin texts with a space, as published models of speech write them.")
+    read_all: bool = Field(
+        True,
+        description="Decode every sound once before training, which finds silent and broken ones; false: read headers "
+        "only, a broken sound ends the run.",
+    )
+    cache_features: bool = Field(
+        False,
+        description="Compute features once and keep them on the disk in data.cache_dir (float16); false: the loader "
+        "computes them each time.",
+    )
+
+
+class Speech(Kind):
+    """One example a row; an input is a window of sound."""
+
+    name, meaning, keep = "speech", "sound and what is said in it: transcripts, translations", ""
+    inputs = "audio"
+    metrics = ("wer", "cer")
+    words = ("sound", "text")
+    Options = SpeechSource
+
+    def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
+        """See Kind."""
+        from distill_engine.data.audio.sound import missing_library
+
+        own = _own(source)
+        if reason := missing_library():
+            yield Problem("kind", f"is {self.name!r}, which needs the extra `speech`", reason)
+        files = [split for split in ("train", "valid", "test") if getattr(own, split) is not None]
+        if own.dataset is not None and files:
+            yield Problem(files[0], "is set beside dataset", "Speech comes from files or a dataset", "Remove one")
+        if own.dataset is None and own.train is None:
+            rule = "Speech is read from files, or `dataset` names one of the Hub"
+            yield Problem("train", "is missing", rule, "Name the training file")
+        for key in ("config", "revision"):
+            if own.dataset is None and getattr(own, key) is not None:
+                what = f"is {getattr(own, key)!r}, but dataset is null"
+                yield Problem(key, what, "It belongs to a dataset of the Hub", "Remove it, or name the dataset")
+        if own.audio == own.text:
+            yield Problem("text", f"is {own.text!r}, and so is audio", "A row has a sound and a text")
+        if own.language is not None and own.target_language is None:
+            what = f"is {own.language!r}, but target_language is null"
+            yield Problem("language", what, "Rows in other languages than that are left out", "Name target_language")
+        if own.min_seconds is not None and own.max_seconds is not None and own.min_seconds >= own.max_seconds:
+            yield Problem(
+                "min_seconds", f"is {own.min_seconds:g}, max_seconds {own.max_seconds:g}", "Sounds lie between"
+            )
+        yield from file_problems(own, may_be_folder=True)
+        for split in files:
+            place = Path(str(getattr(own, split)))
+            if place.is_file() and place.suffix not in _FORMS:
+                rule = f"Lists of sounds end with {', '.join(_FORMS)}"
+                yield Problem(split, f"is {str(place)!r}", rule, "Write it in one of these forms")
+
+    def guess(self, data: Mapping[str, str]) -> Guess | None:
+        """See Kind: a column with a known name that leads to sounds, and one of the known names of texts."""
+        place = Path(data["train"]).expanduser()
+        if not place.exists() or (place.is_file() and place.suffix not in _FORMS):
+            return None
+        found = _columns(place)
+        if found is None:
+            return None
+        audio, text = found
+        why = f"{place} is read as speech: {audio!r} leads to sound files, {text!r} holds what is said"
+        return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why)
+
+    def has(self, source: Source, split: Split) -> bool:
+        """See Kind: of a dataset by name, the splits that it has."""
+        from distill_engine.data.formats.tables import hub_splits
+
+        own = _own(source)
+        if own.dataset is None:
+            return own.file(split) is not None
+        return split in hub_splits(own.dataset, own.config, own.revision)
+
+    def languages(self, source: Source) -> tuple[str | None, str | None]:
+        """See Kind: sound needs no word of its language."""
+        return None, _own(source).target_language
+
+    def facts(self, source: Source, split: Split) -> Mapping[str, object]:
+        """See Kind: where features are kept decides nothing, the language only which rows are."""
+        own = _own(source)
+        beside = {"cache_features"} | ({"target_language"} if own.language is None else set())
+        return {key: value for key, value in super().facts(source, split).items() if key not in beside}
+
+    def stores_features(self, source: Source) -> bool:
+        """See Kind."""
+        return _own(source).cache_features
+
+    def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
+        """See Kind: the lists. Sounds are believed to stay as they are while their list does."""
+        return _listed(_own(source), split).files
+
+    def sounds(self, source: Source, split: Split) -> Sounds:
+        """See Kind."""
+        return _listed(_own(source), split)
+
+    def read(self, source: Source, split: Split, reading: Reading) -> Iterator[Episode]:
+        """See Kind. Rows that the filters leave out do not count among the first N examples."""
+        from distill_engine.data.audio.reading import read_examples
+
+        return read_examples(_own(source), _listed(_own(source), split), split, reading)
+
+
+def _listed(source: SpeechSource, split: Split) -> Listed:
+    from distill_engine.data.audio.lists import MANIFESTS, Manifest, Rows
+
+    file = source.file(split)
+    if source.dataset is None and Path(str(file)).suffix in MANIFESTS:
+        return Manifest(str(file), split)
+    return Rows(file, source.dataset, source.config, source.revision, source.audio, split)
+
+
+def _columns(place: Path) -> tuple[str, str] | None:
+    """The columns of sounds and texts, by their names and by what the first rows hold."""
+    from distill_engine.data.formats.tables import open_table
+
+    table = open_table(str(place), "train")
+    texts = [name for name in _TEXT if name in table.columns]
+    rows = [row for _, row in islice(table.rows, _GUESS_ROWS) if isinstance(row, Mapping)]
+    for name in _AUDIO:
+        values = [row.get(name) for row in rows]
+        if name in table.columns and texts and values and all(_is_sound(value, place) for value in values):
+            return name, texts[0]
+    return None
+
+
+def _is_sound(value: object, place: Path) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value.get("bytes"), bytes) or isinstance(value.get("path"), str)
+    endings = (".wav", ".flac", ".ogg", ".mp3")
+    return isinstance(value, str) and value.lower().endswith(endings) and place is not None
+
+
+def _own(source: Source) -> SpeechSource:
+    assert isinstance(source, SpeechSource), type(source)
+    return source
+
+
+KIND = Speech()
