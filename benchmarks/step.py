@@ -141,10 +141,10 @@ def trainer_of(
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats(ranks.device)
         ranks.barrier()
-        dataset = random_dataset(preset)
+        dataset, family = random_dataset(preset), family_named("blenderbot")
         ready = Prepared(
             recipe=recipe,
-            family=family_named("blenderbot"),
+            family=family,
             teacher_folder=teacher,
             special=SPECIAL,
             teacher_config=json.loads((teacher / "config.json").read_text(encoding="utf-8")),
@@ -156,7 +156,7 @@ def trainer_of(
             valid_labels=(),
             generation=settle_student(
                 read_settings(teacher),
-                Decoder((START,), START, preset.context_tokens, preset.vocabulary, END),
+                Decoder(family, (START,), START, preset.context_tokens, preset.vocabulary, END),
                 recipe.data.label_tokens,
             ),
         )
