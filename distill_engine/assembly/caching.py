@@ -275,6 +275,10 @@ def cache_maker(recipe: Recipe, source: Path, folder: Path, settings: Settings) 
         raise CacheError(f"{source} compares nothing with a teacher: its distillation weights are all 0.")
     ready = prepare(recipe, source)
     assert ready.teacher_folder is not None
+    if ready.layout.window is not None:
+        raise CacheError(
+            f"{source}: the teacher hears. Caches hold outputs for texts; teacher.source: live computes them."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     request = Objective(recipe.losses.weights, supervision_of(recipe, ready.teacher_shape)).teacher_request()
     teacher = Frozen(ready.teacher_folder, settings.precision, device)

@@ -20,11 +20,16 @@ from distill_engine.commands.backends import judged, opened, print_backends, row
 from distill_engine.commands.evaluate import JsonOption, ModelsArgument, SetOption, refuse, short_names
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from distill_engine.evaluate.agreement import Prompts
     from distill_engine.evaluate.latency_rows import Case, LatencyRow
+    from distill_engine.values import Audio
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTEXTS = 64
+_RANDOM_SEED = 0
 
 
 def register(app: typer.Typer) -> None:
@@ -129,6 +134,7 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any], fo
     from distill_engine.evaluate.latency import measure, unsupported
     from distill_engine.evaluate.latency_rows import rows
     from distill_engine.evaluate.measure import load_model
+    from distill_engine.families.lookup import family_of
 
     device, kind = own_device(), getattr(torch, DTYPES[dtype])
     reason = unsupported(device, kind)
@@ -140,15 +146,49 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any], fo
         model.set_attn_implementation(attention)
     notes = [f"{name}: {note}" for name, model in loaded.items() for note in notes_on(model, asked.new_tokens)]
     record["notes"] += [note for note in notes if note not in record["notes"]]
+    if asked.backends == ["torch"]:
+        contexts, record["contexts"] = _contexts(asked, loaded, device)
+        with progress_bar(f"{dtype} {attention}") as advance:
+            amounts = asked.rounds, asked.warm_up, asked.new_tokens
+            return rows(loaded, measure(loaded, asked.cases, contexts, *amounts, advance))
+    if any(family_of(model.config).inputs != "tokens" for model in loaded.values()):
+        raise ValueError("--backends: programs beside PyTorch are timed on models that read texts. Leave it out.")
     prompts, metrics = _prompts(asked, loaded)
     record["contexts"] = prompts.source
-    contexts = [one.to(device) for one in prompts.contexts]
-    amounts = asked.rounds, asked.warm_up, asked.new_tokens
-    if asked.backends == ["torch"]:
-        with progress_bar(f"{dtype} {attention}") as advance:
-            return rows(loaded, measure(loaded, asked.cases, contexts, *amounts, advance))
     loaded.clear()  # each program opens its own
     return _by_programs(asked, prompts, metrics, record, folder)
+
+
+def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tuple[list[Tensor | Audio], str]:
+    """Contexts of the recipe's validation data, or random ones that all models' vocabularies hold; and which."""
+    import torch
+
+    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_datasets
+
+    try:
+        datasets = split_datasets(prepared(asked.models, asked.recipe, asked.overrides), "valid")
+        return contexts_of(next(iter(datasets.values())), device, _CONTEXTS), "validation"
+    except CompareError:
+        if asked.recipe is not None:
+            raise
+    from distill_engine.families.lookup import shape_of
+
+    windows = {shape_of(model.config).window for model in loaded.values()}
+    if (window := next(iter(windows))) is not None:
+        from distill_engine.values import Audio as Sound
+
+        if len(windows) > 1:
+            raise CompareError("some of the models read other windows of sound than others, or text. Time them apart.")
+        heard = torch.ones(1, window.positions, dtype=torch.long, device=device)
+        noise = torch.randn(_CONTEXTS, 1, window.channels, window.frames,
+                            generator=torch.Generator().manual_seed(_RANDOM_SEED)).to(device)  # fmt: skip
+        return [Sound(one, heard) for one in noise], "random windows of sound"
+    words = min(shape_of(model.config).vocab for model in loaded.values())
+    longest = min(shape_of(model.config).longest for model in loaded.values())
+    length = min(asked.context_tokens, longest)
+    draw = torch.Generator().manual_seed(_RANDOM_SEED)
+    ids = torch.randint(min(5, words - 1), words, (_CONTEXTS, 1, length), generator=draw)
+    return list(ids.to(device)), f"random tokens, {length} each"
 
 
 def _by_programs(
@@ -184,8 +224,10 @@ def _by_programs(
 
 
 def _prompts(asked: _Asked, loaded: dict[str, Any]) -> tuple[Prompts, list[str]]:
-    """The recipe's validation data, or random contexts that all models' vocabularies hold; and by what it is judged."""
-    from distill_engine.evaluate.agreement import Prompts, random_prompts, validation_prompts
+    """The recipe's validation data with right answers, or random contexts; and by what such data is judged."""
+    import torch
+
+    from distill_engine.evaluate.agreement import Prompts, validation_prompts
     from distill_engine.evaluate.compare import CompareError, prepared, split_datasets
 
     try:
@@ -195,13 +237,8 @@ def _prompts(asked: _Asked, loaded: dict[str, Any]) -> tuple[Prompts, list[str]]
     except CompareError:
         if asked.recipe is not None:
             raise
-    from distill_engine.families.lookup import shape_of
-
-    words = min(shape_of(model.config).vocab for model in loaded.values())
-    longest = min(shape_of(model.config).longest for model in loaded.values())
-    length = min(asked.context_tokens, longest)
-    drawn = random_prompts(words, _CONTEXTS, length)
-    return Prompts(drawn.contexts, [], f"random tokens, {length} each"), []
+    contexts, source = _contexts(asked, loaded, torch.device("cpu"))
+    return Prompts([one for one in contexts if isinstance(one, torch.Tensor)], [], source), []
 
 
 def _record(new_tokens: int, rounds: int, warm_up: int) -> dict[str, Any]:

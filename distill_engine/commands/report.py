@@ -103,12 +103,14 @@ def report_card(
         names = chosen_backends(backends) if backends else []
         cases = _with_headline(case_list("fixed,free", beams, batches, True, False))
         loaded = loaded_models([teacher, *students], recipe, overrides, teacher, "fp32")
-        prompts = validation_prompts(loaded.first_dataset, loaded.ready.tokenizer, _CONTEXTS)
+        if names and loaded.ready.family.inputs != "tokens":
+            raise ValueError("--backends: programs beside PyTorch run models that read texts. Leave it out.")
+        prompts = validation_prompts(loaded.first_dataset, loaded.ready.tokenizer, _CONTEXTS) if names else None
         with TemporaryDirectory() as folder:
-            programs = opened(students[0], names, Path(folder), prompts) if names else []
+            programs = [] if prompts is None else opened(students[0], names, Path(folder), prompts)
             # latency first: evaluating attaches what gives features, which costs a little at every layer
             rows = _latency(loaded, cases, rounds, new_tokens)
-            compared = _by_programs(prompts, students[0], programs, rounds, new_tokens)
+            compared = [] if prompts is None else _by_programs(prompts, students[0], programs, rounds, new_tokens)
         done = measured(loaded, reply_settings(loaded, generation), batch_size, partial, resume)
         card = _card(loaded, with_sizes(loaded, done.values), rows, done.samples, generation, compared)
         _write(card, out, into)
@@ -142,8 +144,6 @@ def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) ->
 def _by_programs(
     prompts: Prompts, student: str, programs: Sequence[Running], rounds: int, new_tokens: int
 ) -> list[BackendRow]:
-    if not programs:
-        return []
     with progress_bar("backends") as advance:
         return by_programs(student, programs, prompts, rounds, new_tokens, advance)
 

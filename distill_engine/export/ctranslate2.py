@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
-from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra, require_texts
+from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
 from distill_engine.models.generation_settings import read_settings
 from distill_engine.models.loading import Checkpoint
 
@@ -36,7 +36,6 @@ class CTranslate2(Target):
         if quantize is not None:
             _require_arithmetic(library, quantize)
         config: Any = AutoConfig.from_pretrained(student, trust_remote_code=False)
-        require_texts("ctranslate2", config)
         _know(config)
         try:
             _converter(library, student).convert(str(target), quantization=quantize)

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
-from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra, require_texts
+from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
 from distill_engine.models.generation_settings import read_settings
 from distill_engine.models.loading import Checkpoint
 
@@ -39,7 +39,6 @@ class Onnx(Target):
         """See Target."""
         _require("onnx", "onnxruntime")
         model: Any = Checkpoint(student).load(torch.float32)
-        require_texts("onnx", model.config)
         if not hasattr(model.get_decoder(), "embed_positions"):
             raise TargetError(
                 f"--format onnx does not know {model.config.model_type} models: their attention adds biases of "

@@ -7,8 +7,6 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from distill_engine.families.lookup import family_of
-
 RECORD = "distill_export.json"  # in every export but transformers' own: format, quantisation, sizes, agreement
 
 
@@ -42,11 +40,13 @@ class Target(Protocol):
     meaning        half a sentence for tables
     quantizations  what --quantize may be; empty: nothing
     generates      whether this program can run it, so that it is a backend of `distill latency` and of report cards
+    inputs         of the families that it can represent
     """
 
     meaning: str
     quantizations: tuple[str, ...]
     generates: bool = False
+    inputs: tuple[str, ...] = ("tokens",)
 
     def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:
         """Make `target` from a transformers folder. Raises TargetError for what the target lacks.
@@ -58,15 +58,6 @@ class Target(Protocol):
     def open(self, folder: Path) -> Generates | None:
         """What generates from such a folder on this machine; None where this program cannot run it."""
         ...
-
-
-def require_texts(name: str, config: Any) -> None:
-    """Raises TargetError for a model that reads something else than tokens."""
-    if family_of(config).inputs != "tokens":
-        raise TargetError(
-            f"--format {name} does not know {config.model_type} models: what is written and compared here reads texts. "
-            "Use --format hf, and that program's own converter."
-        )
 
 
 def missing_extra(library: str, extra: str) -> TargetError:

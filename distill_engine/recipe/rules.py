@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.data.kinds.named import kind_of
 from distill_engine.families.lookup import family_named
 from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
@@ -182,7 +183,8 @@ def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:
     positions = recipe.student.positions
     if positions is None:
         return
-    for key in ("context_tokens", "label_tokens"):
+    reads = any(kind_of(source).inputs == "tokens" for source in recipe.data.tasks)
+    for key in ("context_tokens", "label_tokens") if reads else ("label_tokens",):
         tokens = getattr(recipe.data, key)
         needed = tokens + (skipped_positions(recipe) if key == "label_tokens" else 0)
         if needed > positions:
