@@ -143,7 +143,7 @@ def trainer_of(
         ranks.barrier()
         dataset, family = random_dataset(preset), family_named("blenderbot")
         ready = Prepared(
-            recipe=recipe,
+            recipe=recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"allow_noise": True})}),
             family=family,
             teacher_folder=teacher,
             special=SPECIAL,

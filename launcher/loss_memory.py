@@ -37,12 +37,10 @@ def attentions(job: Job, operand: Operand = "scores") -> Iterator[Attention]:
 
 
 def _attentions(job: Job, requests: Iterable[FeatureRequest]) -> Iterator[Attention]:
-    data = job.recipe.data
     for asked in requests:
         for kind, layers in asked.attention.items():
             queries, keys = job.positions(kind.query_stack), job.positions(_keys(kind))
-            length = job.context_length if _keys(kind) is Stack.ENCODER else data.label_tokens
-            yield Attention(len(layers), queries, keys, queries * length)
+            yield Attention(len(layers), queries, keys, queries * _length(job, _keys(kind)))
 
 
 def _keys(kind: AttentionKind) -> Stack:
@@ -85,8 +83,27 @@ def captured(job: Job) -> float:
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
     logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
     held = (width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches
+    held += position_biases(job, job.teacher, asked) * job.word
     # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
     return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if job.others else 0))
+
+
+def position_biases(job: Job, shape: Shape, asked: FeatureRequest) -> int:
+    """Elements of the [H, Q, K] biases beside captured scores: one of a stack, or of each layer that has a table.
+
+    The same for all examples, and so for all micro-batches of a window, which are one batch.
+    """
+    found = 0
+    for kind, layers in asked.attention.items():
+        if kind is AttentionKind.CROSS or shape.form.bias_tables == "none":
+            continue  # cross-attention has none
+        tables = min(len(layers), 1) if shape.form.bias_tables == "first" else len(layers)
+        found += tables * shape.heads_of(kind.query_stack) * _length(job, kind.query_stack) ** 2
+    return found
+
+
+def _length(job: Job, stack: Stack) -> int:
+    return job.context_length if stack is Stack.ENCODER else job.recipe.data.label_tokens
 
 
 def _different(chosen: str | list[int], student_layers: int, teacher_layers: int) -> int:
@@ -179,13 +196,26 @@ def _attention(job: Job, teacher: Shape) -> _Group:
     """Attention scores. Whole: slopes in 32 bits, with 32-bit copies of the student's queries and keys."""
     kinds = list(attentions(job))
     rows = sum(one.layers * (one.queries + one.keys) for one in kinds) * job.student.attention_width
+    offsets = sum(_offsets(job, teacher, asked) for asked in _needs(job, "scores")) * FULL
     kind = kernel(job, "attention")
     if kind == "reference":
         held = rows + sum(one.layers * one.scores for one in kinds) * job.student.heads
         widths = job.student.attention_width + teacher.attention_width
         passing = max((one.scores * teacher.heads + (one.queries + one.keys) * widths for one in kinds), default=0)
-        return _Group(held * FULL, rows * job.word, passing * FULL)
-    return _Group(rows * FULL if kind == "chunked" else 0.0, rows * job.word)
+        return _Group(held * FULL + offsets, rows * job.word, passing * FULL)
+    return _Group((rows * FULL if kind == "chunked" else 0.0) + 2 * offsets, rows * job.word)
+
+
+def _offsets(job: Job, teacher: Shape, asked: FeatureRequest) -> int:
+    """Elements of the differences between both models' position biases, one of each layer pair; fused kernels hold
+    their gradients, too, the reference gives them when its turn comes."""
+    if job.student.form.bias_tables == teacher.form.bias_tables == "none":
+        return 0
+    return sum(
+        len(layers) * teacher.heads_of(kind.query_stack) * _length(job, kind.query_stack) ** 2
+        for kind, layers in asked.attention.items()
+        if kind is not AttentionKind.CROSS
+    )
 
 
 def _relations(job: Job, teacher: Shape) -> _Group:

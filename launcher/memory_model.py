@@ -227,7 +227,21 @@ def _encoded(job: Job) -> float:
 def _layers(job: Job) -> tuple[int, int]:
     """Bytes of one encoder and of one decoder layer."""
     decoder = job.labels * _decoder_token(job) + job.contexts * 2 * job.student.width * job.word
-    return job.contexts * _encoder_token(job), decoder
+    of_encoder, of_decoder = bias_masks(job)
+    return job.contexts * _encoder_token(job) + of_encoder, decoder + of_decoder
+
+
+def bias_masks(job: Job) -> tuple[int, int]:
+    """Bytes of one encoder and one decoder layer's masks, which hold the position biases where a family has them: then
+    attention is given a [B, H, Q, K] of its own, cross-attention too, and keeps it for the backward pass."""
+    shape = job.student
+    if shape.form.bias_tables == "none":
+        return 0, 0
+    keys = job.recipe.data.label_tokens + job.context_length
+    return (
+        job.contexts * job.context_length * shape.encoder_heads * job.word,
+        job.labels * keys * shape.decoder_heads * job.word,
+    )
 
 
 def _encoder_token(job: Job) -> int:

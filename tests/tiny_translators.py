@@ -52,3 +52,14 @@ def save(kind: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def save_marian(folder: Path) -> Path:
+    """A teacher as opus-mt is published: a sentencepiece model for each side, PAD last and first to be read."""
+    tokenizer = tiny_sentencepiece.marian(folder)
+    pad = tokenizer.pad_token_id
+    ids = {"pad_token_id": pad, "eos_token_id": 0, "bos_token_id": 0, "decoder_start_token_id": pad}
+    model = tiny_families.model("opus-mt-en-de", vocab_size=len(tokenizer), **ids)
+    model.generation_config = GenerationConfig(**ids, max_length=12, num_beams=2, bad_words_ids=[[pad]])
+    model.save_pretrained(folder)
+    return folder

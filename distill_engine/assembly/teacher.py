@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from distill_engine.assembly.knowledge import gold_batches, require_knowledge, two_examples
 from distill_engine.assembly.made_of import made_of
-from distill_engine.data.order.collate import Picks
-from distill_engine.data.order.loader import picked_batch
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective
@@ -98,11 +96,12 @@ def _engine(
         teacher.share_encoder(shares)
     beat("trying the teacher on one batch")
     teacher.probe(probe_batch(ready).to(ranks.device))
+    if not ready.recipe.teacher.allow_noise:
+        batches = (batch.to(ranks.device) for batch in gold_batches(ready))
+        require_knowledge(teacher, batches, ready.recipe, folder, ranks.broadcast)
     return teacher
 
 
 def probe_batch(ready: Prepared) -> Batch:
     """The first one or two examples of training, batched as training does: within the position tables."""
-    first = np.arange(min(2, len(ready.train_datasets[0])))
-    picks, multiple = Picks(np.zeros_like(first), first), ready.recipe.batch.pad_to_multiple_of
-    return picked_batch(ready.train_datasets, picks, ready.layout, multiple)
+    return two_examples(ready, ready.train_datasets, 0, 0)

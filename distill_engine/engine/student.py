@@ -94,6 +94,11 @@ class StudentEngine:
             )
         read_once(self._optimizer)
         self._engine = engine
+        # DeepSpeed leaves them in 32 bits, where from_pretrained has them as the weights are: a position table would
+        # make hidden states 32 bits wide, and a logits bias would come back from an export as another number
+        for buffer in engine.module.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(self.dtype)
         self._moments = optimizer.moments
         self._accumulation_steps = engine.gradient_accumulation_steps()
         self._micro_step = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from transformers import PreTrainedModel
 
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import Placement
+from distill_engine.engine.overflow import first_overflow
 from distill_engine.engine.teacher_weights import TeacherError, load_teacher
 from distill_engine.values import Batch, FeatureRequest, Features
+
+logger = logging.getLogger(__name__)
 
 # Of two ranks' mean predictions for one text, as total variation. fp16 on other hardware moves them by thousandths.
 _LARGEST_DISTANCE = 0.02
@@ -105,17 +109,34 @@ class TeacherEngine:
     def probe(self, batch: Batch) -> Tensor:
         """Logits of a batch that is the same on all ranks, checked to be finite and of one teacher. Collective.
 
-        Raises TeacherError otherwise: fp16 overflows, or nodes that have different files under one path.
+        In fp16 a layer that overflows without consequence for the logits (transformers cuts some) is warned of.
+        Raises TeacherError for logits that are not finite, with the layer where it began, and for nodes that have
+        different files under one path.
         """
         logits = self.features(batch, FeatureRequest()).logits
         assert logits is not None
-        if not all(self._ranks.gather(bool(torch.isfinite(logits).all()))):
-            reason = "Its weights are damaged (NaN or inf in its files), or it has diverged: use another copy of it."
-            if logits.dtype == torch.float16:
-                reason = "Its activations may overflow: use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json)."
-            raise TeacherError(f"the teacher's logits are not finite in {logits.dtype} on a probe batch. {reason}")
+        finite = all(self._ranks.gather(bool(torch.isfinite(logits).all())))
+        if not finite or logits.dtype == torch.float16:
+            self._look_into_layers(batch, finite)
         self._require_one_teacher(torch.softmax(logits[0].float(), dim=-1).mean(dim=0).cpu())
         return logits
+
+    def _look_into_layers(self, batch: Batch, finite: bool) -> None:
+        """Collective. Raises TeacherError where the logits are not finite."""
+        features = self.features(batch, self._module.every_layer)
+        assert features.logits is not None
+        dtype, where = features.logits.dtype, first_overflow(features, batch)
+        remedy = "Use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json): its numbers reach as far as 32 bits do."
+        if not finite:
+            if dtype != torch.float16:
+                remedy = (
+                    "Its weights are damaged (NaN or inf in its files), or it has diverged: use another copy of it."
+                )
+            began = f": {where}" if where else " on another rank"
+            raise TeacherError(f"the teacher's logits are not finite in {dtype} on a probe batch{began}. {remedy}")
+        if where and self._ranks.rank == 0:
+            logger.warning("The teacher does not fit %s: %s. What the student learns from it is wrong there. %s",
+                           dtype, where, remedy)  # fmt: skip
 
     def _require_one_teacher(self, predicted: Tensor) -> None:
         """`predicted` [V]: this rank's mean prediction. Rounding moves it far less than another training step does."""

@@ -110,6 +110,12 @@ class Adapter(nn.Module):
         )
 
     @property
+    def every_layer(self) -> FeatureRequest:
+        """The output of each layer, and the logits: what a search for where numbers go wrong looks at."""
+        stacks = self._parts[0].stacks
+        return FeatureRequest(hidden={stack: tuple(range(len(one.layers))) for stack, one in stacks.items()})
+
+    @property
     def _output(self) -> nn.Module:
         return self._parts[0].head
 

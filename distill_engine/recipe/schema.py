@@ -43,6 +43,11 @@ class TeacherSection(Section):
         description="One teacher pass for all micro-batches of an optimizer step: layers are gathered once per step "
         "instead of once per micro-batch, and its features of the whole step are held at a time.",
     )
+    allow_noise: bool = Field(
+        False,
+        description="Begin although the teacher predicts gold labels no better than chance (perplexity above half its "
+        "vocabulary): random weights, as tests have them.",
+    )
 
 
 class TeacherShare(Section):

@@ -119,6 +119,44 @@ def told_language(
     return told
 
 
+def languages_of_columns(
+    entry: Mapping[str, Any], family: Family, tokenizer: Any
+) -> tuple[Mapping[str, str], str | None]:
+    """Options of a first recipe's entry whose columns are called as languages (`translation.en`), and a sentence about
+    them; or what is to be filled in. Nothing for a family or a tokenizer that knows no languages."""
+    known = language_codes(tokenizer)
+    if not known or family.towards(SpecialTokens(pad=0, end=0), 0) is None:
+        return {}, None
+    columns = {key: str(entry.get(name, "")) for key, name in ((_SOURCE, "source"), (_TARGET, "target"))}
+    found = {key: _code_of(column.rpartition(".")[2], known) for key, column in columns.items()}
+    if all(found.values()):
+        return found, "languages: " + ", ".join(f"{key} {code}" for key, code in found.items()) + ", as columns say"
+    some = ", ".join(sorted(known)[:4])
+    return {}, (
+        f"languages: columns do not say which of the teacher's {len(known)} they are in: add {_SOURCE} and {_TARGET} "
+        f"to the data's entry ({some}, ...)"
+    )
+
+
+# two letters -> the three of those tokenizers that have them
+_THREE_LETTERS = {
+    "ar": "arb", "bg": "bul", "bn": "ben", "cs": "ces", "da": "dan", "de": "deu", "el": "ell", "en": "eng", "es": "spa",
+    "et": "est", "fa": "pes", "fi": "fin", "fr": "fra", "he": "heb", "hi": "hin", "hr": "hrv", "hu": "hun", "id": "ind",
+    "it": "ita", "ja": "jpn", "ko": "kor", "lt": "lit", "lv": "lvs", "nl": "nld", "no": "nob", "pl": "pol", "pt": "por",
+    "ro": "ron", "ru": "rus", "sk": "slk", "sl": "slv", "sv": "swe", "sw": "swh", "ta": "tam", "th": "tha", "tr": "tur",
+    "uk": "ukr", "ur": "urd", "vi": "vie",
+}  # fmt: skip
+
+
+def _code_of(column: str, known: Mapping[str, int]) -> str:
+    """The tokenizer's code of a language that a column is called after; empty where none or several fit."""
+    if column in known:
+        return column
+    names = {column, _THREE_LETTERS.get(column, column)}
+    fitting = [code for code in known if code.partition("_")[0] in names]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
 def _codes_of(known: Mapping[str, int]) -> str:
     if not known:
         return "It knows no languages; the tokenizer of a multilingual teacher has a special token for each"

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from distill_engine.losses.config import all_terms
 from distill_engine.metrics.named import computable
 from distill_engine.models.loading import local_copy
 from distill_engine.registry import load, names
+from distill_engine.setup.languages import languages_of_columns
 
 _SAMPLE_EPISODES = 2000
 _ROUND_TO = 8
@@ -49,18 +50,22 @@ def propose(teacher: str, data: Sequence[str], faster: int, name: str) -> Propos
     """
     folder = local_copy(teacher)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shape = family_of(config).shape(config)
-    guess = _guess(_splits(data))
+    family = family_of(config)
+    shape = family.shape(config)
+    guess, tokenizer = _guess(_splits(data)), load_tokenizer(str(folder))
+    spoken, languages = languages_of_columns(guess.entry, family, tokenizer)
+    guess = replace(guess, entry={**guess.entry, **spoken})
     source = options_of(guess.entry).model_validate(dict(guess.entry))
     kind = kind_of(source)
-    contexts, labels = _lengths(kind, source, str(folder))
+    contexts, labels = _lengths(kind, source, tokenizer)
     longest = min(shape.positions or _MOST_TOKENS, _MOST_TOKENS)
     context, label = _limit(contexts, 95, longest), _limit(labels, 99, longest - 2 if shape.positions else longest)
     depth = max(1, round(shape.decoder_layers / faster))
-    judge = _judge(kind) if kind.has(source, "valid") else None
+    judge = _judge((*guess.metrics, *kind.metrics)) if kind.has(source, "valid") else None
     reasons = (
         f"teacher: a {shape.family} with {shape.encoder_layers} encoder and {shape.decoder_layers} decoder layers",
         guess.why,
+        *((languages,) if languages else ()),
         f"lengths: of {len(contexts):,} examples 95 % have at most {_at(contexts, 95)} tokens of {kind.words[0]}, 99 % "
         f"at most {_at(labels, 99)} of {kind.words[1]}",
         f"student: {depth} of {shape.decoder_layers} decoder layers (depth is waiting time); the encoder stays",
@@ -103,10 +108,10 @@ def _guess(splits: Mapping[str, str]) -> Guess:
     )
 
 
-def _lengths(kind: Kind, source: Source, tokenizer: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _lengths(kind: Kind, source: Source, tokenizer: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens of the first examples' contexts and labels, with room for the special ones of any family."""
     plain = SequenceLayout(pad_id=0, start_id=1, end_id=2, context_suffix=(2,), decoder_prefix=(1,))
-    encoder = DialogueTokenizer(load_tokenizer(tokenizer), plain, "\n", _MOST_TOKENS, _MOST_TOKENS)
+    encoder = DialogueTokenizer(tokenizer, plain, "\n", _MOST_TOKENS, _MOST_TOKENS)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the run will say what it leaves out
     try:
@@ -127,10 +132,10 @@ def _limit(lengths: NDArray[np.int64], share: int, most: int) -> int:
     return min(-(-_at(lengths, share) // _ROUND_TO) * _ROUND_TO, most)
 
 
-def _judge(kind: Kind) -> str:
-    """The first of the kind's metrics that can be computed here; else perplexity."""
+def _judge(metrics: Sequence[str]) -> str:
+    """The first of these metrics that can be computed here; else perplexity."""
     ours = {metric.name for metric in computable()}
-    return next((name for name in kind.metrics if name in ours), "ppl")
+    return next((name for name in metrics if name in ours), "ppl")
 
 
 def _text(

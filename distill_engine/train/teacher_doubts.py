@@ -19,6 +19,11 @@ _STANDARD_ERRORS = 3.0
 _LEAST_NATS = 0.02
 
 
+def chance(vocabulary: int) -> float:
+    """The mean loss of a token, in nats, above which a model of so many tokens knows nothing."""
+    return math.log(_UNIFORM_SHARE * vocabulary)
+
+
 @torch.no_grad()
 def doubt_sums(scores: Scores) -> Tensor:
     """[len(COLUMNS)] float64 sums of one micro-batch."""
@@ -37,7 +42,12 @@ def teacher_doubt(sums: Tensor, vocabulary: int) -> str | None:
     if not tokens:
         return None
     loss = of["teacher_loss"] / tokens
-    if loss > math.log(_UNIFORM_SHARE * vocabulary):
+    if not math.isfinite(loss):
+        return (
+            f"WARNING: the teacher's predictions of validation labels are not finite (mean loss {loss}). In fp16 its "
+            "activations may overflow on some texts: use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json)."
+        )
+    if loss > chance(vocabulary):
         return (
             f"WARNING: the teacher predicts validation labels no better than chance: perplexity {_ppl(loss)} with a "
             f"vocabulary of {vocabulary} tokens. Probably its weights are not those that it was trained to (look into "

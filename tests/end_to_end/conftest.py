@@ -151,10 +151,12 @@ class Program:
     ) -> Ended:
         return self.start(*arguments, ranks=ranks, env=env, cold=cold).ended()
 
-    def distill(self, *arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def distill(
+        self, *arguments: str | Path, env: dict[str, str] | None = None, folder: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """The `distill` command, forked."""
         words = ["-m", "distill_engine.cli", *map(str, arguments)]
-        return self._warm.run(words, environment() | (env or {}), self._folder)
+        return self._warm.run(words, environment() | (env or {}), folder or self._folder)
 
 
 def environment() -> dict[str, str]:
@@ -258,7 +260,7 @@ def base_recipe(teachers, data) -> Callable[..., dict]:
         own = {"family": "blenderbot", "init": "random", "width": 16, "ffn_width": 32, "heads": 4, "positions": 64}
         return {
             "name": "tiny",
-            "teacher": {"path": None if teacher is None else str(teachers.get(teacher, teacher))},
+            "teacher": {"path": None if teacher is None else str(teachers.get(teacher, teacher)), "allow_noise": True},
             "student": {**sizes, **(own if teacher is None else {"init": "teacher_layers"})},
             "losses": {"weights": {"task": 1.0} | ({} if teacher is None else {"hidden": 2.0, "prediction": 3.0})},
             "data": {

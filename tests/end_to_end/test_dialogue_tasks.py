@@ -22,7 +22,8 @@ def shrunken(make_teacher, tmp_path_factory) -> list[str]:
         encoder_attention_heads=32, decoder_attention_heads=32, max_position_embeddings=128,
     )  # fmt: skip
     values = {
-        "teacher.path": teacher, "student.width": 64, "student.ffn_width": 128, "data.root": DATA,
+        "teacher.path": teacher, "teacher.allow_noise": True, "student.width": 64, "student.ffn_width": 128,
+        "data.root": DATA,
         "validation.every_seconds": "null", "validation.every_steps": 2, "stop.max_steps": 4,
         "logging.every_steps": 1, "batch.per_rank": 4, "validation.samples": 0,
     }  # fmt: skip

@@ -21,7 +21,7 @@ def test_the_target_language_holds_in_training_validation_and_the_export(program
     entry = {"kind": "pairs", "source_language": "fra_Latn", "target_language": "deu_Latn", **tasks}
     recipe = {
         "name": "languages",
-        "teacher": {"path": str(teacher)},
+        "teacher": {"path": str(teacher), "allow_noise": True},
         "student": {"decoder_layers": 1, "vocabulary": "trimmed"},
         "losses": {"weights": {"task": 1, "prediction": 1, "hidden": 1}},
         "data": {"tasks": [entry], "context_tokens": 16, "label_tokens": 16},

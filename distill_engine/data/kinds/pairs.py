@@ -80,7 +80,8 @@ class Pairs(Kind):
         source, target = known or tuple(columns)
         reason = "which are called so" if known else "the only two with texts, in their order"
         why = f"{table.title} is read as pairs: source {source!r} and target {target!r}, {reason}"
-        return Guess({"kind": self.name, **files, "source": source, "target": target}, why)
+        judged = ("chrf",) if source.startswith("translation.") else ()
+        return Guess({"kind": self.name, **files, "source": source, "target": target}, why, judged)
 
     def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
         """See Kind: the prefix is not part of a source."""

@@ -88,10 +88,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Guess:
-    """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that."""
+    """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that; what such data
+    is judged by, where that is not the kind's first metric."""
 
     entry: Mapping[str, object]
     why: str
+    metrics: tuple[str, ...] = ()
 
 
 class Kind(Protocol):

@@ -11,8 +11,10 @@ import tiny_translators
 import yaml
 from transformers import AutoTokenizer
 
+from distill_engine.families.lookup import family_named
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
+from distill_engine.setup.languages import languages_of_columns
 from distill_engine.setup.prepare import Prepared, datasets_of, prepare
 
 TEXTS = [("ab c", "de"), ("b", "a cab")]
@@ -106,3 +108,25 @@ def test_a_family_without_languages_refuses_them(tmp_path):
     tiny_translators.nllb_tokenizer().save_pretrained(teacher)
     with pytest.raises(RecipeError, match=r"family t5 know no languages(.|\n)*puts a text before sources"):
         prepared(tmp_path, teacher, {"target_language": "deu_Latn"})
+
+
+@pytest.mark.parametrize(("kind", "columns", "codes"), [
+    ("nllb", ("translation.en", "translation.fr"), ("eng_Latn", "fra_Latn")),
+    ("mbart50", ("en", "ro"), ("en_XX", "ro_RO")),
+    ("m2m_100", ("translation.fr", "translation.de"), ("fr", "de")),
+    ("nllb", ("translation.en", "translation.xx"), None),
+    ("nllb", ("source", "target"), None),
+])  # fmt: skip
+def test_a_first_recipe_takes_languages_from_columns_or_says_what_to_fill_in(kind, columns, codes, tmp_path):
+    family = tiny_translators.KINDS[kind][0]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_translators.save(kind, tmp_path / "teacher"))
+    entry = dict(zip(("source", "target"), columns, strict=True))
+    found, said = languages_of_columns(entry, family_named(tiny_families.PUBLISHED[family][0]), tokenizer)
+    assert tuple(found.values()) == (codes or ())
+    assert said.startswith("languages: ")
+    assert codes is not None or "add source_language and target_language" in said
+
+
+def test_a_first_recipe_says_nothing_of_languages_where_there_are_none():
+    named = {"source": "translation.en", "target": "translation.fr"}
+    assert languages_of_columns(named, family_named("t5"), tiny_translators.nllb_tokenizer()) == ({}, None)

@@ -31,7 +31,7 @@ def slow(request):
 def test_examples_are_plain_transformers(slow):
     own = tiny_families.model("opus-mt-en-de").generation_config
     own.decoder_start_token_id = slow.pad_token_id
-    layout = family_named("marian").layout(special_tokens(slow, own))
+    layout = family_named("marian").layout(special_tokens(family_named("marian"), slow, own))
     encoder = DialogueTokenizer(slow, layout, "\n", 64, 64)
     for source, target in zip(tiny_sentencepiece.SOURCES, tiny_sentencepiece.TARGETS, strict=True):
         (example,), plain = encoder.examples(Episode((Turn(source, target),))), slow(source, text_target=target)

@@ -1,0 +1,71 @@
+"""Refuses a teacher that knows nothing of the data before anything is learnt from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.nn import functional
+
+from distill_engine.data.order.collate import Picks
+from distill_engine.data.order.loader import picked_batch
+from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.recipe.problem import Problem, RecipeError
+from distill_engine.recipe.schema import Recipe
+from distill_engine.setup.prepare import Prepared
+from distill_engine.teachers.protocol import Engine
+from distill_engine.train.teacher_doubts import chance
+from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest
+
+_BATCHES = 8  # of two examples: a forward pass of the teacher each, at every start
+_FEWEST_TOKENS = 8  # with fewer a loss says little
+
+
+def two_examples(ready: Prepared, datasets: Sequence[TokenisedDataset], number: int, start: int) -> Batch:
+    """Two examples of a dataset, or one if there are no more, batched as training does."""
+    rows = np.arange(start, min(start + 2, len(datasets[number])))
+    picks = Picks(np.full_like(rows, number), rows)
+    return picked_batch(datasets, picks, ready.layout, ready.recipe.batch.pad_to_multiple_of)
+
+
+def gold_batches(ready: Prepared) -> Iterator[Batch]:
+    """A few examples of each dataset: of validation where there is one."""
+    datasets = ready.valid_datasets or ready.train_datasets
+    share = max(1, _BATCHES // len(datasets))
+    for number, dataset in enumerate(datasets[:_BATCHES]):
+        for start in range(0, min(2 * share, len(dataset)), 2):
+            yield two_examples(ready, datasets, number, start)
+
+
+def require_knowledge(
+    teacher: Engine, batches: Iterable[Batch], recipe: Recipe, folder: Path, agreed: Callable[[float], float]
+) -> None:
+    """Compare the teacher's mean loss of a label token with chance. Collective: the same batches on every rank, and the
+    numbers of rank 0 (`agreed`).
+
+    Raises RecipeError where it is no better. A loss that is not finite is the probe's affair.
+    """
+    total, tokens, vocabulary = 0.0, 0, 0
+    for batch in batches:
+        logits = teacher.features(batch, FeatureRequest()).logits
+        assert logits is not None, "asked for logits"
+        labels = batch.labels.flatten()
+        total += float(functional.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORED_LABEL,
+                                                reduction="sum"))  # fmt: skip
+        tokens += int((labels != IGNORED_LABEL).sum())
+        vocabulary = logits.shape[-1]
+    total = agreed(total)  # other hardware rounds otherwise
+    if tokens < _FEWEST_TOKENS or not total / tokens > chance(vocabulary):
+        return
+    ppl = math.exp(min(total / tokens, 700.0))
+    what = (
+        f"is {folder}, whose perplexity on {tokens} gold label tokens is {ppl:.4g}: no better than chance "
+        f"among its {vocabulary} tokens"
+    )
+    fix = (
+        "Look whether the weights are those that it was trained to, and data.tokenizer, languages and special tokens "
+        "those that it was trained with; or set teacher.allow_noise: true to learn from it all the same"
+    )
+    raise RecipeError(recipe.name, [Problem("teacher.path", what, "Nothing is learnt from noise", fix)])

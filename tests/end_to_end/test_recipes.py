@@ -1,0 +1,77 @@
+"""Every shipped recipe for a user's own files, as it is but for sizes: 2 steps on 2 ranks, judged, exported."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import tiny_families
+import tiny_sentencepiece
+import tiny_translators
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = ROOT / "recipes" / "demo" / "tokenizer"
+DEMO_IDS = {"vocab_size": 1024, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def with_demo_tokenizer(name: str, folder: Path, **ids: int) -> Path:
+    tiny_families.save(name, folder, **DEMO_IDS, **ids)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+    return folder
+
+
+# recipe -> what writes a teacher of the published one's kind
+TEACHERS = {
+    "bart_cnn": lambda folder: with_demo_tokenizer("bart-large-cnn", folder, decoder_start_token_id=2),
+    "flan_t5_xl": lambda folder: with_demo_tokenizer("flan-t5-small", folder, decoder_start_token_id=0),
+    "marian_opus": tiny_translators.save_marian,
+    "mbart50": lambda folder: tiny_translators.save("mbart50", folder),
+    "nllb_1.3b": lambda folder: tiny_translators.save("nllb", folder),
+}
+SIZES = {
+    "student.encoder_layers": 2, "student.decoder_layers": 1, "data.context_tokens": 24, "data.label_tokens": 16,
+    "batch.per_rank": 4, "schedule.warmup_steps": 1, "validation.every_steps": 2, "validation.generate_examples": 4,
+    "stop.max_steps": 2, "logging.every_steps": 1, "logging.wandb.mode": "disabled", "teacher.allow_noise": True,
+}  # fmt: skip
+OWN_SIZES = {"bart_cnn": {"losses.decoder_layer_map": "[1]"}}  # its layers are written out
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> dict[str, Path]:
+    """Files with the columns of every recipe."""
+    folder, draw = tmp_path_factory.mktemp("rows"), random.Random(4)
+    for split, count in (("train", 24), ("valid", 7)):
+        lines = []
+        for _ in range(count):
+            one = draw.randrange(len(tiny_sentencepiece.SOURCES))
+            source, target = tiny_sentencepiece.SOURCES[one], tiny_sentencepiece.TARGETS[one]
+            pair = {"source": source, "target": target, "article": source, "highlights": target}
+            lines.append(json.dumps(pair | {"translation": {"en": source, "de": target, "ro": target}}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return {split: folder / f"{split}.jsonl" for split in ("train", "valid")}
+
+
+def test_every_recipe_for_files_has_a_teacher_here():
+    recipes = {file.stem: yaml.safe_load(file.read_text()) for file in (ROOT / "recipes").glob("*.yaml")}
+    assert set(TEACHERS) == {name for name, one in recipes.items() if one["data"]["tasks"][0].get("kind") == "pairs"}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_it_trains_is_judged_by_its_own_metric_and_exported(program, rows, tmp_path, name):
+    recipe, run = ROOT / "recipes" / f"{name}.yaml", tmp_path / "run"
+    values = SIZES | OWN_SIZES.get(name, {}) | {"teacher.path": TEACHERS[name](tmp_path / "teacher")}
+    values |= {f"data.tasks.0.{split}": file for split, file in rows.items()}
+    words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    given = "--recipe", recipe, "--ds_config", ROOT / "ds_configs" / "zero2_bf16.json", "--run-dir", run
+    program.run(*given, *words, ranks=2).well()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (judged,) = [record["values"] for record in records if record["kind"] == "valid"]
+    metric = yaml.safe_load(recipe.read_text())["validation"]["metric"]
+    assert judged[f"best/{metric}"] == judged[f"valid/{metric}"]
+    student, tokenizer = (one.from_pretrained(run / "best") for one in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    ids = tokenizer(tiny_sentencepiece.SOURCES[0], return_tensors="pt")
+    assert student.generate(**ids, max_new_tokens=4).shape[1] > 2
