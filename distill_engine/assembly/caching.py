@@ -285,13 +285,14 @@ def cache_maker(recipe: Recipe, source: Path, folder: Path, settings: Settings, 
     """Loads data and teacher. Raises ValueError (RecipeError, DataError, CacheError, ...) for what cannot be used."""
     if not recipe.losses.weights.needs_teacher:
         raise CacheError(f"{source} compares nothing with a teacher: its distillation weights are all 0.")
-    return cache_maker_of(prepare(recipe, source), folder, settings, share)
+    ready = prepare(recipe, source)
+    if ready.layout.window is not None:
+        raise CacheError(f"{source}: the teacher hears. Caches are of text; teacher.source: live computes its outputs.")
+    return cache_maker_of(ready, folder, settings, share)
 
 
 def cache_maker_of(ready: Prepared, folder: Path, settings: Settings, share: Share = ALONE) -> CacheMaker:
     """The same of what is prepared already."""
-    if ready.layout.window is not None:
-        raise CacheError("caches are made of text so far, and this teacher hears. Keep teacher.source: live.")
     assert ready.teacher_folder is not None
     device = own_device()
     objective = Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))

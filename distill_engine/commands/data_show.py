@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _OUT = Console()
 _ERR = Console(stderr=True)
 _BAR_WIDTH = 40
+_MANY_MARKERS = 20
 Words = tuple[str, str]  # what people call an input and an answer
 
 
@@ -107,27 +108,46 @@ def _print_examples(label: str, dataset: TokenisedDataset, words: Words, tokeniz
     for index in shown:
         example = dataset.example(index)
         _OUT.rule(Text(f"{label}, example {index + 1:,} of {len(dataset):,}"), align="left", characters="-")
-        for name, ids, whole in (
-            (words[0], example.context_ids, contexts[index]),
-            (words[1], example.label_ids, labels[index]),
-        ):
+        texts = [(words[0], example.context_ids, contexts[index]), (words[1], example.label_ids, labels[index])]
+        if example.clip is not None:
+            _print_sound(words[0], dataset, index)
+            texts = texts[1:]
+        for name, ids, whole in texts:
             cut = f", {whole - len(ids)} cut" if whole > len(ids) else ""
             text = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
             _OUT.print(Text(f"{name} ({len(ids)} tokens{cut})", style="bold"))
             _OUT.print(Text(text), soft_wrap=True)
 
 
+def _print_sound(name: str, dataset: TokenisedDataset, index: int) -> None:
+    """Where a sound is, how long and how loud, and what a model reads of it."""
+    from distill_engine.data.audio.clips import SpeechDataset
+
+    assert isinstance(dataset, SpeechDataset)
+    place, sound, window = dataset.place(index), dataset.sound(index), dataset.layout.window
+    assert window is not None
+    facts = f"{place.seconds:.2f} s at {place.rate:,} Hz, mean level {sound.level:.1f} dB"
+    read = f"read as {window.frames:,} frames of {window.channels} features, {dataset.frontend.seconds:g} s"
+    _OUT.print(Text(f"{name} ({facts}; {read})", style="bold"))
+    _OUT.print(Text(f"{place.at} ({place.where})" if isinstance(place.at, str) else place.where), soft_wrap=True)
+
+
 def _print_markers(datasets: dict[str, TokenisedDataset], tokenizer: Any) -> None:
     """The special tokens that texts may hold, and how often those of each dataset do."""
     from distill_engine.data.tokens.backends import markers
 
-    for name, number in markers(tokenizer).items():
-        counts = ", ".join(f"{label} {int((dataset.tokens == number).sum()):,}" for label, dataset in datasets.items())
+    known = markers(tokenizer)
+    for name, number in known.items():
+        found = {label: int((dataset.tokens == number).sum()) for label, dataset in datasets.items()}
+        if len(known) > _MANY_MARKERS and not any(found.values()):  # a token for each moment of a recording
+            continue
+        counts = ", ".join(f"{label} {count:,}" for label, count in found.items())
         _OUT.print(Text(f"special token {name} (id {number}), kept whole, times in texts: {counts}"), soft_wrap=True)
 
 
 def _print_histogram(label: str, words: Words, summary: DatasetSummary) -> None:
     for name, lengths in zip(words, (summary.contexts, summary.labels), strict=True):
+        unit = f"tenths of seconds of {name}" if lengths is summary.contexts and summary.heard else f"{name} tokens"
         table = Table.grid(padding=(0, 1))
         tallest = max(share for _, share in lengths.histogram)
         begins = 1
@@ -136,7 +156,7 @@ def _print_histogram(label: str, words: Words, summary: DatasetSummary) -> None:
             where = f"{begins}-{end}" if end is not None else f"above {lengths.limit}: cut"
             table.add_row(Text(where, justify="right"), Text(f"{share:6.1%}"), Text(bar))
             begins = begins if end is None else end + 1
-        _OUT.print(Text(f"\n{label}: {name} tokens", style="bold"))
+        _OUT.print(Text(f"\n{label}: {unit}", style="bold"))
         _OUT.print(table)
 
 
@@ -153,7 +173,8 @@ def _print_tables(
         share = f"{shares[label]:.1%}" if label in shares else "-"
         turns = f"{one.examples / one.episodes:.2f}"
         sizes.add_row(Text(label), f"{one.examples:,}", f"{one.episodes:,}", turns, share)
-        lengths.add_row(Text(label), words[label][0], *_length_cells(one.contexts))
+        first = f"{words[label][0]}, 0.1 s" if one.heard else words[label][0]
+        lengths.add_row(Text(label), first, *_length_cells(one.contexts))
         lengths.add_row("", words[label][1], *_length_cells(one.labels))
     _OUT.print(sizes)
     _OUT.print(lengths)

@@ -62,6 +62,8 @@ class Conversation:
         Raises DataError for a tokenizer that is not a fast one, ValueError for a limit that leaves no room.
         """
         family = family_of(model.config)
+        if family.inputs != "tokens":
+            raise ValueError(f"models of the family {family.name} take {family.inputs}: nobody can type to them.")
         special = special_tokens(family, tokenizer, model.generation_config)
         layout = family.layout(special, rules.history_end_token)
         self._encoder = DialogueTokenizer(tokenizer, layout, rules.delimiter, rules.context_tokens, 1)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from distill_engine.cluster.facts import read_cluster
 from distill_engine.data.episodes import Split
+from distill_engine.data.order.collate import collate
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.latency import measure_latency
 from distill_engine.evaluate.measure import load_model, parameter_count
@@ -22,6 +23,7 @@ from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.models.generation_settings import obey
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.setup.prepare import Prepared, datasets_of, prepare
+from distill_engine.values import Audio
 
 _LATENCY_CONTEXTS = 53  # 3 of them warm up; the median of 50 rounds is steady to about 3 % on a busy machine
 
@@ -147,12 +149,17 @@ def compare_loaded(
     return rows
 
 
-def contexts_of(dataset: TokenisedDataset, device: torch.device, count: int = _LATENCY_CONTEXTS) -> list[Tensor]:
-    """At most `count` contexts of a dataset, evenly spread over it; [1, S] int64 each."""
+def contexts_of(
+    dataset: TokenisedDataset, device: torch.device, count: int = _LATENCY_CONTEXTS
+) -> list[Tensor | Audio]:
+    """At most `count` inputs of a dataset, evenly spread over it: ids [1, S] int64, or a window of sound, each."""
     count = min(count, len(dataset))
     stride = max(1, len(dataset) // count)
-    ids = [dataset.example(number * stride).context_ids for number in range(count)]
-    return [torch.tensor(context, dtype=torch.long, device=device)[None] for context in ids]
+    chosen = [dataset.example(number * stride) for number in range(count)]
+    if dataset.layout.window is not None:
+        batches = (collate([one], dataset.layout, 1).to(device) for one in chosen)
+        return [batch.inputs for batch in batches if isinstance(batch.inputs, Audio)]
+    return [torch.tensor(one.context_ids, dtype=torch.long, device=device)[None] for one in chosen]
 
 
 def _recipe_of(models: Sequence[str]) -> Path:

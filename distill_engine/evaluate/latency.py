@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from distill_engine.evaluate.generate import own_settings, spoken_lengths
 from distill_engine.evaluate.latency_rows import Case, Latency, Timing, summary
-from distill_engine.families.lookup import shape_of
+from distill_engine.families.lookup import family_of, shape_of
 from distill_engine.models.generation_settings import ONE_REPLY, GenerationError
+from distill_engine.values import Audio, Tokens
 
 _MOST_GRAPHS = 1024  # of one compiled function
 
@@ -32,11 +33,11 @@ class CompileError(ValueError):
 
 
 def measure_latency(
-    models: Mapping[str, PreTrainedModel], contexts: Sequence[Tensor], new_tokens: int = 16, warm_up: int = 3
+    models: Mapping[str, PreTrainedModel], contexts: Sequence[Tensor | Audio], new_tokens: int = 16, warm_up: int = 3
 ) -> dict[str, Latency]:
     """The simplest comparison, per model name: batch 1, greedy, a fixed number of tokens, each context once.
 
-    contexts    [1, S] int64 each, on the models' device; at least one more than `warm_up`
+    contexts    [1, S] int64 each, or a window of sound each, on the models' device; at least one more than `warm_up`
     new_tokens  tokens generated per reply, exactly
     """
     if len(contexts) <= warm_up:
@@ -49,7 +50,7 @@ def measure_latency(
 def measure(
     models: Mapping[str, PreTrainedModel],
     cases: Sequence[Case],
-    contexts: Sequence[Tensor],
+    contexts: Sequence[Tensor | Audio],
     rounds: int,
     warm_up: int,
     new_tokens: int,
@@ -57,7 +58,7 @@ def measure(
 ) -> dict[tuple[str, Case], list[Timing]]:
     """`rounds` timings of each case on each model.
 
-    contexts    [1, S] int64 each, on the models' device; taken in order, over again when they run out
+    contexts    [1, S] int64 each, or a window of sound each, on the models' device; taken in order, over and over
     new_tokens  of a reply: exactly in fixed cases; in free ones the limit of models that name none
     advance     called with (rounds done, all rounds), warm-up included
 
@@ -126,15 +127,16 @@ def _variant(model: PreTrainedModel, case: Case) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor], new_tokens: int) -> Timing:
-    device = contexts[0].device
-    input_ids, mask = _batched(model, contexts)
-    settings = _settings(model, case, new_tokens)
-    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor | Audio], new_tokens: int) -> Timing:
+    inputs = _batched(model, contexts)
+    # programs of one run may differ in where they run
+    device = torch.device(getattr(model, "device", next(iter(inputs.values())).device))
+    inputs = {name: one.to(device) for name, one in inputs.items()}
+    settings = {**_settings(model, case, new_tokens), **ONE_REPLY}
     before = _allocated(device, reset=True)
     started = time.perf_counter()
     try:
-        ids = generate(input_ids=input_ids, attention_mask=mask, **{**settings, **ONE_REPLY})
+        ids = _generated(model, inputs, settings)
     except RuntimeError as error:
         if case.compiled:
             raise _not_compiled(error) from error
@@ -143,7 +145,11 @@ def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor], new_t
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
     extra = None if before is None else ((_allocated(device, reset=False) or 0.0) - before)
-    tokens = new_tokens * case.batch if case.mode == "fixed" else _said(model, ids)
+    tokens = (
+        new_tokens * case.batch
+        if case.mode == "fixed"
+        else _said(model, ids if "input_features" in inputs else ids[:, 1:])
+    )
     return Timing(seconds, tokens, extra)
 
 
@@ -155,14 +161,23 @@ def _not_compiled(error: RuntimeError) -> CompileError:
     )
 
 
-def _batched(model: PreTrainedModel, contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """[B, S] right-padded ids and their mask."""
-    if len(contexts) == 1:
-        return contexts[0], torch.ones_like(contexts[0])
+def _generated(model: PreTrainedModel, inputs: Mapping[str, Tensor], settings: Mapping[str, object]) -> Tensor:
+    """[B, T] ids, of texts with the decoder's start in front: of whatever program the model is."""
+    if "input_features" in inputs:
+        return family_of(model.config).generate(model, inputs, settings)
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+    return generate(**inputs, **settings)
+
+
+def _batched(model: PreTrainedModel, contexts: Sequence[Tensor | Audio]) -> Mapping[str, Tensor]:
+    """What `generate` reads: [B, S] right-padded ids and their mask, or [B, C, F] features."""
+    first, *others = contexts
+    if isinstance(first, Audio):
+        return first.beside(other for other in others if isinstance(other, Audio)).keywords
+    rows = [context[0] for context in contexts if isinstance(context, Tensor)]
     pad = int(model.config.pad_token_id)
-    ids = pad_sequence([context[0] for context in contexts], batch_first=True, padding_value=pad)
-    mask = pad_sequence([torch.ones_like(context[0]) for context in contexts], batch_first=True)
-    return ids, mask
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    return Tokens(ids, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)).keywords
 
 
 def _settings(model: PreTrainedModel, case: Case, new_tokens: int) -> dict[str, object]:
@@ -178,7 +193,7 @@ def _settings(model: PreTrainedModel, case: Case, new_tokens: int) -> dict[str, 
 def _said(model: PreTrainedModel, ids: Tensor) -> int:
     ends = getattr(model.generation_config, "eos_token_id", None)
     end_ids = [ends] if isinstance(ends, int) else list(ends or [])
-    return int(spoken_lengths(ids[:, 1:], int(model.config.pad_token_id), end_ids).sum())
+    return int(spoken_lengths(ids, int(model.config.pad_token_id), end_ids).sum())
 
 
 def _allocated(device: torch.device, reset: bool) -> float | None:

@@ -238,8 +238,8 @@ def _reply_values(results: Sequence[BatchResult], examples: EvaluationSet, label
         for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True):
             answered = Answered(reply.text, reply.tokens, [text.gold])
             per_dataset[labels[text.dataset]].append(answered)
-            by_length.append((len(text.context.split()), answered))
-    return reply_values(per_dataset) | values_by_length(by_length)
+            by_length.append((text.length, answered))
+    return reply_values(per_dataset) | values_by_length(by_length, examples.unit)
 
 
 def _samples(

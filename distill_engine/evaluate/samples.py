@@ -48,7 +48,8 @@ class Says(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One fixed example: its dataset's label, its ids, and both sides as text, cut as the model reads them.
+    """One fixed example: its dataset's label, its ids, and both sides as text, cut as the model reads them; of a sound
+    its title.
 
     repetition  the gold reply's share of token 3-grams that it has said before
     """
@@ -86,9 +87,8 @@ def fixed_prompts(
 
 def _prompt(label: str, example: Example, tokenizer: Any) -> Prompt:
     gold = decoded(tokenizer, example.label_ids.tolist())
-    return Prompt(
-        label, example, decoded(tokenizer, example.context_ids.tolist()), gold, token_repetition(tokenizer, gold)
-    )
+    context = decoded(tokenizer, example.context_ids.tolist()) if example.clip is None else example.clip.title
+    return Prompt(label, example, context, gold, token_repetition(tokenizer, gold))
 
 
 def token_repetition(tokenizer: Any, text: str) -> float:

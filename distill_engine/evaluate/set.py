@@ -22,11 +22,16 @@ from distill_engine.values import Batch
 
 @dataclass(frozen=True)
 class Example:
-    """One example as texts: dataset number, what was said before, and the whole right answer (never cut)."""
+    """One example as texts: dataset number, what was said before (or which sound it is), and the whole right answer
+    (never cut).
+
+    length  of the input, in words, or in whole seconds of sound
+    """
 
     dataset: int
     context: str
     gold: str
+    length: int
 
 
 class EvaluationSet:
@@ -54,7 +59,9 @@ class EvaluationSet:
 
     @property
     def longest_context(self) -> int:
-        """Tokens of the longest context."""
+        """Tokens of the longest context; 0 where windows of sound are read, which have no other length."""
+        if self._layout.window is not None:
+            return 0
         return max(int(dataset.context_lengths.max(initial=0)) for dataset in self.datasets)
 
     @property
@@ -66,6 +73,11 @@ class EvaluationSet:
     def largest_id(self) -> int:
         """The largest token id in any example."""
         return max(dataset.largest_id for dataset in self.datasets)
+
+    @property
+    def unit(self) -> str:
+        """Of lengths of inputs."""
+        return "words" if self._layout.window is None else "seconds"
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, 0 <= number < len(self), on the CPU."""
@@ -93,11 +105,11 @@ class EvaluationSet:
     def _texts_of(self, dataset: int, index: int) -> Example:
         source = self.datasets[dataset]
         episode_start, context_end, label_start, label_end = (int(bound) for bound in source.bounds[index])
-        return Example(
-            dataset,
-            self._decode(source.tokens[episode_start:context_end]),
-            self._decode(source.tokens[label_start:label_end]),
-        )
+        gold, clip = self._decode(source.tokens[label_start:label_end]), source.example(index).clip
+        if clip is not None:
+            return Example(dataset, clip.title, gold, round(clip.seconds))
+        context = self._decode(source.tokens[episode_start:context_end])
+        return Example(dataset, context, gold, len(context.split()))
 
     def _decode(self, ids: NDArray[np.int32]) -> str:
         # special tokens that somebody typed are ordinary text in the data, so nothing is skipped

@@ -120,6 +120,8 @@ def _question(
         "generation_config": None if config is None else config.to_diff_dict(),
         "prompts": [[prompt.example.context_ids.tolist() for prompt in batch] for batch in prompts],
     }
+    if ready.layout.window is not None:
+        facts["sounds"] = [[prompt.context for prompt in batch] for batch in prompts]
     return digest_of(facts)[:16]
 
 

@@ -13,6 +13,7 @@ from distill_engine.cluster.files import rename_synced, sync_tree
 from distill_engine.export.hf import verify_folder
 from distill_engine.export.protocol import RECORD, Generates, Target, TargetError
 from distill_engine.export.run import export_run
+from distill_engine.families.lookup import family_of
 from distill_engine.registry import load
 
 Which = Literal["best", "last"]
@@ -24,6 +25,7 @@ class HuggingFace(Target):
 
     meaning = "a folder for transformers: weights, configuration, tokenizer, model card"
     quantizations = ()
+    inputs = ("tokens", "audio")
 
     def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:  # noqa: ARG002
         """See Target."""
@@ -68,6 +70,9 @@ def export_student(
         if not is_model:
             student = Path(between) / "student"
             step = export_run(source, student, which, say)
+        inputs = family_of(json.loads((student / "config.json").read_text(encoding="utf-8"))).inputs
+        if inputs not in getattr(chosen, "inputs", Target.inputs):
+            raise TargetError(f"--format {name} has no form of models whose inputs are {inputs}. --format hf has one.")
         made = Path(between) / "made"
         recipe = source / "recipe.yaml"
         chosen.write(student, made, quantize, recipe if recipe.is_file() else None)

@@ -44,9 +44,9 @@ def reply_values(per_dataset: Mapping[str, Sequence[Answered]]) -> dict[str, flo
     return values | {f"{label}/{name}": value for label, row in rows.items() for name, value in row.items()}
 
 
-def values_by_length(answered: Sequence[tuple[int, Answered]]) -> dict[str, float]:
+def values_by_length(answered: Sequence[tuple[int, Answered]], unit: str = "words") -> dict[str, float]:
     """Values of replies to about equally many short, middling and long inputs, as `input A-B words/<name>`: short ones
-    break first. Input lengths are words; examples of one length stay together."""
+    break first. `unit`: of input lengths; examples of one length stay together."""
     lengths = sorted(length for length, _ in answered)
     if len(set(lengths)) < _LENGTH_GROUPS:
         return {}
@@ -55,7 +55,7 @@ def values_by_length(answered: Sequence[tuple[int, Answered]]) -> dict[str, floa
     values: dict[str, float] = {}
     for end in ends:
         row = reply_metrics([one for length, one in answered if begin <= length <= end])
-        values |= {f"{_LENGTHS}{begin}-{end} words/{name}": value for name, value in row.items()}
+        values |= {f"{_LENGTHS}{begin}-{end} {unit}/{name}": value for name, value in row.items()}
         begin = end + 1
     return values
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distill_engine.data.kinds.named import kind_of
 from distill_engine.families.lookup import family_named
 from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
@@ -105,6 +106,31 @@ def teacher_keys_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"teacher.{key}", what, fix=f"Set teacher.path, or remove the {key}")
 
 
+def trimmed_vocabulary_is_a_teachers(recipe: Recipe) -> Iterator[Problem]:
+    """Rows are taken out of a teacher's tables, and options of trimming need trimming."""
+    part = recipe.student
+    if part.vocabulary == "trimmed" and recipe.teacher.path is None:
+        yield Problem(
+            "student.vocabulary",
+            "is trimmed, but there is no teacher",
+            "A vocabulary is trimmed with the teacher's embeddings",
+            "Name a smaller tokenizer (data.tokenizer), or a teacher",
+        )
+    if part.vocabulary == "trimmed" and recipe.teachers:
+        yield Problem(
+            "student.vocabulary",
+            "is trimmed, but there are several teachers",
+            "One teacher's tables are trimmed",
+            "Leave it out, or name one teacher (teacher.path)",
+        )
+    if part.vocabulary == "all" and (part.vocabulary_list is not None or part.vocabulary_min_count != 1):
+        name = "vocabulary_list" if part.vocabulary_list is not None else "vocabulary_min_count"
+        yield Problem(
+            f"student.{name}", "is given, but student.vocabulary is all", "It says what a trimmed vocabulary keeps",
+            "Set student.vocabulary: trimmed, or remove the key",
+        )  # fmt: skip
+
+
 def student_alone_is_complete(recipe: Recipe) -> Iterator[Problem]:
     """Without a teacher there is nobody to take sizes from."""
     if recipe.teacher.path is not None:
@@ -157,7 +183,8 @@ def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:
     positions = recipe.student.positions
     if positions is None:
         return
-    for key in ("context_tokens", "label_tokens"):
+    reads = any(kind_of(source).inputs == "tokens" for source in recipe.data.tasks)
+    for key in ("context_tokens", "label_tokens") if reads else ("label_tokens",):
         tokens = getattr(recipe.data, key)
         needed = tokens + (skipped_positions(recipe) if key == "label_tokens" else 0)
         if needed > positions:
@@ -224,6 +251,7 @@ RULES: tuple[Rule, ...] = (
     teacher_is_used,
     weights_have_a_teacher,
     copied_layers_have_a_teacher,
+    trimmed_vocabulary_is_a_teachers,
     teacher_keys_have_a_teacher,
     student_alone_is_complete,
     width_divides_into_heads,

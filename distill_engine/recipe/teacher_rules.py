@@ -55,6 +55,17 @@ def family_is_the_teachers(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
         )
 
 
+def vocabulary_is_of_texts(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """What generates from sound counts on the numbers of its time marks and tasks."""
+    if recipe.student.vocabulary == "trimmed" and family_named(teacher.family).inputs != "tokens":
+        yield Problem(
+            "student.vocabulary",
+            f"is trimmed, but {teacher.family} models read no texts",
+            "Vocabularies of text models can be trimmed",
+            "Remove the key",
+        )
+
+
 def heads_agree(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Attention terms compare head by head."""
     heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
@@ -163,6 +174,8 @@ def tokens_fit_the_position_table(recipe: Recipe, teacher: Shape) -> Iterator[Pr
     if table is None:
         return
     for key, more in extra.items():
+        if key == "context_tokens" and teacher.window is not None:  # it hears, and reads no context
+            continue
         tokens = getattr(recipe.data, key)
         if tokens + more > table:
             yield Problem(
@@ -243,10 +256,23 @@ def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
         yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", rule)
 
 
+def token_budget_holds_a_window(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """batch.max_tokens has room for a window of sound and the longest text."""
+    budget = recipe.batch.max_tokens
+    if budget is None or teacher.window is None:
+        return
+    needed = teacher.window.positions + recipe.data.label_tokens + family_named(teacher.family).decoder_skips
+    if needed > budget:
+        what = f"is {budget}, but a window of sound and a text may take up {needed} positions"
+        fix = f"Set it to {needed} or more, or remove it: windows are equally long, batch.per_rank says as much"
+        yield Problem("batch.max_tokens", what, "A micro-batch holds at least one example", fix)
+
+
 TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]
 
 TEACHER_RULES: tuple[TeacherRule, ...] = (
     family_is_the_teachers,
+    vocabulary_is_of_texts,
     heads_agree,
     width_divides,
     student_is_not_deeper,
@@ -254,6 +280,7 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     copied_layers_have_equal_widths,
     positions_can_be_copied,
     tokens_fit_the_position_table,
+    token_budget_holds_a_window,
     the_student_runs,
     a_shared_encoder_is_the_teachers,
     a_frozen_table_has_no_terms,

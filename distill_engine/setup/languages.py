@@ -64,7 +64,7 @@ class Languages:
     def layouts(
         self, family: Family, special: SpecialTokens, ends: bool, window: Window | None
     ) -> dict[str, SequenceLayout]:
-        """Of the datasets whose sources are in a language that the recipe names."""
+        """Of the datasets whose texts are in a language that the recipe names."""
         own = {title: family.layout(self.of_source(special, title), ends) for title in self.reads}
         return {title: replace(layout, window=window) for title, layout in own.items()}
 

@@ -33,6 +33,9 @@ def frontend_of(
         rule = "Features are made as the teacher's folder says"
         raise_if_any(source, [Problem("teacher.path", "is null, but the data is sound", rule, "Name a teacher")])
         raise AssertionError
+    if recipe.teacher.source == "cache":
+        what = f"is {recipe.teacher.source}, but the data is sound"
+        raise_if_any(source, [Problem("teacher.source", what, "Caches hold outputs for texts", "Set it to live")])
     frontend, window = load_frontend(folder), shape.window
     assert window is not None, "families that hear have a window"
     if reason := frontend.problem(window):

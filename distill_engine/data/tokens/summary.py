@@ -1,4 +1,4 @@
-"""How long a dataset's texts are, and how much of them the limits cut off."""
+"""How long a dataset's texts (or sounds) are, and how much of them the limits cut off."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from distill_engine.data.audio.clips import SpeechDataset
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 
 _BINS = 8
@@ -51,22 +52,27 @@ class Lengths:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """Size and lengths of one dataset and split."""
+    """Size and lengths of one dataset and split; where sounds are heard, those of contexts are tenths of seconds."""
 
     examples: int
     episodes: int
     contexts: Lengths
     labels: Lengths
+    heard: bool = False
 
 
 def summarise(dataset: TokenisedDataset) -> DatasetSummary:
     """The summary of a dataset that holds at least one example."""
     contexts, labels = uncut_lengths(dataset)
+    heard, most = isinstance(dataset, SpeechDataset), dataset.limits.context
+    if isinstance(dataset, SpeechDataset):
+        contexts, most = np.ceil(dataset.seconds * 10).astype(np.int64), round(dataset.frontend.seconds * 10)
     return DatasetSummary(
         examples=len(dataset),
         episodes=dataset.episodes,
-        contexts=Lengths.of(contexts, dataset.limits.context),
+        contexts=Lengths.of(contexts, most),
         labels=Lengths.of(labels, dataset.limits.label),
+        heard=heard,
     )
 
 
