@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def write_reports(run_dir: Path, overrides: list[str], rounds: int) -> None:
         "--recipe", DEMO_RECIPE, "--out", run_dir / "report_card",
         "--into", run_dir / "best", "--beams", "1,4", "--batches", "1,8", "--rounds", str(rounds), "--fresh",
         "--partial", run_dir / ".evaluations", "--set", "data.tasks.0.valid_examples=100",
+        "--backends", ",".join(installed_backends()),
         *(word for override in overrides for word in ("--set", override)),
     ]  # fmt: skip
     for words in (["report", run_dir], card):
@@ -118,6 +120,15 @@ def write_reports(run_dir: Path, overrides: list[str], rounds: int) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             CONSOLE.print(f"distill {words[0]} failed: {done.stderr.strip()[-500:]}", style="red", markup=False)
+
+
+def installed_backends() -> list[str]:
+    """The programs of `distill latency` whose libraries are here, in full precision and in int8."""
+    found = ["torch", "torch-int8"]
+    for name, libraries in {"onnx": ("onnx", "onnxruntime"), "ctranslate2": ("ctranslate2",)}.items():
+        if all(find_spec(library) for library in libraries):
+            found += [name, f"{name}-int8"]
+    return found
 
 
 def show(rows: dict[str, dict[str, float]], run_dir: Path, seconds: float) -> None:

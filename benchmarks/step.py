@@ -120,6 +120,28 @@ def _layout() -> SequenceLayout:
     return family_named("blenderbot").layout(SPECIAL)
 
 
+def prepared_of(recipe: Recipe, preset: Preset, teacher: Path, examples: int = 512) -> Prepared:
+    """The preset's data and models as what a start would prepare of the recipe; `teacher`: its folder."""
+    return Prepared(
+        recipe=recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"allow_noise": True})}),
+        family=family_named("blenderbot"),
+        teacher_folder=teacher,
+        special=SPECIAL,
+        teacher_config=json.loads((teacher / "config.json").read_text(encoding="utf-8")),
+        tokenizer=None,
+        layout=_layout(),
+        dataset_labels=("random",),
+        train_datasets=(random_dataset(preset, examples),),
+        valid_datasets=(),
+        valid_labels=(),
+        generation=settle_student(
+            read_settings(teacher),
+            Decoder(family_named("blenderbot"), (START,), START, preset.context_tokens, preset.vocabulary, END),
+            recipe.data.label_tokens,
+        ),
+    )
+
+
 @contextmanager
 def trainer_of(
     recipe: Recipe,
@@ -127,6 +149,7 @@ def trainer_of(
     configs: tuple[dict[str, Any], dict[str, Any]],
     ranks: Ranks,
     teacher: Path | None = None,
+    examples: int = 512,
 ) -> Iterator[Trainer]:
     """The trainer that the product would build for the recipe; configs: DeepSpeed's, of student and teacher.
 
@@ -141,25 +164,7 @@ def trainer_of(
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats(ranks.device)
         ranks.barrier()
-        dataset, family = random_dataset(preset), family_named("blenderbot")
-        ready = Prepared(
-            recipe=recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"allow_noise": True})}),
-            family=family,
-            teacher_folder=teacher,
-            special=SPECIAL,
-            teacher_config=json.loads((teacher / "config.json").read_text(encoding="utf-8")),
-            tokenizer=None,
-            layout=_layout(),
-            dataset_labels=("random",),
-            train_datasets=(dataset,),
-            valid_datasets=(),
-            valid_labels=(),
-            generation=settle_student(
-                read_settings(teacher),
-                Decoder(family, (START,), START, preset.context_tokens, preset.vocabulary, END),
-                recipe.data.label_tokens,
-            ),
-        )
+        ready = prepared_of(recipe, preset, teacher, examples)
         split = split_of(recipe, ranks.world_size)
         trainer = Builder(ready, folder, ranks, SinkGroup([], print), split).trainer(*configs)
         trainer.student.train()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distill_engine.families.shape import Shape
+from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
 from distill_engine.values import FeatureRequest, Stack
@@ -154,8 +155,10 @@ def zero(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def kernel(job: Job, group: str) -> Implementation:
     """Who computes a group of loss terms (attention, hidden, prediction): the rule of losses.kernels.dispatch."""
-    whole = group == "prediction" and (job.cached or bool(job.others))
-    choice = "reference" if whole else getattr(job.recipe.losses.kernels, group)
+    choice = getattr(job.recipe.losses.kernels, group)
+    lacks = choice == "auto" and job.cached and not holds_head(job.recipe)
+    if group == "prediction" and (lacks or job.others):
+        choice = "reference"
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"

@@ -39,11 +39,12 @@ def attentions(job: Job, operand: Operand = "scores") -> Iterator[Attention]:
 def _attentions(job: Job, requests: Iterable[FeatureRequest]) -> Iterator[Attention]:
     for asked in requests:
         for kind, layers in asked.attention.items():
-            queries, keys = job.positions(kind.query_stack), job.positions(_keys(kind))
-            yield Attention(len(layers), queries, keys, queries * _length(job, _keys(kind)))
+            queries, keys = job.positions(kind.query_stack), job.positions(key_stack(kind))
+            yield Attention(len(layers), queries, keys, queries * _length(job, key_stack(kind)))
 
 
-def _keys(kind: AttentionKind) -> Stack:
+def key_stack(kind: AttentionKind) -> Stack:
+    """Whose positions the keys of an attention are."""
     return Stack.DECODER if kind is AttentionKind.DECODER_SELF else Stack.ENCODER
 
 
@@ -70,22 +71,29 @@ def captured(job: Job) -> float:
     """
     if job.teacher is None:
         return 0.0
-    losses, width, student = job.recipe.losses, job.teacher.width, job.student
-    encoder = _different(losses.encoder_layer_map, student.encoder_layers, job.teacher.encoder_layers)
-    decoder = _different(losses.decoder_layer_map, student.decoder_layers, job.teacher.decoder_layers)
-    asked = losses.weights.request({Stack.ENCODER: tuple(range(encoder)), Stack.DECODER: tuple(range(decoder))})
+    width = job.teacher.width
+    asked = job.recipe.losses.weights.request(different_layers(job))
     tokens = job.contexts if asked.encoder_output else 0
     tokens += sum(job.positions(stack) for stack in asked.embeddings)
     tokens += sum(job.positions(stack) * len(layers) for stack, layers in asked.hidden.items())
     rows = 0
     for kind, layers in asked.attention.items():
-        rows += (job.positions(kind.query_stack) + job.positions(_keys(kind))) * len(layers)
+        rows += (job.positions(kind.query_stack) + job.positions(key_stack(kind))) * len(layers)
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
     logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
     held = (width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches
     held += position_biases(job, job.teacher, asked) * job.word
     # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
     return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if job.others else 0))
+
+
+def different_layers(job: Job) -> dict[Stack, tuple[int, ...]]:
+    """As many numbers as different teacher layers are compared, of each stack."""
+    assert job.teacher is not None
+    losses, student, teacher = job.recipe.losses, job.student, job.teacher
+    encoder = _different(losses.encoder_layer_map, student.encoder_layers, teacher.encoder_layers)
+    decoder = _different(losses.decoder_layer_map, student.decoder_layers, teacher.decoder_layers)
+    return {Stack.ENCODER: tuple(range(encoder)), Stack.DECODER: tuple(range(decoder))}
 
 
 def position_biases(job: Job, shape: Shape, asked: FeatureRequest) -> int:

@@ -9,16 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from distill_engine.checkpoint.files import readable_bytes
+from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
 from launcher.app import OUT, refuse, say
+from launcher.cache_size import cache_size, in_words
 from launcher.disk import space_of
 from launcher.hardware import GPUS
 from launcher.job import Job
 from launcher.job_files import JobFileError, read_job
 from launcher.plan import USABLE_MEMORY, Plan, make_plan
 from launcher.remedies import remedies
+
+DEFAULT_CACHE_K = 64  # of `distill cache`
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +38,16 @@ def plan(
     teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = DEFAULT_TEACHER_DS_CONFIG,
     overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
+    cache_k: Annotated[
+        str | None, typer.Option("--cache-k", metavar="N|all", help="Size of `distill cache --k N` of this recipe.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Training and validation examples, for that size.")
+    ] = None,
 ) -> None:
     """Memory, bytes moved and time of a step on a cluster; ends with 1 if it does not fit."""
+    if cache_k is not None and cache_k != "all" and (not cache_k.isdecimal() or int(cache_k) < 1):
+        refuse(f"--cache-k is {cache_k!r}. It is a number of tokens, such as 64, or all.")
     if gpu not in GPUS:
         refuse(f"--gpu is {gpu!r}. Known are {', '.join(GPUS)}. {did_you_mean(gpu, GPUS)}")
     try:
@@ -46,16 +57,41 @@ def plan(
     _refuse_missing_kernels(job, gpu)
     made = make_plan(job, GPUS[gpu])
     _print(made, nodes, gpus_per_node, gpu)
+    room = _cache(job, cache_k, examples)
     help_found = [] if made.fits else remedies(job, GPUS[gpu])
     if json_file is not None:
         json_file.write_text(json.dumps(_numbers(made, help_found), indent=2) + "\n", encoding="utf-8")
-    if made.fits:
+    if made.fits and room:
         say("It fits.")
         return
+    if made.fits:
+        say(
+            "The teacher cache does not fit. Keep fewer tokens (--cache-k), compare fewer layers, or give another disk."
+        )
+        raise typer.Exit(1)
     say("It does not fit. " + ("Any one of these makes it fit:" if help_found else "No single setting makes it fit."))
     for one in help_found:
         say(f"  - {one}")
     raise typer.Exit(1)
+
+
+def _cache(job: Job, asked: str | None, examples: int | None) -> bool:
+    """Say what a teacher cache takes, where one is asked for; whether it fits, as far as that can be known here: on the
+    disk of teacher.cache, where nothing is yet."""
+    if asked is None and not job.cached:
+        return True
+    k = None if asked == "all" else int(asked or DEFAULT_CACHE_K)
+    size = cache_size(job, k)
+    if size is None:
+        return True
+    say(in_words(size, job, k, examples))
+    folder = job.recipe.teacher.cache
+    if folder is None or examples is None or Path(folder).exists():
+        return True
+    data, place = job.recipe.data, next(one for one in Path(folder).absolute().parents if one.exists())
+    free = free_bytes(place)
+    say(f"teacher.cache is {folder}: {readable_bytes(free)} are free there")
+    return size.of(examples, job.context_length, data.label_tokens) <= free
 
 
 def _refuse_missing_kernels(job: Job, gpu: str) -> None:

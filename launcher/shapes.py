@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_engine.cluster.files import default_cache_folder
 from distill_engine.families.lookup import family_named, family_of, fresh_shape
 from distill_engine.families.shape import SIZES, Shape, Sizes
+from distill_engine.recipe.identity import vocabulary_digest
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
@@ -18,14 +20,16 @@ from distill_engine.registry import names
 def teacher_shape(recipe: Recipe) -> Shape | None:
     """None without a teacher. Raises RecipeError if its sizes cannot be found on this machine."""
     path = recipe.teacher.path
-    return None if path is None else shape_of(path, recipe.teacher.revision)
+    return None if path is None else shape_of(path, recipe.teacher.revision, trimmed_rows(recipe))
 
 
-def shape_of(path: str, revision: str | None) -> Shape:
-    """Of a teacher's folder or name. Raises RecipeError if its sizes cannot be found on this machine."""
+def shape_of(path: str, revision: str | None, rows: int | None = None) -> Shape:
+    """Of a teacher's folder or name; `rows`: of its vocabulary, where that is a trimmed one. Raises RecipeError if its
+    sizes cannot be found on this machine."""
     config = _config_of(path, revision)
     if config is not None:
-        return _shape_of(config, path)
+        sizes = {} if rows is None else {name: rows for name in config if name.endswith("vocab_size")}
+        return _shape_of({**config, **sizes}, path)
     families = [family_named(name) for name in names("families")]
     published = {name: family.shape(one) for family in families for name, one in family.known.items()}
     if path in published:
@@ -33,6 +37,20 @@ def shape_of(path: str, revision: str | None) -> Shape:
     what = f"is {path!r}: its config.json is neither in a folder of that name nor in the Hugging Face cache"
     fix = f"Download it, or name one whose sizes are known: {', '.join(published)}"
     raise RecipeError("teacher.path", [Problem("teacher.path", what, "A plan needs the teacher's sizes", fix)])
+
+
+def trimmed_rows(recipe: Recipe) -> int | None:
+    """Rows of a trimmed vocabulary, which teacher and student have alike; None where it is whole, or where this
+    machine's cache does not hold it yet (`distill check` makes it)."""
+    if recipe.student.vocabulary == "all":
+        return None
+    own = recipe.data.cache_dir
+    cache = Path(own).expanduser() if own else default_cache_folder(os.environ)
+    file = cache / "vocabularies" / f"{vocabulary_digest(recipe)}.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def student_shape(recipe: Recipe, teacher: Shape | None) -> Shape:

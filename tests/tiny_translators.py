@@ -24,9 +24,19 @@ def nllb_tokenizer() -> Any:
     return NllbTokenizer(vocab=vocabulary, extra_special_tokens=list(CODES))
 
 
+def nllb_with_merges() -> Any:
+    """Words of letters, and of pairs of letters."""
+    vocabulary = dict(nllb_tokenizer().backend_tokenizer.get_vocab(with_added_tokens=False))
+    pairs = [("a", "b"), ("c", "d"), ("ab", "cd"), ("e", "f"), ("x", "y"), ("xy", "z")]
+    made = {left + right for left, right in pairs}
+    vocabulary |= {word: len(vocabulary) + number for number, word in enumerate(sorted(made))}
+    return NllbTokenizer(vocab=vocabulary, merges=pairs, extra_special_tokens=list(CODES))
+
+
 # what is saved beside the network of a published model, what its decoder starts with, and other sizes
 KINDS: dict[str, tuple[str, Callable[[Path], Any], int, dict[str, int]]] = {
     "nllb": ("nllb-200-distilled-600M", lambda folder: nllb_tokenizer().save_pretrained(folder), 2, {}),
+    "nllb with merges": ("nllb-200-distilled-600M", lambda folder: nllb_with_merges().save_pretrained(folder), 2, {}),
     "m2m_100": ("nllb-200-distilled-600M", tiny_sentencepiece.m2m_100, 2, {"vocab_size": 160}),
     "mbart50": ("mbart-large-50", lambda folder: MBart50Tokenizer().save_pretrained(folder), 2, {}),
     "mbart": ("mbart-large-50", lambda folder: MBartTokenizer().save_pretrained(folder), 9, {}),

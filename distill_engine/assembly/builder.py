@@ -30,6 +30,7 @@ from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective
+from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.recipe.schema import Recipe
 from distill_engine.rollouts.encoded import EncodedOnce
@@ -170,10 +171,13 @@ class Builder:
         return kernels
 
     def _asked_kernels(self) -> dict[str, Choice]:
-        """A cache holds no factors of logits, and several teachers have none: all but the reference ask for them."""
-        asked = self._recipe.losses.kernels.model_dump()
-        whole = self._recipe.teacher.source == "cache" or bool(self._ready.others)
-        return asked | ({"prediction": "reference"} if whole else {})
+        """A cache of some tokens holds no factors of logits, and several teachers have none: all but the reference ask
+        for them."""
+        asked: dict[str, Choice] = self._recipe.losses.kernels.model_dump()
+        lacks = (
+            self._recipe.teacher.source == "cache" and not holds_head(self._recipe) and asked["prediction"] == "auto"
+        )
+        return asked | ({"prediction": "reference"} if lacks or self._ready.others else {})
 
     def _logits_bytes(self, positions: int) -> int:
         """Size of one model's float32 logits at so many label positions."""

@@ -1,81 +1,62 @@
 """Runs a live teacher once over all examples of a recipe and leaves its outputs in a folder (`distill cache`).
 
-What is computed is decided by the recipe's loss weights and layer maps, as it would be for training. One process; the
-teacher is whole in its device's memory. Shards that are there are not computed again: a killed command goes on, and
-further datasets come beside the earlier ones.
+What is computed is decided by the recipe's loss weights and layer maps, as it would be for training. Every rank holds
+the whole teacher and makes its share of the shards, without a word to the others. Shards that are there are not
+computed again: a killed command goes on, and further datasets come beside the earlier ones.
 """
 
 from __future__ import annotations
 
-import errno
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from distill_engine.assembly.builder import supervision_of
+from distill_engine.assembly.cache_files import (
+    manifest_differences,
+    one_of_the_writers,
+    require_others,
+    unfinished_bytes,
+    write_arrays,
+)
+from distill_engine.assembly.frozen_teacher import Alone, Frozen
 from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
+from distill_engine.cluster.files import replace_text
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.tokens.tokenised import TokenisedDataset
-from distill_engine.evaluate.measure import load_model
+from distill_engine.evaluate.compare import own_device
 from distill_engine.losses.objective import Objective
-from distill_engine.models.adapter import adapt
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared, prepare
-from distill_engine.teachers.columns import DTYPES, CacheError, Column, Form, as_json, attention_facts, packed
+from distill_engine.teachers.columns import CacheError, Column, Form, as_json, attention_facts, constants, packed
 from distill_engine.teachers.protocol import Engine, MadeOf
 from distill_engine.teachers.store import (
+    CONSTANTS,
     DATASET,
     FORMAT,
     MANIFEST,
-    difference,
     empty_table,
     keys_of,
     lengths_of,
     read_json,
     to_numpy,
-    write_json,
-    write_shard,
 )
-from distill_engine.values import Batch, FeatureRequest, Features, Stack
+from distill_engine.values import Batch, FeatureRequest, Stack
 
 SHARD_BYTES = 256 * 2**20
 _KEY_BYTES = 32  # of each example: key and lengths
+_POLL_SECONDS = 0.2
 _SPARE = 1.02  # file headers, file system
-
-
-class Frozen:
-    """A teacher whole in the memory of one device, outside of any process group."""
-
-    def __init__(self, folder: Path, precision: str, device: torch.device) -> None:
-        """Raises ModelError (a ValueError) if it cannot be loaded."""
-        self.model = load_model(folder, device, DTYPES[precision])
-        self._shows = adapt(self.model).eval()
-
-    @torch.no_grad()
-    def features(self, batch: Batch, request: FeatureRequest) -> Features:
-        """One forward pass."""
-        shown: Features = self._shows(batch, request)
-        return shown
-
-
-class Alone:
-    """The process group of one process without one."""
-
-    rank = 0
-
-    def broadcast(self, value: Any) -> Any:
-        """It itself."""
-        return value
 
 
 @dataclass(frozen=True)
@@ -96,13 +77,30 @@ class Settings:
     shard_bytes: int = SHARD_BYTES
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which shards this process makes. The same of the same shards in every start, so ranks need not talk."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def holds(self, shard: int) -> bool:
+        """Whether it is the one for this shard of all datasets together."""
+        return shard % self.world_size == self.rank
+
+
+ALONE = Share()
+
+
 @dataclass(frozen=True, eq=False)
 class _Dataset:
-    """One dataset of a recipe: its title, its folder's name, its examples, and the bounds of its shards."""
+    """One dataset of a recipe: its title, its folder's name, its examples, and the bounds of its shards, the first of
+    which has this number among those of all datasets."""
 
     title: str
     key: str
     task: TokenisedDataset
+    first_shard: int
     shards: list[tuple[int, int]]
     sizes: NDArray[np.int64]  # [examples], bytes
 
@@ -119,69 +117,106 @@ class CacheMaker:
         folder: Path,
         settings: Settings,
         device: torch.device,
+        share: Share = ALONE,
     ) -> None:
         """Asks the teacher for one example, to know what there is to keep. Raises CacheError."""
-        self._ready, self._teacher, self._request = ready, teacher, request
-        self._folder, self._settings, self._device = folder, settings, device
-        self._form, self._columns, attention = self._asked()
-        self._datasets = [
-            self._dataset(title, known_by.datasets[title], task) for title, task in datasets(ready).items()
-        ]
+        self._ready, self._teacher = ready, teacher
+        self._form = self._form_of(settings, request)
+        factors = replace(request, logits=False, head=True) if self._form.head else request
+        self._request: FeatureRequest = factors
+        self._folder, self._settings, self._device, self._share = folder, settings, device, share
+        self._columns, attention, self._constants = self._asked()
+        self._datasets: list[_Dataset] = []
+        for title, task in datasets(ready).items():
+            self._datasets.append(self._dataset(title, known_by.datasets[title], task))
         self._manifest = {
             "format": FORMAT,
             "teacher": known_by.teacher,
             "computed_in": settings.precision,
             "shard_bytes": settings.shard_bytes,
             "form": as_json(self._form, self._columns, attention),
+            "constants": {name: list(one.shape) for name, one in self._constants.items()},
         }
 
     def missing(self) -> tuple[int, int, int]:
         """Bytes of the whole cache for this recipe, bytes that are not there yet, and examples of these."""
-        whole = sum(int(one.sizes.sum()) for one in self._datasets)
+        once = sum(one.nbytes for one in self._constants.values())
+        whole = sum(int(one.sizes.sum()) for one in self._datasets) + once
         todo = [(one, first, end) for one, _, first, end in self._todo()]
         left = sum(int(one.sizes[first:end].sum()) for one, first, end in todo)
+        left += 0 if (self._folder / CONSTANTS).is_dir() else once
         return whole, left, sum(end - first for _, first, end in todo)
 
     def require_fit(self) -> str:
         """A line about the size. Raises CacheError where another cache is there, or the disk is too small; nothing has
         been written then."""
-        there = read_json(self._folder / MANIFEST)
-        if there is not None and there != self._manifest:
-            lines = "\n".join(f"  {line}" for line in _differences(there, self._manifest))
-            raise CacheError(f"{self._folder} holds another cache:\n{lines}\nGive another folder (--out).")
+        self._require_same()
         whole, left, examples = self.missing()
         place = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
-        free, needed = free_bytes(place), int(left * _SPARE)
+        free, needed = free_bytes(place), int((left - unfinished_bytes(self._folder)) * _SPARE)
         line = f"{self._folder} takes {readable_bytes(whole)}, of which {readable_bytes(left)} are to be written"
         if needed > free:
             raise CacheError(
                 f"{line}, and {readable_bytes(free)} are free there. Keep fewer tokens (--k), half precision (--dtype "
                 "bf16) or fewer terms (losses.weights of hidden states and attention), or give another disk (--out)."
             )
-        return f"{line} for {examples:,} examples; {readable_bytes(free)} are free"
+        shards = sum(len(one.shards) for one in self._datasets)
+        idle = self._share.world_size - shards
+        note = f"; {idle} ranks have nothing to do, smaller shards (--shard-mib) would help" if idle > 0 else ""
+        return f"{line} for {examples:,} examples; {readable_bytes(free)} are free{note}"
 
     def write(self, advance: Callable[[int], None]) -> None:
-        """All shards that are missing; `advance` hears of so many examples more. Raises OSError, CacheError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with _alone(self._folder):
-            write_json(self._folder / MANIFEST, self._manifest)
+        """This rank's share of the shards that are missing; `advance` hears of so many examples more. Rank 0 returns
+        when all ranks' are there. Raises OSError, CacheError; the other ranks are told, and what is finished stays."""
+        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size):
+            if read_json(self._folder / MANIFEST) is None:
+                replace_text(self._folder / MANIFEST, _as_text(self._manifest), sync=True)
+            self._require_same()
+            if self._share.rank == 0 and self._constants and not (self._folder / CONSTANTS).is_dir():
+                write_arrays(self._folder / CONSTANTS, self._constants, 0)
             for one, number, first, end in self._todo():
-                write_shard(self._folder / one.key / _name(number), self._shard(one.task, first, end, advance))
-            for one in self._datasets:
-                facts = {"title": one.title, "examples": len(one.task)}
-                if read_json(self._folder / one.key / DATASET) is None:
-                    write_json(self._folder / one.key / DATASET, facts)
+                if self._share.holds(one.first_shard + number):
+                    arrays = self._shard(one.task, first, end, advance)
+                    write_arrays(self._folder / one.key / _name(number), arrays, self._share.rank)
+            if self._share.rank == 0:
+                self._finish()
 
-    def _asked(self) -> tuple[Form, list[Column], dict[str, list[float]]]:
-        """Form, columns and attention facts, from the features of one example."""
+    def _finish(self) -> None:
+        """Wait for the shards of the other ranks, and say that datasets are complete."""
+        while left := list(self._todo()):
+            require_others(self._folder, len(left))
+            time.sleep(_POLL_SECONDS)
+        for one in self._datasets:
+            if read_json(self._folder / one.key / DATASET) is None:
+                facts = {"title": one.title, "examples": len(one.task)}
+                replace_text(self._folder / one.key / DATASET, _as_text(facts), sync=True)
+
+    def _require_same(self) -> None:
+        there = read_json(self._folder / MANIFEST)
+        if there is not None and there != self._manifest:
+            lines = "\n".join(f"  {line}" for line in manifest_differences(there, self._manifest))
+            raise CacheError(f"{self._folder} holds another cache:\n{lines}\nGive another folder (--out).")
+
+    def _form_of(self, settings: Settings, request: FeatureRequest) -> Form:
+        """Of all logits their factors, where these are fewer numbers."""
         assert self._ready.teacher_shape is not None
-        shape, layout, settings = self._ready.teacher_shape, self._ready.layout, self._settings
+        shape, layout = self._ready.teacher_shape, self._ready.layout
         k = settings.k if settings.k is not None and settings.k < shape.vocab - 1 else None
-        form = Form(k, settings.dtype, shape.vocab, self._ready.family.masked_id(layout.start_id))
-        shown = self._teacher.features(self._batch(self._ready.train_datasets[0], np.array([0])), self._request)
-        rows = packed(shown, form)
+        head = k is None and request.logits and shape.width < shape.vocab
+        return Form(k, settings.dtype, shape.vocab, self._ready.family.masked_id(layout.start_id), head)
+
+    def _asked(self) -> tuple[list[Column], dict[str, list[float]], dict[str, NDArray[Any]]]:
+        """Columns, attention facts and constants, from the features of one example padded to the limits."""
+        batch = self._batch(self._ready.train_datasets[0], np.array([0]), self._longest())
+        shown = self._teacher.features(batch, self._request)
+        rows = packed(shown, self._form)
         columns = [Column(name, stack.value, one.shape[-1], dtype) for name, (stack, dtype, one) in rows.items()]
-        return form, columns, attention_facts(shown)
+        once = {name: to_numpy(one, self._form.dtype) for name, one in constants(shown).items()}
+        return columns, attention_facts(shown), once
+
+    def _longest(self) -> int:
+        limits = self._ready.train_datasets[0].limits
+        return max(limits.context, limits.label)
 
     def _dataset(self, title: str, key: str, task: TokenisedDataset) -> _Dataset:
         row = {stack: sum(one.row_bytes for one in self._columns if one.stack == stack.value) for stack in Stack}
@@ -189,7 +224,8 @@ class CacheMaker:
         sizes = task.context_lengths * row[Stack.ENCODER] + labels * row[Stack.DECODER] + _KEY_BYTES
         numbers = (np.cumsum(sizes) - sizes) // self._settings.shard_bytes
         firsts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(task)]
-        return _Dataset(title, key, task, list(pairwise(firsts)), sizes)
+        before = sum(len(one.shards) for one in self._datasets)
+        return _Dataset(title, key, task, before, list(pairwise(firsts)), sizes)
 
     def _todo(self) -> Iterator[tuple[_Dataset, int, int, int]]:
         """Dataset, number and bounds of each shard that is not there; datasets of equal examples come once."""
@@ -226,9 +262,9 @@ class CacheMaker:
             advance(len(part))
         return arrays
 
-    def _batch(self, task: TokenisedDataset, examples: NDArray[np.int64]) -> Batch:
+    def _batch(self, task: TokenisedDataset, examples: NDArray[np.int64], multiple: int | None = None) -> Batch:
         picks = Picks(np.zeros_like(examples), examples)
-        multiple = self._ready.recipe.batch.pad_to_multiple_of
+        multiple = multiple or self._ready.recipe.batch.pad_to_multiple_of
         return picked_batch([task], picks, self._ready.layout, multiple).to(self._device)
 
 
@@ -237,49 +273,29 @@ def _require_finite(name: str, rows: Any, dtype: str) -> None:
         raise CacheError(f"The teacher's {name} has values beyond the range of fp16. Keep them in bf16 (--dtype bf16).")
 
 
+def _as_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
 def _name(number: int) -> str:
     return f"{number:05d}"
 
 
-def _differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """As `difference`, with the form's own keys, and columns by name."""
-
-    def flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
-        form = dict(manifest.get("form", {}))
-        columns = {f"column {one['name']}": [one["width"], one["dtype"]] for one in form.pop("columns", [])}
-        return {**{key: value for key, value in manifest.items() if key != "form"}, **form, **columns}
-
-    return difference(flat(there), flat(wanted))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One writer at a time, where the file system has locks."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise CacheError(f"Another process is writing to {folder}. Wait for it, or end it.") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def cache_maker(recipe: Recipe, source: Path, folder: Path, settings: Settings) -> CacheMaker:
+def cache_maker(recipe: Recipe, source: Path, folder: Path, settings: Settings, share: Share = ALONE) -> CacheMaker:
     """Loads data and teacher. Raises ValueError (RecipeError, DataError, CacheError, ...) for what cannot be used."""
     if not recipe.losses.weights.needs_teacher:
         raise CacheError(f"{source} compares nothing with a teacher: its distillation weights are all 0.")
     ready = prepare(recipe, source)
-    assert ready.teacher_folder is not None
     if ready.layout.window is not None:
-        raise CacheError(
-            f"{source}: the teacher hears. Caches hold outputs for texts; teacher.source: live computes them."
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    request = Objective(recipe.losses.weights, supervision_of(recipe, ready.teacher_shape)).teacher_request()
+        raise CacheError(f"{source}: the teacher hears. Caches are of text; teacher.source: live computes its outputs.")
+    return cache_maker_of(ready, folder, settings, share)
+
+
+def cache_maker_of(ready: Prepared, folder: Path, settings: Settings, share: Share = ALONE) -> CacheMaker:
+    """The same of what is prepared already."""
+    assert ready.teacher_folder is not None
+    device = own_device()
+    objective = Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
     teacher = Frozen(ready.teacher_folder, settings.precision, device)
-    return CacheMaker(ready, made_of(ready, Alone()), teacher, request, folder, settings, device)
+    known_by, request = made_of(ready, Alone()), objective.teacher_request()
+    return CacheMaker(ready, known_by, teacher, request, folder, settings, device, share)

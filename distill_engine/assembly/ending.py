@@ -33,6 +33,7 @@ from distill_engine.losses.kernels.dispatch import KernelError
 from distill_engine.models.weight_files import WeightsError
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.setup.run_folder import RunFolderError
+from distill_engine.teachers.columns import CacheError
 from distill_engine.train.decisions import TrainingError
 from distill_engine.train.stop_request import STOP_SIGNALS
 
@@ -50,6 +51,7 @@ _INPUT_ERRORS = (
     ResizeError,
     KernelError,
     RefusedCheckpoint,
+    CacheError,
 )
 # Errors that say what to do. These are raised on all ranks, or come from an agreement of all.
 _AGREED_ERRORS = (

@@ -106,7 +106,7 @@ def _train(
     notes += split_notes + _claim_run_folder(folder, recipe, configs, ranks)
     sinks = _sinks(folder, recipe, student_ds, ranks)
     scene.close = lambda: sinks.close("failed")
-    for note in notes:
+    for note in [*notes, *([] if ready.vocabulary is None else [str(ready.vocabulary)])]:
         sinks.message(note)
     sinks.phase("building")
     hang = recipe.stop.hang_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _READ_BYTES = 1 << 20
@@ -85,3 +86,11 @@ def sha256_of(path: Path, *, sync: bool = False) -> str:
 def digest_of(facts: object) -> str:
     """Hexadecimal sha256 that changes with any of these facts, which are as JSON has them; else their `str` counts."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def default_cache_folder(environment: Mapping[str, str]) -> Path:
+    """$DISTILL_ENGINE_CACHE, or `distill_engine` in $XDG_CACHE_HOME, or in ~/.cache."""
+    if own := environment.get("DISTILL_ENGINE_CACHE"):
+        return Path(own).expanduser()
+    shared = environment.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "distill_engine"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_engine.cluster.exit_codes import BAD_INPUT, RETRY, may_pass
+from distill_engine.cluster.exit_codes import RETRY, may_pass
 from distill_engine.commands.evaluate import SetOption, ranks, refuse
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _MIB = 2**20
+_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -38,28 +41,48 @@ def cache(
     """Run the teacher once over the training and validation examples and keep what the losses compare.
 
     `teacher.source: cache` with `teacher.cache: DIR` then trains without a teacher in memory. The size is said before
-    anything is written. After a kill the same command goes on; a recipe with further data adds to the folder.
+    anything is written. Under a launcher (torchrun, srun, deepspeed) the ranks share the work. After a kill the same
+    command goes on, with any number of ranks; a recipe with further data adds to the folder.
     """
-    if ranks()[1] > 1:
-        refuse(ValueError("`distill cache` is one process with the whole teacher. Start it without a launcher."))
     if k != "all" and (not k.isdecimal() or int(k) < 1):
         refuse(ValueError(f"--k is {k!r}. It is a number of tokens, such as 64, or all."))
-    from distill_engine.assembly.caching import Settings, cache_maker
+    from distill_engine.assembly.caching import Settings, Share, cache_maker
     from distill_engine.recipe.rules import read_recipe
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    rank, world_size = ranks()
     try:
         read = read_recipe(recipe, overrides)
         per_batch = batch_size or read.validation.per_rank_batch or read.batch.per_rank
         kept = None if k == "all" else int(k)
         settings = Settings(kept, dtype or precision, precision, per_batch, int(shard_mib * _MIB))
-        maker = cache_maker(read, recipe, out, settings)
-        console.print(maker.require_fit(), markup=False)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar = progress.add_task("examples", total=maker.missing()[2])
-            maker.write(lambda examples: progress.advance(bar, examples))
+        maker = cache_maker(read, recipe, out, settings, Share(rank, world_size))
+        said = maker.require_fit()
+        if rank == 0:
+            _ERR.print(said, markup=False)
+        with _progress(rank == 0, maker.missing()[2]) as advance:
+            maker.write(advance)
     except (ValueError, OSError) as error:
-        console.print(f"{type(error).__name__}: {error}", markup=False)
-        raise typer.Exit(RETRY if may_pass(error) else BAD_INPUT) from error
-    console.print(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}", markup=False)
+        _end(error, out)
+    if rank == 0:
+        _ERR.print(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}", markup=False)
+
+
+@contextmanager
+def _progress(show: bool, examples: int) -> Iterator[Callable[[int], None]]:
+    """A bar of this rank's examples, out of those of all ranks."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=_ERR, transient=True, disable=not show) as progress:
+        bar = progress.add_task("examples", total=examples)
+        yield lambda done: progress.advance(bar, done)
+
+
+def _end(error: Exception, out: Path) -> NoReturn:
+    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
+    from distill_engine.checkpoint.files import write_failure
+
+    if not may_pass(error):
+        refuse(error)
+    is_disk = isinstance(error, OSError)
+    reason = write_failure(error, out if out.is_dir() else out.absolute().parent) if is_disk else str(error)
+    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
+    raise typer.Exit(RETRY)

@@ -12,9 +12,7 @@ from rich.console import Console
 from distill_engine.commands.evaluate import RecipeOption, refuse
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from distill_engine.evaluate.agreement import Agreement
+    from distill_engine.evaluate.agreement import Agreement, Prompts
 
 _OUT = Console(soft_wrap=True, highlight=False)
 _NEW_TOKENS = 32
@@ -77,11 +75,11 @@ def _judged(
 
     model = load_model(student, torch.device("cpu"))
     tokenizer = load_tokenizer(str(student))
-    contexts, golds, source = _prompts(models, recipe, prompts, model, tokenizer)
+    given = _prompts(models, recipe, prompts, model, tokenizer)
     for name in getattr(other, "ignored", ()):
         _tell(f"{name} is one of the student's generation settings, which the target does not have")
-    found = agreement(model, other, tokenizer, contexts, golds, _NEW_TOKENS)
-    _tell(_shown(found, source))
+    found = agreement(model, other, tokenizer, given, _NEW_TOKENS)
+    _tell(_shown(found, given.source))
     if found.share < least:
         raise TargetError(
             f"{found.share:.1%} of the replies are the student's, fewer than --min-agreement {least:.1%}. Nothing is "
@@ -89,31 +87,22 @@ def _judged(
         )
     sizes = {"mib_on_disk": round(other.mib_on_disk, 3), "parameters": model.num_parameters()}
     difference = None if found.first is None else vars(found.first)
-    return {**sizes, "agreement": found.share, "prompts": found.prompts, "prompts_from": source,
+    return {**sizes, "agreement": found.share, "prompts": found.prompts, "prompts_from": given.source,
             "first_difference": difference, "metrics": found.metrics}  # fmt: skip
 
 
-def _prompts(
-    models: list[str], recipe: Path | None, count: int, model: Any, tokenizer: Any
-) -> tuple[list[Tensor], list[str], str]:
-    """Contexts [1, S], right answers where there are some, and where they are from."""
-    import torch
-
-    from distill_engine.evaluate.compare import CompareError, contexts_of, prepared, split_datasets
-    from distill_engine.evaluate.generate import decoded
+def _prompts(models: list[str], recipe: Path | None, count: int, model: Any, tokenizer: Any) -> Prompts:
+    """Validation prompts of the recipe, or random ones where there is none."""
+    from distill_engine.evaluate.agreement import random_prompts, validation_prompts
+    from distill_engine.evaluate.compare import CompareError, prepared, split_datasets
 
     try:
         dataset = next(iter(split_datasets(prepared(models, recipe, ()), "valid").values()))
     except CompareError:
         if recipe is not None:
             raise
-        draw = torch.Generator().manual_seed(0)
-        words = int(model.config.vocab_size)
-        return [torch.randint(min(5, words - 1), words, (1, 24), generator=draw) for _ in range(count)], [], "random"
-    contexts = [one for one in contexts_of(dataset, torch.device("cpu"), count) if isinstance(one, torch.Tensor)]
-    stride = max(1, len(dataset) // len(contexts))
-    golds = [decoded(tokenizer, dataset.example(number * stride).label_ids.tolist()) for number in range(len(contexts))]
-    return contexts, golds, "validation"
+        return random_prompts(int(model.config.vocab_size), count, 24)
+    return validation_prompts(dataset, tokenizer, count)
 
 
 def _shown(found: Agreement, source: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,12 +16,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from distill_engine.commands.backends import judged, opened, print_backends, rows_of
 from distill_engine.commands.evaluate import JsonOption, ModelsArgument, SetOption, refuse, short_names
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from distill_engine.evaluate.agreement import Prompts
     from distill_engine.evaluate.latency_rows import Case, LatencyRow
     from distill_engine.values import Audio
 
@@ -52,6 +55,10 @@ def latency(
     attention: Annotated[str, typer.Option("--attention", help="transformers' attention: sdpa, eager.")] = "sdpa",
     kv_cache: Annotated[bool, typer.Option("--kv-cache/--no-kv-cache", help="Cache keys and values.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Time each case with torch.compile, too.")] = False,
+    backends: Annotated[
+        str,
+        typer.Option("--backends", help="Programs: torch, torch-int8, onnx, onnx-int8, ctranslate2, ctranslate2-int8."),
+    ] = "torch",
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a reply in fixed cases.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 10,
     warm_up: Annotated[int, typer.Option(min=0, help="Rounds before them that do not count.")] = 2,
@@ -62,15 +69,21 @@ def latency(
     try:
         chosen = case_list(modes, beams, batches, kv_cache, compiled)
         names = _words("--dtypes", dtypes, tuple(DTYPES)), _words("--attention", attention, ("sdpa", "eager"))
+        programs = _backends(backends, *names, kv_cache, compiled)
         record = _record(new_tokens, rounds, warm_up)
         found: list[LatencyRow] = []
-        asked = _Asked(models, recipe, overrides, chosen, context_tokens, rounds, warm_up, new_tokens)
-        for dtype in names[0]:
-            for kind in names[1]:
-                found += _group(asked, dtype, kind, record)
+        asked = _Asked(models, recipe, overrides, chosen, context_tokens, rounds, warm_up, new_tokens, programs)
+        with TemporaryDirectory() as folder:
+            for dtype in names[0]:
+                for kind in names[1]:
+                    found += _group(asked, dtype, kind, record, Path(folder))
     except (ValueError, OSError) as error:
         refuse(error)
     show(found, record["notes"])
+    compared, metrics = record.pop("compared", ([], []))
+    if compared:
+        print_backends(compared, metrics)
+        record["backends"] = [asdict(row) for row in compared]
     if json_file is not None:
         whole = {**record, "rows": [asdict(row) for row in found]}
         json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
@@ -88,9 +101,31 @@ class _Asked:
     rounds: int
     warm_up: int
     new_tokens: int
+    backends: list[str]
 
 
-def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) -> list[LatencyRow]:
+def _backends(given: str, dtypes: list[str], attentions: list[str], kv_cache: bool, compiled: bool) -> list[str]:
+    """The programs; raises ValueError for what those beside PyTorch do not have."""
+    from distill_engine.export.backends import TORCH, chosen_backends
+
+    chosen = chosen_backends(given)
+    others = [name for name in chosen if name != TORCH]
+    asked = {
+        f"--dtypes {','.join(dtypes)}": dtypes != ["fp32"],
+        f"--attention {','.join(attentions)}": attentions != ["sdpa"],
+        "--no-kv-cache": not kv_cache,
+        "--compile": compiled,
+    }
+    wrong = [option for option, given in asked.items() if given]
+    if others and wrong:
+        raise ValueError(
+            f"{', '.join(wrong)}: options of PyTorch, which {', '.join(others)} (--backends) do not have. Leave them "
+            "out, or --backends; a backend's name says its precision."
+        )
+    return chosen
+
+
+def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any], folder: Path) -> list[LatencyRow]:
     """All cases of all models in one precision and attention; a precision the device lacks gives a note."""
     import torch
 
@@ -99,6 +134,7 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
     from distill_engine.evaluate.latency import measure, unsupported
     from distill_engine.evaluate.latency_rows import rows
     from distill_engine.evaluate.measure import load_model
+    from distill_engine.families.lookup import family_of
 
     device, kind = own_device(), getattr(torch, DTYPES[dtype])
     reason = unsupported(device, kind)
@@ -110,10 +146,17 @@ def _group(asked: _Asked, dtype: str, attention: str, record: dict[str, Any]) ->
         model.set_attn_implementation(attention)
     notes = [f"{name}: {note}" for name, model in loaded.items() for note in notes_on(model, asked.new_tokens)]
     record["notes"] += [note for note in notes if note not in record["notes"]]
-    contexts, record["contexts"] = _contexts(asked, loaded, device)
-    with progress_bar(f"{dtype} {attention}") as advance:
-        amounts = asked.rounds, asked.warm_up, asked.new_tokens
-        return rows(loaded, measure(loaded, asked.cases, contexts, *amounts, advance))
+    if asked.backends == ["torch"]:
+        contexts, record["contexts"] = _contexts(asked, loaded, device)
+        with progress_bar(f"{dtype} {attention}") as advance:
+            amounts = asked.rounds, asked.warm_up, asked.new_tokens
+            return rows(loaded, measure(loaded, asked.cases, contexts, *amounts, advance))
+    if any(family_of(model.config).inputs != "tokens" for model in loaded.values()):
+        raise ValueError("--backends: programs beside PyTorch are timed on models that read texts. Leave it out.")
+    prompts, metrics = _prompts(asked, loaded)
+    record["contexts"] = prompts.source
+    loaded.clear()  # each program opens its own
+    return _by_programs(asked, prompts, metrics, record, folder)
 
 
 def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tuple[list[Tensor | Audio], str]:
@@ -146,6 +189,56 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
     draw = torch.Generator().manual_seed(_RANDOM_SEED)
     ids = torch.randint(min(5, words - 1), words, (_CONTEXTS, 1, length), generator=draw)
     return list(ids.to(device)), f"random tokens, {length} each"
+
+
+def _by_programs(
+    asked: _Asked, prompts: Prompts, metrics: list[str], record: dict[str, Any], folder: Path
+) -> list[LatencyRow]:
+    """All cases of all models in all programs; what they are worth beside PyTorch is left in the record."""
+    from distill_engine.evaluate.backend_rows import HEADLINE
+    from distill_engine.evaluate.latency import measure
+    from distill_engine.evaluate.latency_rows import Variant, rows
+
+    programs = {
+        name: opened(name, asked.backends, folder / str(number), prompts) for number, name in enumerate(asked.models)
+    }
+    variants = {
+        f"{name} ({one.backend})": Variant(name, one)
+        for name, found in programs.items()
+        for one in found
+        if one.backend in asked.backends
+    }
+    timed = {key: variant.program.model for key, variant in variants.items()}
+    cases = asked.cases if HEADLINE in asked.cases else [HEADLINE, *asked.cases]
+    with progress_bar("backends") as advance:
+        timings = measure(timed, cases, prompts.contexts, asked.rounds, asked.warm_up, asked.new_tokens, advance)
+    compared = []
+    for name, found in programs.items():
+        of_model = {
+            one.backend: timings[f"{name} ({one.backend})", HEADLINE] for one in found if one.backend in asked.backends
+        }
+        compared += rows_of(name, found, of_model, prompts, asked.new_tokens)
+    record["compared"] = compared, metrics or list(compared[0].quality)[:2]
+    wanted = {key: measured for key, measured in timings.items() if key[1] in asked.cases}
+    return rows({name: found[0].model for name, found in programs.items()}, wanted, variants)
+
+
+def _prompts(asked: _Asked, loaded: dict[str, Any]) -> tuple[Prompts, list[str]]:
+    """The recipe's validation data with right answers, or random contexts; and by what such data is judged."""
+    import torch
+
+    from distill_engine.evaluate.agreement import Prompts, validation_prompts
+    from distill_engine.evaluate.compare import CompareError, prepared, split_datasets
+
+    try:
+        ready = prepared(asked.models, asked.recipe, asked.overrides)
+        dataset = next(iter(split_datasets(ready, "valid").values()))
+        return validation_prompts(dataset, ready.tokenizer, _CONTEXTS), judged(ready)
+    except CompareError:
+        if asked.recipe is not None:
+            raise
+    contexts, source = _contexts(asked, loaded, torch.device("cpu"))
+    return Prompts([one for one in contexts if isinstance(one, torch.Tensor)], [], source), []
 
 
 def _record(new_tokens: int, rounds: int, warm_up: int) -> dict[str, Any]:
@@ -206,8 +299,8 @@ def show(found: Sequence[LatencyRow], notes: Sequence[str]) -> None:
         of_group = [row for row in found if (row.dtype, row.attention, row.mode) == group]
         console.print(_table(of_group, ", ".join(group), short))
     sizes = Table("model", "parameters", "weights MiB", "peak MiB", "dtype", box=SIMPLE_HEAD)
-    for name, dtype in dict.fromkeys((row.model, row.dtype) for row in found):
-        rows = [row for row in found if (row.model, row.dtype) == (name, dtype)]
+    for name, dtype in dict.fromkeys((row.model, row.dtype) for row in found if row.backend == "torch"):
+        rows = [row for row in found if (row.model, row.dtype, row.backend) == (name, dtype, "torch")]
         peaks = [row.peak_mib for row in rows if row.peak_mib is not None]
         peak = f"{max(peaks):,.0f}" if peaks else "-"
         sizes.add_row(name, f"{rows[0].parameters:,}", f"{rows[0].weights_mib:,.1f}", peak, dtype)
@@ -224,6 +317,7 @@ def _table(found: Sequence[LatencyRow], title: str, short: dict[str, str]) -> Ta
         best = row.wait_ms_p50 == fastest[row.beams, row.batch]
         times = (f"{value:.1f}" for value in (row.wait_ms_p50, row.wait_ms_p90, row.wait_ms_p99))
         name = short[row.model] + (" (compiled)" if row.compiled else "")
+        name += f" ({row.backend})" if row.backend != "torch" else ""
         speed = f"{row.tokens_per_second:,.0f}", f"{row.new_tokens:.1f}"
         table.add_row(name, str(row.beams), str(row.batch), *times, *speed, style="bold" if best else None)
     return table

@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from distill_engine.commands.backends import judged, opened
+from distill_engine.commands.backends import measured as by_programs
 from distill_engine.commands.evaluate import (
     DEFAULT_PARTIAL,
     BatchOption,
@@ -29,8 +32,11 @@ from distill_engine.commands.evaluate import (
 from distill_engine.commands.latency import case_list, progress_bar
 
 if TYPE_CHECKING:
+    from distill_engine.evaluate.agreement import Prompts
+    from distill_engine.evaluate.backend_rows import BackendRow
     from distill_engine.evaluate.compare import Loaded
     from distill_engine.evaluate.latency_rows import Case, LatencyRow
+    from distill_engine.export.backends import Running
     from distill_engine.reports.report_card import ReportCard
 
 _CONTEXTS = 64
@@ -80,20 +86,33 @@ def report_card(
     batches: Annotated[str, typer.Option("--batches", help="Batch sizes of the latency run.")] = "1,8",
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a reply in fixed latency cases.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timings of each latency case.")] = 10,
+    backends: Annotated[
+        str, typer.Option("--backends", help="Also the first student by these programs (see `distill latency`).")
+    ] = "",
     batch_size: BatchOption = 32,
     partial: PartialOption = DEFAULT_PARTIAL,
     resume: ResumeOption = True,
 ) -> None:
     """Speed against quality of a teacher and its students: plot, tables, replies side by side, how it was made."""
+    from distill_engine.evaluate.agreement import validation_prompts
+    from distill_engine.export.backends import chosen_backends
+
     try:
         if ranks()[1] > 1:
             raise ValueError("report-card times models, which ranks beside it would disturb: start it as one process.")
+        names = chosen_backends(backends) if backends else []
         cases = _with_headline(case_list("fixed,free", beams, batches, True, False))
         loaded = loaded_models([teacher, *students], recipe, overrides, teacher, "fp32")
-        # latency first: evaluating attaches what gives features, which costs a little at every layer
-        rows = _latency(loaded, cases, rounds, new_tokens)
+        if names and loaded.ready.family.inputs != "tokens":
+            raise ValueError("--backends: programs beside PyTorch run models that read texts. Leave it out.")
+        prompts = validation_prompts(loaded.first_dataset, loaded.ready.tokenizer, _CONTEXTS) if names else None
+        with TemporaryDirectory() as folder:
+            programs = [] if prompts is None else opened(students[0], names, Path(folder), prompts)
+            # latency first: evaluating attaches what gives features, which costs a little at every layer
+            rows = _latency(loaded, cases, rounds, new_tokens)
+            compared = [] if prompts is None else _by_programs(prompts, students[0], programs, rounds, new_tokens)
         done = measured(loaded, reply_settings(loaded, generation), batch_size, partial, resume)
-        card = _card(loaded, with_sizes(loaded, done.values), rows, done.samples, generation)
+        card = _card(loaded, with_sizes(loaded, done.values), rows, done.samples, generation, compared)
         _write(card, out, into)
     except (ValueError, OSError) as error:
         refuse(error)
@@ -122,12 +141,20 @@ def _latency(loaded: Loaded, cases: list[Case], rounds: int, new_tokens: int) ->
         return rows(loaded.models, measure(loaded.models, cases, contexts, rounds, 2, new_tokens, advance))
 
 
+def _by_programs(
+    prompts: Prompts, student: str, programs: Sequence[Running], rounds: int, new_tokens: int
+) -> list[BackendRow]:
+    with progress_bar("backends") as advance:
+        return by_programs(student, programs, prompts, rounds, new_tokens, advance)
+
+
 def _card(
     loaded: Loaded,
     values: dict[str, dict[str, float]],
     rows: list[LatencyRow],
     samples: Sequence[Any],
     generation: list[str],
+    by_program: Sequence[BackendRow],
 ) -> ReportCard:
     from distill_engine.evaluate.run import Sample
     from distill_engine.metrics.text.bleu import bleu_signature
@@ -145,6 +172,11 @@ def _card(
         "latency": f"{rows[0].rounds} rounds after 2 to warm up, models and cases taking turns; ms/reply: "
         f"{rows[0].new_tokens:.0f} tokens, greedy, one at a time, {rows[0].dtype} on {rows[0].device}",
     }
+    if by_program:
+        how["backends"] = (
+            f"the first student, latency as above; {by_program[0].prompts} validation prompts answered with its own "
+            "generation settings: equal replies are those of torch (fp32), token by token"
+        )
     return ReportCard(
         names=[short[name] for name in loaded.models],
         quality={short[name]: row for name, row in values.items()},
@@ -155,6 +187,8 @@ def _card(
         ],
         how=how,
         machine=machine_record(),
+        backends=by_program,
+        judged=judged(ready),
     )
 
 
@@ -172,6 +206,7 @@ def _write(card: ReportCard, out: Path, into: list[Path]) -> None:
     numbers = {
         "quality": {name: dict(row) for name, row in card.quality.items()},
         "latency": [asdict(row) for rows in card.latency.values() for row in rows],
+        "backends": [asdict(row) for row in card.backends],
         "how": dict(card.how),
         "machine": dict(card.machine),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,41 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.generate import decoded, own_settings
-from distill_engine.metrics.named import text_metrics
+from distill_engine.metrics.named import computable
 from distill_engine.models.generation_settings import ONE_REPLY
 
 _PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What both answer.
+
+    contexts  [1, S] int64 each, on the CPU
+    golds     the right answers; empty where there are none
+    source    where they are from, as people read it
+    """
+
+    contexts: Sequence[Tensor]
+    golds: Sequence[str]
+    source: str
+
+
+def validation_prompts(dataset: TokenisedDataset, tokenizer: Any, count: int) -> Prompts:
+    """At most `count` of a dataset, evenly spread over it."""
+    count = min(count, len(dataset))
+    examples = [dataset.example(number * max(1, len(dataset) // count)) for number in range(count)]
+    contexts = [torch.tensor(one.context_ids, dtype=torch.long)[None] for one in examples]
+    return Prompts(contexts, [decoded(tokenizer, one.label_ids.tolist()) for one in examples], "validation")
+
+
+def random_prompts(words: int, count: int, tokens: int) -> Prompts:
+    """Contexts of so many random tokens each, special ones left out; the same every time."""
+    draw = torch.Generator().manual_seed(0)
+    return Prompts([torch.randint(min(5, words - 1), words, (1, tokens), generator=draw) for _ in range(count)], [],
+                   "random")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,14 +70,9 @@ class Agreement:
     metrics: dict[str, tuple[float, float]]
 
 
-def agreement(
-    student: Any, other: Any, tokenizer: Any, contexts: Sequence[Tensor], golds: Sequence[str], new_tokens: int
-) -> Agreement:
-    """Both answer every context greedily or as the student's settings say, without sampling.
-
-    contexts  [1, S] int64 each, at least one
-    golds     the right answers; empty where there are none
-    """
+def agreement(student: Any, other: Any, tokenizer: Any, prompts: Prompts, new_tokens: int) -> Agreement:
+    """Both answer every context (at least one) greedily or as the student's settings say, without sampling."""
+    contexts, golds = prompts.contexts, prompts.golds
     one, two = (said_ids(model, contexts, new_tokens) for model in (student, other))
     texts = [[decoded(tokenizer, ids) for ids in said] for said in (one, two)]
     different = [number for number, pair in enumerate(zip(one, two, strict=True)) if pair[0] != pair[1]]
@@ -57,11 +81,8 @@ def agreement(
         at = different[0]
         first = Difference(decoded(tokenizer, contexts[at][0].tolist()), texts[0][at], texts[1][at])
     right = [[gold] for gold in golds]
-    judged = [metric for metric in text_metrics() if golds and metric.better != "neither"]
-    metrics = {}
-    for metric in judged:
-        with suppress(ImportError):  # one whose optional library is not there is left out
-            metrics[metric.name] = (metric.value(texts[0], right), metric.value(texts[1], right))
+    judged = [metric for metric in computable() if golds and metric.better != "neither"]
+    metrics = {one.name: (one.value(texts[0], right), one.value(texts[1], right)) for one in judged}
     return Agreement(1.0 - len(different) / len(contexts), len(contexts), first, metrics)
 
 

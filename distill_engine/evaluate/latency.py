@@ -129,7 +129,9 @@ def _variant(model: PreTrainedModel, case: Case) -> PreTrainedModel:
 @torch.inference_mode()
 def _timed(model: PreTrainedModel, case: Case, contexts: Sequence[Tensor | Audio], new_tokens: int) -> Timing:
     inputs = _batched(model, contexts)
-    device = next(iter(inputs.values())).device
+    # programs of one run may differ in where they run
+    device = torch.device(getattr(model, "device", next(iter(inputs.values())).device))
+    inputs = {name: one.to(device) for name, one in inputs.items()}
     settings = {**_settings(model, case, new_tokens), **ONE_REPLY}
     before = _allocated(device, reset=True)
     started = time.perf_counter()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel
 
@@ -44,6 +44,8 @@ class LatencyRow:
     tokens_per_second  all generated tokens / all seconds
     new_tokens         mean tokens of a reply, end token included
     peak_mib           weights and what generation needed beside them at its peak; None on a CPU
+    backend            the program that replies; of those beside PyTorch, `parameters` and `attention` are those of the
+                       PyTorch model, and `weights_mib` is the size on disk
     """
 
     model: str
@@ -67,6 +69,38 @@ class LatencyRow:
     tokens_per_second: float
     weights_mib: float
     peak_mib: float | None
+    backend: str = "torch"
+
+
+class Program(Protocol):
+    """A model in one program, as `export.backends` opens it."""
+
+    @property
+    def backend(self) -> str:
+        """The program's name."""
+
+    @property
+    def model(self) -> Any:
+        """What generates."""
+
+    @property
+    def mib_on_disk(self) -> float:
+        """Of its weights, as the program stores them."""
+
+    @property
+    def memory_mib(self) -> float | None:
+        """That opening it and one reply added to this process; None where nobody knows."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of `measure` that is another one in another program.
+
+    of  the PyTorch model's name there
+    """
+
+    of: str
+    program: Program
 
 
 @dataclass(frozen=True)
@@ -80,10 +114,22 @@ class Latency:
 
 
 def rows(
-    models: Mapping[str, PreTrainedModel], timings: Mapping[tuple[str, Case], Sequence[Timing]]
+    models: Mapping[str, PreTrainedModel],
+    timings: Mapping[tuple[str, Case], Sequence[Timing]],
+    variants: Mapping[str, Variant] | None = None,
 ) -> list[LatencyRow]:
-    """One row per model and case, in the order of `timings`."""
-    return [_row(name, models[name], case, measured) for (name, case), measured in timings.items()]
+    """One row per model and case, in the order of `timings`; `variants` says which of them are others in another
+    program."""
+    made = []
+    for (name, case), measured in timings.items():
+        variant = (variants or {}).get(name)
+        if variant is None:
+            made.append(_row(name, models[name], case, measured))
+            continue
+        row, program = _row(variant.of, models[variant.of], case, measured), variant.program
+        own = {"device": program.model.device.type, "weights_mib": program.mib_on_disk, "peak_mib": None}
+        made.append(replace(row, backend=program.backend, **own))
+    return made
 
 
 def _row(name: str, model: PreTrainedModel, case: Case, timings: Sequence[Timing]) -> LatencyRow:

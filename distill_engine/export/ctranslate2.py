@@ -28,6 +28,7 @@ class CTranslate2(Target):
 
     meaning = "CTranslate2's model folder, for fast inference on CPUs and GPUs (extra `ctranslate2`)"
     quantizations = ("int8", "int16", "float16", "bfloat16")
+    generates = True
 
     def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:  # noqa: ARG002
         """See Target."""

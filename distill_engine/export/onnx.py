@@ -33,6 +33,7 @@ class Onnx(Target):
 
     meaning = "three graphs for ONNX Runtime, with a cache of keys and values (extra `onnx`)"
     quantizations = ("int8",)
+    generates = True
 
     def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:  # noqa: ARG002
         """See Target."""

@@ -39,11 +39,13 @@ class Target(Protocol):
 
     meaning        half a sentence for tables
     quantizations  what --quantize may be; empty: nothing
+    generates      whether this program can run it, so that it is a backend of `distill latency` and of report cards
     inputs         of the families that it can represent
     """
 
     meaning: str
     quantizations: tuple[str, ...]
+    generates: bool = False
     inputs: tuple[str, ...] = ("tokens",)
 
     def write(self, student: Path, target: Path, quantize: str | None, recipe: Path | None) -> None:

@@ -66,7 +66,7 @@ class Checkpoint:
         self._ties = _ties(model)
         self._stored: dict[str, list[str]] = {}
         for stored in self._files.shapes:
-            self._stored.setdefault(_parameter_name(stored, model.base_model_prefix, self._shapes), []).append(stored)
+            self._stored.setdefault(parameter_name(stored, model.base_model_prefix, self._shapes), []).append(stored)
         ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
         problems = [*self._absent(), *self._unknown(ignored), *self._misshapen(), *self._ambiguous()]
         self.own_head = not problems and any(self._apart(name) for name in self._separable)
@@ -191,7 +191,7 @@ def _ties(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
     return {one: tuple(other for other in group if other != one) for group in groups.values() for one in group}
 
 
-def _parameter_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str:
+def parameter_name(stored: str, prefix: str, parameters: Mapping[str, Any]) -> str:
     """The parameter that transformers takes a stored tensor for: with or without the base model's prefix."""
     bare = stored.removeprefix(f"{prefix}.")
     if bare != stored and bare in parameters:

@@ -80,6 +80,13 @@ class WeightFiles:
             self._pickled[file] = _unpickle(file)
         return self._pickled[file]
 
+    def by_file(self) -> dict[Path, list[str]]:
+        """Stored names, by the file that holds them."""
+        found: dict[Path, list[str]] = {}
+        for stored, file in self._files.items():
+            found.setdefault(file, []).append(stored)
+        return found
+
     def read(self, stored: str) -> Tensor:
         """One tensor, in the dtype it is stored in. Raises WeightsError if it is not there or unreadable."""
         file = self._files.get(stored)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.schema import Recipe
+
+
+def holds_head(recipe: Recipe) -> bool | None:
+    """Whether the recipe's cache keeps logits as their factors (`distill cache --k all`), which fused prediction needs;
+    None where no cache is there yet."""
+    try:
+        manifest = json.loads((Path(recipe.teacher.cache or "") / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest["form"]["head"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def a_cached_teacher_has_a_folder(recipe: Recipe) -> Iterator[Problem]:
@@ -20,17 +32,18 @@ def a_cached_teacher_has_a_folder(recipe: Recipe) -> Iterator[Problem]:
 
 
 def cached_outputs_are_of_the_data(recipe: Recipe) -> Iterator[Problem]:
-    """Of any other text a cache holds nothing, and of logits no factors."""
+    """Of any other text a cache holds nothing, and of some tokens' logits no factors."""
     if recipe.teacher.source != "cache":
         return
     if recipe.rollout.source != "gold":
         what = f"is {recipe.rollout.source}, but teacher.source is cache"
         fix = "Set rollout.source: gold, or teacher.source: live"
         yield Problem("rollout.source", what, "A cache holds the teacher's outputs for the data's own labels", fix)
-    if recipe.losses.kernels.prediction == "fused":
-        fix = "Set losses.kernels.prediction: auto or reference"
-        rule = "Fused prediction computes the teacher's logits from their factors, which a cache does not hold"
-        yield Problem("losses.kernels.prediction", "is fused, but teacher.source is cache", rule, fix)
+    if recipe.losses.kernels.prediction == "fused" and holds_head(recipe) is False:
+        what = f"is fused, but {recipe.teacher.cache} keeps the most probable tokens"
+        fix = "Set losses.kernels.prediction: auto or reference, or make a cache of all logits (distill cache --k all)"
+        rule = "Fused prediction computes the teacher's logits from their factors"
+        yield Problem("losses.kernels.prediction", what, rule, fix)
 
 
 CACHE_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (

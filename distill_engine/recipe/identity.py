@@ -45,6 +45,13 @@ def resolved_yaml(recipe: Recipe) -> str:
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
+def vocabulary_digest(recipe: Recipe) -> str:
+    """Short digest of what a recipe says that decides a trimmed vocabulary, by which plans find its size."""
+    data = recipe.data.model_dump(mode="json", exclude={"cache_dir"})
+    student = recipe.student.model_dump(mode="json", include={"vocabulary_min_count", "vocabulary_list"})
+    return digest_of([data, student, recipe.teacher.path, recipe.teacher.revision])[:16]
+
+
 def recipe_digest(recipe: Recipe) -> str:
     """sha256 (hex) of what decides the mathematics; equal exactly when no mathematics differ."""
     leaves = {path: value for path, value in _leaves(recipe).items() if not _is_changeable(path, recipe)}

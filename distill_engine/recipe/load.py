@@ -168,12 +168,14 @@ def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) ->
     sources = enumerate(recipe.data.tasks)
     datasets = [changed(dataset, f"data.tasks.{index}", "train", "valid", "test") for index, dataset in sources]
     data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": datasets})
+    student = changed(recipe.student, "student", "vocabulary_list")
     teacher, several = changed(recipe.teacher, "teacher", "path", "cache"), enumerate(recipe.teachers)
     teachers = [changed(one, f"teachers.{index}", "path") for index, one in several]
     if teachers and teacher.path is None:  # the first is the teacher wherever only one can be
         revision = teacher.revision or teachers[0].revision
         teacher = teacher.model_copy(update={"path": teachers[0].path, "revision": revision})
-    return recipe.model_copy(update={"data": data, "teacher": teacher, "teachers": teachers})
+    changes = {"data": data, "student": student, "teacher": teacher, "teachers": teachers}
+    return recipe.model_copy(update=changes)
 
 
 def _resolved(value: str, folder: Path) -> str:

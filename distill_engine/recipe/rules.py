@@ -106,6 +106,31 @@ def teacher_keys_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"teacher.{key}", what, fix=f"Set teacher.path, or remove the {key}")
 
 
+def trimmed_vocabulary_is_a_teachers(recipe: Recipe) -> Iterator[Problem]:
+    """Rows are taken out of a teacher's tables, and options of trimming need trimming."""
+    part = recipe.student
+    if part.vocabulary == "trimmed" and recipe.teacher.path is None:
+        yield Problem(
+            "student.vocabulary",
+            "is trimmed, but there is no teacher",
+            "A vocabulary is trimmed with the teacher's embeddings",
+            "Name a smaller tokenizer (data.tokenizer), or a teacher",
+        )
+    if part.vocabulary == "trimmed" and recipe.teachers:
+        yield Problem(
+            "student.vocabulary",
+            "is trimmed, but there are several teachers",
+            "One teacher's tables are trimmed",
+            "Leave it out, or name one teacher (teacher.path)",
+        )
+    if part.vocabulary == "all" and (part.vocabulary_list is not None or part.vocabulary_min_count != 1):
+        name = "vocabulary_list" if part.vocabulary_list is not None else "vocabulary_min_count"
+        yield Problem(
+            f"student.{name}", "is given, but student.vocabulary is all", "It says what a trimmed vocabulary keeps",
+            "Set student.vocabulary: trimmed, or remove the key",
+        )  # fmt: skip
+
+
 def student_alone_is_complete(recipe: Recipe) -> Iterator[Problem]:
     """Without a teacher there is nobody to take sizes from."""
     if recipe.teacher.path is not None:
@@ -226,6 +251,7 @@ RULES: tuple[Rule, ...] = (
     teacher_is_used,
     weights_have_a_teacher,
     copied_layers_have_a_teacher,
+    trimmed_vocabulary_is_a_teachers,
     teacher_keys_have_a_teacher,
     student_alone_is_complete,
     width_divides_into_heads,

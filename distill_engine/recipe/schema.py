@@ -116,6 +116,17 @@ class StudentSection(Section):
         "between equal widths, as ParlAI's narrow agents.",
     )
     activation_checkpointing: bool = Field(False, description="Recompute layers in the backward pass.")
+    vocabulary: Literal["all", "trimmed"] = Field(
+        "all",
+        description="trimmed: special tokens, bytes and what the training data uses; the teacher's distribution is "
+        "renormalised over them, and the tokenizer goes along with the student (docs/vocabulary.md).",
+    )
+    vocabulary_min_count: PositiveInt = Field(
+        1, description="trimmed: keep tokens that the training data uses at least so often."
+    )
+    vocabulary_list: str | None = Field(
+        None, description="trimmed: a file with one token a line, as the tokenizer writes it, kept instead of counting."
+    )
 
     @property
     def encoder_is_frozen(self) -> bool:

@@ -55,6 +55,17 @@ def family_is_the_teachers(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
         )
 
 
+def vocabulary_is_of_texts(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """What generates from sound counts on the numbers of its time marks and tasks."""
+    if recipe.student.vocabulary == "trimmed" and family_named(teacher.family).inputs != "tokens":
+        yield Problem(
+            "student.vocabulary",
+            f"is trimmed, but {teacher.family} models read no texts",
+            "Vocabularies of text models can be trimmed",
+            "Remove the key",
+        )
+
+
 def heads_agree(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Attention terms compare head by head."""
     heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
@@ -261,6 +272,7 @@ TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]
 
 TEACHER_RULES: tuple[TeacherRule, ...] = (
     family_is_the_teachers,
+    vocabulary_is_of_texts,
     heads_agree,
     width_divides,
     student_is_not_deeper,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill_engine.evaluate.backend_rows import BackendRow, backend_table
 from distill_engine.evaluate.latency_rows import LatencyRow
 from distill_engine.evaluate.run import Sample
 from distill_engine.reports import page, plots
@@ -39,6 +40,8 @@ class ReportCard:
     quality  values per short name (evaluation's names, and `parameters`)
     latency  rows per short name; the first of each is the headline: fixed tokens, greedy, one at a time
     how      facts about how it was measured, as label -> text
+    backends the first student in several programs; empty: not asked for
+    judged   text metrics of those rows that are shown
     """
 
     names: Sequence[str]
@@ -47,6 +50,8 @@ class ReportCard:
     samples: Sequence[Sample]
     how: Mapping[str, str]
     machine: Mapping[str, Any] = field(default_factory=dict)
+    backends: Sequence[BackendRow] = ()
+    judged: Sequence[str] = ()
 
     @property
     def teacher(self) -> str:
@@ -76,6 +81,7 @@ def card_html(card: ReportCard) -> str:
         *_dataset_tables(card),
         page.heading("Latency"),
         page.table(speed_header, speed_rows),
+        *([page.heading("Backends"), page.table(*backends(card), numbers=range(2, 99))] if card.backends else []),
         page.heading("Sample replies"),
         page.table(["said before", "right answer", *card.names], sample_rows(card), numbers=False),
         page.heading("How it was made"),
@@ -96,6 +102,7 @@ def card_markdown(card: ReportCard, plot_file: str) -> str:
             _markdown_table(*overview(card)),
             "## Latency\n",
             _markdown_table(*speeds(card)),
+            *(["## Backends\n", _markdown_table(*backends(card))] if card.backends else []),
             "## Sample replies\n",
             _markdown_table(["said before", "right answer", *card.names], sample_rows(card)),
             "## How it was made\n",
@@ -110,7 +117,8 @@ def model_card_section(card: ReportCard) -> str:
     facts = "\n".join(f"- {label}: {text}" for label, text in card.how.items())
     table = _markdown_table(*overview(card))
     samples = _markdown_table(["said before", "right answer", *card.names], sample_rows(card)[:3])
-    return f"{BEGIN}\n## Report card\n\n{headline(card)}\n\n{table}\n{samples}\n{facts}\n{END}\n"
+    programs = f"{_markdown_table(*backends(card))}\n" if card.backends else ""
+    return f"{BEGIN}\n## Report card\n\n{headline(card)}\n\n{table}\n{programs}{samples}\n{facts}\n{END}\n"
 
 
 def with_section(readme: str, section: str) -> str:
@@ -170,6 +178,11 @@ def speeds(card: ReportCard) -> tuple[list[str], list[list[str]]]:
                 [name, case, *times, f"{row.tokens_per_second:,.0f}", f"{row.new_tokens:.1f}", f"{memory:,.1f}"]
             )
     return header, rows
+
+
+def backends(card: ReportCard) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the first student by each program."""
+    return backend_table(card.backends, dict.fromkeys((row.model for row in card.backends), card.names[1]), card.judged)
 
 
 def sample_rows(card: ReportCard) -> list[list[str]]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from distill_engine.cluster.facts import read_cluster
+from distill_engine.cluster.files import default_cache_folder
 from distill_engine.data.audio.clips import SpeechDataset
 from distill_engine.data.audio.frontend import Frontend
 from distill_engine.data.audio.stored import FeatureCache
@@ -21,7 +22,7 @@ from distill_engine.data.episodes import Episode, Split
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Reading, Source
-from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
+from distill_engine.data.tokens.cache import Content, TokenCache
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer

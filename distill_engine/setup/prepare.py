@@ -35,13 +35,15 @@ from distill_engine.models.generation_settings import (
 )
 from distill_engine.models.loading import Checkpoint, local_copy, problem_of_teacher
 from distill_engine.models.weight_files import WeightsError
+from distill_engine.recipe.identity import vocabulary_digest
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, ids_fit
-from distill_engine.setup.datasets import load_datasets, load_split
+from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
 from distill_engine.setup.listening import frontend_of
 from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
+from distill_engine.setup.vocabulary import Vocabulary, Wanted, check_same_tokens, leave_size, trimmed_teacher
 from distill_engine.student.layer_map import resolve_layer_map
 
 
@@ -52,6 +54,7 @@ class Prepared:
     generation  how the student generates, and its export
     frontend    makes features of sounds, for a family that hears
     languages   of the data; `told` is what of the teacher's generation settings its target language changes
+    vocabulary  what is kept of a trimmed one; teacher_folder and tokenizer are then the trimmed teacher's
     others      teachers beside the first
     """
 
@@ -69,6 +72,7 @@ class Prepared:
     generation: Settled
     languages: Languages = field(default_factory=Languages)
     told: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
     frontend: Frontend | None = None
     others: tuple[OtherTeacher, ...] = ()
 
@@ -81,9 +85,30 @@ class Prepared:
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     """Load and check teacher configuration, tokenizer and data (memory-mapped from the token cache where it can be).
 
+    With a trimmed vocabulary the teacher is its trimmed copy, and the tokenizer that copy's.
+
     Raises RecipeError for what does not fit together, DataError for bad data files, WeightsError for weight files
     that are missing or damaged, or not those of the model that config.json describes (only their headers are read).
     """
+    whole = _prepare(recipe, source)
+    if recipe.student.vocabulary == "all":
+        return whole
+    part, cache = recipe.student, cache_folder(recipe.data)
+    wanted = Wanted(part.vocabulary_min_count, Path(part.vocabulary_list) if part.vocabulary_list else None)
+    assert whole.teacher_folder is not None, "a rule of recipes"
+    vocabulary = trimmed_teacher(
+        whole.teacher_folder, whole.tokenizer, whole.train_datasets, whole.valid_datasets, wanted, cache
+    )
+    leave_size(cache, vocabulary_digest(recipe), vocabulary)
+    teacher = recipe.teacher.model_copy(update={"path": str(vocabulary.folder), "revision": None})
+    data = recipe.data.model_copy(update={"tokenizer": None})
+    ready = _prepare(recipe.model_copy(update={"teacher": teacher, "data": data}), source)
+    check_same_tokens(vocabulary, whole.train_datasets, ready.train_datasets)
+    return replace(ready, recipe=recipe, vocabulary=vocabulary)
+
+
+def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
+    """The same with the teacher and the tokenizer that the recipe names."""
     folder = teacher_folder(recipe)
     config = None if folder is None else _read_config(folder, source)
     if folder is not None and config is not None:

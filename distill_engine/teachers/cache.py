@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_engine.teachers.columns import CacheError, Column, Form, from_json, names_of, unpacked
@@ -34,16 +36,18 @@ class CachedTeacher(Teacher):
         device: torch.device,
         dtype: torch.dtype,
         identity: Mapping[str, Any],
+        once: Mapping[str, Tensor],
     ) -> None:
-        """`dtype`: of the models that compute; `attention` as columns.attention_facts."""
+        """`dtype`: of the models that compute; `attention` as columns.attention_facts, `once` as columns.constants."""
         self._shards, self._form, self._columns, self._attention = shards, form, columns, attention
         self._device, self._dtype = device, dtype
         self.identity = identity
+        self._once = {name: self._moved(one) for name, one in once.items()}
 
     def lacking(self, request: FeatureRequest) -> list[str]:
-        """Columns that are not there, and the logits' factors, of which there are none."""
+        """Columns that are not there, and the logits' factors where some of the logits were kept instead."""
         missing = [name for name in names_of(request, self._form) if name not in self._columns]
-        return [*(["head"] if request.head else []), *missing]
+        return [*(["head"] if request.head and not self._form.head else []), *missing]
 
     def features(self, group: Sequence[Batch], request: FeatureRequest) -> Iterator[Features]:
         """As the protocol says. Raises CacheError for an example that is not in the cache."""
@@ -56,16 +60,24 @@ class CachedTeacher(Teacher):
         places = [self._shards.find(key) if label else None for key, (_, label) in zip(keys, lengths, strict=True)]
         for row, place in enumerate(places):
             if place is None and lengths[row, 1]:
-                raise CacheError(
-                    f"Example {int(batch.example_ids[row])} of dataset {int(batch.dataset_ids[row])} is not in the "
-                    "teacher's cache: its text is not that of the dataset. A cached teacher needs rollout.source: gold."
-                )
+                raise CacheError(self._foreign(batch, row, lengths[row].tolist(), keys[row]))
         sizes = {Stack.ENCODER.value: batch.inputs.length, Stack.DECODER.value: batch.labels.shape[1]}
         tables = {
             name: self._moved(self._shards.rows(places, name, sizes[self._columns[name].stack]))
             for name in names_of(request, self._form)
         }
-        return unpacked(tables, self._form, self._attention, request)
+        return unpacked(tables, self._form, self._attention, request, self._once)
+
+    def _foreign(self, batch: Batch, row: int, lengths: list[int], key: NDArray[np.uint64]) -> str:
+        """What is the matter with an example that is not there."""
+        same = self._shards.has_context(key)
+        which = "its context is there with other labels" if same else "no example there has its context"
+        return (
+            f"Example {int(batch.example_ids[row])} of dataset {int(batch.dataset_ids[row])} ({lengths[0]} context and "
+            f"{lengths[1]} label tokens) is not in the teacher's cache {self._shards.folder}: {which}. The datasets "
+            "were all there at the start, so its text is not theirs, or files of the cache were replaced. Use "
+            "rollout.source: gold; or make the cache again in another folder with `distill cache RECIPE --out DIR`."
+        )
 
     def _moved(self, rows: Tensor) -> Tensor:
         """To the device; all but token numbers in the type that the models compute in."""
@@ -87,7 +99,8 @@ class Cache:
         shards = Shards(parts.cache, list(dict.fromkeys(made_of.datasets.values())), columns)
         digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
         identity = {"teacher_cache": digest}
-        return CachedTeacher(shards, form, columns, attention, parts.device, parts.dtype, identity)
+        once = shards.constants(manifest["constants"], form.dtype)
+        return CachedTeacher(shards, form, columns, attention, parts.device, parts.dtype, identity, once)
 
 
 CACHE = Cache()

@@ -1,20 +1,19 @@
 """The files of a teacher cache.
 
     DIR/manifest.json                  what was cached, of which teacher, in which form (columns.py)
+    DIR/constants/*.npy                what is the same for all examples, if there is any of that
     DIR/<dataset>/dataset.json         title and number of examples; there when all of its shards are
     DIR/<dataset>/<shard>/*.npy        keys [n, 2], lengths [n, 2], and a table [positions, width] for each column
 
 <dataset> is the digest of the examples' token ids, so data that is there already is never computed twice, and more data
-comes beside it. A shard is written under another name, forced to the disk and renamed: complete or absent. Examples are
-found by their own token ids, in whatever order, mixture or number of ranks a run asks for them.
+comes beside it. A shard is complete or absent (assembly/cache_files.py). Examples are found by their own token ids, in
+whatever order, mixture or number of ranks a run asks for them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from torch import Tensor
 from distill_engine.teachers.columns import DTYPES, CacheError, Column
 from distill_engine.values import IGNORED_LABEL, Batch, Stack, Tokens
 
-FORMAT = 1
-MANIFEST, DATASET = "manifest.json", "dataset.json"
+FORMAT = 2
+MANIFEST, DATASET, CONSTANTS = "manifest.json", "dataset.json", "constants"
 _NUMPY: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16, "int32": np.int32}
 
 
@@ -44,27 +43,29 @@ def lengths_of(batch: Batch) -> NDArray[np.int64]:
 
 
 def keys_of(batch: Batch, lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """[B, 2]: a name of all that decides the teacher's features of each row: the ids that it reads."""
+    """[B, 2]: names of all that decides the teacher's features of each row, the ids that it reads, and of the context
+    alone."""
     assert isinstance(batch.inputs, Tokens), "caches are made of text"
     contexts = batch.inputs.input_ids.numpy().astype(np.int32)
     decoders = batch.decoder_input_ids.numpy().astype(np.int32)
     keys = np.empty((len(lengths), 2), np.uint64)
     for row, (context, label) in enumerate(lengths):
-        digest = hashlib.blake2b(int(context).to_bytes(8, "little"), digest_size=16)
-        digest.update(contexts[row, :context].tobytes())
+        digest = hashlib.blake2b(contexts[row, :context].tobytes(), digest_size=8)
+        keys[row, 1] = np.frombuffer(digest.digest(), np.uint64)[0]
+        digest.update(int(context).to_bytes(8, "little"))
         digest.update(decoders[row, :label].tobytes())
-        keys[row] = np.frombuffer(digest.digest(), np.uint64)
+        keys[row, 0] = np.frombuffer(digest.digest(), np.uint64)[0]
     return keys
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def to_numpy(rows: Tensor, dtype: str) -> NDArray[Any]:
     """Rows as files hold them; bf16, which numpy does not know, as its bits."""
     if dtype == "int32":
         return rows.int().cpu().numpy()
-    stored = rows.to(DTYPES[dtype]).cpu().contiguous()
+    stored = rows.detach().to(DTYPES[dtype]).cpu().contiguous()
     return stored.view(torch.int16).numpy().view(np.uint16) if dtype == "bf16" else stored.numpy()
 
 
@@ -80,35 +81,8 @@ def empty_table(column: Column, positions: int) -> NDArray[Any]:
     return np.empty((positions, column.width), _NUMPY[column.dtype])
 
 
-def write_shard(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Complete or absent. Raises OSError."""
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        for name, array in arrays.items():
-            with (fresh / f"{name}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.rename(folder)
-    except OSError:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """In one step. Raises OSError."""
-    fresh = file.with_name(f".{file.name}.new")
-    with fresh.open("w", encoding="utf-8") as target:
-        target.write(json.dumps(content, indent=2) + "\n")
-        target.flush()
-        os.fsync(target.fileno())
-    fresh.replace(file)
-
-
 def read_json(file: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None if it is not there. Raises CacheError if it is something else."""
+    """A JSON object; None if there is no such file. Raises CacheError if it is something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,7 +112,7 @@ class Shards:
 
     def __init__(self, folder: Path, datasets: Sequence[str], columns: Mapping[str, Column]) -> None:
         """Reads keys and lengths. Raises CacheError where files are missing or damaged."""
-        self._folder, self._columns = folder, columns
+        self.folder, self._columns = folder, columns
         parts = [path for one in datasets for path in sorted((folder / one).iterdir()) if path.is_dir()]
         self._parts = [path for path in parts if not path.name.startswith(".")]
         self._tables: dict[tuple[int, str], NDArray[Any]] = {}
@@ -170,15 +144,28 @@ class Shards:
             place += 1
         return None
 
+    def has_context(self, key: NDArray[np.uint64]) -> bool:
+        """Whether some example has this one's context. Looks at all."""
+        return bool((self._keys[:, 1] == key[1]).any())
+
+    def constants(self, shapes: Mapping[str, Sequence[int]], dtype: str) -> dict[str, Tensor]:
+        """What is the same for all examples, of these shapes."""
+        found = {name: self._array(self.folder / CONSTANTS / f"{name}.npy") for name in shapes}
+        if wrong := [name for name, one in found.items() if list(one.shape) != list(shapes[name])]:
+            raise CacheError(f"{self.folder / CONSTANTS} has another {wrong[0]} than {MANIFEST} says. {_AGAIN}")
+        return {name: to_tensor(one, dtype) for name, one in found.items()}
+
     def rows(self, places: Sequence[tuple[int, int] | None], name: str, length: int) -> Tensor:
         """[B, length, width] of one column: each example's positions, then zeros; None: zeros alone."""
         column = self._columns[name]
         side = 0 if column.stack == Stack.ENCODER.value else 1
-        out = np.zeros((len(places), length, column.width), _NUMPY[column.dtype])
+        out = np.empty((len(places), length, column.width), _NUMPY[column.dtype])
         for row, place in enumerate(places):
+            first = end = 0
             if place is not None:
                 first, end = self._begins[place[0]][place[1] : place[1] + 2, side]
                 out[row, : end - first] = self._table(place[0], column)[first:end]
+            out[row, end - first :] = 0
         return to_tensor(out, column.dtype)
 
     def _table(self, part: int, column: Column) -> NDArray[Any]:
@@ -197,4 +184,6 @@ class Shards:
         return found
 
 
-_AGAIN = "Remove its shard's folder and the dataset.json beside it, and give `distill cache` the same command again."
+_AGAIN = (
+    "Remove its folder, of a shard the dataset.json beside it as well, and give `distill cache` the same command again."
+)

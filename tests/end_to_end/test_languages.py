@@ -22,7 +22,7 @@ def test_the_target_language_holds_in_training_validation_and_the_export(program
     recipe = {
         "name": "languages",
         "teacher": {"path": str(teacher), "allow_noise": True},
-        "student": {"decoder_layers": 1},
+        "student": {"decoder_layers": 1, "vocabulary": "trimmed"},
         "losses": {"weights": {"task": 1, "prediction": 1, "hidden": 1}},
         "data": {"tasks": [entry], "context_tokens": 16, "label_tokens": 16},
         "batch": {"per_rank": 4},
@@ -40,5 +40,8 @@ def test_the_target_language_holds_in_training_validation_and_the_export(program
     given = tokenizer("abc", return_tensors="pt")
     assert tokenizer.tgt_lang == "deu_Latn" and given.input_ids[0, 0] == tokenizer.convert_tokens_to_ids("fra_Latn")
     assert student.generate(**given, max_new_tokens=4)[0, :2].tolist() == [tokenizer.eos_token_id, german]
+    whole = AutoTokenizer.from_pretrained(teacher)
+    assert student.config.vocab_size == len(tokenizer) < len(whole), "of the letters a to f alone"
+    assert set(whole.get_vocab()) - set(tokenizer.get_vocab()) == set("ghijklmnopqrstuvwxyz")
     answers = json.loads((folder / "teacher_samples.json").read_text())
     assert len(answers["rows"]) == 2 and all(isinstance(row["teacher"], str) for row in answers["rows"])

@@ -25,7 +25,6 @@ from distill_engine.data.tokens.tokenize import DialogueTokenizer, warn_of_skipp
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 2
-ENVIRONMENT_VARIABLE = "DISTILL_ENGINE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,6 @@ class Content:
     files: tuple[Path, ...]
     options: Mapping[str, object]
     episodes: Callable[[], Iterable[Episode]]
-
-
-def default_cache_folder(environment: Mapping[str, str]) -> Path:
-    """$DISTILL_ENGINE_CACHE, or `distill_engine` in $XDG_CACHE_HOME, or in ~/.cache."""
-    if own := environment.get(ENVIRONMENT_VARIABLE):
-        return Path(own).expanduser()
-    shared = environment.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "distill_engine"
 
 
 class TokenCache:

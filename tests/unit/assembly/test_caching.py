@@ -1,6 +1,8 @@
 """A cache of teacher outputs: made, broken off and continued, extended, refused; the losses are the teacher's."""
 
+import errno
 import json
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, BlenderbotConfig, BlenderbotForConditionalGeneration
 
 from distill_engine.assembly import caching
 from distill_engine.assembly.builder import supervision_of
-from distill_engine.assembly.caching import Alone, CacheMaker, Frozen, Settings
+from distill_engine.assembly.caching import ALONE, CacheMaker, Settings, Share
+from distill_engine.assembly.ending import exit_code_of
+from distill_engine.assembly.frozen_teacher import Alone, Frozen
 from distill_engine.assembly.made_of import made_of
+from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.data.order.collate import Picks, filler_batch
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
 from distill_engine.setup.prepare import prepare
 from distill_engine.teachers.cache import CACHE
 from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.protocol import TeacherParts
+from distill_engine.values import Stack
+from launcher.cache_size import cache_size
+from launcher.hardware import GPUS
+from launcher.job_files import read_job
 
 TOKENIZER = Path(__file__).parents[3] / "recipes" / "demo" / "tokenizer"
 CPU = torch.device("cpu")
@@ -90,9 +101,9 @@ def goal(ready):
     return Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
 
 
-def maker(ready, teacher, goal, folder, k=None, dtype="fp32", shard_bytes=20_000):
+def maker(ready, teacher, goal, folder, k=None, dtype="fp32", shard_bytes=20_000, share=ALONE):
     settings = Settings(k, dtype, "fp32", 4, shard_bytes)
-    return CacheMaker(ready, made_of(ready, Alone()), teacher, goal.teacher_request(), folder, settings, CPU)
+    return CacheMaker(ready, made_of(ready, Alone()), teacher, goal.teacher_request(), folder, settings, CPU, share)
 
 
 def opened(ready, folder, dtype=torch.float32):
@@ -126,7 +137,7 @@ def losses(goal, features, batch):
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in folder.rglob("*") if path.is_file() and ".work" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -158,7 +169,7 @@ def test_some_tokens_and_half_precision_are_near(ready, teacher, goal, whole, tm
     torch.testing.assert_close(found["many"], found["all"], rtol=1e-2, atol=1e-4)
     assert not torch.equal(found["many"][-1], found["all"][-1])
     size, left, _ = maker(ready, teacher, goal, tmp_path / "few", k=64, dtype="bf16").missing()
-    assert left == 0 and size < 0.5 * maker(ready, teacher, goal, whole).missing()[0]
+    assert left == 0 and size < 0.7 * maker(ready, teacher, goal, tmp_path / "many", k=64).missing()[0]
     assert opened(ready, whole).identity != opened(ready, tmp_path / "few").identity
 
 
@@ -175,7 +186,7 @@ def test_broken_off_it_goes_on_and_ends_with_the_same_bytes(ready, teacher, goal
     with pytest.raises(CacheError, match=r"does not hold, .*train, train.*it was not finished"):
         opened(ready, folder)
     (key,) = {path.parent for path in folder.glob("*/00000")}
-    left = key / f".{len(list(key.glob('0*'))):05d}.new"  # by a kill
+    left = key / f".{len(list(key.glob('0*'))):05d}.0.new"  # by a kill
     left.mkdir()
     (left / "keys.npy").write_bytes(b"half")
     before = maker(ready, teacher, goal, folder).missing()
@@ -188,6 +199,47 @@ def test_broken_off_it_goes_on_and_ends_with_the_same_bytes(ready, teacher, goal
     shutil.rmtree(key / "00001")
     with pytest.raises(CacheError, match=r"lacks shards: .* of 28 examples are there"):
         opened(ready, folder)
+
+
+def test_three_ranks_make_the_same_bytes_and_tell_each_other_when_they_cannot(ready, teacher, goal, whole, tmp_path):
+    def of(rank: int) -> CacheMaker:
+        return maker(ready, teacher, goal, tmp_path / "shared", share=Share(rank, 3))
+
+    def fails(_examples: int) -> None:
+        raise OSError(errno.EIO, "a broken wire")
+
+    assert of(0).missing()[0] == of(2).missing()[0]
+    begun: list[int] = []
+    with pytest.raises(CacheError, match=r"shards will not come: rank-1: OSError: .* a broken wire") as error:
+        of(0).write(lambda examples: begun.append(examples) or (len(begun) == 1 and not others_fail(of, fails)))
+    assert may_pass(error.value) and "nothing to do" not in of(0).require_fit()
+    of(2).write(lambda _: None)
+    of(1).write(lambda _: None)
+    of(0).write(lambda _: pytest.fail("rank 0 had made its share"))
+    assert tree(tmp_path / "shared") == tree(whole)
+
+
+def others_fail(of, fails) -> None:
+    with pytest.raises(OSError, match="a broken wire"):
+        of(1).write(fails)
+
+
+def test_a_full_disk_loses_nothing_and_goes_on(ready, teacher, goal, whole, tmp_path):
+    """The disk is full for files of more than so many bytes; what is finished stays, what is not leaves nothing."""
+    folder, limit = tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
+    sizes = [path.stat().st_size for path in whole.glob("*/0*/*.npy")]
+    shutil.copytree(whole / "constants", folder / "constants")  # larger than any table of so tiny a model, as is
+    shutil.copy(whole / "manifest.json", folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) - 1, limit[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            maker(ready, teacher, goal, folder).write(lambda _: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert may_pass(error.value) and not list(folder.glob("*/.*"))
+    assert 0 < maker(ready, teacher, goal, folder).missing()[2] < 28
+    maker(ready, teacher, goal, folder).write(lambda _: None)
+    assert tree(folder) == tree(whole)
 
 
 def test_its_size_is_said_and_a_disk_too_small_refused_before_a_byte_is_written(
@@ -205,10 +257,26 @@ def test_its_size_is_said_and_a_disk_too_small_refused_before_a_byte_is_written(
     assert not folder.parent.exists()
 
 
+def test_the_plan_says_the_same_sizes(place, ready, teacher, goal, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    content = recipe_of(place).model_dump(mode="json", exclude_defaults=True) | {"validation": {"every_steps": 5}}
+    file.write_text(yaml.safe_dump(content))
+    job = read_job(
+        file, [], 1, 1, DEFAULT_DS_CONFIG.with_name("zero2_fp32.json"), DEFAULT_TEACHER_DS_CONFIG, GPUS["h100"]
+    )
+    for k in (None, 8):
+        columns = maker(ready, teacher, goal, tmp_path / "none", k=k)._columns
+        written = {stack: sum(one.row_bytes for one in columns if one.stack == stack.value) for stack in Stack}
+        assert cache_size(job, k).token == written
+    assert cache_size(job, None).once == 4 * 1024 * 17 and cache_size(job, 8).once == 0
+
+
 def test_another_teacher_other_limits_and_another_form_are_refused_with_the_difference(
     place, ready, teacher, goal, whole, tmp_path
 ):
-    with pytest.raises(CacheError, match=r"holds another cache:\n  k: there null, wanted 8\n  column top_ids"):
+    with pytest.raises(
+        CacheError, match=r"holds another cache:\n  k: there null, wanted 8\n  head: there true, .*\n  column top_ids"
+    ):
         maker(ready, teacher, goal, whole, k=8).require_fit()
     shorter = prepare(recipe_of(place, label_tokens=3), "r.yaml")
     with pytest.raises(CacheError, match=r"does not hold, .*: train, train; train, valid\. It holds: train, "):
@@ -243,7 +311,11 @@ def test_further_data_come_beside_the_earlier_ones(place, teacher, goal, whole, 
 def test_other_text_is_refused_and_fillers_are_nothing(ready, goal, whole):
     batch = batch_of(ready, [0, 1])
     batch.decoder_input_ids[1, 1] += 1
-    with pytest.raises(CacheError, match=r"Example 1 of dataset 0 is not in the teacher's cache"):
+    with pytest.raises(CacheError, match=r"Example 1 of dataset 0 \(.*its context is there with other labels") as error:
+        next(opened(ready, whole).features([batch], goal.teacher_request()))
+    assert exit_code_of(error.value) == 78
+    batch.inputs.input_ids[1, 1] += 1
+    with pytest.raises(CacheError, match="no example there has its context"):
         next(opened(ready, whole).features([batch], goal.teacher_request()))
     (shown,) = opened(ready, whole).features([filler_batch(ready.layout)], goal.teacher_request())
-    assert shown.vocabulary == 1024 and not shown.logits.any()
+    assert shown.vocabulary == 1024 and not any(states.any() for states in shown.hidden.values())

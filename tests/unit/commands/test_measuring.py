@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,16 @@ def test_a_split_that_no_task_has_is_refused(run, with_files):
         (["evaluate", "{teacher}", "--recipe", "{recipe}", "--generation", "beams=3"], "name=value with a name of"),
         (["latency", "{teacher}", "--beams", "1,x"], "--beams '1,x': a comma-separated list of positive numbers"),
         (["latency", "{teacher}", "--dtypes", "fp8"], "--dtypes 'fp8': a comma-separated list of fp32, bf16, fp16"),
+        (
+            ["latency", "{teacher}", "--backends", "torch,onx"],
+            "--backends 'torch,onx': a comma-separated list of torch,",
+        ),
+        (["latency", "{teacher}", "--backends", "hf"], "--backends 'hf': a comma-separated list of torch, torch-int8,"),
+        (
+            ["latency", "{teacher}", "--backends", "torch-int8", "--compile", "--dtypes", "bf16"],
+            "--dtypes bf16, --compile: options of PyTorch, which torch-int8 (--backends) do not have",
+        ),
+        (["report-card", "{teacher}", "{teacher}", "--backends", "tflite"], "--backends 'tflite': a comma-separated"),
         (["report", "nowhere"], "nowhere is no run folder"),
         (["chat", "no/such/folder"], "model 'no/such/folder' cannot be loaded"),
     ],
@@ -156,13 +167,47 @@ def test_latency_rows(run, student, tmp_path):
     assert re.search(r"teacher +1 +2 +[\d.]+ +[\d.]+ +[\d.]+ +[\d,]+ +3\.0", done.stdout)
 
 
+def test_latency_by_several_programs(run, recipe, tmp_path):
+    for library in ("onnx", "onnxruntime"):
+        pytest.importorskip(library, reason="the extra `onnx` is not installed")
+    options = "--beams 1 --batches 1,2 --rounds 2 --warm-up 0 --new-tokens 3 --modes fixed --backends onnx,torch-int8"
+    done = run("latency", TEACHER, *options.split(), "--recipe", recipe, "--json", "out.json")
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert [(r["backend"], r["batch"]) for r in content["rows"]] == [
+        ("onnx", 1), ("torch-int8", 1), ("onnx", 2), ("torch-int8", 2)
+    ]  # fmt: skip
+    assert {r["new_tokens"] for r in content["rows"]} == {3} and len({r["parameters"] for r in content["rows"]}) == 1
+    exact, rounded = content["backends"]
+    assert (exact["backend"], exact["agreement"], exact["prompts"]) == ("onnx", 1.0, 20)
+    assert (rounded["backend"], rounded["mib_on_disk"] < exact["mib_on_disk"]) == ("torch-int8", True)
+    for row in (exact, rounded):
+        assert 0 < row["ms_p20"] <= row["ms_per_reply"] <= row["ms_p80"]
+        assert row["tokens_per_second"] == pytest.approx(3000 / row["ms_per_reply"])
+        assert row["memory_mib"] >= 0 and 0 <= row["quality"]["f1"] <= 1
+    assert re.search(r"teacher +onnx +[\d.]+ +[\d.]+ to [\d.]+ .* 100.0%", done.stdout)
+    assert "teacher (torch-int8)" in done.stdout
+
+
+def test_everything_that_programs_lack_is_told_before_one_is_timed(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    monkeypatch.setattr("distill_engine.evaluate.latency.measure", lambda *_: pytest.fail("it is timed already"))
+    told = run("latency", TEACHER, "--backends", "onnx,ctranslate2-int8", "--context-tokens", "9", code=78).stderr
+    assert "--backends onnx: onnxruntime is not installed" in told
+    assert "--backends ctranslate2-int8: ctranslate2 is not installed" in told
+    monkeypatch.delattr("torch.ao.quantization.quantize_dynamic")
+    assert "has no dynamic int8" in run("latency", TEACHER, "--backends", "torch-int8", code=78).stderr
+
+
 def test_a_report_card(run, recipe, student, tmp_path):
     exported = tmp_path / "exported"
     shutil.copytree(student / "best", exported)
     (exported / "README.md").write_text("# small\n\nmine\n")
     options = ["--recipe", recipe, "--rounds", "2", "--beams", "2", "--batches", "1", "--new-tokens", "3"]
+    programs: list[str] = []
     for _ in range(2):  # the second section replaces the first
-        done = run("report-card", TEACHER, student, *options, "--out", "card", "--into", exported)
+        done = run("report-card", TEACHER, student, *options, "--out", "card", "--into", exported, *programs)
+        programs = ["--backends", "torch-int8"]
     assert re.search(r"small answers [\d.]+ times as fast as teacher", done.stdout)
     content = json.loads((tmp_path / "card" / "report_card.json").read_text())
     assert list(content["quality"]) == ["teacher", "small"]
@@ -178,6 +223,10 @@ def test_a_report_card(run, recipe, student, tmp_path):
     card = (exported / "README.md").read_text()
     assert card.startswith("# small\n\nmine\n\n<!-- report card: begin -->") and card.count("## Report card") == 1
     assert ppl in card
+    assert [row["backend"] for row in content["backends"]] == ["torch", "torch-int8"]
+    for text in (markdown, card):
+        assert re.search(r"\| small \| torch-int8 \| [\d.]+ \| [\d.]+ to [\d.]+ \|", text)
+    assert '<td class="text">torch-int8</td>' in page
     assert (
         "no exported model is there"
         in run("report-card", TEACHER, student, *options, "--into", tmp_path, code=78).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -208,12 +209,6 @@ BROKEN = [
     (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.tasks has one entry"),
     (DISTILLED, {"teacher": {"source": "cache"}}, "teacher.source", "is cache, but teacher.cache is null"),
     (DISTILLED, {"teacher": {"cache": "d"}}, "teacher.cache", "is 'd', but teacher.source is live"),
-    (
-        DISTILLED,
-        {"teacher": CACHED, "losses": {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}},
-        "losses.kernels.prediction",
-        "is fused, but teacher.source is cache",
-    ),
     (DISTILLED, {"rollout": {"share": 0.25}}, "rollout.share", "is 0.25, but rollout.source is gold"),
     (DISTILLED, {"rollout": {"source": "student", "new_tokens": 129}}, "rollout.new_tokens", "is 129, .* 128 or less"),
     (
@@ -237,6 +232,18 @@ BROKEN = [
         "is fused, but there are 2 teachers",
     ),
 ]
+
+
+def test_fused_prediction_from_a_cache_needs_all_logits(tmp_path):
+    teacher = {**CACHED, "cache": str(tmp_path)}
+    losses = {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}
+    recipe = changed(DISTILLED, teacher=teacher, losses=losses)
+    for held, count in ((None, 0), (False, 1), (True, 0)):
+        if held is not None:
+            (tmp_path / "manifest.json").write_text(json.dumps({"form": {"head": held}}))
+        problems = check_recipe(recipe)
+        assert [problem.path for problem in problems] == ["losses.kernels.prediction"] * count
+    assert "keeps the most probable tokens" not in lines(problems)
 
 
 @pytest.mark.parametrize("base, changes, path, said", BROKEN, ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)])

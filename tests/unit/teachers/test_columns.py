@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 from distill_engine.models.adapter import adapt
-from distill_engine.teachers.columns import CacheError, Form, attention_facts, names_of, packed, unpacked
-from distill_engine.values import AttentionKind, FeatureRequest, QueryKey, Stack
+from distill_engine.teachers.columns import CacheError, Form, attention_facts, constants, names_of, packed, unpacked
+from distill_engine.values import AttentionKind, Batch, FeatureRequest, Stack, Tokens
 
 ALL = FeatureRequest(
     logits=True,
@@ -27,7 +28,8 @@ def shown(tiny, family):
 def restored(shown, form, request=ALL):
     tables = {name: rows for name, (_, _, rows) in packed(shown, form).items()}
     assert sorted(tables) == sorted(names_of(ALL, form))
-    return unpacked({name: tables[name] for name in names_of(request, form)}, form, attention_facts(shown), request)
+    rows = {name: tables[name] for name in names_of(request, form)}
+    return unpacked(rows, form, attention_facts(shown), request, constants(shown))
 
 
 def test_everything_comes_back_to_the_bit(shown, tiny, family):
@@ -60,8 +62,48 @@ def test_the_most_probable_tokens_keep_their_probability_and_the_others_share_th
     torch.testing.assert_close(rest.amax(dim=-1, keepdim=True), even, rtol=1e-5, atol=1e-9)
 
 
-def test_position_biases_are_refused_with_what_to_do(shown, tiny):
+def test_logits_come_back_from_their_factors_to_the_bit(tiny, family):
+    batch = tiny.batch(family)
+    asked = FeatureRequest(logits=True, head=True)
+    with torch.no_grad():
+        shown = adapt(tiny.model(family))(batch, asked)
+    form = Form(None, "fp32", tiny.VOCABULARY, shown.head.masked_id, head=True)
+    (row,) = packed(shown, form).items()
+    assert row[0] == "head" and row[1][2].shape[-1] == shown.head.embedding.shape[1]
+    back = unpacked({"head": row[1][2]}, form, {}, asked, constants(shown))
+    assert torch.equal(back.logits, shown.logits) and torch.equal(back.head.hidden, shown.head.hidden)
+    assert back.head.masked_id == shown.head.masked_id
+
+
+def test_position_biases_are_one_number_for_each_head_and_distance():
+    config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4,
+                      relative_attention_num_buckets=6, relative_attention_max_distance=9,
+                      decoder_start_token_id=0)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = adapt(T5ForConditionalGeneration(config).eval())
+    kinds = {AttentionKind.ENCODER_SELF: (1,), AttentionKind.DECODER_SELF: (0, 1), AttentionKind.CROSS: (1,)}
+    asked = FeatureRequest(logits=False, attention=kinds)
+
+    def of(context: int, label: int):
+        ids = torch.arange(context)[None] % 30 + 2
+        labels = torch.arange(label)[None] % 30 + 2
+        with torch.no_grad():
+            return model(Batch.of(Tokens(ids, torch.ones_like(ids)), labels, labels), asked)
+
+    once, shown = constants(of(24, 20)), of(13, 7)
+    assert {name: tuple(table.shape) for name, table in once.items()} == {
+        "bias.encoder_self.1": (4, 47), "bias.decoder_self.0": (4, 39), "bias.decoder_self.1": (4, 39),
+    }  # fmt: skip
+    form = Form(None, "fp32", 32, None)
+    rows = {name: row for name, (_, _, row) in packed(shown, form).items()}
+    back = unpacked(rows, form, attention_facts(shown), asked, once)
+    for key, pair in shown.attention.items():
+        other = back.attention[key]
+        assert torch.equal(other.query, pair.query) and torch.equal(other.key, pair.key)
+        assert (pair.bias is None) == (key[0] is AttentionKind.CROSS) == (other.bias is None)
+        assert pair.bias is None or torch.equal(other.bias, pair.bias)
     (key, pair), *_ = shown.attention.items()
-    biased = QueryKey(pair.query, pair.key, pair.scale, torch.zeros(2, 5, 5))
-    with pytest.raises(CacheError, match=r"position biases.*Set the weights of its attention terms to 0"):
-        packed(replace(shown, attention={key: biased}), Form(None, "fp32", tiny.VOCABULARY, None))
+    other = replace(pair, bias=torch.rand(4, 13, 13))
+    with pytest.raises(CacheError, match=r"not those of distances.*Set the weights of its attention terms to 0"):
+        constants(replace(shown, attention={key: other}))

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from distill_engine.cluster.files import default_cache_folder
 from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.formats.parlai_text import read_parlai_text
 from distill_engine.data.tokens import cache as token_cache
-from distill_engine.data.tokens.cache import Content, TokenCache, default_cache_folder
+from distill_engine.data.tokens.cache import Content, TokenCache
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 
