@@ -74,7 +74,8 @@ def loss_terms(recipe: Recipe, objective: Objective, student: StudentEngine, ran
     if losses.balance == "initial_scale":
         start = InitialScale(terms, losses.balance_start_steps, losses.balance_limit)
         balancer = by_value(start, objective, student.module, ranks)
-    fade = None if losses.feature_steps is None else Fade(objective.terms_used, losses.feature_steps)
+    fading = {term.name: term.operand != "logits" for term in objective.terms_used}
+    fade = None if losses.feature_steps is None else Fade(fading, losses.feature_steps)
     return LossTerms(balancer, gradients if every else None, ranks, fade)
 
 

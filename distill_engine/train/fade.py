@@ -4,10 +4,8 @@ becomes the other little by little."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from distill_engine.losses.terms.protocol import Term
 
 _STAIRS = 64
 
@@ -16,18 +14,18 @@ _STAIRS = 64
 class Fade:
     """Factors of the terms' weights as a function of the step alone, so that resuming needs no state.
 
-    terms   all that are used
-    steps   the factor of the terms that compare features falls linearly from 1 at step 0 to 0 at this step, in stairs:
-            weights that changed are copied to the device, which waits
+    fading  every term that is used -> whether it fades
+    steps   the factor of those that fade falls linearly from 1 at step 0 to 0 at this step, in stairs: weights that
+            changed are copied to the device, which waits
     """
 
-    terms: Sequence[Term]
+    fading: Mapping[str, bool]
     steps: int
 
     def factors(self, step: int, others: Mapping[str, float] | None) -> dict[str, float]:
         """Term -> factor at a step (0-based), each times that of `others`; None: 1."""
         left = max(0, _STAIRS - _STAIRS * step // self.steps) / _STAIRS
         return {
-            term.name: (1.0 if term.operand == "logits" else left) * (1.0 if others is None else others[term.name])
-            for term in self.terms
+            term: (left if fades else 1.0) * (1.0 if others is None else others[term])
+            for term, fades in self.fading.items()
         }
