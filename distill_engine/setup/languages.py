@@ -123,9 +123,10 @@ def languages_of_columns(
     entry: Mapping[str, Any], family: Family, tokenizer: Any
 ) -> tuple[Mapping[str, str], str | None]:
     """Options of a first recipe's entry whose columns are called as languages (`translation.en`), and a sentence about
-    them; or what is to be filled in. Nothing for a family or a tokenizer that knows no languages."""
+    them; or what is to be filled in. Nothing for a family or a tokenizer that knows no languages, or rows without a
+    source text."""
     known = language_codes(tokenizer)
-    if not known or family.towards(SpecialTokens(pad=0, end=0), 0) is None:
+    if not known or family.towards(SpecialTokens(pad=0, end=0), 0) is None or "source" not in entry:
         return {}, None
     columns = {key: str(entry.get(name, "")) for key, name in ((_SOURCE, "source"), (_TARGET, "target"))}
     found = {key: _code_of(column.rpartition(".")[2], known) for key, column in columns.items()}

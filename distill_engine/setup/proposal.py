@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill_engine.data.audio.frontend import load_frontend
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of, options_of
 from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
@@ -57,17 +58,21 @@ def propose(teacher: str, data: Sequence[str], faster: int, name: str) -> Propos
     guess = replace(guess, entry={**guess.entry, **spoken})
     source = options_of(guess.entry).model_validate(dict(guess.entry))
     kind = kind_of(source)
-    contexts, labels = _lengths(kind, source, tokenizer)
+    seconds = None if shape.window is None else load_frontend(folder).seconds
+    contexts, labels = _lengths(kind, source, tokenizer, seconds)
     longest = min(shape.positions or _MOST_TOKENS, _MOST_TOKENS)
-    context, label = _limit(contexts, 95, longest), _limit(labels, 99, longest - 2 if shape.positions else longest)
+    before = max(2, 1 + len(family.prompt(_generation(folder)))) if shape.positions else 0
+    context = _limit(contexts, 95, longest) if seconds is None else None  # every window of sound is as long
+    label = _limit(labels, 99, longest - before)
     depth = max(1, round(shape.decoder_layers / faster))
     judge = _judge((*guess.metrics, *kind.metrics)) if kind.has(source, "valid") else None
+    context_told = "" if context is None else f"95 % have at most {_at(contexts, 95)} tokens of {kind.words[0]}, "
     reasons = (
         f"teacher: a {shape.family} with {shape.encoder_layers} encoder and {shape.decoder_layers} decoder layers",
         guess.why,
         *((languages,) if languages else ()),
-        f"lengths: of {len(contexts):,} examples 95 % have at most {_at(contexts, 95)} tokens of {kind.words[0]}, 99 % "
-        f"at most {_at(labels, 99)} of {kind.words[1]}",
+        f"lengths: of {len(contexts):,} examples {context_told}99 % have at most {_at(labels, 99)} tokens of "
+        f"{kind.words[1]}",
         f"student: {depth} of {shape.decoder_layers} decoder layers (depth is waiting time); the encoder stays",
         f"validation: by {judge}, by which {kind.name} is judged" if judge else "validation: none without such a split",
     )
@@ -108,14 +113,23 @@ def _guess(splits: Mapping[str, str]) -> Guess:
     )
 
 
-def _lengths(kind: Kind, source: Source, tokenizer: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens of the first examples' contexts and labels, with room for the special ones of any family."""
+def _generation(folder: Path) -> dict[str, Any]:
+    """The teacher's own generation settings; none without the file."""
+    file = folder / "generation_config.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _lengths(
+    kind: Kind, source: Source, tokenizer: Any, seconds: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of the first examples' contexts and labels, with room for the special ones of any family; `seconds`: of a
+    window of sound."""
     plain = SequenceLayout(pad_id=0, start_id=1, end_id=2, context_suffix=(2,), decoder_prefix=(1,))
     encoder = DialogueTokenizer(tokenizer, plain, "\n", _MOST_TOKENS, _MOST_TOKENS)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # the run will say what it leaves out
     try:
-        held = encoder.tokenise(islice(kind.read(source, "train", Reading()), _SAMPLE_EPISODES))
+        held = encoder.tokenise(islice(kind.read(source, "train", Reading(seconds=seconds)), _SAMPLE_EPISODES))
     finally:
         logging.disable(before)
     if len(held) == 0:
@@ -145,7 +159,7 @@ def _text(
     guess: Guess,
     shape: Shape,
     depth: int,
-    limits: tuple[int, int],
+    limits: tuple[int | None, int],
     judge: str | None,
     reasons: Sequence[str],
 ) -> str:
@@ -163,6 +177,7 @@ validation:
   patience: 6                 # stop after so many validations without improvement
 """ if judge else "\nvalidation:\n  patience: null              # there is no validation split\n"  # fmt: skip
     said = "\n".join(f"# - {reason}" for reason in reasons)
+    context = "" if limits[0] is None else f"  context_tokens: {limits[0]}\n"
     return f"""# A first recipe, made by `distill new`. What it took, and why:
 #
 {said}
@@ -186,8 +201,7 @@ losses:
 data:
   tasks:
     - {f"{chr(10)}      ".join(entry)}
-  context_tokens: {limits[0]}
-  label_tokens: {limits[1]}
+{context}  label_tokens: {limits[1]}
 
 batch:
   per_rank: 16                # examples of one micro-batch on one rank: as many as memory holds

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_speaker
 import yaml
+from tones import tones
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -90,3 +92,17 @@ def test_what_cannot_be_told_is_asked_for(teachers, tmp_path):
     done = new(teachers["bart"], tmp_path / "prose.txt", "--out", tmp_path / "r.yaml")
     assert done.exit_code == 78 and "of no kind that can be told" in done.stderr
     assert not (tmp_path / "r.yaml").exists()
+
+
+def test_tones_and_texts_become_a_recipe_for_a_student_that_hears(tmp_path):
+    teacher = tiny_speaker.save(tmp_path / "teacher")
+    out, valid = tmp_path / "recipe.yaml", tones(tmp_path, 4, "valid.jsonl")
+    made = new(teacher, tones(tmp_path, 12), valid, "--out", out)
+    assert made.exit_code == 0, made.output
+    told = " ".join(made.output.split())
+    assert "tokens of sound" not in told and "source_language" not in told and "tokens of text" in told
+    assert "context_tokens" not in out.read_text()
+    recipe = read_recipe(out, [f"data.cache_dir={tmp_path / 'cache'}"])
+    assert recipe.data.tasks[0].kind == "speech" and recipe.validation.metric == "wer"
+    ready = prepare(recipe, out)
+    assert [len(dataset) for dataset in (*ready.train_datasets, *ready.valid_datasets)] == [12, 4]
