@@ -251,8 +251,8 @@ def _special(
     if config is not None:
         # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
         rows = family.shape(config).vocab
-        if own is not None and own.config.pad_token_id is not None:  # some published config.json say another padding
-            config = {**config, "pad_token_id": own.config.pad_token_id}
+        if own is not None and own.config.pad_token_id == ids["pad_token_id"]:  # some config.json say another padding
+            config = {**config, "pad_token_id": ids["pad_token_id"]}
         problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
     raise_if_any(source, problems)
     return special_tokens(family, tokenizer, None if own is None else own.config, config)
