@@ -75,7 +75,7 @@ LAWS: dict[str, Law] = {
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
     "launcher": law(
-        "families recipe cluster losses.config losses.terms registry values "
+        "families recipe cluster commands.plugins losses.config losses.terms registry values "
         "checkpoint.files checkpoint.retention checkpoint.space",
         HEAVY,
     ),
