@@ -56,7 +56,7 @@ def test_one_rank_gives_one_complete_line_with_the_ratio_to_a_given_time(tmp_pat
     assert result["peak_memory_mib"] > 100  # a process with torch in it
     assert result["planned_memory_mib"] > 1 and result["host_waits"] <= 2
     shares = result["time_shares"]
-    assert set(shares) == {"teacher", "student", "losses", "backward", "optimizer", "data", "other"}
+    assert set(shares) == {"teacher", "rollout", "student", "losses", "backward", "optimizer", "data", "other"}
     assert sum(shares.values()) == pytest.approx(1) and all(share > 0 for share in shares.values())
     assert result["machine"]["versions"]["torch"]
 
