@@ -22,6 +22,7 @@ from distill_engine.models.loading import parameter_name
 from distill_engine.models.weight_files import WeightFiles, WeightsError
 
 _SINGLE = ("_token_id", "_token_ids")
+_TABLES = "_to_id"  # of languages and tasks
 _LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "forced_decoder_ids")
 
 
@@ -32,6 +33,8 @@ def named_ids(folder: Path) -> set[int]:
         for name, value in one.to_dict().items():
             if name.endswith(_SINGLE) and value is not None:
                 found |= {int(number) for number in (value if isinstance(value, list) else [value])}
+            if name.endswith(_TABLES) and isinstance(value, dict):
+                found |= set(map(int, value.values()))
     return {number for number in found if number >= 0}
 
 
@@ -87,9 +90,11 @@ def _renumber(settings: Any, new: Mapping[int, int]) -> None:
             continue
         if name.endswith(_SINGLE):
             setattr(settings, name, [_id(one, new) for one in value] if isinstance(value, list) else _id(value, new))
+        elif name.endswith(_TABLES) and isinstance(value, dict):
+            setattr(settings, name, {code: new[number] for code, number in value.items() if number in new})
         elif name in _LISTS:
-            left = [one for one in value if all(number in new for number in _ids(name, one))]
-            made = [[*one[:-1], new[one[-1]]] if name == "forced_decoder_ids" else _each(one, new) for one in left]
+            left = [one for one in value if all(number is None or number in new for number in _ids(name, one))]
+            made = [_forced(one, new) if name == "forced_decoder_ids" else _each(one, new) for one in left]
             setattr(settings, name, made or None)
 
 
@@ -98,11 +103,15 @@ def _id(old: int, new: Mapping[int, int]) -> int | None:
     return old if old < 0 else new.get(old)
 
 
-def _ids(name: str, entry: Any) -> list[int]:
-    """The token ids of one entry of a list: a number, a sequence, or (position, number)."""
+def _ids(name: str, entry: Any) -> list[int | None]:
+    """The token ids of one entry of a list: a number, a sequence, or (position, number), where None is open."""
     if name == "forced_decoder_ids":
         return [entry[-1]]
     return entry if isinstance(entry, list) else [entry]
+
+
+def _forced(entry: Any, new: Mapping[int, int]) -> Any:
+    return [*entry[:-1], None if entry[-1] is None else new[entry[-1]]]
 
 
 def _each(entry: Any, new: Mapping[int, int]) -> Any:

@@ -22,12 +22,14 @@ class Place:
 
     at       as its row has it: a path, or the number of the row that holds it
     samples  of each channel      rate  samples a second      where  its line or row
+    digest   of its file; empty where no more than its header was read
     """
 
     at: At
     samples: int
     rate: int
     where: str
+    digest: str = ""
 
     @property
     def seconds(self) -> float:
@@ -95,11 +97,13 @@ class SpeechDataset(TokenisedDataset):
             sound = self.sounds.read(place.at)
         except SoundError as error:
             raise DataError(f"{self.source}, {place.where}: {error}. It could be read before. Restore it.") from error
-        if (len(sound.samples), sound.rate) != (place.samples, place.rate):
+        now, then = (f"{samples:,} samples at {rate} Hz" for samples, rate in (
+            (len(sound.samples), sound.rate), (place.samples, place.rate)))  # fmt: skip
+        if now != then or place.digest not in ("", sound.digest):
+            then = then if now != then else f"as many of other content ({place.digest}, not {sound.digest})"
             raise DataError(
-                f"{self.source}, {place.where}: {place.at} has {len(sound.samples):,} samples at {sound.rate} Hz; it "
-                f"had {place.samples:,} at {place.rate} Hz when the data was read. Sounds must not change while their "
-                "list stays. Restore it, or change the list and start a new run folder."
+                f"{self.source}, {place.where}: {place.at} has {now}; it had {then} when the data was read. Sounds "
+                "must not change while their list stays. Restore it, or change the list and start a new run folder."
             )
         return sound
 

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distill_engine.data.audio.sound import At, Sound, SoundError, read_sound
+from distill_engine.data.audio.sound import At, Sound, SoundError, file_stamp, read_sound
 from distill_engine.data.episodes import Split
 from distill_engine.data.errors import DataError
 from distill_engine.data.formats.hf_datasets import held_dataset, opened, split_files
@@ -47,13 +47,17 @@ class Manifest:
             raise SoundError(f"no path of a sound file but {value!r:.80}")
         return value
 
-    def source(self, value: object) -> Path | bytes:
+    def source(self, value: object) -> Path:
         """What is decoded, by the same value."""
         return Path(self.path).expanduser().parent / Path(str(value)).expanduser()
 
     def read(self, at: At) -> Sound:
         """See Sounds."""
         return read_sound(self.source(at))
+
+    def stamp(self, at: At) -> object:
+        """See Sounds."""
+        return file_stamp(self.source(at))
 
 
 @dataclass(frozen=True)
@@ -101,17 +105,25 @@ class Rows:
         return split_files(str(self.path), self.split)
 
     def at(self, value: object, number: int) -> At:
-        """See Manifest: the row itself."""
-        del value
-        return number
+        """See Manifest; the number of a row that holds the sound itself."""
+        if isinstance(self.source(value), bytes):
+            return number
+        return str(value["path"] if isinstance(value, Mapping) else value)
 
     def read(self, at: At) -> Sound:
         """See Sounds."""
-        return read_sound(self.source(self._value(int(at))))
+        return read_sound(self.source(at if isinstance(at, str) else self._value(at)))
+
+    def stamp(self, at: At) -> object:
+        """See Sounds: bytes are part of the dataset, which `identity` knows."""
+        return file_stamp(Path(str(self.source(at)))) if isinstance(at, str) else None
+
+    @cached_property
+    def _column(self) -> Any:
+        return self._held.select_columns([self.column]).with_format("arrow")
 
     def _value(self, number: int) -> object:
-        table = self._held.select_columns([self.column]).with_format("arrow")[number - 1]
-        return table.to_pylist()[0][self.column]
+        return self._column[number - 1].to_pylist()[0][self.column]
 
     def source(self, value: object) -> Path | bytes:
         """See Manifest: the value is a path, bytes, or an object with either."""

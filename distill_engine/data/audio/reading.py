@@ -125,12 +125,14 @@ class _Look:
                 f"{_named(at)} lasts {seconds:.1f} s, but the model hears {self._window:g} s at a time. Cut it, or set "
                 f"max_seconds: {self._window:g} to leave longer ones out"
             )
+        digest = ""
         if asked.read_all:
             sound = read_sound(source)
+            digest = sound.digest
             samples = len(sound.samples)  # headers of some files promise more
             self._check(sound, str(_named(at)))
         text = f" {text}" if asked.leading_space else text
-        return Turn("", text, note=Place(at, samples, rate, where.rpartition(", ")[2]).note)
+        return Turn("", text, note=Place(at, samples, rate, where.rpartition(", ")[2], digest).note)
 
     def _check(self, sound: Sound, name: str) -> None:
         reason = unusable_header(len(sound.samples), sound.rate) or unusable(sound)

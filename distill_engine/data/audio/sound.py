@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,10 +27,11 @@ class SoundError(ValueError):
 
 @dataclass(frozen=True)
 class Sound:
-    """One channel of samples between -1 and 1, [N] float32, so many a second."""
+    """One channel of samples between -1 and 1, [N] float32, so many a second; `digest`: of the file they are from."""
 
     samples: NDArray[np.float32]
     rate: int
+    digest: str = ""
 
     @property
     def seconds(self) -> float:
@@ -54,6 +56,9 @@ class Sounds(Protocol):
 
     def read(self, at: At) -> Sound:
         """One of them. Raises SoundError; may be called by several threads."""
+
+    def stamp(self, at: At) -> object:
+        """What differs once the sound has been changed, as far as `identity` does not; without reading it."""
 
 
 def missing_library() -> str:
@@ -92,9 +97,19 @@ def read_sound(source: Path | bytes) -> Sound:
 
     try:
         samples, rate = soundfile.read(_opened(source), dtype="float32", always_2d=True)
+        held = source if isinstance(source, bytes) else source.read_bytes()
     except (OSError, RuntimeError) as error:
         raise SoundError(_unreadable(source, error)) from error
-    return Sound(samples.mean(axis=1, dtype=np.float32), int(rate))
+    return Sound(samples.mean(axis=1, dtype=np.float32), int(rate), hashlib.blake2b(held, digest_size=8).hexdigest())
+
+
+def file_stamp(file: Path) -> tuple[int, int] | None:
+    """Size and time of the last change; None where the file is not there."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns
 
 
 def at_rate(sound: Sound, rate: int) -> NDArray[np.float32]:

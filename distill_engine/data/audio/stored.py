@@ -6,7 +6,7 @@
         entry.json             sizes, and the sha256 of both
 
 The silence that fills a window up is the same in all its frames and kept once: behind a sound's own frames. The key is
-the content: where the sounds are and how long, and the options of the feature extractor.
+the content: where the sounds are, how long and when last changed, and the options of the feature extractor.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from distill_engine.data.tokens.entry import ArrayFile, mapped, write_synced
 
 FEATURES, ENDS, FACTS = "features.bin", "ends.bin", "entry.json"
 _HALF, _END = np.dtype("<f2"), np.dtype("<i8")
-_FORMAT = 1
+_FORMAT = 2
 _TOGETHER = 32
+_STATS = 8  # files at a time: a network's file system takes its time for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,8 @@ class FeatureCache:
         """The same with features on the disk. `begin` is called where they have to be computed, `advance` hears of so
         many more. Raises DataError where a sound is not what it was."""
         assert dataset.notes is not None, "data of sounds has notes"
-        facts = [_FORMAT, dataset.sounds.identity, dataset.notes.digest, dataset.frontend.identity]
+        sounds = [dataset.sounds.identity, dataset.notes.digest, _stamps(dataset)]
+        facts = [_FORMAT, *sounds, dataset.frontend.identity]
 
         def write(folder: Path) -> dict[str, str]:
             begin()
@@ -87,6 +89,13 @@ class FeatureCache:
             )
             return dataset
         return replace(dataset, stored=held)
+
+
+def _stamps(dataset: SpeechDataset) -> str:
+    """Digest of what tells that a sound was changed; files are looked at, not read."""
+    places = (dataset.place(index).at for index in range(len(dataset)))
+    with ThreadPoolExecutor(_STATS, thread_name_prefix="stamps") as pool:
+        return digest_of(list(pool.map(dataset.sounds.stamp, places)))
 
 
 def _write(folder: Path, dataset: SpeechDataset, advance: Callable[[int], None]) -> dict[str, str]:

@@ -73,6 +73,7 @@ class Speech(Kind):
     inputs = "audio"
     metrics = ("wer", "cer")
     words = ("sound", "text")
+    version = 2
     Options = SpeechSource
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
@@ -134,17 +135,20 @@ class Speech(Kind):
         return None, _own(source).target_language
 
     def facts(self, source: Source, split: Split) -> Mapping[str, object]:
-        """See Kind: where features are kept decides nothing, the language only which rows are."""
+        """See Kind: where features are kept decides nothing, the language only which rows are; one list in two folders
+        leads to other sounds."""
         own = _own(source)
         beside = {"cache_features"} | ({"target_language"} if own.language is None else set())
-        return {key: value for key, value in super().facts(source, split).items() if key not in beside}
+        facts = {key: value for key, value in super().facts(source, split).items() if key not in beside}
+        file = None if own.file(split) is None else Path(str(own.file(split))).expanduser().resolve()
+        return facts | {"folder": None if file is None else str(file if file.is_dir() else file.parent)}
 
     def stores_features(self, source: Source) -> bool:
         """See Kind."""
         return _own(source).cache_features
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
-        """See Kind: the lists. Sounds are believed to stay as they are while their list does."""
+        """See Kind: the lists. One whose sounds have changed is not read again: a run refuses them (SpeechDataset)."""
         return _listed(_own(source), split).files
 
     def sounds(self, source: Source, split: Split) -> Sounds:

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import tiny_families
+import tiny_speaker
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
+from distill_engine.families.whisper import FAMILY
 from distill_engine.models.loading import Checkpoint
 from distill_engine.models.trimmed import named_ids, write_trimmed
 from distill_engine.models.weight_files import WeightsError
@@ -80,3 +82,22 @@ def test_what_forbids_a_dropped_token_goes_with_it(tmp_path):
     assert made["bad_words_ids"] == [[5], [3, 4]] and made["suppress_tokens"] == [4]
     config = AutoConfig.from_pretrained(tmp_path / "small")
     assert (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) == (5, 0, 5)
+
+
+def test_a_prompt_is_the_same_tokens_by_their_new_ids(tmp_path):
+    """Languages and tasks stand in tables of the generation settings, or at forced places, one of them open."""
+    whole = tiny_speaker.save(tmp_path / "whole", "de")
+    file = whole / "generation_config.json"
+    settings = json.loads(file.read_text())
+    task = settings["task_to_id"]["transcribe"]
+    kept = sorted(named_ids(whole) | {3, 5})
+    assert set(settings["lang_to_id"].values()) < set(kept)
+    family = FAMILY
+    for number, said in enumerate((settings, {**settings, "language": None, "task": None,
+                                              "forced_decoder_ids": [[1, None], [2, task]]})):  # fmt: skip
+        file.write_text(json.dumps(said))
+        small = tmp_path / f"small{number}"
+        small.mkdir()
+        write_trimmed(whole, small, kept)
+        old, new = (family.prompt(GenerationConfig.from_pretrained(folder).to_dict()) for folder in (whole, small))
+        assert len(old) == 3 and [None if one is None else kept[one] for one in new] == list(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,16 +81,14 @@ def test_features_that_are_there_are_not_computed_again_and_damaged_ones_are(tmp
     first = loaded(data, frontend).example(2).clip.features()
     (entry,) = (tmp_path / "cache" / "features").iterdir()
     made = (entry / "features.bin").stat().st_mtime_ns
-    (tmp_path / "train2.wav").unlink()  # nobody listens to it any more
     np.testing.assert_array_equal(loaded(data, frontend).example(2).clip.features(), first)
     assert (entry / "features.bin").stat().st_mtime_ns == made and capfd.readouterr().err == ""
-    other = load_frontend(save_extractor(tmp_path / "other", channels=10))
-    with pytest.raises(DataError, match=r"line 3: there is no file.*It could be read before"):
-        loaded(data, other)
     (entry / "features.bin").write_bytes(b"\0" * (entry / "features.bin").stat().st_size)
-    tone(tmp_path / "train2.wav", 880, 0.3 + 0.05 * 2)
     np.testing.assert_array_equal(loaded(data, frontend).example(2).clip.features(), first)
     assert "damaged" in capfd.readouterr().err
+    (tmp_path / "train2.wav").unlink()
+    with pytest.raises(DataError, match=r"line 3: there is no file.*It could be read before"):
+        loaded(data, frontend)
 
 
 def test_validation_has_every_sound_once_and_fillers_have_windows(tmp_path, frontend):
@@ -129,6 +128,33 @@ def test_a_sound_that_is_another_than_before_is_refused(tmp_path, frontend):
         dataset.example(1).clip.features()
     again = load_datasets(section(tmp_path, file), encoder(), None, frontend).train[0]  # the list is as it was
     assert again.digest == dataset.digest
+
+
+def test_a_sound_of_equal_length_and_other_content_is_noticed(tmp_path, frontend):
+    file = tones(tmp_path, 2)
+    data = section(tmp_path, file, cache_features=True)
+    first = loaded(data, frontend).example(1).clip.features()
+    sound = tmp_path / "train1.wav"
+    os.utime(sound, ns=(0, 0))  # touched: looked at again, and the same
+    np.testing.assert_array_equal(loaded(data, frontend).example(1).clip.features(), first)
+    tone(sound, 660, 0.35)
+    with pytest.raises(DataError, match=r"train1.wav has 2,800 samples at 8000 Hz; it had as many of other content"):
+        loaded(data, frontend)
+
+    headers = section(tmp_path, file, cache_features=True, read_all=False)  # nothing to compare with but the stamp
+    before = loaded(headers, frontend).example(1).clip.features()
+    tone(sound, 110, 0.35)
+    assert np.abs(loaded(headers, frontend).example(1).clip.features() - before).max() > 0.1
+
+
+def test_one_list_in_two_folders_leads_to_the_sounds_of_each(tmp_path, frontend):
+    lists = []
+    for name, hertz in (("clean", 440), ("other", 220)):
+        (tmp_path / name).mkdir()
+        tone(tmp_path / name / "a.wav", hertz, 0.4 if name == "clean" else 0.6)
+        lists.append(listed(tmp_path / name, "train.jsonl", [{"audio": "a.wav", "text": "low"}]))
+    seconds = [loaded(section(tmp_path, file), frontend).seconds.tolist() for file in lists]
+    assert seconds == [[0.4], [0.6]]
 
 
 def test_the_extractor_must_be_there_and_fit(tmp_path, frontend):

@@ -53,25 +53,30 @@ def test_manifests_name_files_beside_them_in_any_sound_format(tmp_path, name):
 def test_datasets_hold_the_sounds_themselves(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     content = tone(tmp_path / "one.wav").read_bytes()
-    tone(tmp_path / "two.wav", seconds=0.25)
     rows = [
         {"audio": {"bytes": content, "path": "x.wav"}, "sentence": "one"},
-        {"audio": {"bytes": None, "path": str(tmp_path / "two.wav")}, "sentence": "two"},
+        {"audio": {"bytes": None, "path": "two.wav"}, "sentence": "two"},
     ]
     made = datasets.Dataset.from_list(rows)
     made.save_to_disk(str(tmp_path / "saved"))
+    for name in (".", "saved", "named"):  # paths start at the folder, of a dataset by name where the program does
+        (tmp_path / name).mkdir(exist_ok=True)
+        tone(tmp_path / name / "two.wav", seconds=0.25)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "named").mkdir()
     made.to_parquet(str(tmp_path / "named" / "train.parquet"))
     for own in (
-        source(tmp_path / "saved", text="sentence"),
+        source("saved", text="sentence"),
         source(tmp_path / "named" / "train.parquet", text="sentence"),
         source(None, dataset=str(tmp_path / "named"), text="sentence"),
     ):
         turns = [episode.turns[0] for episode in KIND.read(own, "train", Reading(seconds=1.0))]
         places = [Place.of(turn.note) for turn in turns]
-        assert [turn.label for turn in turns] == [" one", " two"] and [one.at for one in places] == [1, 2]
-        assert [len(KIND.sounds(own, "train").read(one.at).samples) for one in places] == [4000, 2000]
+        assert [turn.label for turn in turns] == [" one", " two"] and [one.at for one in places] == [1, "two.wav"]
+        sounds = KIND.sounds(own, "train")
+        assert [len(sounds.read(one.at).samples) for one in places] == [4000, 2000]
+        assert [sounds.read(one.at).digest == one.digest for one in places] == [True, True]
+        assert sounds.stamp(1) is None and sounds.stamp("two.wav")[0] == (tmp_path / "two.wav").stat().st_size
         assert [file.suffix for file in KIND.files(own, "train", None)].count(".json") < 3
 
 
