@@ -49,6 +49,7 @@ from distill_engine.teachers.store import (
     keys_of,
     lengths_of,
     read_json,
+    require_storable,
     to_numpy,
 )
 from distill_engine.values import Batch, FeatureRequest, Stack
@@ -254,7 +255,8 @@ class CacheMaker:
             assert (lengths_of(host) == lengths[part]).all(), "the data tell other lengths than their batches"
             arrays["keys"][part] = keys_of(host, lengths[part])
             for name, (_, dtype, rows) in packed(self._teacher.features(batch, self._request), self._form).items():
-                _require_finite(name, rows, dtype)
+                kept = torch.arange(rows.shape[1]) < torch.from_numpy(lengths[part, sides[name], None])
+                require_storable(name, rows[kept.to(rows.device)], dtype, self._settings.precision)
                 stored = to_numpy(rows, dtype)
                 for row, example in enumerate(part):
                     begin, until = begins[example : example + 2, sides[name]]
@@ -266,11 +268,6 @@ class CacheMaker:
         picks = Picks(np.zeros_like(examples), examples)
         multiple = multiple or self._ready.recipe.batch.pad_to_multiple_of
         return picked_batch([task], picks, self._ready.layout, multiple).to(self._device)
-
-
-def _require_finite(name: str, rows: Any, dtype: str) -> None:
-    if dtype == "fp16" and float(rows.abs().max()) > 65504:
-        raise CacheError(f"The teacher's {name} has values beyond the range of fp16. Keep them in bf16 (--dtype bf16).")
 
 
 def _as_text(content: Mapping[str, Any]) -> str:

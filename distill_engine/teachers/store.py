@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,19 @@ def keys_of(batch: Batch, lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def require_storable(name: str, rows: Tensor, dtype: str, precision: str) -> None:
+    """`rows` [positions, width]: those of a column that are kept, as a teacher that computes in `precision` gave them.
+    Raises CacheError where its type does not hold them, or nothing is to be learnt from them."""
+    peak = float(rows.abs().max()) if rows.numel() else 0.0  # NaN where any is
+    if not math.isfinite(peak):
+        fix = "Its weights are damaged, or it has diverged: use another copy of it."
+        if precision == "fp16":
+            fix = "Its layers may overflow there: use --precision bf16 or fp32."
+        raise CacheError(f"The teacher's {name}, computed in {precision}, has values that are not finite. {fix}")
+    if dtype == "fp16" and peak > torch.finfo(torch.float16).max:
+        raise CacheError(f"The teacher's {name} has values beyond the range of fp16. Keep them in bf16 (--dtype bf16).")
 
 
 def to_numpy(rows: Tensor, dtype: str) -> NDArray[Any]:
@@ -119,8 +134,8 @@ class Shards:
         keys, places = [np.empty((0, 2), np.uint64)], [np.empty((0, 2), np.int64)]
         self._begins: list[NDArray[np.int64]] = []  # [n + 1, 2]: first position of each example in either stack
         for number, part in enumerate(self._parts):
-            own = self._array(part / "keys.npy")
-            lengths = self._array(part / "lengths.npy")
+            own = _read(part / "keys.npy", _loaded)
+            lengths = _read(part / "lengths.npy", _loaded)
             self._begins.append(np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(lengths, axis=0)]))
             keys.append(own)
             places.append(np.stack([np.full(len(own), number), np.arange(len(own))], axis=1))
@@ -150,7 +165,7 @@ class Shards:
 
     def constants(self, shapes: Mapping[str, Sequence[int]], dtype: str) -> dict[str, Tensor]:
         """What is the same for all examples, of these shapes."""
-        found = {name: self._array(self.folder / CONSTANTS / f"{name}.npy") for name in shapes}
+        found = {name: _read(self.folder / CONSTANTS / f"{name}.npy", _loaded) for name in shapes}
         if wrong := [name for name, one in found.items() if list(one.shape) != list(shapes[name])]:
             raise CacheError(f"{self.folder / CONSTANTS} has another {wrong[0]} than {MANIFEST} says. {_AGAIN}")
         return {name: to_tensor(one, dtype) for name, one in found.items()}
@@ -171,17 +186,35 @@ class Shards:
     def _table(self, part: int, column: Column) -> NDArray[Any]:
         found = self._tables.get((part, column.name))
         if found is None:
-            found = self._tables[part, column.name] = self._array(self._parts[part] / f"{column.name}.npy", "r")
+            found = self._tables[part, column.name] = _read(self._parts[part] / f"{column.name}.npy", _mapped)
             if found.shape[1] != column.width or found.dtype != _NUMPY[column.dtype]:
                 raise CacheError(f"{self._parts[part]} has another {column.name} than {MANIFEST} says. {_AGAIN}")
         return found
 
-    def _array(self, file: Path, mode: Any = None) -> NDArray[Any]:
-        try:
-            found: NDArray[Any] = np.load(file, mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise CacheError(f"{file} cannot be read: {error}. {_AGAIN}") from error
-        return found
+
+def _read(file: Path, read: Callable[[Path], NDArray[Any]]) -> NDArray[Any]:
+    try:
+        return read(file)
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
+        raise CacheError(f"{file} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _loaded(file: Path) -> NDArray[Any]:
+    found: NDArray[Any] = np.load(file, allow_pickle=False)
+    return found
+
+
+def _mapped(file: Path) -> NDArray[Any]:
+    """In memory as far as it is looked at. Numpy's own mapping keeps the file open, and a large cache has more files
+    than a process may have open."""
+    with file.open("rb") as opened:
+        np.lib.format.read_magic(opened)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+        first, size = opened.tell(), os.fstat(opened.fileno()).st_size
+    if dtype.hasobject or size - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{size - first} bytes are no {list(shape)} of {dtype}")
+    content = torch.from_file(str(file), size=size, dtype=torch.uint8).numpy()
+    return content[first:].view(dtype).reshape(shape)
 
 
 _AGAIN = (

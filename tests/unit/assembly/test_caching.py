@@ -287,6 +287,10 @@ def test_another_teacher_other_limits_and_another_form_are_refused_with_the_diff
     other = replace(ready, teacher_folder=tmp_path / "other")
     with pytest.raises(CacheError, match="made by another teacher"):
         opened(other, whole)
+    damaged = Frozen(place / "teacher", "fp32", CPU)
+    damaged.model.get_encoder().layers[0].fc1.bias.data[3] = torch.nan
+    with pytest.raises(CacheError, match=r"computed in fp32, has values that are not finite\. Its weights are damaged"):
+        maker(ready, damaged, goal, tmp_path / "damaged", dtype="bf16").write(lambda _: None)
     manifest = json.loads((whole / "manifest.json").read_text())
     deeper = Objective(ready.recipe.losses.weights, dict.fromkeys(goal.supervision, (0,)))
     assert "hidden.encoder.0" in opened(ready, whole).lacking(deeper.teacher_request())
@@ -306,6 +310,19 @@ def test_further_data_come_beside_the_earlier_ones(place, teacher, goal, whole, 
     batch = picked_batch(both.train_datasets, picks, both.layout, 1)
     (shown,) = opened(both, folder).features([batch], goal.teacher_request())
     torch.testing.assert_close(shown.logits[0], teacher.features(batch, goal.teacher_request()).logits[0])
+
+
+def test_more_files_than_may_be_open_and_a_cut_one_is_named(ready, goal, whole, tmp_path):
+    """Every shard has a file for each column; all of them are looked at in any order."""
+    shutil.copytree(whole, tmp_path / "cut")
+    cached, files = opened(ready, tmp_path / "cut"), Path("/proc/self/fd")
+    before = len(list(files.iterdir()))
+    next(cached.features([batch_of(ready, range(23))], goal.teacher_request()))
+    assert len(list(files.iterdir())) == before
+    for cut in (tmp_path / "cut").glob("*/00000/head.npy"):
+        cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(CacheError, match=r"head\.npy cannot be read: .* bytes are no .*Remove its folder"):
+        next(opened(ready, tmp_path / "cut").features([batch_of(ready, range(23))], goal.teacher_request()))
 
 
 def test_other_text_is_refused_and_fillers_are_nothing(ready, goal, whole):
