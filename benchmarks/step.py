@@ -43,7 +43,8 @@ from distill_engine.engine.distributed import Ranks  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config  # noqa: E402
 from distill_engine.families.lookup import family_named  # noqa: E402
 from distill_engine.families.shape import Sizes  # noqa: E402
-from distill_engine.models.generation_settings import Decoder, read_settings, settle_student  # noqa: E402
+from distill_engine.models.generation_settings import Decoder, settle_student  # noqa: E402
+from distill_engine.models.own_settings import read_settings  # noqa: E402
 from distill_engine.recipe.placement import placement_of  # noqa: E402
 from distill_engine.recipe.schema import Recipe  # noqa: E402
 from distill_engine.setup.prepare import Prepared  # noqa: E402

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.commands.plugins import PluginOption
 from distill_engine.registry import RegistryError, load_plugins
 
 app = typer.Typer(
@@ -33,12 +34,7 @@ def say(text: str) -> None:
 @app.callback()
 def plug_in(
     context: typer.Context,
-    plugins: Annotated[
-        list[str],
-        typer.Option(
-            "--plugin", metavar="MODULE", help="Module or .py file that brings loss terms and so on; repeatable."
-        ),
-    ] = [],  # noqa: B006  typer copies it
+    plugins: PluginOption = [],  # noqa: B006  typer copies it
 ) -> None:
     """Plan, submit, watch and end distillation runs on a Slurm cluster."""
     try:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from distill_engine import registry
 from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.commands.plugins import PluginOption
 from distill_engine.registry import BUILT_IN, RegistryError, load_plugins
 
 _ERR = Console(stderr=True)
@@ -22,12 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plug_in(
-    plugins: Annotated[
-        list[str],
-        typer.Option(
-            "--plugin", metavar="MODULE", help="Module or .py file that brings loss terms and so on; repeatable."
-        ),
-    ] = [],  # noqa: B006  typer copies it
+    plugins: PluginOption = [],  # noqa: B006  typer copies it
 ) -> None:
     """Shrink big encoder-decoder language models into fast students."""
     try:

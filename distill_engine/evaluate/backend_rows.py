@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distill_engine.evaluate.agreement import Prompts, agreement
-from distill_engine.evaluate.latency_rows import Case, Program, Timing
+from distill_engine.evaluate.latency_rows import Case, Program, Timing, summary
 
 HEADLINE = Case("fixed")  # what a row's times are of: so many tokens exactly, greedily, one context at a time
 
@@ -55,17 +54,16 @@ def backend_rows(
         if not timings.get(program.backend):
             continue
         alike = agreement(programs[0].model, program.model, tokenizer, prompts, new_tokens)
-        ordered = sorted(1000.0 * one.seconds for one in timings[program.backend])
-        last, median = len(ordered) - 1, statistics.median(ordered)
+        taken = summary([one.seconds for one in timings[program.backend]], new_tokens)
         made.append(
             BackendRow(
                 model=name,
                 backend=program.backend,
                 device=program.model.device.type,
-                ms_per_reply=median,
-                ms_p20=ordered[round(0.2 * last)],
-                ms_p80=ordered[round(0.8 * last)],
-                tokens_per_second=1000.0 * new_tokens / median,
+                ms_per_reply=taken.median_ms,
+                ms_p20=taken.p20_ms,
+                ms_p80=taken.p80_ms,
+                tokens_per_second=taken.tokens_per_second,
                 mib_on_disk=program.mib_on_disk,
                 memory_mib=program.memory_mib,
                 agreement=alike.share,

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from distill_engine.families.lookup import family_of
-from distill_engine.models.generation_settings import ONE_REPLY, Decoder, GenerationError, settle
+from distill_engine.models.generation_settings import ONE_REPLY, Decoder, settle
+from distill_engine.models.own_settings import GenerationError
 from distill_engine.recipe.problem import did_you_mean
 from distill_engine.values import Inputs
 

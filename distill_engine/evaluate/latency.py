@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from distill_engine.evaluate.generate import own_settings, spoken_lengths
 from distill_engine.evaluate.latency_rows import Case, Latency, Timing, summary
 from distill_engine.families.lookup import family_of, shape_of
-from distill_engine.models.generation_settings import ONE_REPLY, GenerationError
+from distill_engine.models.generation_settings import ONE_REPLY
+from distill_engine.models.own_settings import GenerationError
 from distill_engine.values import Audio, Tokens
 
 _MOST_GRAPHS = 1024  # of one compiled function

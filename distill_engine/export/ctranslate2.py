@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
-from distill_engine.models.generation_settings import read_settings
 from distill_engine.models.loading import Checkpoint
+from distill_engine.models.own_settings import read_settings
 
 _SETTINGS = "transformers"
 _UNKNOWN = ("encoder_no_repeat_ngram_size", "num_beam_groups", "forced_decoder_ids")

@@ -20,8 +20,8 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
-from distill_engine.models.generation_settings import read_settings
 from distill_engine.models.loading import Checkpoint
+from distill_engine.models.own_settings import read_settings
 
 _OPSET = 17
 _CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"  # its name has changed

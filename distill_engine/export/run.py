@@ -17,7 +17,7 @@ from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
 from distill_engine.families.lookup import family_of
 from distill_engine.models.classes import auto_class, untie
-from distill_engine.models.generation_settings import read_settings
+from distill_engine.models.own_settings import read_settings
 
 _STUDENT_PREFIX = "adapter.model."
 

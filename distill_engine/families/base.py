@@ -75,7 +75,7 @@ class BartLike:
             "dropout": sizes.dropout,
             "attention_dropout": sizes.attention_dropout,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        return given(values)
 
     def fresh(self, sizes: Sizes, vocabulary: int, special: SpecialTokens) -> dict[str, Any]:
         return {
@@ -148,6 +148,11 @@ class BartLike:
 
     def initialise(self, model: PreTrainedModel) -> None:
         del model
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a recipe says; None leaves the teacher's."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def is_size(value: object) -> bool:

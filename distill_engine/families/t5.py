@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distill_engine.data.tokens.layout import SpecialTokens
-from distill_engine.families.base import BartLike, is_size
+from distill_engine.families.base import BartLike, given, is_size
 from distill_engine.families.protocol import Parts
 from distill_engine.families.shape import Form, Shape, Sizes
 from distill_engine.values import Stack
@@ -79,7 +79,7 @@ class T5(BartLike):
             "num_heads": sizes.heads,
             "dropout_rate": sizes.dropout if sizes.dropout is not None else sizes.attention_dropout,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        return given(values)
 
     def fresh(self, sizes: Sizes, vocabulary: int, special: SpecialTokens) -> dict[str, Any]:
         return {

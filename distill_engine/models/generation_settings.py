@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
@@ -24,8 +23,8 @@ from transformers import GenerationConfig
 from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.families.lookup import family_of, start_of
 from distill_engine.families.protocol import Family
+from distill_engine.models.own_settings import GENERATION_FILE, GenerationError, OwnSettings, first_line
 
-GENERATION_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "transformers_version")
 # one text for one context, whatever a model's settings say; no token depends on them
 ONE_REPLY = {
@@ -36,42 +35,6 @@ ONE_REPLY = {
     "output_scores": False,
     "output_logits": False,
 }
-
-
-class GenerationError(ValueError):
-    """A generation setting that cannot be used."""
-
-
-@dataclass(frozen=True)
-class OwnSettings:
-    """The generation settings of a model folder, and the file that they are from.
-
-    remark  why that is not generation_config.json although there is one; else empty
-    """
-
-    config: GenerationConfig
-    source: str
-    remark: str = ""
-
-
-def read_settings(folder: Path) -> OwnSettings:
-    """What transformers takes for a model of this folder. Raises GenerationError for values that it refuses."""
-    try:
-        return OwnSettings(_read(folder), GENERATION_FILE)
-    except OSError as error:  # missing, or no JSON
-        remark = f"it cannot be read ({_first_line(error)})" if (folder / GENERATION_FILE).exists() else ""
-    config = _read(folder, config_file_name="config.json", _from_model_config=True)
-    return OwnSettings(config, "config.json", remark)
-
-
-def _read(folder: Path, **options: Any) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True, **options)
-    except (ValueError, TypeError, AttributeError) as error:
-        name = options.get("config_file_name", GENERATION_FILE)
-        raise GenerationError(
-            f"{folder / name} holds generation settings that transformers refuses: {_first_line(error)}"
-        ) from error
 
 
 def obey(config: GenerationConfig, told: Mapping[str, Any]) -> None:
@@ -168,7 +131,7 @@ class Settled:
         try:
             config: Any = GenerationConfig.from_dict(given)
         except (ValueError, TypeError) as error:
-            raise GenerationError(f"transformers refuses generation settings: {_first_line(error)}") from error
+            raise GenerationError(f"transformers refuses generation settings: {first_line(error)}") from error
         # as one that was read: of those transformers saves also values that have no effect (a temperature without
         # sampling), which it refuses to save of one that was changed
         config._original_object_hash = hash(config)
@@ -321,7 +284,3 @@ def shown_settings(settled: Settled) -> list[tuple[str, str, str]]:
     rows = [(n, json.dumps(v, default=str), settled.reasons.get(n, source)) for n, v in held.items()]
     rows += [(n, json.dumps(v), "transformers' default") for n, v in defaults.items() if n not in held]
     return sorted(rows)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

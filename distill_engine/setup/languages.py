@@ -16,7 +16,8 @@ from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.tokens.backends import markers
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
 from distill_engine.families.protocol import Family
-from distill_engine.models.generation_settings import OwnSettings, obey
+from distill_engine.models.generation_settings import obey
+from distill_engine.models.own_settings import OwnSettings
 from distill_engine.recipe.problem import Problem, did_you_mean
 from distill_engine.recipe.schema import DataSection
 

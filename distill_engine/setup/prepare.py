@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GenerationConfig
 
 from distill_engine.cluster.files import digest_of
@@ -24,25 +22,17 @@ from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenize
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.protocol import Family
 from distill_engine.families.shape import Shape
-from distill_engine.models.generation_settings import (
-    Decoder,
-    GenerationError,
-    OwnSettings,
-    Settled,
-    read_settings,
-    settle_student,
-    special_tokens,
-)
-from distill_engine.models.loading import Checkpoint, local_copy, problem_of_teacher
-from distill_engine.models.weight_files import WeightsError
+from distill_engine.models.generation_settings import Decoder, Settled, settle_student, special_tokens
+from distill_engine.models.own_settings import GenerationError, OwnSettings, read_settings
 from distill_engine.recipe.identity import vocabulary_digest
-from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any
+from distill_engine.recipe.problem import Problem, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, ids_fit
 from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
 from distill_engine.setup.listening import frontend_of
 from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
+from distill_engine.setup.teacher_folder import check_weights, read_config, teacher_folder
 from distill_engine.setup.vocabulary import Vocabulary, Wanted, check_same_tokens, leave_size, trimmed_teacher
 from distill_engine.student.layer_map import resolve_layer_map
 
@@ -110,7 +100,7 @@ def prepare(recipe: Recipe, source: Path | str) -> Prepared:
 def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     """The same with the teacher and the tokenizer that the recipe names."""
     folder = teacher_folder(recipe)
-    config = None if folder is None else _read_config(folder, source)
+    config = None if folder is None else read_config(folder, source)
     if folder is not None and config is not None:
         raise_if_any(source, check_against_teacher(recipe, config))
     family = family_of(config) if config is not None else family_named(str(recipe.student.family))
@@ -125,7 +115,7 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     layout = replace(family.layout(special, recipe.data.history_end_token), window=window)
     others = other_teachers(recipe, config, tokenizer, source)
     for one in () if folder is None else (folder, *(other.folder for other in others)):
-        _check_weights(one)
+        check_weights(one)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = languages.layouts(family, special, recipe.data.history_end_token, window)
     datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts, frontend)
@@ -150,13 +140,6 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
         frontend=frontend,
         others=others,
     )
-
-
-def _check_weights(folder: Path) -> None:
-    try:
-        Checkpoint(folder)
-    except WeightsError as error:
-        raise WeightsError(problem_of_teacher(folder, error)) from error
 
 
 def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
@@ -195,46 +178,6 @@ def fingerprints(ready: Prepared) -> dict[str, str]:
     if ready.others:
         found["other_teachers"] = digest_of([print_of(one.folder, one.config) for one in ready.others])[:16]
     return found
-
-
-def teacher_folder(recipe: Recipe) -> Path | None:
-    """The teacher's local folder: as given, or downloaded from Hugging Face (the cache makes that idempotent)."""
-    path = recipe.teacher.path
-    if path is None:
-        return None
-    try:
-        return local_copy(path, recipe.teacher.revision)
-    except RepositoryNotFoundError as error:
-        raise_if_any("teacher.path", [_no_teacher(path, "is neither a folder here nor a Hugging Face model")])
-        raise AssertionError from error
-    except Exception as error:  # without a network the Hub's client raises what its HTTP library raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = f"is no folder here, and the Hugging Face Hub did not give it ({type(error).__name__}: {reason})"
-        raise_if_any("teacher.path", [_no_teacher(path, what)])
-        raise AssertionError from error
-
-
-def _no_teacher(path: str, what: str) -> Problem:
-    return Problem(
-        "teacher.path",
-        f"is {path!r}, which {what}",
-        "The teacher is a folder written by save_pretrained or a model's name on the Hub",
-        "Correct the path, or download it on a node with network access first (HF_HOME says where it goes)",
-    )
-
-
-def _read_config(folder: Path, source: Path | str) -> Mapping[str, Any]:
-    file, cause = folder / "config.json", None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        reason = "" if isinstance(config, dict) else "it holds no JSON object"
-    except (OSError, ValueError) as error:
-        config, reason, cause = {}, str(error), error
-    if reason:
-        rule = "A teacher's folder is one that save_pretrained has written"
-        problem = Problem("teacher.path", f"is {str(folder)!r}: config.json cannot be read ({reason})", rule)
-        raise RecipeError(source, [problem]) from cause
-    return config
 
 
 def _special(

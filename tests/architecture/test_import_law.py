@@ -69,13 +69,13 @@ LAWS: dict[str, Law] = {
     "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
     "pseudo_labels": law("values data evaluate metrics models recipe cluster setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
-    "interop": law("export.protocol models.loading models.generation_settings data.tokens.backends recipe"),
+    "interop": law("export.protocol models.loading models.own_settings data.tokens.backends recipe"),
     "assembly": Law(ANYTHING),
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
     "launcher": law(
-        "families recipe cluster losses.config losses.terms registry values "
+        "families recipe cluster commands.plugins losses.config losses.terms registry values "
         "checkpoint.files checkpoint.retention checkpoint.space",
         HEAVY,
     ),

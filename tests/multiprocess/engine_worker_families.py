@@ -14,8 +14,9 @@ from distill_engine.families.shape import Sizes
 from distill_engine.losses.config import DecoderWeights, LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
-from distill_engine.models.generation_settings import Decoder, read_settings, settle_student
+from distill_engine.models.generation_settings import Decoder, settle_student
 from distill_engine.models.loading import Checkpoint
+from distill_engine.models.own_settings import read_settings
 from distill_engine.student.build import TeacherLayers, build_student, student_config
 from distill_engine.student.projections import Projections, StudentModule
 from distill_engine.values import FeatureRequest, Stack

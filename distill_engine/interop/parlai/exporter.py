@@ -33,8 +33,8 @@ from distill_engine.interop.parlai.weights import (
     position_rows_removed,
     their_name,
 )
-from distill_engine.models.generation_settings import GenerationError, read_settings
 from distill_engine.models.loading import Checkpoint
+from distill_engine.models.own_settings import GenerationError, read_settings
 
 _AGENTS: dict[str, Agent] = {"blenderbot": "generator", "bart": "bart"}
 

@@ -7,7 +7,8 @@ from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.evaluate.generate import generate_ids, own_settings
 from distill_engine.families.lookup import family_named
 from distill_engine.models.adapter import adapt
-from distill_engine.models.generation_settings import Decoder, OwnSettings, settle_student
+from distill_engine.models.generation_settings import Decoder, settle_student
+from distill_engine.models.own_settings import OwnSettings
 from distill_engine.setup.languages import told_language
 from distill_engine.values import FeatureRequest
 

@@ -32,7 +32,8 @@ from distill_engine.evaluate.teacher_replies import teacher_replies
 from distill_engine.export.hf import probe_of, write_student
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
-from distill_engine.models.generation_settings import Decoder, GenerationError, read_settings, settle
+from distill_engine.models.generation_settings import Decoder, settle
+from distill_engine.models.own_settings import GenerationError, read_settings
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.setup.prepare import prepare
