@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -148,10 +147,16 @@ def _whole(folder: Path) -> bool:
 
 
 def _write(folder: Path, tokenizer: Any, content: dict[str, Any], kept: list[int], target: Path) -> None:
-    made = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    """The caller holds the lock of `target`."""
+    made = target.with_name(f".{target.name}.new")
+    shutil.rmtree(made, ignore_errors=True)  # of one that was killed
+    made.mkdir()
     try:
         write_trimmed(folder, made, kept)
         _write_tokenizer(tokenizer, trimmed_content(content, kept), kept, made)
+        for file in made.iterdir():  # safetensors lets only the owner read what it writes; others share the cache
+            if not file.is_symlink():
+                file.chmod((made / "config.json").stat().st_mode)
         sync_tree(made)
         rename_synced(made, target)
     except BaseException:

@@ -74,6 +74,11 @@ def test_the_trimmed_copy_takes_the_teachers_place(nllb, tmp_path):
     assert ready.layout.decoder_prefix == (2, german) and ready.generation.config().forced_bos_token_id == german
     config = ready.teacher_config
     assert config is not None and config["vocab_size"] == len(tokenizer) == ready.teacher_shape.vocab
+    # whoever shares the cache reads it, as far as the umask lets them
+    made, plain = vocabulary.folder, tmp_path / "plain"
+    plain.mkdir()
+    assert made.stat().st_mode == plain.stat().st_mode
+    assert {file.lstat().st_mode for file in made.iterdir()} == {(tmp_path / "recipe.yaml").stat().st_mode}
 
 
 def test_the_student_stands_alone_and_says_the_same_on_covered_text(nllb, tmp_path):
