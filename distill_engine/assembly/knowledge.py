@@ -57,7 +57,7 @@ def require_knowledge(
         tokens += int((labels != IGNORED_LABEL).sum())
         vocabulary = logits.shape[-1]
     total = agreed(total)  # other hardware rounds otherwise
-    if tokens < _FEWEST_TOKENS or not total / tokens > chance(vocabulary):
+    if tokens < _FEWEST_TOKENS or not math.isfinite(total) or total / tokens <= chance(vocabulary):
         return
     ppl = math.exp(min(total / tokens, 700.0))
     what = (

@@ -9,6 +9,7 @@ def test_two_ranks_learn_from_the_mean_of_two_teachers_on_their_own_samples(
     made = base_recipe()
     second = make_teacher(tmp_path / "second", "blenderbot", decoder_layers=2, d_model=16)
     made["teachers"] = [{"path": made.pop("teacher")["path"], "weight": 2.0}, {"path": str(second)}]
+    made["teacher"] = {"allow_noise": True}  # their weights are random
     made["rollout"] = {"source": "student", "share": 0.5, "new_tokens": 6}
     made["losses"] |= {"temperature": 2.0, "divergence": "reverse_kl"}
     made["batch"] = {"per_rank": 2, "accumulation_steps": 2}
