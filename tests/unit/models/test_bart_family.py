@@ -97,7 +97,7 @@ def test_families_are_found_by_configuration_object_or_mapping(family, tiny):
 
 
 def test_other_families_are_refused():
-    with pytest.raises(ValueError, match=r"model type .gpt2. is none of the families\. There are: blenderbot, .*t5, .*whisper\."):
+    with pytest.raises(ValueError, match=r"model type .gpt2. is none of the families\. There are: .*t5.*whisper\."):
         family_of({"model_type": "gpt2"})
 
 
