@@ -13,10 +13,10 @@ Axis letters, used in every shape comment of this package:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # recipes and the launcher read these words on machines without torch
     import torch
@@ -45,8 +45,53 @@ class AttentionKind(str, Enum):
         return Stack.ENCODER if self is AttentionKind.ENCODER_SELF else Stack.DECODER
 
 
+def stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
+    """[sum of B, L, ...]: the rows of all parts [B, L, ...], right-padded to the longest L."""
+    from torch import cat
+    from torch.nn.functional import pad
+
+    longest = max(part.shape[1] for part in parts)
+    behind = (0, 0) * (parts[0].ndim - 2)
+    return cat([
+        part if part.shape[1] == longest else pad(part, (*behind, 0, longest - part.shape[1]), value=filling)
+        for part in parts
+    ])  # fmt: skip
+
+
+_Same = TypeVar("_Same", bound="_EncoderInputs")
+
+
+class _EncoderInputs:
+    """What all kinds of inputs have: dataclasses of tensors whose rows are examples, `attention_mask` [B, S] among
+    them, 1 at encoder positions that count."""
+
+    attention_mask: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, S] bool: encoder positions that count."""
+        return self.attention_mask != 0
+
+    @property
+    def length(self) -> int:
+        """S."""
+        return self.attention_mask.shape[1]
+
+    def each(self: _Same, change: Callable[[Tensor], Tensor]) -> _Same:
+        """The same with every tensor changed."""
+        return type(self)(*(change(tensor) for tensor in self._tensors()))
+
+    def beside(self: _Same, others: Iterable[_Same]) -> _Same:
+        """The rows of all, as long as the longest; added positions hold zeros, which nothing that counts looks at."""
+        columns = zip(*(one._tensors() for one in (self, *others)), strict=True)
+        return type(self)(*(stacked(column, 0) for column in columns))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, one.name) for one in fields(self)]  # type: ignore[arg-type]  # each kind is a dataclass
+
+
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(_EncoderInputs):
     """What the encoder of a text model reads, right-padded.
 
     input_ids       [B, S] int64
@@ -61,29 +106,11 @@ class Tokens:
         """As a transformers model takes them."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
-    @property
-    def mask(self) -> Tensor:
-        """[B, S] bool: encoder positions that count."""
-        return self.attention_mask != 0
-
-    @property
-    def length(self) -> int:
-        """S."""
-        return self.input_ids.shape[1]
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
-        """The same with every tensor changed."""
-        return Tokens(change(self.input_ids), change(self.attention_mask))
-
-    def beside(self, others: Iterable[Tokens]) -> Tokens:
-        """The rows of all, as long as the longest; added positions hold token 0, which nothing that counts looks at."""
-        parts = (self, *others)
-        return Tokens(stacked([one.input_ids for one in parts], 0), stacked([one.attention_mask for one in parts], 0))
-
 
 @dataclass(frozen=True)
-class Audio:
-    """What the encoder of a speech model reads: features of a window of sound, padded with silence.
+class Audio(_EncoderInputs):
+    """What the encoder of a speech model reads: features of a window of sound, padded with silence; every window is as
+    long.
 
     input_features  [B, C, F] float: C mel bins of F frames, as the family's feature extractor makes them
     attention_mask  [B, S] int64, 1 at encoder positions that count (S is fewer than F: the encoder's first layers
@@ -98,31 +125,9 @@ class Audio:
         """As a transformers model takes them: the features alone, speech encoders attend to silence too."""
         return {"input_features": self.input_features}
 
-    @property
-    def mask(self) -> Tensor:
-        """[B, S] bool: encoder positions that count."""
-        return self.attention_mask != 0
-
-    @property
-    def length(self) -> int:
-        """S."""
-        return self.attention_mask.shape[1]
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Audio:
-        """The same with every tensor changed."""
-        return Audio(change(self.input_features), change(self.attention_mask))
-
-    def beside(self, others: Iterable[Audio]) -> Audio:
-        """The rows of all; every window has the same length."""
-        import torch
-
-        parts = (self, *others)
-        features = torch.cat([one.input_features for one in parts])
-        return Audio(features, torch.cat([one.attention_mask for one in parts]))
-
 
 @dataclass(frozen=True)
-class Encoded:
+class Encoded(_EncoderInputs):
     """What an encoder has made of its inputs already, where student and teacher share it.
 
     states          [B, S, D]
@@ -137,41 +142,8 @@ class Encoded:
         """An encoder is not run again."""
         raise TypeError("inputs that are encoded are read by decoders alone (models.adapter)")
 
-    @property
-    def mask(self) -> Tensor:
-        """[B, S] bool: encoder positions that count."""
-        return self.attention_mask != 0
-
-    @property
-    def length(self) -> int:
-        """S."""
-        return self.attention_mask.shape[1]
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Encoded:
-        """The same with every tensor changed."""
-        return Encoded(change(self.states), change(self.attention_mask))
-
-    def beside(self, others: Iterable[Encoded]) -> Encoded:
-        """The rows of all, as long as the longest; added positions hold zeros, which nothing that counts looks at."""
-        from torch import cat
-        from torch.nn.functional import pad
-
-        parts = (self, *others)
-        longest = max(one.length for one in parts)
-        states = [pad(one.states, (0, 0, 0, longest - one.length)) for one in parts]
-        return Encoded(cat(states), stacked([one.attention_mask for one in parts], 0))
-
 
 Inputs = Tokens | Audio | Encoded
-
-
-def stacked(parts: Sequence[Tensor], filling: int) -> Tensor:
-    """[sum of B, L]: the rows of all parts [B, L], right-padded to the longest L."""
-    from torch import cat
-    from torch.nn.functional import pad
-
-    longest = max(part.shape[1] for part in parts)
-    return cat([pad(part, (0, longest - part.shape[1]), value=filling) for part in parts])
 
 
 @dataclass(frozen=True)
