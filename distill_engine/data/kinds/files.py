@@ -1,12 +1,55 @@
-"""Whether the files that a source names can be read at all."""
+"""Sources of files, or of a dataset of the Hugging Face Hub: their keys, and whether they can be read at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from distill_engine.data.kinds.protocol import Source
 from distill_engine.recipe.problem import Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from distill_engine.data.episodes import Split
+
+
+class HubSource(Source):
+    """A source of files, or of a dataset of the Hub by name."""
+
+    dataset: str | None = Field(
+        None, description="Instead of files: a dataset of the Hugging Face Hub by name (extra `datasets`)."
+    )
+    config: str | None = Field(None, description="dataset: its configuration, where it has several.")
+    revision: str | None = Field(None, description="dataset: commit or tag; pin it for long runs.")
+
+    @property
+    def named_files(self) -> list[str]:
+        """The splits that a file is named for."""
+        return [split for split in ("train", "valid", "test") if getattr(self, split) is not None]
+
+    def has(self, split: Split) -> bool:
+        """Whether there is such a split; of a dataset by name, whether that has it."""
+        from distill_engine.data.formats.tables import hub_splits
+
+        if self.dataset is None:
+            return self.file(split) is not None
+        return split in hub_splits(self.dataset, self.config, self.revision)
+
+
+def origin_problems(source: HubSource, comes: str, is_read: str) -> Iterator[Problem]:
+    """Files and a dataset at once, neither, or keys of a dataset without one; `comes`, `is_read`: subject and verb."""
+    files = source.named_files
+    if source.dataset is not None and files:
+        yield Problem(files[0], "is set beside dataset", f"{comes} from files or a dataset", "Remove one")
+    if source.dataset is None and source.train is None:
+        rule = f"{is_read} from files, or `dataset` names one of the Hub"
+        yield Problem("train", "is missing", rule, "Name the training file")
+    for key in ("config", "revision"):
+        if source.dataset is None and getattr(source, key) is not None:
+            what = f"is {getattr(source, key)!r}, but dataset is null"
+            yield Problem(key, what, "It belongs to a dataset of the Hub", "Remove it, or name the dataset")
 
 
 def file_problems(source: Source, may_be_folder: bool) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from distill_engine.data.kinds.files import file_problems
+from distill_engine.data.kinds.files import HubSource, file_problems, origin_problems
 from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
 from distill_engine.recipe.problem import Problem, did_you_mean
 from distill_engine.recipe.section import PositiveInt
@@ -25,16 +25,11 @@ if TYPE_CHECKING:
 FORMS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
 
-class PairsSource(Source):
+class PairsSource(HubSource):
     """One source of pairs."""
 
     kind: Literal["pairs"]
     name: str = Field("pairs", description="Name in metrics.")
-    dataset: str | None = Field(
-        None, description="Instead of files: a dataset of the Hugging Face Hub by name (extra `datasets`)."
-    )
-    config: str | None = Field(None, description="dataset: its configuration, where it has several.")
-    revision: str | None = Field(None, description="dataset: commit or tag; pin it for long runs.")
     source: str = Field("source", description="Column of what is read; `translation.en` looks into a column.")
     target: str = Field("target", description="Column of what is to be written.")
     prefix: str = Field("", description="Text before every source, such as `summarize: `.")
@@ -95,22 +90,11 @@ class Pairs(Kind):
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
         """See Kind."""
         own = _own(source)
-        files = [split for split in ("train", "valid", "test") if getattr(own, split) is not None]
-        if own.dataset is not None:
-            if files:
-                yield Problem(files[0], "is set beside dataset", "Pairs come from files or a dataset", "Remove one")
-        elif own.train is None:
-            yield Problem("train", "is missing", "Pairs are read from files, or `dataset` names one of the Hub",
-                          "Name the training file")  # fmt: skip
-        for key in ("config", "revision"):
-            if own.dataset is None and getattr(own, key) is not None:
-                rule = "It belongs to a dataset of the Hub"
-                what = f"is {getattr(own, key)!r}, but dataset is null"
-                yield Problem(key, what, rule, "Remove it, or name the dataset")
+        yield from origin_problems(own, "Pairs come", "Pairs are read")
         if own.source == own.target:
             yield Problem("target", f"is {own.target!r}, and so is source", "Nothing is learnt from copying a column")
         yield from file_problems(own, may_be_folder=True)
-        for split in files:
+        for split in own.named_files:
             place = Path(str(own.file(split)))  # type: ignore[arg-type]
             if place.is_file() and place.suffix not in FORMS:
                 yield Problem(split, f"is {own.file(split)!r}", f"Files of pairs end with {', '.join(FORMS)}",  # type: ignore[arg-type]
@@ -118,12 +102,7 @@ class Pairs(Kind):
 
     def has(self, source: Source, split: Split) -> bool:
         """See Kind: of a dataset by name, the splits that it has."""
-        from distill_engine.data.formats.tables import hub_splits
-
-        own = _own(source)
-        if own.dataset is None:
-            return own.file(split) is not None
-        return split in hub_splits(own.dataset, own.config, own.revision)
+        return _own(source).has(split)
 
     def languages(self, source: Source) -> tuple[str | None, str | None]:
         """See Kind."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from distill_engine.data.kinds.files import file_problems
+from distill_engine.data.kinds.files import HubSource, file_problems, origin_problems
 from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.section import Positive
@@ -30,16 +30,11 @@ _AUDIO = ("audio", "path", "audio_path", "audio_filepath", "file", "file_name", 
 _TEXT = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
 
 
-class SpeechSource(Source):
+class SpeechSource(HubSource):
     """One source of speech."""
 
     kind: Literal["speech"]
     name: str = Field("speech", description="Name in metrics.")
-    dataset: str | None = Field(
-        None, description="Instead of files: a dataset of the Hugging Face Hub by name (extra `datasets`)."
-    )
-    config: str | None = Field(None, description="dataset: its configuration, where it has several.")
-    revision: str | None = Field(None, description="dataset: commit or tag; pin it for long runs.")
     audio: str = Field("audio", description="Column of the sound: a path, or in a dataset the sound itself.")
     text: str = Field("text", description="Column of what is said.")
     target_language: str | None = Field(
@@ -83,16 +78,7 @@ class Speech(Kind):
         own = _own(source)
         if reason := missing_library():
             yield Problem("kind", f"is {self.name!r}, which needs the extra `speech`", reason)
-        files = [split for split in ("train", "valid", "test") if getattr(own, split) is not None]
-        if own.dataset is not None and files:
-            yield Problem(files[0], "is set beside dataset", "Speech comes from files or a dataset", "Remove one")
-        if own.dataset is None and own.train is None:
-            rule = "Speech is read from files, or `dataset` names one of the Hub"
-            yield Problem("train", "is missing", rule, "Name the training file")
-        for key in ("config", "revision"):
-            if own.dataset is None and getattr(own, key) is not None:
-                what = f"is {getattr(own, key)!r}, but dataset is null"
-                yield Problem(key, what, "It belongs to a dataset of the Hub", "Remove it, or name the dataset")
+        yield from origin_problems(own, "Speech comes", "Speech is read")
         if own.audio == own.text:
             yield Problem("text", f"is {own.text!r}, and so is audio", "A row has a sound and a text")
         if own.language is not None and own.target_language is None:
@@ -103,7 +89,7 @@ class Speech(Kind):
                 "min_seconds", f"is {own.min_seconds:g}, max_seconds {own.max_seconds:g}", "Sounds lie between"
             )
         yield from file_problems(own, may_be_folder=True)
-        for split in files:
+        for split in own.named_files:
             place = Path(str(getattr(own, split)))
             if place.is_file() and place.suffix not in _FORMS:
                 rule = f"Lists of sounds end with {', '.join(_FORMS)}"
@@ -123,12 +109,7 @@ class Speech(Kind):
 
     def has(self, source: Source, split: Split) -> bool:
         """See Kind: of a dataset by name, the splits that it has."""
-        from distill_engine.data.formats.tables import hub_splits
-
-        own = _own(source)
-        if own.dataset is None:
-            return own.file(split) is not None
-        return split in hub_splits(own.dataset, own.config, own.revision)
+        return _own(source).has(split)
 
     def languages(self, source: Source) -> tuple[str | None, str | None]:
         """See Kind: sound needs no word of its language."""
