@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.checkpoint.parts import Part
+from distill_engine.train.decisions import Quantizes
 from distill_engine.train.validate import Evaluates
 from distill_engine.values import Batch
 
@@ -37,7 +38,7 @@ class Ranks(Protocol):
         ...
 
 
-class Student(Evaluates, Part, Protocol):
+class Student(Evaluates, Quantizes, Part, Protocol):
     """The engine that trains (engine.student)."""
 
     def train(self) -> None:

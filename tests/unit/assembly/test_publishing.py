@@ -35,7 +35,7 @@ def publisher(tiny, tmp_path, said, go, monkeypatch):
     monkeypatch.setattr(publishing, "without_folders", lambda recipe: recipe)
     monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
     student = SimpleNamespace(module=SimpleNamespace(model=tiny.model("bart")))
-    ready = SimpleNamespace(recipe=None, tokenizer=Tokenizer())
+    ready = SimpleNamespace(recipe=SimpleNamespace(student=SimpleNamespace(quantize=None)), tokenizer=Tokenizer())
     return BestPublisher(ready, student, tmp_path, SimpleNamespace(rank=0), said.append)
 
 
