@@ -61,8 +61,15 @@ def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> N
     for label, dataset in zip(ready.dataset_labels, ready.train_datasets, strict=True):
         table.add_row(label, f"{len(dataset):,}", f"{valid.get(label, 0):,}")
     _OUT.print(table)
-    for dataset in (*ready.train_datasets, *ready.valid_datasets):
-        _show_features(dataset)
+    splits = (
+        ("train", ready.dataset_labels, ready.train_datasets),
+        ("valid", ready.valid_labels, ready.valid_datasets),
+    )
+    for split, labels, datasets in splits:
+        for label, dataset in zip(labels, datasets, strict=True):
+            for line in dataset.left_out:
+                _OUT.print(f"{label}, {split}: {line}", markup=False, highlight=False, soft_wrap=True)
+            _show_features(dataset)
     _show_generation(ready)
 
 

@@ -152,14 +152,18 @@ def _content(data: DataSection, source: Source, split: Split, frontend: Frontend
     if seconds is not None:
         facts["seconds"] = seconds
 
+    title = f"{source.title}, {split}"
+    left_out: list[str] = []
+
     def episodes() -> Iterator[Episode]:
         display.begin()
         reading = Reading(data.root, data.max_bad_rows, seconds)
         yield from kind.read(source, split, reading)
-        for line in reading.lines:
-            display.say(f"{source.title}, {split}: {line}")
+        left_out[:] = reading.lines
+        for line in left_out:
+            display.say(f"{title}: {line}")
 
-    return Content(f"{source.title}, {split}", tuple(kind.files(source, split, data.root)), facts, episodes)
+    return Content(title, tuple(kind.files(source, split, data.root)), facts, episodes, left_out)
 
 
 class Display:
