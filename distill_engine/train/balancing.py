@@ -49,25 +49,24 @@ class LossTerms(Hook):
     ) -> None:
         self.balancer, self.gradients = balancer, gradients
         self._ranks, self._fade = ranks, fade
-        self._step = 0
 
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The balancer, if there is one."""
         return {} if self.balancer is None else {"balance": self.balancer}
 
-    def factors(self) -> Mapping[str, float] | None:
-        """Those that hold now."""
+    def factors(self, attempt: int) -> Mapping[str, float] | None:
+        """Those that hold at an attempt of a step, after its `before_backward`. 0 does not come from a balancer, so
+        which are 0 is known before."""
         balanced = None if self.balancer is None else self.balancer.factors
-        return balanced if self._fade is None else self._fade.factors(self._step, balanced)
+        return balanced if self._fade is None else self._fade.factors(attempt, balanced)
 
     def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
         """Balance first: new factors hold for the whole step, and for what is logged of it."""
-        self._step = attempt
         if self.balancer is not None:
             self.balancer.before_backward(attempt, batch, teacher, divisor)
         if self.gradients is not None and self.gradients.due(attempt):
-            self.gradients.measure(attempt, batch, teacher, divisor, self._ranks.sum, self.factors())
+            self.gradients.measure(attempt, batch, teacher, divisor, self._ranks.sum, self.factors(attempt))
 
     def train_values(self, wall_seconds: float) -> dict[str, float]:  # noqa: ARG002
         """Norms that were measured since the last call, and the factors."""

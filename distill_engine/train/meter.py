@@ -78,7 +78,8 @@ class Meter:
         slots = self._slots_of(terms)
         of_slots = torch.stack([value.count for value in terms.values()]).index_select(0, slots.terms)
         if self._objective.definition == "parlai":  # a mean of means: every micro-batch weighs the same
-            counted = finite * (of_slots > 0) if batch.sampled else finite
+            some_are_off = batch.sampled or any(value.idle for value in terms.values())
+            counted = finite * (of_slots > 0) if some_are_off else finite
             sums, of_slots = sums / of_slots.clamp(min=1.0), counted
         else:
             of_slots = finite * of_slots
@@ -116,7 +117,9 @@ class Meter:
         """All micro-batches of a step were added."""
         self._steps += 1
 
-    def read(self, sum_across_ranks: Callable[[Tensor], Tensor], wall_seconds: float) -> dict[str, float]:
+    def read(
+        self, sum_across_ranks: Callable[[Tensor], Tensor], wall_seconds: float, attempt: int = 0
+    ) -> dict[str, float]:
         """Named values since the last reading, in two reductions.
 
         A term that was never finite is NaN, and so is the total; `train/nonfinite` counts micro-batches left out.
@@ -136,7 +139,7 @@ class Meter:
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
         weighted = {
             f"train/term/{term}/weighted": weight * values[f"train/term/{term}/raw"]
-            for term, weight in self._objective.effective_weights(self._factors()).items()
+            for term, weight in self._objective.effective_weights(self._factors(attempt)).items()
             if f"train/term/{term}/raw" in values
         }
         values |= weighted

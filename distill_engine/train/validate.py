@@ -75,9 +75,13 @@ class Validator:
 
     @torch.no_grad()
     def run(
-        self, student: Evaluates, teacher: Teacher | None, on_batch: Callable[[], None] = lambda: None
+        self,
+        student: Evaluates,
+        teacher: Teacher | None,
+        on_batch: Callable[[], None] = lambda: None,
+        attempt: int = 0,
     ) -> dict[str, float]:
-        """Metrics by name (without the `valid/` prefix); the student must be in eval mode.
+        """Metrics by name (without the `valid/` prefix); the student must be in eval mode. `attempt`: that comes next.
 
         `on_batch` is called before each batch: a validation may be long without being stuck.
         """
@@ -116,14 +120,14 @@ class Validator:
         )
         measured = tally.values(quality, self._labels, self._average)
         self.doubt = None if teacher is None else teacher_doubt(doubts, vocabulary)
-        measured |= self._term_values(terms)
+        measured |= self._term_values(terms, attempt)
         measured["seconds"] = time.perf_counter() - started
         return measured
 
-    def _term_values(self, sums: Tensor) -> dict[str, float]:
+    def _term_values(self, sums: Tensor, attempt: int) -> dict[str, float]:
         values = {}
         total = 0.0
-        weights = self._objective.effective_weights(self._factors())
+        weights = self._objective.effective_weights(self._factors(attempt))
         for (term, weight), (value, count) in zip(weights.items(), sums.tolist(), strict=True):
             raw = value / max(count, 1.0)
             values[f"term/{term}/raw"] = raw
@@ -160,7 +164,7 @@ class Validation(Hook):
     def valid_values(self, progress: Progress) -> dict[str, float]:
         """The validator's."""
         beat = partial(self._beat, f"validating after step {progress.steps}")
-        return self.validator.run(self._student, self._teacher, beat)
+        return self.validator.run(self._student, self._teacher, beat, progress.attempts)
 
     def after_validation(self, progress: Progress, values: Mapping[str, float]) -> None:  # noqa: ARG002
         """A doubt is an event."""

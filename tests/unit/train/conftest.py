@@ -221,7 +221,7 @@ class Run:
         )  # fmt: skip
         validator = Scripted(self, validations) if validations else Watched(self, real)
         self.supervision, self.publishing = Supervision(), Publishing(self)
-        self.meter = Meter(self.objective, Averages(), 1, lambda: self.policies.factors())
+        self.meter = Meter(self.objective, Averages(), 1, lambda attempt: self.policies.factors(attempt))
         self.hooks = Hooks(
             self.supervision,
             StepMetrics(
@@ -264,11 +264,11 @@ class Watched:
     def __init__(self, run: Run, real: Validator) -> None:
         self.owner, self.real = run, real
 
-    def run(self, student, teacher, on_batch):
+    def run(self, student, teacher, on_batch, attempt):
         assert not student.training
         self.owner.events.append("validate")
         self.owner.ranks.pause = self.owner.validation_seconds
-        return self.real.run(student, teacher, on_batch)
+        return self.real.run(student, teacher, on_batch, attempt)
 
 
 class Scripted:
@@ -279,7 +279,7 @@ class Scripted:
     def __init__(self, run: Run, values: list[float]) -> None:
         self.owner, self.values = run, list(values)
 
-    def run(self, student, teacher, on_batch):
+    def run(self, student, teacher, on_batch, attempt):
         self.owner.events.append("validate")
         value = self.values.pop(0)
         return {"ppl": value, "loss": value, "seconds": 0.0}
