@@ -37,7 +37,7 @@ from typing import Any, Protocol
 from distill_engine.registry import load
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
-CurrentFactors = Callable[[int], Mapping[str, float] | None]  # of an attempt; None: the recipe's weights as they are
+CurrentFactors = Callable[[], Mapping[str, float] | None]  # those of the moment; None: the recipe's weights as they are
 
 SMALLEST_FACTOR = 1e-6
 LEAST_AGREEMENT = 0.01  # a term that is at odds with the reference still is seen, and may come to agree
@@ -64,7 +64,7 @@ class Balance(Protocol):
         """Go on from `state_dict()`."""
 
 
-def no_factors(_attempt: int) -> None:
+def no_factors() -> None:
     """Of a run without balancing."""
 
 

@@ -19,6 +19,7 @@ from distill_engine.losses.objective import Objective
 from distill_engine.train.balance import NOTHING, Balance, anchor_of
 from distill_engine.train.fade import Fade
 from distill_engine.train.hooks import Hook
+from distill_engine.train.progress import Progress
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
@@ -49,24 +50,28 @@ class LossTerms(Hook):
     ) -> None:
         self.balancer, self.gradients = balancer, gradients
         self._ranks, self._fade = ranks, fade
+        self._progress = Progress()
+
+    def begins_at(self, progress: Progress) -> None:
+        """Factors go by the loop's own count, also where a resumed run takes no step."""
+        self._progress = progress
 
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """The balancer, if there is one."""
         return {} if self.balancer is None else {"balance": self.balancer}
 
-    def factors(self, attempt: int) -> Mapping[str, float] | None:
-        """Those that hold at an attempt of a step, after its `before_backward`. 0 does not come from a balancer, so
-        which are 0 is known before."""
+    def factors(self) -> Mapping[str, float] | None:
+        """Those that hold now."""
         balanced = None if self.balancer is None else self.balancer.factors
-        return balanced if self._fade is None else self._fade.factors(attempt, balanced)
+        return balanced if self._fade is None else self._fade.factors(self._progress.attempts, balanced)
 
     def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
         """Balance first: new factors hold for the whole step, and for what is logged of it."""
         if self.balancer is not None:
             self.balancer.before_backward(attempt, batch, teacher, divisor)
         if self.gradients is not None and self.gradients.due(attempt):
-            self.gradients.measure(attempt, batch, teacher, divisor, self._ranks.sum, self.factors(attempt))
+            self.gradients.measure(attempt, batch, teacher, divisor, self._ranks.sum, self.factors())
 
     def train_values(self, wall_seconds: float) -> dict[str, float]:  # noqa: ARG002
         """Norms that were measured since the last call, and the factors."""

@@ -117,9 +117,7 @@ class Meter:
         """All micro-batches of a step were added."""
         self._steps += 1
 
-    def read(
-        self, sum_across_ranks: Callable[[Tensor], Tensor], wall_seconds: float, attempt: int = 0
-    ) -> dict[str, float]:
+    def read(self, sum_across_ranks: Callable[[Tensor], Tensor], wall_seconds: float) -> dict[str, float]:
         """Named values since the last reading, in two reductions.
 
         A term that was never finite is NaN, and so is the total; `train/nonfinite` counts micro-batches left out.
@@ -139,7 +137,7 @@ class Meter:
         values["time/seconds_per_step"] = wall_seconds / max(steps, 1)
         weighted = {
             f"train/term/{term}/weighted": weight * values[f"train/term/{term}/raw"]
-            for term, weight in self._objective.effective_weights(self._factors(attempt)).items()
+            for term, weight in self._objective.effective_weights(self._factors()).items()
             if f"train/term/{term}/raw" in values
         }
         values |= weighted

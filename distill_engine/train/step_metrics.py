@@ -58,7 +58,7 @@ class StepMetrics(Hook):
 
     def train_values(self, wall_seconds: float) -> dict[str, float]:
         """The meter's, and memory; tells of micro-batches that were left out."""
-        values = self.meter.read(self._ranks.sum, wall_seconds, self._attempt)
+        values = self.meter.read(self._ranks.sum, wall_seconds)
         self._report.after_reading(self._attempt, values["train/nonfinite"])
         values |= self._last | {"train/epoch": self._batches.epoch, "train/examples": float(self._batches.examples)}
         return values | memory_gib(self._ranks.device)

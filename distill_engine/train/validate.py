@@ -75,13 +75,9 @@ class Validator:
 
     @torch.no_grad()
     def run(
-        self,
-        student: Evaluates,
-        teacher: Teacher | None,
-        on_batch: Callable[[], None] = lambda: None,
-        attempt: int = 0,
+        self, student: Evaluates, teacher: Teacher | None, on_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Metrics by name (without the `valid/` prefix); the student must be in eval mode. `attempt`: that comes next.
+        """Metrics by name (without the `valid/` prefix); the student must be in eval mode.
 
         `on_batch` is called before each batch: a validation may be long without being stuck.
         """
@@ -120,14 +116,14 @@ class Validator:
         )
         measured = tally.values(quality, self._labels, self._average)
         self.doubt = None if teacher is None else teacher_doubt(doubts, vocabulary)
-        measured |= self._term_values(terms, attempt)
+        measured |= self._term_values(terms)
         measured["seconds"] = time.perf_counter() - started
         return measured
 
-    def _term_values(self, sums: Tensor, attempt: int) -> dict[str, float]:
+    def _term_values(self, sums: Tensor) -> dict[str, float]:
         values = {}
         total = 0.0
-        weights = self._objective.effective_weights(self._factors(attempt))
+        weights = self._objective.effective_weights(self._factors())
         for (term, weight), (value, count) in zip(weights.items(), sums.tolist(), strict=True):
             raw = value / max(count, 1.0)
             values[f"term/{term}/raw"] = raw
@@ -164,7 +160,7 @@ class Validation(Hook):
     def valid_values(self, progress: Progress) -> dict[str, float]:
         """The validator's."""
         beat = partial(self._beat, f"validating after step {progress.steps}")
-        return self.validator.run(self._student, self._teacher, beat, progress.attempts)
+        return self.validator.run(self._student, self._teacher, beat)
 
     def after_validation(self, progress: Progress, values: Mapping[str, float]) -> None:  # noqa: ARG002
         """A doubt is an event."""

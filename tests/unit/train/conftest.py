@@ -209,7 +209,8 @@ class Run:
         self.module = ToyModule(self.student)
         weights = LossWeights(task=1.0, prediction=2.0 if teacher else 0.0)
         self.objective = Objective(weights, dict.fromkeys(Stack, ()))
-        real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks)
+        current = lambda: self.policies.factors()  # noqa: E731  what they are is said later
+        real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks, factors=current)
         self.policies = Policies(
             LearningRate("constant", 0.5, warmup=Warmup(warmup, 0.5) if warmup else None),
             KeepBest("min"), EarlyStopping(patience, "min", stop_at), log or Every(), validate or Every(),
@@ -221,7 +222,7 @@ class Run:
         )  # fmt: skip
         validator = Scripted(self, validations) if validations else Watched(self, real)
         self.supervision, self.publishing = Supervision(), Publishing(self)
-        self.meter = Meter(self.objective, Averages(), 1, lambda attempt: self.policies.factors(attempt))
+        self.meter = Meter(self.objective, Averages(), 1, current)
         self.hooks = Hooks(
             self.supervision,
             StepMetrics(
@@ -264,11 +265,11 @@ class Watched:
     def __init__(self, run: Run, real: Validator) -> None:
         self.owner, self.real = run, real
 
-    def run(self, student, teacher, on_batch, attempt):
+    def run(self, student, teacher, on_batch):
         assert not student.training
         self.owner.events.append("validate")
         self.owner.ranks.pause = self.owner.validation_seconds
-        return self.real.run(student, teacher, on_batch, attempt)
+        return self.real.run(student, teacher, on_batch)
 
 
 class Scripted:
@@ -279,7 +280,7 @@ class Scripted:
     def __init__(self, run: Run, values: list[float]) -> None:
         self.owner, self.values = run, list(values)
 
-    def run(self, student, teacher, on_batch, attempt):
+    def run(self, student, teacher, on_batch):
         self.owner.events.append("validate")
         value = self.values.pop(0)
         return {"ppl": value, "loss": value, "seconds": 0.0}

@@ -10,6 +10,7 @@ from distill_engine.telemetry.averages import Averages
 from distill_engine.train.balancing import LossTerms
 from distill_engine.train.fade import Fade
 from distill_engine.train.meter import Meter
+from distill_engine.train.progress import EndReason, Progress
 from distill_engine.train.term_gradients import TermGradients
 from distill_engine.values import FeatureRequest
 
@@ -37,17 +38,42 @@ def test_the_factors_of_a_balance_are_multiplied():
 
 
 @pytest.mark.parametrize("world", ["blenderbot"], indirect=True)
-def test_what_has_faded_adds_nothing(world):
+def test_a_run_reads_them_at_its_step_and_what_has_faded_adds_nothing(world):
     goal = world.goal
     fade = Fade({term.name: term.operand != "logits" for term in goal.terms_used}, 10)
+    progress = Progress()
     terms = LossTerms(None, None, None, fade)
-    assert terms.factors(7) == fade.factors(7, None)
+    terms.begins_at(progress)
+    assert terms.factors() == fade.factors(0, None)
+    progress.steps, progress.skipped_steps = 5, 2
+    assert terms.factors() == fade.factors(7, None)
     torch.manual_seed(0)
     student = world.module(world.batch, goal.student_request())[0]
     found = goal.terms(student, world.teacher_features, world.batch)
     weighted = goal.weighted(found, world.divisor)
     whole = goal.total(found, world.divisor, fade.factors(10, None))
     torch.testing.assert_close(whole, weighted["task"] + weighted["prediction"])
+
+
+def test_a_resumed_run_that_has_its_last_validation_left_weighs_it_by_its_own_step(toy_in, tmp_path):
+    def start(folder, **options):
+        run = toy_in(folder, max_steps=4, **options)
+        terms = LossTerms(None, None, None, Fade({"task": False, "prediction": True}, 8))
+        run.hooks.each.append(terms)
+        run.policies.factors = terms.factors
+        return run
+
+    whole = start(tmp_path / "whole")
+    assert whole.trainer.run() is EndReason.MAX_STEPS
+    first = start(tmp_path / "stopped", stop_at_attempt=4)
+    assert first.trainer.run() is EndReason.STOP_REQUESTED and not first.records("valid")
+    second = start(tmp_path / "stopped")
+    assert second.trainer.run() is EndReason.MAX_STEPS and second.student.attempts == 4
+    ((_, _, expected),), ((_, _, found),) = whole.records("valid"), second.records("valid")
+    assert found == expected
+    assert expected["valid/total"] == pytest.approx(
+        expected["valid/term/task/raw"] + 2.0 * 0.5 * expected["valid/term/prediction/raw"]
+    )
 
 
 @pytest.mark.parametrize("definition", ["invariant", "parlai"])
@@ -72,11 +98,11 @@ def test_what_has_faded_is_neither_captured_nor_computed_and_logged_no_more(worl
     torch.testing.assert_close(*found)
 
     def terms_logged(*micro_batches):
-        meter = Meter(goal, Averages(), 1, lambda _attempt: factors)
+        meter = Meter(goal, Averages(), 1, lambda: factors)
         for values in micro_batches:
             meter.add_micro_batch(world.batch, *values, len(micro_batches))
         meter.count_step()
-        values = meter.read(torch.clone, 1.0, 10)
+        values = meter.read(torch.clone, 1.0)
         return {name: value for name, value in values.items() if name.startswith("train/term/")}
 
     # an interval with both logs the mean over those in which there was something
