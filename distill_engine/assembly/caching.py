@@ -23,7 +23,6 @@ from distill_engine.assembly.builder import supervision_of
 from distill_engine.assembly.cache_files import (
     manifest_differences,
     one_of_the_writers,
-    require_others,
     unfinished_bytes,
     write_arrays,
 )
@@ -31,6 +30,7 @@ from distill_engine.assembly.frozen_teacher import Alone, Frozen
 from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.cluster.files import replace_text
+from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.tokens.tokenised import TokenisedDataset
@@ -87,7 +87,11 @@ class Share:
 
     def holds(self, shard: int) -> bool:
         """Whether it is the one for this shard of all datasets together."""
-        return shard % self.world_size == self.rank
+        return self.holder(shard) == self.rank
+
+    def holder(self, shard: int) -> int:
+        """The rank that is."""
+        return shard % self.world_size
 
 
 ALONE = Share()
@@ -168,8 +172,9 @@ class CacheMaker:
 
     def write(self, advance: Callable[[int], None]) -> None:
         """This rank's share of the shards that are missing; `advance` hears of so many examples more. Rank 0 returns
-        when all ranks' are there. Raises OSError, CacheError; the other ranks are told, and what is finished stays."""
-        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size):
+        when all ranks' are there. Raises OSError, CacheError, OthersFailedError; the
+        other ranks are told, and what is finished stays."""
+        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size) as others:
             if read_json(self._folder / MANIFEST) is None:
                 replace_text(self._folder / MANIFEST, _as_text(self._manifest), sync=True)
             self._require_same()
@@ -180,12 +185,13 @@ class CacheMaker:
                     arrays = self._shard(one.task, first, end, advance)
                     write_arrays(self._folder / one.key / _name(number), arrays, self._share.rank)
             if self._share.rank == 0:
-                self._finish()
+                self._finish(others)
 
-    def _finish(self) -> None:
+    def _finish(self, others: OtherRanks) -> None:
         """Wait for the shards of the other ranks, and say that datasets are complete."""
         while left := list(self._todo()):
-            require_others(self._folder, len(left))
+            owing = {self._share.holder(one.first_shard + number) for one, number, _, _ in left}
+            others.require(owing, f"{len(left)} shards")
             time.sleep(_POLL_SECONDS)
         for one in self._datasets:
             if read_json(self._folder / one.key / DATASET) is None:

@@ -20,6 +20,7 @@ from distill_engine.assembly.ending import exit_code_of
 from distill_engine.assembly.frozen_teacher import Alone, Frozen
 from distill_engine.assembly.made_of import made_of
 from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.cluster.other_ranks import OthersFailedError
 from distill_engine.data.order.collate import Picks, filler_batch
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.losses.objective import Objective
@@ -210,7 +211,7 @@ def test_three_ranks_make_the_same_bytes_and_tell_each_other_when_they_cannot(re
 
     assert of(0).missing()[0] == of(2).missing()[0]
     begun: list[int] = []
-    with pytest.raises(CacheError, match=r"shards will not come: rank-1: OSError: .* a broken wire") as error:
+    with pytest.raises(OthersFailedError, match=r"shards will not come: rank-1: OSError: .* a broken wire") as error:
         of(0).write(lambda examples: begun.append(examples) or (len(begun) == 1 and not others_fail(of, fails)))
     assert may_pass(error.value) and "nothing to do" not in of(0).require_fit()
     of(2).write(lambda _: None)
