@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_families
 import tiny_translators
@@ -16,10 +17,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from distill_engine.data.errors import DataError
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.rules import check_recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher
 from distill_engine.setup.prepare import Prepared, prepare
+from distill_engine.setup.vocabulary import Vocabulary, check_same_tokens
 from launcher.shapes import student_shape, teacher_shape, trimmed_rows
 
 TRAIN = [("ab c", "cdab"), ("abcd", "a b"), ("d", "ef abcd")]
@@ -118,6 +121,25 @@ def test_it_is_made_once_and_again_where_a_link_is_broken(nllb, tmp_path):
     tiny_families.model("nllb-200-distilled-600M", seed=1).save_pretrained(nllb / "other")
     shutil.copyfile(nllb / "other" / "model.safetensors", weights)
     assert weights.stat().st_size == size and prepared(tmp_path, nllb).vocabulary.folder != first
+
+
+def test_texts_that_lost_nothing_are_cut_as_before_also_beside_others():
+    def dataset(*texts: list[int]) -> TokenisedDataset:
+        """One episode of two turns, and one of one: source, label, source, label; source, label."""
+        ends = np.cumsum([len(text) for text in texts])
+        begins = ends - [len(text) for text in texts]
+        bounds = [(0, ends[0], begins[1], ends[1]), (0, ends[2], begins[3], ends[3])]
+        bounds.append((begins[4], ends[4], begins[5], ends[5]))
+        layout = tiny_families.layout("bart-large-cnn")
+        tokens, limits = np.concatenate(texts).astype(np.int32), TokenLimits(8, 8)
+        return TokenisedDataset(tokens, np.array(bounds, np.int64), layout, limits)
+
+    kept = Vocabulary(Path("trimmed"), (0, 2, 4, 6), 8, None)
+    old = dataset([2, 4], [6], [3, 4], [2, 2], [5], [6, 0])  # 3 and 5 are dropped
+    check_same_tokens(kept, [old], [dataset([1, 2], [3], [9, 9, 2], [1, 1], [9, 9], [3, 0])])
+    for first, last in (([1, 3], [3, 0]), ([1, 2, 0], [3, 0]), ([1], [3, 0]), ([1, 2], [3, 1])):
+        with pytest.raises(DataError, match="cuts the training data otherwise"):
+            check_same_tokens(kept, [old], [dataset(first, [3], [9], [1, 1], [9, 9], last)])
 
 
 def test_rare_tokens_go_and_a_list_says_it_all(nllb, tmp_path):
