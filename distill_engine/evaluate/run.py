@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill_engine.cluster.other_ranks import OtherRanks
+from distill_engine.data.tokens.tokenised import ids_without_row
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
 from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, prediction_kernel, tally_of
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
@@ -127,11 +128,13 @@ def run_evaluation(
 def check_fits(name: str, model: PreTrainedModel, examples: EvaluationSet) -> None:
     """Raises ModelError for a model without rows for the examples' ids, or without positions for their lengths."""
     shape = shape_of(model.config)
-    rows, positions = shape.vocab, shape.longest
-    if examples.largest_id >= rows:
+    positions = shape.longest
+    misfit = ids_without_row(examples.datasets, shape.read_vocab, shape.vocab)
+    if misfit is not None:
+        table, largest, rows = misfit
         raise ModelError(
-            f"the data holds token id {examples.largest_id}, model {name!r} has {rows} embedding rows. Data and model "
-            "need one tokenizer: give the recipe that the model was made with (--recipe)."
+            f"the data holds token id {largest}, model {name!r} has {rows} {table} rows. Data and model need one "
+            "tokenizer: give the recipe that the model was made with (--recipe)."
         )
     longest = max(examples.longest_context, examples.longest_decoder_input)
     if longest > positions:
