@@ -26,7 +26,7 @@ from distill_engine.assembly.cache_files import (
     unfinished_bytes,
     write_arrays,
 )
-from distill_engine.assembly.frozen_teacher import Alone, Frozen
+from distill_engine.assembly.frozen_teacher import Alone, teacher_alone
 from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.cluster.files import replace_text
@@ -85,12 +85,8 @@ class Share:
     rank: int = 0
     world_size: int = 1
 
-    def holds(self, shard: int) -> bool:
-        """Whether it is the one for this shard of all datasets together."""
-        return self.holder(shard) == self.rank
-
     def holder(self, shard: int) -> int:
-        """The rank that is."""
+        """The rank for this shard of all datasets together."""
         return shard % self.world_size
 
 
@@ -181,7 +177,7 @@ class CacheMaker:
             if self._share.rank == 0 and self._constants and not (self._folder / CONSTANTS).is_dir():
                 write_arrays(self._folder / CONSTANTS, self._constants, 0)
             for one, number, first, end in self._todo():
-                if self._share.holds(one.first_shard + number):
+                if self._share.holder(one.first_shard + number) == self._share.rank:
                     arrays = self._shard(one.task, first, end, advance)
                     write_arrays(self._folder / one.key / _name(number), arrays, self._share.rank)
             if self._share.rank == 0:
@@ -205,11 +201,11 @@ class CacheMaker:
             raise CacheError(f"{self._folder} holds another cache:\n{lines}\nGive another folder (--out).")
 
     def _form_of(self, settings: Settings, request: FeatureRequest) -> Form:
-        """Of all logits their factors, where these are fewer numbers."""
+        """Of all logits their factors, where these are fewer numbers; the mean of several teachers has none."""
         assert self._ready.teacher_shape is not None
         shape, layout = self._ready.teacher_shape, self._ready.layout
         k = settings.k if settings.k is not None and settings.k < shape.vocab - 1 else None
-        head = k is None and request.logits and shape.width < shape.vocab
+        head = k is None and request.logits and shape.width < shape.vocab and not self._ready.others
         return Form(k, settings.dtype, shape.vocab, self._ready.family.masked_id(layout.start_id), head)
 
     def _asked(self) -> tuple[list[Column], dict[str, list[float]], dict[str, NDArray[Any]]]:
@@ -299,6 +295,6 @@ def cache_maker_of(ready: Prepared, folder: Path, settings: Settings, share: Sha
     assert ready.teacher_folder is not None
     device = own_device()
     objective = Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
-    teacher = Frozen(ready.teacher_folder, settings.precision, device)
+    teacher = teacher_alone(ready, settings.precision, device)
     known_by, request = made_of(ready, Alone()), objective.teacher_request()
     return CacheMaker(ready, known_by, teacher, request, folder, settings, device, share)

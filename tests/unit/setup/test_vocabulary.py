@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from distill_engine.data.errors import DataError
 from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
@@ -23,6 +24,7 @@ from distill_engine.recipe.rules import check_recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher
 from distill_engine.setup.prepare import Prepared, prepare
 from distill_engine.setup.vocabulary import Vocabulary, check_same_tokens
+from launcher.__main__ import app
 from launcher.shapes import student_shape, teacher_shape, trimmed_rows
 
 TRAIN = [("ab c", "cdab"), ("abcd", "a b"), ("d", "ef abcd")]
@@ -159,10 +161,14 @@ def test_rare_tokens_go_and_a_list_says_it_all(nllb, tmp_path):
 def test_the_plan_prices_the_small_vocabulary_once_it_is_known(nllb, tmp_path):
     recipe = load_recipe(recipe_file(tmp_path, nllb))
     assert trimmed_rows(recipe) is None and teacher_shape(recipe).vocab == tiny_families.VOCABULARY
+    command = ["plan", str(tmp_path / "recipe.yaml")]
+    before = CliRunner().invoke(app, command).output
+    assert f"has counted the tokens of the data yet, so the teacher's {tiny_families.VOCABULARY} are priced" in before
     ready = prepared(tmp_path, nllb)
     teacher = teacher_shape(recipe)
     assert teacher == ready.teacher_shape and student_shape(recipe, teacher).vocab == len(ready.tokenizer)
     model = AutoModelForSeq2SeqLM.from_pretrained(ready.teacher_folder)
+    assert f"vocabulary: {len(ready.tokenizer)} tokens are kept, as they" in CliRunner().invoke(app, command).output
     assert teacher.parameters == sum(one.numel() for one in model.parameters())
 
 
