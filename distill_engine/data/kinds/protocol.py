@@ -160,10 +160,16 @@ class Kind(Protocol):
         """Whether features of its sounds are computed once and kept on the disk."""
         return False
 
-    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+    def rows(self, source: Source, split: Split) -> int | None:
+        """How many sounds a split has at most, counted without looking at them; None where that takes a network or
+        files that are not there."""
+        return None
+
+    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
         """An example with another answer, as an object of JSON lines which `entry` reads.
 
         entries  the history with what is answered as its last one; of data without a history that alone
+        note     of the turn that is answered; empty where it is only asked whether the source can be written
         Raises ValueError where a kind cannot write its examples.
         """
         raise ValueError(f"{source.title} is of kind {self.name}, which does not say how examples are written")

@@ -6,7 +6,7 @@ by name, whose rows hold the sounds themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -107,6 +107,25 @@ class Speech(Kind):
         why = f"{place} is read as speech: {audio!r} leads to sound files, {text!r} holds what is said"
         return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why)
 
+    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
+        """See Kind: the path of the sound file, and the answer."""
+        from distill_engine.data.audio.clips import Place
+        from distill_engine.data.audio.lists import Manifest
+
+        listed = _listed(_own(source), "train")
+        if not isinstance(listed, Manifest):
+            raise ValueError(
+                f"{source.title} holds its sounds in rows of a dataset, and answers are written beside paths of sound "
+                "files. Write its sounds to files, and a list of them (.jsonl) that the recipe names."
+            )
+        path = listed.source(Place.of(note).at).resolve() if note else ""
+        return {"audio": str(path), "text": answer}
+
+    def entry(self, source: Source) -> Mapping[str, object]:
+        """See Kind."""
+        kept = {"target_language", "leading_space", "read_all", "cache_features"}
+        return {"kind": self.name, **_own(source).model_dump(include=kept, exclude_defaults=True)}
+
     def has(self, source: Source, split: Split) -> bool:
         """See Kind: of a dataset by name, the splits that it has."""
         return _own(source).has(split)
@@ -127,6 +146,21 @@ class Speech(Kind):
     def stores_features(self, source: Source) -> bool:
         """See Kind."""
         return _own(source).cache_features
+
+    def rows(self, source: Source, split: Split) -> int | None:
+        """See Kind: the rows of a list, filters or not."""
+        from distill_engine.data.errors import DataError
+
+        own = _own(source)
+        if own.dataset is not None:
+            return None
+        if own.file(split) is None:
+            return 0
+        try:
+            count = _listed(own, split).count()
+        except (DataError, OSError):  # whoever reads it will say what is wrong
+            return None
+        return min(count, own.limit(split) or count)
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """See Kind: the lists. One whose sounds have changed is not read again: a run refuses them (SpeechDataset)."""
