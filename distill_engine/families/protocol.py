@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.shape import Shape, Sizes
+from distill_engine.families.shape import Axis, Shape, Sizes
 from distill_engine.values import Batch, Stack
 
 if TYPE_CHECKING:  # rules and the launcher ask families for shapes on machines without torch
@@ -67,6 +67,8 @@ class Family(Protocol):
     separable        tied parameters that some files of the family hold apart, whatever config.json says
     prompts          `generate` puts more than a start token before replies, by settings of its own (see `prompt`)
     beside           files of a teacher's folder that go with a student, beside weights, settings and tokenizer
+    maps             last part of the name of each linear map of a layer (or table of position biases) -> what its rows and
+                     columns run over; of all other parameters the last axis is the width, where it depends on a size
     delimiter        between turns of a conversation, where no recipe says it
     known            name of a published model -> its config.json, so that a login node without network can plan
     """
@@ -82,6 +84,7 @@ class Family(Protocol):
     separable: tuple[str, ...]
     prompts: bool
     beside: tuple[str, ...]
+    maps: Mapping[str, tuple[Axis, Axis]]
     delimiter: str
     known: Mapping[str, Mapping[str, Any]]
 

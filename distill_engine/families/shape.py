@@ -8,12 +8,25 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass, fields, replace
+from enum import Enum
 from typing import Any
 
 from distill_engine.data.tokens.layout import Window
 from distill_engine.values import Stack
 
 _FULL_NORM = 2  # weight and bias
+
+
+class Axis(str, Enum):
+    """What an axis of a linear map of a layer runs over."""
+
+    WIDTH = "width"  # channels of the residual stream
+    QUERY = "query"  # elements of queries, head after head; keys and values the same
+    KEY = "key"
+    VALUE = "value"
+    NEURON = "neuron"  # of a feed-forward part
+    HEAD = "head"
+    BUCKET = "bucket"  # of distances
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,10 @@ class Shape:
     def heads_of(self, stack: Stack | str) -> int:
         """Attention heads of a stack."""
         return self.encoder_heads if stack == Stack.ENCODER else self.decoder_heads
+
+    def inner_of(self, stack: Stack | str) -> int:
+        """Elements of a query of a stack, all heads together."""
+        return self.head_size * self.heads_of(stack) if self.head_size else self.width
 
     def ffn_of(self, stack: Stack | str) -> int:
         """Inner width of a stack's feed-forward parts."""
