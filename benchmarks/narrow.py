@@ -1,11 +1,11 @@
-"""What a narrower student begins with: random numbers, or what matters most in its teacher (student.init: teacher_width).
+"""What a narrower student begins with: random numbers, or what matters most in its teacher.
 
     python benchmarks/narrow.py [--seeds 3] [--ranks 1] [--set a.b=value] [--run-dir DIR] [--no-run]
 
-The demo's student at half the width and half the neurons, with all of the demo's losses; both are trained for as many
-steps from the same examples. The gap is that of log perplexity between the random student and the teacher; what is told
-is the share of it that teacher_width closes (aim: at least a half). Runs that are complete in --run-dir are not
-repeated.
+The demo's student at half the width and half the neurons, with `student.init: random` and `teacher_width`, and with all
+of the demo's losses; both are trained for as many steps from the same examples. The gap is that of log perplexity
+between the random student and the teacher; what is told is the share of it that teacher_width closes (aim: at least a
+half). Runs that are complete in --run-dir are not repeated.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def _spread(values: Sequence[float]) -> float:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table."""
-    lines = ["| seed | random: valid ppl | teacher_width | teacher | of the gap in log ppl |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| seed | random: valid ppl | teacher_width | teacher | of the gap in log ppl |",
+        "|---|---:|---:|---:|---:|",
+    ]
     rows = {**result["seeds"], "mean": result["mean"], "spread": result["spread"]}
     for name, one in rows.items():
         ppl = " | ".join(f"{one[f'{key}_ppl']:.4f}" for key in ("random", "teacher_width", "teacher"))

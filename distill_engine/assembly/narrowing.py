@@ -1,4 +1,4 @@
-"""A narrower student out of its teacher: rank 0 looks at what matters in the teacher, all ranks get what comes of it."""
+"""A narrower student out of its teacher: rank 0 looks at what matters in it, all ranks get what comes of that."""
 
 from __future__ import annotations
 

@@ -101,9 +101,13 @@ class Shape:
         """Attention heads of a stack."""
         return self.encoder_heads if stack == Stack.ENCODER else self.decoder_heads
 
+    def head_of(self, stack: Stack | str) -> int:
+        """Elements of a head of a stack."""
+        return self.head_size or self.width // self.heads_of(stack)
+
     def inner_of(self, stack: Stack | str) -> int:
         """Elements of a query of a stack, all heads together."""
-        return self.head_size * self.heads_of(stack) if self.head_size else self.width
+        return self.heads_of(stack) * self.head_of(stack)
 
     def ffn_of(self, stack: Stack | str) -> int:
         """Inner width of a stack's feed-forward parts."""
@@ -223,7 +227,7 @@ class Shape:
     def _layer(self, stack: Stack) -> Counter[int]:
         """Tensors of one layer, position biases left out."""
         attentions = 1 if stack is Stack.ENCODER else 2
-        inner = self.heads_of(stack) * (self.head_size or self.width // self.heads_of(stack))
+        inner = self.inner_of(stack)
         wide, first = self.ffn_of(stack), 2 if self.form.gated else 1
         found: Counter[int] = Counter()
         found[self.width * inner] += 4 * attentions

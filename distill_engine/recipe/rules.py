@@ -19,6 +19,7 @@ from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.narrow_rules import NARROW_RULES
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
@@ -268,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     *CHECKPOINT_RULES,
     *CACHE_RULES,
     *ENCODER_RULES,
+    *NARROW_RULES,
     *ROLLOUT_RULES,
     *SEVERAL_RULES,
 )

@@ -82,8 +82,8 @@ class StudentSection(Section):
     )
     init: Literal["teacher_layers", "teacher_width", "random"] = Field(
         "teacher_layers",
-        description="teacher_layers: copy embeddings and mapped layers; teacher_width: the same for a narrower student, "
-        "which keeps the channels, heads and neurons that matter most (docs/narrow.md); random: start from scratch.",
+        description="teacher_layers: copy embeddings and mapped layers; teacher_width: the same for a narrower "
+        "student, which keeps the channels, heads and neurons that matter most (docs/narrow.md); random: from scratch.",
     )
     importance_examples: PositiveInt = Field(
         256, description="teacher_width: how many of the first training examples say what matters in the teacher."

@@ -9,6 +9,7 @@ from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
 from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
+from distill_engine.recipe.narrow_rules import a_narrow_student_fits_into_its_teacher
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
@@ -278,6 +279,7 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     student_is_not_deeper,
     explicit_maps_point_into_the_teacher,
     copied_layers_have_equal_widths,
+    a_narrow_student_fits_into_its_teacher,
     positions_can_be_copied,
     tokens_fit_the_position_table,
     token_budget_holds_a_window,

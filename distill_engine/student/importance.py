@@ -96,7 +96,7 @@ def choose(watched: Watched, batches: Iterable[Batch], used: Iterable[str], teac
     """What a student of shape `own` keeps, by what these batches do in the linear maps `used` (and in all attentions
     whose table of position biases is used)."""
     names = sorted(used)
-    sizes = {parent(name): _head_size(teacher, watched.stack(name)) for name in names}
+    sizes = {parent(name): teacher.head_of(watched.stack(name)) for name in names}
     measured = _measure(watched, batches, names, sizes, own)
     neurons = {
         parent(name): _best(_energy(watched, measured, name), own.ffn_of(watched.stack(name)))
@@ -107,14 +107,10 @@ def choose(watched: Watched, batches: Iterable[Batch], used: Iterable[str], teac
     inside = {
         (part, axis): value[heads[part]]
         for part, stack in {parent(name): watched.stack(name) for name in names}.items()
-        if part in heads and _head_size(own, stack) < sizes[part]
-        for axis, value in _inside(watched, measured, part, _head_size(own, stack)).items()
+        if part in heads and own.head_of(stack) < sizes[part]
+        for axis, value in _inside(watched, measured, part, own.head_of(stack)).items()
     }
     return Choice(_channels(watched, measured, names, own), heads, neurons, inside, sizes)
-
-
-def _head_size(shape: Shape, stack: Stack) -> int:
-    return shape.head_size or shape.width // shape.heads_of(stack)
 
 
 def _measure(
@@ -125,7 +121,7 @@ def _measure(
         out, into = watched.axes(name)
         size = sizes[parent(name)]
         found.read[name] = _Moments(size if into is Axis.VALUE else 1)
-        if out in (Axis.QUERY, Axis.KEY) and _head_size(own, watched.stack(name)) < size:
+        if out in (Axis.QUERY, Axis.KEY) and own.head_of(watched.stack(name)) < size:
             found.given[name] = _Moments(size)
     for seen in watched.look(batches):
         for one in seen.linears:
@@ -176,7 +172,8 @@ def _channels(watched: Watched, measured: _Measured, names: list[str], own: Shap
     # own frequency
     first = torch.arange(own.width + 1) * len(importance) // own.width
     ranges = zip(first[:-1].tolist(), first[1:].tolist(), strict=True)
-    return torch.tensor([start + int(importance[start:end].argmax()) for start, end in ranges])
+    best = [start + int(importance[start:end].argmax()) for start, end in ranges]
+    return torch.tensor(best, device=importance.device)
 
 
 def _inside(watched: Watched, measured: _Measured, part: str, size: int) -> dict[Axis, Tensor]:

@@ -1,4 +1,4 @@
-"""Small linear fits from sums over positions, in float64: what a narrower student's maps, norms and projections begin as."""
+"""Least squares from sums over positions, in float64: what a narrower student's maps, norms, projections begin as."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ Affine = tuple[Tensor, Tensor | None]
 
 
 @torch.no_grad()
-def narrow(student: PreTrainedModel, watched: Watched, batches: Sequence[Batch], maps: Mapping[Stack, Sequence[int]]) -> Choice:
+def narrow(
+    student: PreTrainedModel, watched: Watched, batches: Sequence[Batch], maps: Mapping[Stack, Sequence[int]]
+) -> Choice:
     """Give a student, on the CPU, the values that come out of its teacher; returns what it keeps.
 
     maps  teacher layer of each student layer
@@ -50,9 +52,7 @@ class _Narrowing:
         lifts = self._lifts(norms)
         state, stored = self._student.state_dict(), self._watched.model.state_dict()
         tables = self._token_tables()
-        computed = {
-            self._watched.family.position_table(stack) for stack in Stack if self._own.computes(stack)
-        }
+        computed = {self._watched.family.position_table(stack) for stack in Stack if self._own.computes(stack)}
         for name, source in self._sources.items():
             if name in computed:
                 continue
@@ -91,24 +91,28 @@ class _Narrowing:
             weight, bias = watched.norms[name].weight, getattr(watched.norms[name], "bias", None)
             found[name] = fit.solved(weight[kept], None if bias is None else bias[kept])
         if before_logits is not None:
-            own, whole = self._vocabularies()
-            found[before_logits] = logits.solved(*found[before_logits], own, whole)
+            own, whole, scale = self._vocabularies()
+            weight, bias = found[before_logits]
+            start = weight * scale, None if bias is None else bias * scale
+            found[before_logits] = logits.solved(*start, own, whole)
         return found
 
-    def _vocabularies(self) -> tuple[Tensor, Tensor]:
-        """The output table that the student will have, and the teacher's, each times the scale of decoder outputs."""
+    def _vocabularies(self) -> tuple[Tensor, Tensor, float]:
+        """The output table that the student will have, and the teacher's, each times the scale of decoder outputs; and
+        the factor of the student's outputs that makes up for these scales."""
         parts, own = self._watched.parts, self._watched.family.parts(self._student)
         table = parts.head.get_parameter("weight")
         ratio = self._token_tables().get(self._source_of(own.head), 1.0)
-        return table[:, self._choice.channels] * ratio * own.scale, table * parts.scale
+        scale = ratio * own.scale
+        return table[:, self._choice.channels] * scale, table * parts.scale, parts.scale / scale
 
     def _token_tables(self) -> dict[str, float]:
         """The student's tables that are read as embeddings -> teacher's scale / own scale: embeddings stay what they
         are where the scale goes with the width."""
         own, teacher = (self._watched.family.parts(self._student), self._watched.parts)
         return {
-            self._source_of(parts.embedding): teacher.stacks[stack].scale / parts.scale
-            for stack, parts in own.stacks.items()
+            self._source_of(parts.embedding): (whole.scale * whole.outer_scale) / (parts.scale * parts.outer_scale)
+            for parts, whole in ((own.stacks[stack], teacher.stacks[stack]) for stack in Stack)
         }
 
     def _source_of(self, module: torch.nn.Module) -> str:
@@ -166,5 +170,7 @@ class _Narrowing:
         rows, value = self._watched.axes(module)[0], value.double()
         if module in lifts:
             lift, constant = lifts[module]
-            value = value @ lift if source.endswith(".weight") else value + stored[f"{module}.weight"].double() @ constant
+            value = (
+                value @ lift if source.endswith(".weight") else value + stored[f"{module}.weight"].double() @ constant
+            )
         return self._choice.kept(value, parent(module), rows)

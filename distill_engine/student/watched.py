@@ -90,7 +90,7 @@ class Watched:
 
     @contextmanager
     def _hooked(self, mask: Callable[[str], Tensor]) -> Iterator[tuple[Seen, dict[int, Norm]]]:
-        """Inputs are known by where they lie: outputs of norms are kept until the end, so that no place is used twice."""
+        """Inputs are known by where they lie: outputs of norms are kept until the end, so no place is used twice."""
         seen, made, kept = Seen(), dict[int, Norm](), list[Tensor]()
 
         def normed(name: str) -> Callable[..., None]:
