@@ -9,7 +9,7 @@ def test_two_ranks_begin_with_what_one_rank_begins_with_and_resume_without_looki
 ):
     """The teacher is whole on one rank and sharded over two; a step that moves nothing shows the beginning."""
     made = base_recipe()
-    made["student"] |= {"init": "teacher_width", "importance_examples": 20, "width": 8, "heads": 2, "ffn_width": 16}
+    made["student"] |= {"init": "teacher_width", "importance_examples": 20, "width": 16, "heads": 2, "ffn_width": 16}
     made["losses"]["weights"] |= {"encoder": 1.0, "embedding": 1.0}
     made["optimizer"]["learning_rate"] = 1e-12
     made["validation"] |= {"every_steps": 1, "samples": 0}
@@ -18,7 +18,7 @@ def test_two_ranks_begin_with_what_one_rank_begins_with_and_resume_without_looki
     begun = {}
     for ranks in (1, 2):
         done = program.run(*start, "--run-dir", tmp_path / str(ranks), ranks=ranks).well()
-        assert "student: 8 of 16 channels, 2 of 4 heads, 16 of 32 neurons" in done.said
+        assert "student: 16 of 32 channels, 2 of 4 heads, 16 of 64 neurons" in done.said
         begun[ranks] = load_file(tmp_path / str(ranks) / "best" / "model.safetensors")
     assert begun[1].keys() == begun[2].keys()
     for name, value in begun[1].items():
