@@ -76,7 +76,7 @@ LAWS: dict[str, Law] = {
     "cli": Law(ANYTHING),
     "launcher": law(
         "families recipe cluster commands.plugins losses.config losses.terms registry values "
-        "checkpoint.files checkpoint.retention checkpoint.space",
+        "checkpoint.files checkpoint.retention checkpoint.space data.kinds.named",
         HEAVY,
     ),
 }
