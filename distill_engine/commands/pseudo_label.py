@@ -153,7 +153,10 @@ def _job(
     changed = parse_settings(generation)
     ready = prepared([], recipe, overrides)
     check_kinds(ready)
-    check_language(ready, changed)
+    if model is None:
+        changed = {**ready.told, **changed}  # the teacher answers in the language that is asked of the student
+    else:
+        check_language(ready, changed)
     name = model or (str(ready.teacher_folder) if ready.teacher_folder else None)
     if name is None:
         raise PseudoLabelError(f"{recipe}: teacher.path is null, so nobody answers. Name a model with --model.")

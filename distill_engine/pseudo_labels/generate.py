@@ -62,15 +62,16 @@ class Job:
 
 
 def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
-    """Raises PseudoLabelError where datasets name other languages than a model's settings can be known to write."""
+    """Of a model that is not the recipe's teacher. Raises PseudoLabelError where datasets name other languages than its
+    settings can be known to write."""
     sources = ready.recipe.data.tasks
     named = {source.title: kind_of(source).languages(source)[1] for source in sources}
     wanted = set(named.values())
-    told = {"forced_bos_token_id", "decoder_start_token_id"} & set(changed)
+    told = {"forced_bos_token_id", "decoder_start_token_id", "language"} & set(changed)
     if len(wanted) > 1 or (wanted != {None} and not told):
         raise PseudoLabelError(
             f"target languages are {named}, but a model's generation settings begin all texts with one token. Give "
-            "datasets of one language, and its token (--generation forced_bos_token_id=ID)."
+            "datasets of one language, and its token (--generation forced_bos_token_id=ID; language=CODE of sound)."
         )
 
 
