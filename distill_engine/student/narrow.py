@@ -164,7 +164,12 @@ class _Narrowing:
         return self._choice.kept(linear.read.mT, parent(linear.name), axis).mT
 
     def _mapped(
-        self, module: str, source: str, value: Tensor, stored: Mapping[str, Tensor], lifts: Mapping[str, Affine]
+        self,
+        module: str,
+        source: str,
+        value: Tensor,
+        stored: Mapping[str, Tensor],
+        lifts: Mapping[str, tuple[Tensor, Tensor]],
     ) -> Tensor:
         """Weight or bias of a linear map in the student."""
         rows, value = self._watched.axes(module)[0], value.double()

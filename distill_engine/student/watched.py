@@ -136,5 +136,5 @@ def normalised(module: Any, read: Tensor) -> Tensor:
     """[N, D]: what a norm makes of these channels, before its weight and bias."""
     if isinstance(module, nn.LayerNorm):
         return nn.functional.layer_norm(read, read.shape[-1:], eps=module.eps)
-    eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", 1e-6)
+    eps: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return read * torch.rsqrt(read.square().mean(-1, keepdim=True) + eps)
