@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from distill_engine.checkpoint.parts import Part
-from distill_engine.train.validate import Evaluates
-from distill_engine.values import Batch
+from distill_engine.values import Batch, FeatureRequest, Features
 
 
 class Ranks(Protocol):
@@ -34,6 +33,14 @@ class Ranks(Protocol):
 
     def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
         """Whether any rank wants to stop, and rank 0's clock; raises if ranks are at different steps."""
+        ...
+
+
+class Evaluates(Protocol):
+    """A model that gives features (an engine, or a plain adapter in evaluation)."""
+
+    def features(self, batch: Batch, request: FeatureRequest) -> Features:
+        """One forward pass."""
         ...
 
 

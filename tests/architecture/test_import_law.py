@@ -66,7 +66,10 @@ LAWS: dict[str, Law] = {
         "values families models data cluster recipe checkpoint registry losses.config metrics.named student.layer_map"
     ),
     "export": law("values families data models checkpoint cluster.files metrics.named registry"),
-    "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
+    "evaluate": law(
+        "values families models losses metrics data cluster recipe setup.prepare teachers.protocol train.balance "
+        "train.hooks train.progress train.roles"
+    ),
     "pseudo_labels": law("values data evaluate metrics models recipe cluster setup.prepare"),
     "reports": law("recipe telemetry setup.run_folder evaluate"),
     "interop": law("export.protocol models.loading models.own_settings data.tokens.backends recipe"),
