@@ -13,7 +13,6 @@ from pathlib import Path
 
 from distill_engine.checkpoint.agreement import plain_reason
 from distill_engine.checkpoint.faults import fault_point
-from distill_engine.cluster.files import sync_folder
 
 # With less than this left, a failed write is put down to the full disk whatever its text says: torch reports a disk
 # that fills up as "unexpected pos" or "iostream error".
@@ -34,14 +33,6 @@ def write_file(path: Path, content: bytes, *, fault: str = "in_part") -> None:
         file.write(content[half:])
         file.flush()
         os.fsync(file.fileno())
-
-
-def replace_file(path: Path, content: bytes, temporary: Path, *, fault: str) -> None:
-    """Give `path` new content in one step: a reader sees the old or the new, never a part of it."""
-    write_file(temporary, content, fault=fault)
-    protect(temporary)
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def protect(path: Path) -> None:

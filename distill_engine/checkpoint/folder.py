@@ -29,7 +29,6 @@ from distill_engine.checkpoint.files import (
     protect,
     readable_bytes,
     remove_tree,
-    replace_file,
     write_failure,
 )
 from distill_engine.checkpoint.manifest import (
@@ -42,7 +41,7 @@ from distill_engine.checkpoint.manifest import (
 )
 from distill_engine.checkpoint.retention import Retention, Saved
 from distill_engine.checkpoint.trust import refuse_foreign
-from distill_engine.cluster.files import rename_synced, sync_folder
+from distill_engine.cluster.files import rename_synced, replace_text, sync_folder
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
@@ -124,8 +123,8 @@ class CheckpointFolder:
         """Point `latest` at the new checkpoint and delete old ones. The new one is safe already: a failure is no error,
         but a line for people. May run in any thread, before the next `prepare`."""
         try:
-            temporary = self.path / f"{TEMPORARY}{POINTER}"
-            replace_file(self.path / POINTER, f"{new}\n".encode(), temporary, fault="before_pointer")
+            fault_point("before_pointer")
+            replace_text(self.path / POINTER, f"{new}\n", sync=True)
             self._prune(new)
         except Exception as error:
             reason = write_failure(error, self.path)
@@ -182,7 +181,7 @@ class CheckpointFolder:
 
     def remove_leftovers(self) -> None:
         """Delete what a killed run left half-written or half-deleted."""
-        for pattern in (f"{TEMPORARY}*", f"{TRASH}*"):
+        for pattern in (f"{TEMPORARY}*", f"{TRASH}*", f".{POINTER}.*"):
             for path in self.path.glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     remove_tree(path)
