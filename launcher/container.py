@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from launcher.app import refuse, say
+from distill_engine.commands.terminal import say
+from launcher.app import refuse
 
 RUNTIMES = ("pyxis", "apptainer")
 _APPTAINER_SOURCES = ("docker://", "oras://", "library://", "shub://")

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import RETRY, may_pass
+from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.commands.evaluate import (
     BatchOption,
     Dtype,
     GenerationOption,
-    SetOption,
     progress_bars,
     ranks,
-    refuse,
 )
+from distill_engine.commands.terminal import ERR, SetOption, refuse, stop_for_now, tell
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +34,6 @@ if TYPE_CHECKING:
 
 WORK, SUMMARY = "work", "summary.json"
 _LINE_SECONDS = 60.0
-_ERR = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `pseudo-label` to the program."""
-    app.command("pseudo-label")(pseudo_label)
 
 
 def pseudo_label(
@@ -85,7 +77,9 @@ def pseudo_label(
             if rank == 0:
                 _write_summary(job, filters, written, out)
     except (ValueError, OSError) as error:
-        _end(error, out)
+        if isinstance(error, OSError) and may_pass(error):
+            stop_for_now(error, out)
+        refuse(error)
     if rank == 0:
         _show(written)
 
@@ -164,7 +158,7 @@ def _job(
     new_tokens = ready.recipe.data.label_tokens
     if ranks()[0] == 0:
         for note in notes_on(loaded, new_tokens, changed):
-            _ERR.print(f"{name}: {note}", markup=False)
+            tell(f"{name}: {note}")
     return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed), shards
 
 
@@ -194,7 +188,7 @@ def _progress(show: bool) -> Iterator[Callable[[str, int, int], None]]:
         nonlocal said
         if time.monotonic() - said > _LINE_SECONDS:
             said = time.monotonic()
-            _ERR.print(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s", markup=False)
+            tell(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s")
 
     yield line
 
@@ -226,20 +220,9 @@ def _show(written: list[Written]) -> None:
     for one in written:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in one.left_out.items()) or "-"
         table.add_row(Text(one.title), f"{one.examples:,}", f"{one.kept:,}", Text(reasons))
-    _ERR.print(table)
+    ERR.print(table)
     entries = [dict(one.entry) for one in written if one.entry is not None]
     if not entries:
         refuse(ValueError("the filters leave out every text. Loosen them: the texts are not generated again."))
-    _ERR.print("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
+    tell("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
     typer.echo(dump_yaml(entries), nl=False)
-
-
-def _end(error: Exception, out: Path) -> None:
-    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
-    from distill_engine.checkpoint.files import write_failure
-
-    if not isinstance(error, OSError) or not may_pass(error):
-        refuse(error)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent)
-    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
-    raise typer.Exit(RETRY)

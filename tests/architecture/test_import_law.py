@@ -78,7 +78,7 @@ LAWS: dict[str, Law] = {
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
     "launcher": law(
-        "families recipe cluster commands.plugins losses.config losses.terms registry values "
+        "families recipe cluster commands.terminal losses.config losses.terms registry values "
         "checkpoint.files checkpoint.retention checkpoint.space",
         HEAVY,
     ),
