@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,13 +25,3 @@ class Frozen:
         """One forward pass."""
         shown: Features = self._shows(batch, request)
         return shown
-
-
-class Alone:
-    """The process group of one process without one."""
-
-    rank = 0
-
-    def broadcast(self, value: Any) -> Any:
-        """It itself."""
-        return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from distill_engine.checkpoint.agreement import Ranks, everywhere, on_first_rank, plain_reason
+from distill_engine.checkpoint.agreement import everywhere, on_first_rank, plain_reason
 from distill_engine.checkpoint.folder import CheckpointFolder, CheckpointInfo
 from distill_engine.checkpoint.manifest import (
     BadCheckpoint,
@@ -18,6 +18,7 @@ from distill_engine.checkpoint.manifest import (
     verify_digests,
     writer_of,
 )
+from distill_engine.cluster.ranks import Ranks
 
 
 def newest_that_verifies(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,23 +17,13 @@ from distill_engine.teachers.protocol import Teacher
 from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.hooks import Hook
 from distill_engine.train.progress import Progress
-from distill_engine.train.roles import Evaluates
+from distill_engine.train.roles import Evaluates, Ranks, Sinks
 from distill_engine.values import Batch
 
 
 def as_read(batch: Batch) -> Batch:
     """Each model runs its own encoder."""
     return batch
-
-
-class SumsRanks(Protocol):
-    """The part of the process group that validation needs."""
-
-    device: torch.device
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Elementwise sum over ranks."""
-        ...
 
 
 class Validator:
@@ -49,7 +38,7 @@ class Validator:
         batches: Iterable[Batch],
         objective: Objective,
         dataset_labels: Sequence[str],
-        ranks: SumsRanks,
+        ranks: Ranks,
         average: Average = "macro",
         factors: CurrentFactors = no_factors,
         encoded: Callable[[Batch], Batch] = as_read,
@@ -120,14 +109,6 @@ def _one_by_one(teacher: Teacher) -> FeatureFunction:
     return lambda batch, request: next(teacher.features([batch], request))
 
 
-class Tells(Protocol):
-    """The part of the sinks that is needed."""
-
-    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
-        """Write one record everywhere."""
-        ...
-
-
 class Validation(Hook):
     """Validates when the loop does, and says what the numbers say against the teacher."""
 
@@ -136,7 +117,7 @@ class Validation(Hook):
         validator: Validator,
         student: Evaluates,
         teacher: Teacher | None,
-        sinks: Tells,
+        sinks: Sinks,
         beat: Callable[[str], None] = lambda _doing: None,
     ) -> None:
         """`beat` is called before each batch, with a few words."""

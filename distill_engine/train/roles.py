@@ -9,26 +9,17 @@ import torch
 from torch import Tensor
 
 from distill_engine.checkpoint.parts import Part
+from distill_engine.cluster import ranks
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
-class Ranks(Protocol):
+class Ranks(ranks.Ranks, Protocol):
     """The process group, as the loop sees it."""
 
-    rank: int
-    world_size: int
     device: torch.device
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Elementwise sum over ranks."""
-        ...
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
         ...
 
     def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
