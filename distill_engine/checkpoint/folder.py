@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from typing import Any
 
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.files import (
+    CHECKPOINT_NAME,
     LATE_SECONDS,
     free_bytes,
     free_files,
@@ -47,7 +47,6 @@ TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 POINTER = "latest"
 SPACE_MARGIN = 1.1  # times the bytes of the last checkpoint must be free
-_NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<again>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ class CheckpointFolder:
         """Folders that claim to be complete, newest first."""
         if not self.path.is_dir():
             return []
-        names = [path.name for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+        names = [path.name for path in self.path.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
         return sorted(names, key=_order, reverse=True)
 
     def newest_manifest(self) -> Manifest | None:
@@ -215,7 +214,7 @@ class CheckpointFolder:
 
 def _order(name: str) -> tuple[int, int]:
     """Step, and how often it was saved again. Only for names that match."""
-    named = _NAME.fullmatch(name)
+    named = CHECKPOINT_NAME.fullmatch(name)
     assert named is not None, name
     return int(named["step"]), int(named["again"] or 0)
 

@@ -68,9 +68,11 @@ def pseudo_label(
     Beams and sampling are --generation settings. Under a launcher (torchrun, srun, deepspeed) the ranks share the work.
     A killed start goes on where it was; other filters on the same texts cost no generation.
     """
+    from distill_engine.pseudo_labels.filters import Filters, parse_limits
+
     rank, _ = ranks()
     try:
-        filters = _filters(length_ratio, repetition, at_most, at_least)
+        filters = Filters(length_ratio, repetition, parse_limits(at_most, at_least))
         ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
         with nullcontext() if shards is None else shards.to_the_end():
             written = _made(ready, job, filters, out, shards)
@@ -82,12 +84,6 @@ def pseudo_label(
         refuse(error)
     if rank == 0:
         _show(written)
-
-
-def _filters(length_ratio: float | None, repetition: float | None, at_most: list[str], at_least: list[str]) -> Filters:
-    from distill_engine.pseudo_labels.filters import Filters, parse_limits
-
-    return Filters(length_ratio, repetition, parse_limits(at_most, at_least))
 
 
 class _Shards:

@@ -15,14 +15,12 @@ from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
-from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
-from distill_engine.recipe.several_rules import SEVERAL_RULES
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.recipe.validation_rules import VALIDATION_RULES
 
@@ -265,9 +263,7 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *BATCH_RULES,
     *BALANCE_RULES,
-    *CHECKPOINT_RULES,
     *CACHE_RULES,
     *ENCODER_RULES,
     *ROLLOUT_RULES,
-    *SEVERAL_RULES,
 )
