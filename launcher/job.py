@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distill_engine.families.lookup import family_named
 from distill_engine.families.shape import Shape
 from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.placement import placement_of
@@ -130,6 +131,13 @@ class Job:
         """Positions of a context: tokens, or what a window of sound becomes."""
         window = self.student.window
         return self.recipe.data.context_tokens if window is None else window.positions
+
+    @property
+    def example_length(self) -> int:
+        """Positions that the longest example takes up of batch.max_tokens, as the run counts them."""
+        multiple = self.recipe.batch.pad_to_multiple_of
+        padded = (-(-length // multiple) * multiple for length in (self.context_length, self.recipe.data.label_tokens))
+        return sum(padded) + family_named(self.student.family).decoder_skips
 
     @property
     def contexts(self) -> int:

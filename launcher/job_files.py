@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,8 @@ def read_job(
     teacher = teacher_shape(checked)
     student = student_shape(checked, teacher)
     others = tuple(shape_of(one.path, one.revision) for one in checked.teachers[1:])
-    batch, data = checked.batch, checked.data
-    longest = data.context_tokens + data.label_tokens
-    rows = batch.per_rank if batch.max_tokens is None else max(1, batch.max_tokens // longest)
-    return Job(
+    batch = checked.batch
+    job = Job(
         recipe=checked,
         student=student,
         teacher=teacher,
@@ -39,11 +38,14 @@ def read_job(
         teacher_ds=_read(teacher_ds),
         ranks=nodes * per_node,
         ranks_per_node=per_node,
-        micro_batch=rows,
+        micro_batch=batch.per_rank,
         accumulation=batch.accumulation_steps,
         triton=gpu.triton,
         others=others,
     )
+    # a budget holds as many of the longest examples: texts at their limits, or windows of sound
+    rows = batch.per_rank if batch.max_tokens is None else max(1, batch.max_tokens // job.example_length)
+    return replace(job, micro_batch=rows)
 
 
 def _recipe_without_its_data(path: Path, overrides: Sequence[str]) -> Recipe:

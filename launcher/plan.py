@@ -98,7 +98,7 @@ def assumptions(gpu: Gpu) -> dict[str, str]:
         "pass; nothing else",
         "ZeRO-3's hooks": f"{HOOK_SECONDS * 1e3:g} ms of the host for each layer of a teacher pass, beside gathering "
         "and arithmetic (benchmarks/hooks.py; a faster host needs less)",
-        "sequences": "every example is as long as data.context_tokens and data.label_tokens",
+        "sequences": "every example is as long as data.context_tokens (or a window of sound) and data.label_tokens",
         "samples": "each (rollout.source: student) runs to its limit, and each of its tokens reads the decoder once",
         "left out": "kernel launches and other Python (for each token of a sample), data loading, validation, "
         "checkpoints, stragglers",

@@ -67,8 +67,7 @@ def _with_batch(job: Job, batch: int) -> Job:
     changed = replace(job, micro_batch=batch, accumulation=accumulation)
     if job.recipe.batch.max_tokens is None:
         return changed
-    positions = batch * (job.recipe.data.context_tokens + job.recipe.data.label_tokens)
-    return _changed(changed, "batch", max_tokens=positions)
+    return _changed(changed, "batch", max_tokens=batch * job.example_length)
 
 
 def _batch_text(before: Job, after: Job) -> str:

@@ -17,7 +17,7 @@ END = "<|endoftext|>"
 POSITIONS = 32
 
 
-def save(folder: Path, language: str | None = "en", seed: int = 0) -> Path:
+def save(folder: Path, language: str | None = "en", seed: int = 0, decoder_layers: int = 2) -> Path:
     """A random teacher as the Hub has it: weights, tokenizer, feature extractor, generation settings."""
     backend = ByteLevelBPETokenizer()
     backend.train_from_iterator([" low middle high tone"] * 3, vocab_size=280, show_progress=False)
@@ -30,8 +30,9 @@ def save(folder: Path, language: str | None = "en", seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = WhisperForConditionalGeneration(
             WhisperConfig(
-                vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-                decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, num_mel_bins=CHANNELS,
+                vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=decoder_layers,
+                encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24,
+                num_mel_bins=CHANNELS,
                 max_source_positions=FRAMES // 2, max_target_positions=POSITIONS, pad_token_id=end, bos_token_id=end,
                 eos_token_id=end, decoder_start_token_id=start, suppress_tokens=None, begin_suppress_tokens=None,
             )

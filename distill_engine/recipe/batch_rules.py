@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from distill_engine.data.kinds.named import kind_of
 from distill_engine.families.lookup import family_named
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.schema import BatchSection, Recipe
@@ -17,9 +18,9 @@ def skipped_positions(recipe: Recipe) -> int:
 
 
 def token_budget_holds_an_example(recipe: Recipe) -> Iterator[Problem]:
-    """batch.max_tokens has room for the longest example that there may be."""
+    """batch.max_tokens has room for the longest text that there may be; the teacher's rules know windows of sound."""
     budget, multiple = recipe.batch.max_tokens, recipe.batch.pad_to_multiple_of
-    if budget is None:
+    if budget is None or all(kind_of(source).inputs == "audio" for source in recipe.data.tasks):
         return
     lengths = (recipe.data.context_tokens, recipe.data.label_tokens)
     context, label = (-(-length // multiple) * multiple for length in lengths)

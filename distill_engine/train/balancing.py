@@ -19,6 +19,7 @@ from distill_engine.losses.objective import Objective
 from distill_engine.train.balance import NOTHING, Balance, anchor_of
 from distill_engine.train.fade import Fade
 from distill_engine.train.hooks import Hook
+from distill_engine.train.progress import Progress
 from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
@@ -49,7 +50,11 @@ class LossTerms(Hook):
     ) -> None:
         self.balancer, self.gradients = balancer, gradients
         self._ranks, self._fade = ranks, fade
-        self._step = 0
+        self._progress = Progress()
+
+    def begins_at(self, progress: Progress) -> None:
+        """Factors go by the loop's own count, also where a resumed run takes no step."""
+        self._progress = progress
 
     @property
     def stateful(self) -> Mapping[str, Stateful]:
@@ -59,11 +64,10 @@ class LossTerms(Hook):
     def factors(self) -> Mapping[str, float] | None:
         """Those that hold now."""
         balanced = None if self.balancer is None else self.balancer.factors
-        return balanced if self._fade is None else self._fade.factors(self._step, balanced)
+        return balanced if self._fade is None else self._fade.factors(self._progress.attempts, balanced)
 
     def before_backward(self, attempt: int, batch: Batch, teacher: Features | None, divisor: Tensor) -> None:
         """Balance first: new factors hold for the whole step, and for what is logged of it."""
-        self._step = attempt
         if self.balancer is not None:
             self.balancer.before_backward(attempt, batch, teacher, divisor)
         if self.gradients is not None and self.gradients.due(attempt):

@@ -27,6 +27,9 @@ class Hook:
         """What goes into checkpoints, by the name of its part; asked for before each save and load."""
         return {}
 
+    def begins_at(self, progress: Progress) -> None:
+        """The run begins or goes on here. `progress` is the loop's own: it is kept and goes on with the steps."""
+
     def begins(self, doing: str) -> None:
         """Something begins, in a few words; many times a step."""
 
@@ -72,6 +75,11 @@ class Hooks(Hook):
     def stateful(self) -> Mapping[str, Stateful]:
         """All of them."""
         return {name: holder for hook in self.each for name, holder in hook.stateful.items()}
+
+    def begins_at(self, progress: Progress) -> None:
+        """To each."""
+        for hook in self.each:
+            hook.begins_at(progress)
 
     def begins(self, doing: str) -> None:
         """To each."""

@@ -188,11 +188,11 @@ class Trainer:
         self._watch.restart()
 
     def _stateful(self) -> dict[str, Stateful]:
-        own: dict[str, Stateful] = {"progress": self.progress, "batches": self.batches}
-        return own | self.policies.stateful() | dict(self.hooks.stateful)
+        return {"progress": self.progress, "batches": self.batches, **self.policies.stateful(), **self.hooks.stateful}
 
     def _resume(self) -> None:
         step = self._saver.resume()
+        self.hooks.begins_at(self.progress)
         self.sinks.rewind(step or 0)  # also what a run left that was killed before its first checkpoint
         if step is not None:
             self.sinks.message(f"resumed after step {step}; initial weights and other start options are not used")

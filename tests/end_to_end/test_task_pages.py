@@ -1,4 +1,4 @@
-"""docs/translation.md and docs/summarization.md: every command is run, in an empty folder, on small data."""
+"""docs/translation.md, summarization.md and speech.md: every command is run, in an empty folder, on small data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import json
 import random
 import re
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import soundfile
 import tiny_sentencepiece
+import tiny_speaker
 import tiny_translators
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+import tones
+from torch import Tensor
+from transformers import AutoFeatureExtractor, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -41,18 +47,57 @@ def toy_articles(folder: Path, draw: random.Random) -> None:
                 writer.writerow((" ".join(words) + ".", words[0]))
 
 
-PAGES = {"translation.md": toy_language, "summarization.md": toy_articles}
+def toy_speech(folder: Path, draw: random.Random) -> None:
+    """Tones, and their names."""
+    for split, rows in (("train", 24), ("valid", 6)):
+        tones.tones(folder, rows, f"{split}.jsonl")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_from_an_empty_folder_to_a_student(page, program, make_teacher, tmp_path):
-    PAGES[page](tmp_path, random.Random(3))
-    teacher = tmp_path / "teacher"
-    tiny_translators.save_marian(teacher) if page == "translation.md" else make_teacher(teacher, "bart")
-    install, *steps = commands(page)
+def answer_to_text(student: Path) -> Tensor:
+    """What plain transformers makes of a student that reads."""
+    model, tokenizer = (one.from_pretrained(student) for one in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    return model.generate(**tokenizer("the dog", return_tensors="pt"), max_new_tokens=4)
+
+
+def answer_to_sound(student: Path) -> Tensor:
+    """The same of one that hears."""
+    model, extractor = (one.from_pretrained(student) for one in (AutoModelForSpeechSeq2Seq, AutoFeatureExtractor))
+    heard, rate = soundfile.read(student.parent / "valid0.wav", dtype="float32")
+    features = extractor(heard, sampling_rate=rate, return_tensors="pt").input_features
+    return model.generate(features, max_new_tokens=4)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page's reader has, and what the student is for.
+
+    data     writes the files that it names into a folder
+    teacher  writes the teacher; None: the tests' own BART
+    metric   begins the names of metrics that such students are judged by
+    """
+
+    data: Callable[[Path, random.Random], None]
+    teacher: Callable[[Path], Path] | None
+    metric: str
+    answer: Callable[[Path], Tensor] = answer_to_text
+
+
+PAGES = {
+    "translation.md": Page(toy_language, tiny_translators.save_marian, "chrf"),
+    "summarization.md": Page(toy_articles, None, "rouge"),
+    "speech.md": Page(toy_speech, tiny_speaker.save, "wer", answer_to_sound),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_from_an_empty_folder_to_a_student(name, program, make_teacher, tmp_path):
+    page, teacher = PAGES[name], tmp_path / "teacher"
+    page.data(tmp_path, random.Random(3))
+    make_teacher(teacher, "bart") if page.teacher is None else page.teacher(teacher)
+    install, *steps = commands(name)
     assert install[:2] == ["pip", "install"] and len(steps) == 6
-    for name, command, *words in steps:
-        assert name == "distill"
+    for called, command, *words in steps:
+        assert called == "distill"
         if command == "new":
             words[0] = str(teacher)  # in place of the Hub's name
         if command == "train":  # the teacher's weights are random here
@@ -64,6 +109,5 @@ def test_from_an_empty_folder_to_a_student(page, program, make_teacher, tmp_path
     (recipe,) = tmp_path.glob("*.yaml")
     depths = [one for one in (2, 1) if f"decoder_layers: {one}" in recipe.read_text()]
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert depths and any("rouge" in name or "chrf" in name for row in numbers.values() for name in row)
-    student, tokenizer = (one.from_pretrained(tmp_path / "student") for one in (AutoModelForSeq2SeqLM, AutoTokenizer))
-    assert student.generate(**tokenizer("the dog", return_tensors="pt"), max_new_tokens=4).shape[1] > 1
+    assert depths and any(metric.startswith(page.metric) for row in numbers.values() for metric in row)
+    assert page.answer(tmp_path / "student").shape[1] > 1

@@ -209,7 +209,8 @@ class Run:
         self.module = ToyModule(self.student)
         weights = LossWeights(task=1.0, prediction=2.0 if teacher else 0.0)
         self.objective = Objective(weights, dict.fromkeys(Stack, ()))
-        real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks)
+        current = lambda: self.policies.factors()  # noqa: E731  what they are is said later
+        real = Validator([tiny.batch(seed=0)], self.objective, ["toy"], self.ranks, factors=current)
         self.policies = Policies(
             LearningRate("constant", 0.5, warmup=Warmup(warmup, 0.5) if warmup else None),
             KeepBest("min"), EarlyStopping(patience, "min", stop_at), log or Every(), validate or Every(),
@@ -221,7 +222,7 @@ class Run:
         )  # fmt: skip
         validator = Scripted(self, validations) if validations else Watched(self, real)
         self.supervision, self.publishing = Supervision(), Publishing(self)
-        self.meter = Meter(self.objective, Averages(), 1, lambda: self.policies.factors())
+        self.meter = Meter(self.objective, Averages(), 1, current)
         self.hooks = Hooks(
             self.supervision,
             StepMetrics(

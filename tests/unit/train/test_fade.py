@@ -6,6 +6,7 @@ import torch
 from distill_engine.losses.config import LossWeights
 from distill_engine.train.balancing import LossTerms
 from distill_engine.train.fade import Fade
+from distill_engine.train.progress import EndReason, Progress
 
 WEIGHTS = LossWeights({"task": 1, "prediction": 4, "hidden": 0.5, "self_attention": 2})
 FADING = {term.name: term.operand != "logits" for term in WEIGHTS.terms}
@@ -34,9 +35,11 @@ def test_the_factors_of_a_balance_are_multiplied():
 def test_a_run_reads_them_at_its_step_and_what_has_faded_adds_nothing(world):
     goal = world.goal
     fade = Fade({term.name: term.operand != "logits" for term in goal.terms_used}, 10)
+    progress = Progress()
     terms = LossTerms(None, None, None, fade)
+    terms.begins_at(progress)
     assert terms.factors() == fade.factors(0, None)
-    terms.before_backward(7, world.batch, world.teacher_features, world.divisor)
+    progress.steps, progress.skipped_steps = 5, 2
     assert terms.factors() == fade.factors(7, None)
     torch.manual_seed(0)
     student = world.module(world.batch, goal.student_request())[0]
@@ -44,3 +47,24 @@ def test_a_run_reads_them_at_its_step_and_what_has_faded_adds_nothing(world):
     weighted = goal.weighted(found, world.divisor)
     whole = goal.total(found, world.divisor, fade.factors(10, None))
     torch.testing.assert_close(whole, weighted["task"] + weighted["prediction"])
+
+
+def test_a_resumed_run_that_has_its_last_validation_left_weighs_it_by_its_own_step(toy_in, tmp_path):
+    def start(folder, **options):
+        run = toy_in(folder, max_steps=4, **options)
+        terms = LossTerms(None, None, None, Fade({"task": False, "prediction": True}, 8))
+        run.hooks.each.append(terms)
+        run.policies.factors = terms.factors
+        return run
+
+    whole = start(tmp_path / "whole")
+    assert whole.trainer.run() is EndReason.MAX_STEPS
+    first = start(tmp_path / "stopped", stop_at_attempt=4)
+    assert first.trainer.run() is EndReason.STOP_REQUESTED and not first.records("valid")
+    second = start(tmp_path / "stopped")
+    assert second.trainer.run() is EndReason.MAX_STEPS and second.student.attempts == 4
+    ((_, _, expected),), ((_, _, found),) = whole.records("valid"), second.records("valid")
+    assert found == expected
+    assert expected["valid/total"] == pytest.approx(
+        expected["valid/term/task/raw"] + 2.0 * 0.5 * expected["valid/term/prediction/raw"]
+    )
