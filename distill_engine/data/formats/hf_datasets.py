@@ -80,7 +80,7 @@ def opened(path: str, split: Split) -> Source:
         ".json": _json,
         ".jsonl": _json,
         ".parquet": _parquet,
-        ".arrow": lambda file: _streamed(_arrow_file(file), file),
+        ".arrow": lambda file: streamed(_arrow_file(file), str(file)),
     }
     if place.is_dir():
         return _folder(place, split)
@@ -121,7 +121,7 @@ def split_files(path: str, split: Split) -> list[Path]:
 def _folder(place: Path, split: Split) -> Source:
     saved = _saved_folder(place, split)
     if saved is not None:
-        return _streamed(_saved(saved), saved)
+        return streamed(_saved(saved), str(saved))
     files = _parquet_files(place, split)
     if not files:
         held = ", ".join(sorted(entry.name for entry in place.iterdir())[:8]) or "nothing"
@@ -144,9 +144,10 @@ def _parquet_files(place: Path, split: Split) -> list[Path]:
     return sorted(file for file in place.rglob("*.parquet") if file.name.startswith(names) or file.parent.name in names)
 
 
-def _streamed(dataset: Any, place: Path) -> Source:
+def streamed(dataset: Any, place: str) -> Source:
+    """The rows of what the `datasets` library holds; `place`: where, for messages."""
     batches = (table.to_pylist() for table in dataset.with_format("arrow").iter(_BATCH_ROWS))
-    return Source(frozenset(dataset.column_names), _placed(str(place), batches))
+    return Source(frozenset(dataset.column_names), _placed(place, batches))
 
 
 def _saved(place: Path) -> Any:
@@ -194,7 +195,7 @@ def _json(file: Path) -> Source:
     """A JSON list, or one object a line; the first object says which columns there are."""
     with file.open("rb") as content:
         is_list = content.read(64).decode("utf-8-sig", errors="replace").lstrip().startswith("[")
-    rows = json_list(str(file), "row") if is_list else _json_lines(str(file))
+    rows = json_list(str(file), "row") if is_list else _sound(json_lines(str(file)))
     first = next(rows, None)
     if first is None:
         raise DataError(f"{file} holds no row. {_FORMS}. Write it again, or name another.")
@@ -202,16 +203,24 @@ def _json(file: Path) -> Source:
     return Source(columns, chain([first], rows))
 
 
-def _json_lines(path: str) -> Rows:
+def json_lines(path: str) -> Rows:
+    """One value a line with its place, or what is wrong with the line; blank lines mean nothing."""
     for number, content in numbered_lines(path):
-        if content.strip():
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{where}: not JSON ({error}): {shown(content)}. A line is one object. Correct the line."
-                ) from error
+        if not content.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(content)
+        except (ValueError, RecursionError) as error:
+            what = f"{where}: not JSON ({error}): {shown(content)}. A line is one object. Correct the line."
+            yield where, DataError(what)
+
+
+def _sound(rows: Rows) -> Rows:
+    for where, row in rows:
+        if isinstance(row, DataError):
+            raise row
+        yield where, row
 
 
 def _missing(package: str, place: Path) -> DataError:
