@@ -124,6 +124,7 @@ class CheckpointFolder:
         try:
             fault_point("before_pointer")
             replace_text(self.path / POINTER, f"{new}\n", sync=True)
+            protect(self.path / POINTER)
             self._prune(new)
         except Exception as error:
             reason = write_failure(error, self.path)
