@@ -55,6 +55,15 @@ def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> N
     for label, dataset in zip(ready.dataset_labels, ready.train_datasets, strict=True):
         table.add_row(label, f"{len(dataset):,}", f"{valid.get(label, 0):,}")
     _OUT.print(table)
+    splits = (
+        ("train", ready.dataset_labels, ready.train_datasets),
+        ("valid", ready.valid_labels, ready.valid_datasets),
+    )
+    for split, labels, datasets in splits:
+        for label, dataset in zip(labels, datasets, strict=True):
+            for line in dataset.left_out:
+                _OUT.print(f"{label}, {split}: {line}", markup=False, highlight=False, soft_wrap=True)
+            _show_features(dataset)
     _show_generation(ready)
 
 
@@ -94,6 +103,22 @@ app.callback()(plug_in)
 app.add_typer(dashboard_app, name="dashboard")
 app.add_typer(data_app, name="data")
 parlai.register(app)
+
+
+def _show_features(dataset: Any) -> None:
+    """What features of sounds take on the disk, or would take."""
+    from distill_engine.checkpoint.files import readable_bytes
+    from distill_engine.data.audio.clips import SpeechDataset
+    from distill_engine.data.audio.stored import bytes_of
+
+    if not isinstance(dataset, SpeechDataset):
+        return
+    title, sounds = f"features of {dataset.source}", f"{len(dataset):,} sounds"
+    if dataset.stored is not None:
+        line = f"{title}: {readable_bytes(dataset.stored.size)} are kept for {sounds}"
+    else:
+        line = f"{title}: computed each time; {sounds} would take about {readable_bytes(bytes_of(dataset))}"
+    _OUT.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_generation(ready: Any) -> None:

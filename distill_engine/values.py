@@ -325,8 +325,10 @@ class TermValue:
     sum       [] float32 with gradient: summed over elements, mean over mapped layers
     count     [] float32: what the sum is divided by to become this micro-batch's own mean
     per_layer [M] float32 without gradient: the same sum for each mapped layer alone (empty if the term has none)
+    idle      it was not computed: its weight has become 0
     """
 
     sum: Tensor
     count: Tensor
     per_layer: Tensor
+    idle: bool = False

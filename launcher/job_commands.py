@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.exit_codes import DONE, FAILED, NOT_BEGUN, STOPPED_AND_SAVED, read_verdict
 from distill_engine.commands.terminal import say, tell
 from distill_engine.recipe.problem import RecipeError
@@ -23,6 +22,7 @@ from launcher import disk, preflight, slurm, sweep
 from launcher.app import refuse
 from launcher.attempts import Start, own_start, record_end
 from launcher.history import read_run
+from launcher.job import Job
 from launcher.job_files import JobFileError
 from launcher.requeue import ENDED_FROM_OUTSIDE, NO_VERDICT, PREFLIGHT, decide
 
@@ -132,11 +132,14 @@ def preflight_report(
 ) -> None:
     """Compare the nodes' lines (standard input); all problems at once, each with its node."""
     asked = preflight.asked_nodes(os.environ)
-    space = None if recipe is None or ds_config is None else _space(recipe, ds_config, options)
+    job = None if recipe is None or ds_config is None else _job(recipe, ds_config, options)
+    space = None if job is None else disk.space_of(job)
     found, problems = preflight.compare(sys.stdin, nodes, gpus_per_node, asked, space)
     free = [one.free_bytes for one in found if not one.problem]
     if space is not None and run_dir is not None and free and not problems:
         say(f"preflight: {disk.for_all(run_dir, min(free), space)}")
+    if job is not None and run_dir is not None and not _begun(run_dir) and (kept := disk.features_of(job)):
+        say(f"preflight: {disk.for_features(kept)}")
     for line in preflight.late(found):
         say(f"preflight: {line}")
     for problem in problems:
@@ -149,9 +152,14 @@ def preflight_report(
     say(f"preflight: {len(found)} nodes passed")
 
 
-def _space(recipe: Path, ds_config: Path, options: list[str]) -> Space | None:
+def _begun(run_dir: Path) -> bool:
+    """An earlier start has read the data, and kept of it what it could."""
+    return (run_dir / "recipe.yaml").is_file()
+
+
+def _job(recipe: Path, ds_config: Path, options: list[str]) -> Job | None:
     try:
-        return disk.space_of_start(recipe, ds_config, options)
+        return disk.job_of_start(recipe, ds_config, options)
     except (RecipeError, RegistryError, JobFileError):  # the start says what is wrong, in full
         say("preflight: what this run keeps on the disk cannot be computed here; the start will say it")
         return None

@@ -15,7 +15,7 @@ from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
 from launcher.app import refuse
 from launcher.cache_size import cache_size, in_words
-from launcher.disk import space_of
+from launcher.disk import KeptFeatures, features_of, space_of
 from launcher.hardware import GPUS
 from launcher.job import Job
 from launcher.job_files import JobFileError, read_job
@@ -38,7 +38,7 @@ def plan(
         str | None, typer.Option("--cache-k", metavar="N|all", help="Size of `distill cache --k N` of this recipe.")
     ] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="Training and validation examples, for that size.")
+        int | None, typer.Option(min=1, help="Training and validation examples, for that size and kept features.")
     ] = None,
 ) -> None:
     """Memory, bytes moved and time of a step on a cluster; ends with 1 if it does not fit."""
@@ -53,10 +53,12 @@ def plan(
     _refuse_missing_kernels(job, gpu)
     made = make_plan(job, GPUS[gpu])
     _print(made, nodes, gpus_per_node, gpu)
+    if kept := features_of(job, examples):
+        say(kept.words())
     room = _cache(job, cache_k, examples)
     help_found = [] if made.fits else remedies(job, GPUS[gpu])
     if json_file is not None:
-        json_file.write_text(json.dumps(_numbers(made, help_found), indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(_numbers(made, help_found, kept), indent=2) + "\n", encoding="utf-8")
     if made.fits and room:
         say("It fits.")
         return
@@ -127,7 +129,7 @@ def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     say(f"run folder: up to {readable_bytes(space.needed(0, 0))}: {space.words()}")
 
 
-def _numbers(made: Plan, help_found: list[str]) -> dict[str, Any]:
+def _numbers(made: Plan, help_found: list[str], kept: KeptFeatures | None) -> dict[str, Any]:
     space = space_of(made.job)
     return {
         "fits": made.fits,
@@ -138,6 +140,7 @@ def _numbers(made: Plan, help_found: list[str]) -> dict[str, Any]:
             "checkpoint": space.checkpoint,
             "export": space.export,
             "run folder": space.needed(0, 0),
+            **({} if kept is None else {"features of a sound": kept.sound, "features": kept.needed}),
         },
         "traffic_bytes": {
             name: {"within": one.within, "between": one.between, "host": one.host} for name, one in made.traffic.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_engine.cluster.files import default_cache_folder
+from distill_engine.cluster.files import folder_of_cache
 from distill_engine.families.lookup import family_named, family_of, fresh_shape
 from distill_engine.families.shape import SIZES, Shape, Sizes
 from distill_engine.recipe.identity import vocabulary_digest
@@ -44,8 +44,7 @@ def trimmed_rows(recipe: Recipe) -> int | None:
     machine's cache does not hold it yet (`distill check` makes it)."""
     if recipe.student.vocabulary == "all":
         return None
-    own = recipe.data.cache_dir
-    cache = Path(own).expanduser() if own else default_cache_folder(os.environ)
+    cache = folder_of_cache(recipe.data.cache_dir, os.environ)
     file = cache / "vocabularies" / f"{vocabulary_digest(recipe)}.json"
     try:
         return int(json.loads(file.read_text(encoding="utf-8"))["rows"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch.nn import functional
 
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
-from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.teacher_doubts import chance
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
@@ -19,31 +19,34 @@ from distill_engine.setup.prepare import Prepared
 from distill_engine.teachers.protocol import Engine
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest
 
-_BATCHES = 8  # of two examples: a forward pass of the teacher each, at every start
-_FEWEST_TOKENS = 8  # with fewer a loss says little
-
-
-def two_examples(ready: Prepared, datasets: Sequence[TokenisedDataset], number: int, start: int) -> Batch:
-    """Two examples of a dataset, or one if there are no more, batched as training does."""
-    rows = np.arange(start, min(start + 2, len(datasets[number])))
-    picks = Picks(np.full_like(rows, number), rows)
-    return picked_batch(datasets, picks, ready.layout, ready.recipe.batch.pad_to_multiple_of)
+_BATCHES = 8  # of two examples: a forward pass of the teacher each, at every start; more where datasets or tokens ask
+_MOST_BATCHES = 32  # for the sake of tokens
+_FEWEST_TOKENS = 32  # with fewer a loss says little
 
 
 def gold_batches(ready: Prepared) -> Iterator[Batch]:
-    """A few examples of each dataset: of validation where there is one."""
+    """A few examples of every dataset, the first ones of each first: of validation where there is one.
+
+    More than `_BATCHES` where there are more datasets, or where labels are so short that these hold few tokens.
+    """
     datasets = ready.valid_datasets or ready.train_datasets
-    share = max(1, _BATCHES // len(datasets))
-    for number, dataset in enumerate(datasets[:_BATCHES]):
-        for start in range(0, min(2 * share, len(dataset)), 2):
-            yield two_examples(ready, datasets, number, start)
+    longest = max(map(len, datasets))
+    turns = ((number, row) for row in range(longest) for number, held in enumerate(datasets) if row < len(held))
+    least, tokens = max(_BATCHES, -(-len(datasets) // 2)), 0
+    for count in range(max(least, _MOST_BATCHES)):
+        two = np.array(list(islice(turns, 2)), np.int64).reshape(-1, 2)
+        if len(two) == 0 or (count >= least and tokens >= _FEWEST_TOKENS):
+            return
+        batch = picked_batch(datasets, Picks(two[:, 0], two[:, 1]), ready.layout, ready.recipe.batch.pad_to_multiple_of)
+        tokens += int((batch.labels != IGNORED_LABEL).sum())
+        yield batch
 
 
 def require_knowledge(
-    teacher: Engine, batches: Iterable[Batch], recipe: Recipe, folder: Path, agreed: Callable[[float], float]
+    teacher: Engine, batches: Iterable[Batch], recipe: Recipe, key: str, folder: Path, agreed: Callable[[float], float]
 ) -> None:
     """Compare the teacher's mean loss of a label token with chance. Collective: the same batches on every rank, and the
-    numbers of rank 0 (`agreed`).
+    numbers of rank 0 (`agreed`). `key`: where the recipe names the teacher.
 
     Raises RecipeError where it is no better. A loss that is not finite is the probe's affair.
     """
@@ -68,4 +71,4 @@ def require_knowledge(
         "Look whether the weights are those that it was trained to, and data.tokenizer, languages and special tokens "
         "those that it was trained with; or set teacher.allow_noise: true to learn from it all the same"
     )
-    raise RecipeError(recipe.name, [Problem("teacher.path", what, "Nothing is learnt from noise", fix)])
+    raise RecipeError(recipe.name, [Problem(key, what, "Nothing is learnt from noise", fix)])

@@ -7,11 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from distill_engine.assembly.knowledge import gold_batches, require_knowledge, two_examples
+from distill_engine.assembly.knowledge import gold_batches, require_knowledge
 from distill_engine.assembly.made_of import made_of
+from distill_engine.data.order.collate import Picks
+from distill_engine.data.order.loader import picked_batch
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective
@@ -48,9 +51,10 @@ def teacher_of(
     assert shape is not None and folder is not None
     source, cache = recipe.teacher.source, recipe.teacher.cache
     load_one = partial(_engine, ready, ranks, ds_config, precision, beat, shares)
+    others = ((f"teachers.{number}.path", one) for number, one in enumerate(ready.others, 1))
     parts = TeacherParts(
         folder=folder,
-        load=partial(load_one, folder, keeps_head),
+        load=partial(load_one, "teacher.path", folder, keeps_head),
         window=recipe.teacher.window,
         vocabulary=shape.vocab,
         rank=ranks.rank,
@@ -60,7 +64,7 @@ def teacher_of(
         cache=None if cache is None else Path(cache),
         made_of=partial(made_of, ready, ranks),
         weight=recipe.teachers[0].weight if recipe.teachers else 1.0,
-        others=[(one.weight, partial(load_one, one.folder, False)) for one in ready.others],
+        others=[(one.weight, partial(load_one, key, one.folder, False)) for key, one in others],
         temperature=recipe.losses.temperature,
     )
     try:
@@ -86,6 +90,7 @@ def _engine(
     precision: str,
     beat: Callable[[str], None],
     shares: PreTrainedModel | None,
+    key: str,
     folder: Path,
     keeps_head: bool,
 ) -> TeacherEngine:
@@ -98,10 +103,12 @@ def _engine(
     teacher.probe(probe_batch(ready).to(ranks.device))
     if not ready.recipe.teacher.allow_noise:
         batches = (batch.to(ranks.device) for batch in gold_batches(ready))
-        require_knowledge(teacher, batches, ready.recipe, folder, ranks.broadcast)
+        require_knowledge(teacher, batches, ready.recipe, key, folder, ranks.broadcast)
     return teacher
 
 
 def probe_batch(ready: Prepared) -> Batch:
     """The first one or two examples of training, batched as training does: within the position tables."""
-    return two_examples(ready, ready.train_datasets, 0, 0)
+    rows = np.arange(min(2, len(ready.train_datasets[0])))
+    picks, multiple = Picks(np.zeros_like(rows), rows), ready.recipe.batch.pad_to_multiple_of
+    return picked_batch(ready.train_datasets, picks, ready.layout, multiple)

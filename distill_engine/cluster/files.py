@@ -103,3 +103,8 @@ def default_cache_folder(environment: Mapping[str, str]) -> Path:
         return Path(own).expanduser()
     shared = environment.get("XDG_CACHE_HOME")
     return (Path(shared) if shared else Path("~/.cache").expanduser()) / "distill_engine"
+
+
+def folder_of_cache(named: str | None, environment: Mapping[str, str]) -> Path:
+    """The folder that a recipe names (data.cache_dir), or the default one."""
+    return Path(named).expanduser() if named else default_cache_folder(environment)

@@ -63,6 +63,9 @@ def show(
     for label, summary in summaries.items():
         _print_histogram(label, words[label], summary)
     _print_tables(summaries, words, _shares(ready) if split == "train" else {}, split)
+    for label, dataset in chosen.items():
+        for line in dataset.left_out:
+            _OUT.print(Text(f"{label}: {line}"), soft_wrap=True)
 
 
 def _prepared(

@@ -45,6 +45,7 @@ class Objective:
     """Computes the weighted sum of terms.
 
     supervision[stack][student layer] is the teacher layer it is compared with; `kernels` says who computes what.
+    idle  names of terms that are neither captured nor computed: 0, with a count of 0
     """
 
     weights: LossWeights
@@ -54,15 +55,18 @@ class Objective:
     clamp: float | None = 65504.0
     kernels: Kernels = REFERENCE
     divergence: Divergence = FORWARD_KL
+    idle: frozenset[str] = frozenset()
     terms_used: tuple[Term, ...] = field(init=False, repr=False)
     term_weights: dict[str, float] = field(init=False, repr=False)
     _counted: WeakKeyDictionary[Batch, _Counted] = field(init=False, repr=False, compare=False)
+    _layers: dict[str, int] = field(init=False, repr=False, compare=False)  # of layered terms that were computed
 
     def __post_init__(self) -> None:
         """Raises ValueError if no term has a weight."""
         object.__setattr__(self, "terms_used", tuple(self.weights.terms))
         object.__setattr__(self, "term_weights", self.weights.per_term)
         object.__setattr__(self, "_counted", WeakKeyDictionary())
+        object.__setattr__(self, "_layers", {})
         if not self.terms_used:
             raise ValueError("losses.weights are all 0: there is nothing to learn. Set at least losses.weights.task.")
 
@@ -85,9 +89,21 @@ class Objective:
         size)."""
         return replace(self, kernels=replace(self.kernels, prediction=implementation))
 
+    def for_factors(self, factors: Factors) -> Objective:
+        """The same objective, those terms idle whose factor is 0. It shares what was counted of batches."""
+        idle = frozenset(term for term, factor in (factors or {}).items() if factor == 0)
+        if idle == self.idle:
+            return self
+        found = replace(self, idle=idle)
+        object.__setattr__(found, "_counted", self._counted)
+        object.__setattr__(found, "_layers", self._layers)
+        return found
+
     def _request(self, layers: Mapping[Stack, tuple[int, ...]], *, of_teacher: bool = False) -> FeatureRequest:
         """Logits or their factors always: accuracy and agreement are reported even where no term needs them."""
-        whole, asked = self.kernels.prediction == "reference", self.weights.request(layers, of_teacher=of_teacher)
+        idle = {term.weight: 0.0 for term in self.terms_used if term.name in self.idle}
+        whole = self.kernels.prediction == "reference"
+        asked = self.weights.but(**idle).request(layers, of_teacher=of_teacher)
         return replace(asked, logits=whole or asked.logits, head=not whole or asked.head)
 
     # ---- terms ---------------------------------------------------------------------------------------------
@@ -131,12 +147,16 @@ class Objective:
         counts = self._count(batch).as_floats.unbind()
         values: dict[str, TermValue] = {}
         for term, count in zip(self.terms_used, counts, strict=True):
+            if term.name in self.idle:
+                values[term.name] = _nothing(none, self._layers.get(term.name, 0))
+                continue
             assert teacher is not None or not term.distils, "the recipe rules refuse distillation without a teacher"
             found = term.sum(student, teacher or Features(), batch, comparison)
             if _is_off(term, batch):  # stays in the graph: all ranks reduce the same gradients
                 found = found * 0.0
             total = found.mean() if found.ndim and len(found) > 1 else found.squeeze()
             values[term.name] = TermValue(total, count, found.detach() if term.layered else none)
+            self._layers[term.name] = len(values[term.name].per_layer)
         return values
 
     # ---- denominators --------------------------------------------------------------------------------------
@@ -188,6 +208,11 @@ class Objective:
 def _is_off(term: Term, batch: Batch) -> bool:
     """Whether it compares with labels that are nobody's but the student's."""
     return batch.sampled and not term.distils
+
+
+def _nothing(like: Tensor, layers: int) -> TermValue:
+    """That of an idle term; as many layers as it had, so that what is logged keeps its shape."""
+    return TermValue(like.new_zeros(()), like.new_zeros(()), like.new_zeros(layers), idle=True)
 
 
 @lru_cache(maxsize=16)

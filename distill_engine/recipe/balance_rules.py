@@ -109,6 +109,21 @@ def what_fades_is_not_balanced_by_gradient(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def initial_scale_is_found_before_terms_are_gone(recipe: Recipe) -> Iterator[Problem]:
+    """What has faded is not computed, so it has no size."""
+    losses = recipe.losses
+    if losses.balance != "initial_scale" or losses.feature_steps is None:
+        return
+    if losses.balance_start_steps > losses.feature_steps:
+        yield Problem(
+            "losses.balance_start_steps",
+            f"is {losses.balance_start_steps}, but features have faded at step {losses.feature_steps} "
+            "(losses.feature_steps)",
+            "Terms that have faded are not computed, so they cannot be measured",
+            f"Set losses.balance_start_steps to {losses.feature_steps} or less",
+        )
+
+
 def something_fades(recipe: Recipe) -> Iterator[Problem]:
     """There is a term that compares features."""
     losses = recipe.losses
@@ -127,6 +142,7 @@ BALANCE_RULES = (
     balance_keys_are_used,
     what_fades_is_not_balanced_by_gradient,
     something_fades,
+    initial_scale_is_found_before_terms_are_gone,
     initial_scale_is_found_in_time,
     total_is_comparable,
 )

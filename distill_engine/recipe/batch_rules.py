@@ -49,6 +49,35 @@ def length_window_is_used(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def sorting_saves_and_changes_nothing(recipe: Recipe) -> Iterator[Problem]:
+    """batch.sort_step needs several micro-batches of a fixed number of examples, whose cut no loss can see."""
+    batch = recipe.batch
+    if not batch.sort_step:
+        return
+    if batch.max_tokens is not None:
+        yield Problem(
+            "batch.sort_step",
+            f"is true, and batch.max_tokens is {batch.max_tokens}",
+            "A token budget has batches of one length already",
+            "Remove one of them",
+        )
+    elif batch.accumulation_steps == 1:
+        yield Problem(
+            "batch.sort_step",
+            "is true, but batch.accumulation_steps is 1",
+            "All that a rank reads in a step is then one micro-batch, as long as its longest example",
+            f"Set batch.accumulation_steps to 2 or more (and batch.per_rank: {max(1, batch.per_rank // 2)} for as many "
+            "examples), or remove batch.sort_step",
+        )
+    if recipe.losses.definition == "parlai":
+        yield Problem(
+            "batch.sort_step",
+            "is true, but losses.definition is parlai",
+            "It weighs all micro-batches alike and counts padding, so which examples share one changes the step",
+            "Set losses.definition: invariant, or remove batch.sort_step",
+        )
+
+
 def temperature_has_datasets(recipe: Recipe) -> Iterator[Problem]:
     """A single dataset has no shares to flatten."""
     if recipe.data.temperature != 1.0 and len(recipe.data.tasks) == 1:
@@ -63,5 +92,6 @@ def temperature_has_datasets(recipe: Recipe) -> Iterator[Problem]:
 BATCH_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     token_budget_holds_an_example,
     length_window_is_used,
+    sorting_saves_and_changes_nothing,
     temperature_has_datasets,
 )

@@ -177,6 +177,10 @@ class BatchSection(Section):
         description="Instead of per_rank: micro-batches of examples of about one length, as many as fit into this many "
         "positions, context and label, padding counted.",
     )
+    sort_step: bool = Field(
+        False,
+        description="Cut a step's examples into micro-batches by length: less padding, the same step.",
+    )
     length_window: PositiveInt = Field(
         8192, description="max_tokens: so many consecutive examples of the mixture are sorted by length at a time."
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.cluster.facts import read_cluster
-from distill_engine.cluster.files import default_cache_folder
+from distill_engine.cluster.files import folder_of_cache
 from distill_engine.data.audio.clips import SpeechDataset
 from distill_engine.data.audio.frontend import Frontend
 from distill_engine.data.audio.stored import FeatureCache
@@ -23,6 +24,7 @@ from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Reading, Source
 from distill_engine.data.tokens.cache import Content, TokenCache
+from distill_engine.data.tokens.entries import UnwritableError
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
@@ -76,7 +78,7 @@ def load_split(
 
 def cache_folder(data: DataSection) -> Path:
     """Where tokenised datasets and digests of files are kept."""
-    return Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_folder(os.environ)
+    return folder_of_cache(data.cache_dir, os.environ)
 
 
 def _cache(data: DataSection) -> TokenCache:
@@ -123,10 +125,22 @@ def _loaded(
     if len(dataset) == 0:
         raise DataError(f"Dataset {source.title!r} has no {split} example. Correct its file, or leave it out.")
     if isinstance(dataset, SpeechDataset) and kind_of(source).stores_features(source):
-        with _display(f"computing features of {title}", "sounds", _speaks()) as display:
-            say = _say if _speaks() else _keep_quiet
-            dataset = FeatureCache(cache_folder(data), say).stored(dataset, display.begin, display.add)
+        dataset = _with_features(dataset, cache_folder(data))
     return dataset
+
+
+def _with_features(dataset: SpeechDataset, folder: Path) -> SpeechDataset:
+    """The same with its features on the disk, where there is room for them."""
+    with _display(f"computing features of {dataset.source}", "sounds", _speaks()) as display:
+
+        def begin(needed: int) -> None:
+            free = free_bytes(folder)
+            if needed > free:
+                both = f"they take about {readable_bytes(needed)}, {readable_bytes(free)} are free there"
+                raise UnwritableError(both)
+            display.begin()
+
+        return FeatureCache(folder, _say if _speaks() else _keep_quiet).stored(dataset, begin, display.add)
 
 
 def _content(data: DataSection, source: Source, split: Split, frontend: Frontend | None, display: Display) -> Content:
@@ -138,14 +152,18 @@ def _content(data: DataSection, source: Source, split: Split, frontend: Frontend
     if seconds is not None:
         facts["seconds"] = seconds
 
+    title = f"{source.title}, {split}"
+    left_out: list[str] = []
+
     def episodes() -> Iterator[Episode]:
         display.begin()
         reading = Reading(data.root, data.max_bad_rows, seconds)
         yield from kind.read(source, split, reading)
-        for line in reading.lines:
-            display.say(f"{source.title}, {split}: {line}")
+        left_out[:] = reading.lines
+        for line in left_out:
+            display.say(f"{title}: {line}")
 
-    return Content(f"{source.title}, {split}", tuple(kind.files(source, split, data.root)), facts, episodes)
+    return Content(title, tuple(kind.files(source, split, data.root)), facts, episodes, left_out)
 
 
 class Display:

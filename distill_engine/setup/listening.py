@@ -78,6 +78,8 @@ def with_sounds(
             f"{told}; {len(long) - 1:,} other texts are too long. A text is learnt whole. Raise data.label_tokens (as "
             "far as the teacher has positions), shorten the texts, or let data.max_bad_rows leave some out."
         )
-    say(f"{title}: {len(long)} rows with texts longer than data.label_tokens are left out, the first one: {told}")
+    line = f"{len(long)} rows with texts longer than data.label_tokens are left out, the first one: {told}"
+    say(f"{title}: {line}")
     assert dataset.notes is not None
-    return replace(dataset, bounds=dataset.bounds[fits], notes=dataset.notes.only(fits), facts=None)
+    left_out = (*dataset.left_out, line)
+    return replace(dataset, bounds=dataset.bounds[fits], notes=dataset.notes.only(fits), facts=None, left_out=left_out)

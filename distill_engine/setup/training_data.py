@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 
 from distill_engine.cluster.ranks import Ranks
-from distill_engine.data.order.loader import TrainLoader, ValidationLoader, token_budget_plan
+from distill_engine.data.order.buckets import BatchPlan, SortedStepPlan
+from distill_engine.data.order.loader import TrainLoader, ValidationLoader, lengths_in, token_budget_plan
 from distill_engine.data.order.mixture import Mixture, example_weights, mixture_line
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.setup.prepare import Prepared
@@ -31,8 +32,10 @@ def train_loader(ready: Prepared, ranks: RankFacts, say: Callable[[str], None], 
     mixture = mixture_of(ready)
     if len(ready.train_datasets) > 1:
         say(mixture_line(ready.dataset_labels, mixture.sizes, mixture.shares))
-    plan = None
-    if batch.max_tokens is not None:
+    plan: BatchPlan | None = None
+    if batch.sort_step:
+        plan = SortedStepPlan(mixture, split.per_rank, lengths_in(ready.train_datasets), ranks.world_size)
+    elif batch.max_tokens is not None:
         plan = token_budget_plan(
             ready.train_datasets,
             mixture,

@@ -82,8 +82,8 @@ class Trainer:
             group = self.rollout.batches(group, self.teacher, self.student)
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
-        request = self.objective.teacher_request()
-        features = repeat(None) if self.teacher is None else self.teacher.features(group, request)
+        self._now = self.objective.for_factors(self.policies.factors())
+        features = repeat(None) if self.teacher is None else self.teacher.features(group, self._now.teacher_request())
         for batch, divisor in zip(group, divisors, strict=True):
             self._micro_batch(batch, features, divisor, len(group))
         learning_rate = self.policies.learning_rate.at(self.progress.steps)
@@ -98,10 +98,10 @@ class Trainer:
             teacher = next(features)
         self.hooks.before_backward(self.progress.attempts, batch, teacher, divisor)
         with self._phase("student"):
-            student = self.student.features(batch, self.objective.student_request())
+            student = self.student.features(batch, self._now.student_request())
         with self._phase("losses"):
-            terms, hits = self.objective.terms_and_hits(student, teacher, batch)
-            share = self.objective.total(terms, divisor, self.policies.factors())
+            terms, hits = self._now.terms_and_hits(student, teacher, batch)
+            share = self._now.total(terms, divisor, self.policies.factors())
             self.hooks.after_micro_batch(batch, terms, hits, micro_batches)
         with self._phase("backward"):
             self.student.backward(share)

@@ -78,7 +78,8 @@ class Meter:
         slots = self._slots_of(terms)
         of_slots = torch.stack([value.count for value in terms.values()]).index_select(0, slots.terms)
         if self._objective.definition == "parlai":  # a mean of means: every micro-batch weighs the same
-            counted = finite * (of_slots > 0) if batch.sampled else finite
+            some_are_off = batch.sampled or any(value.idle for value in terms.values())
+            counted = finite * (of_slots > 0) if some_are_off else finite
             sums, of_slots = sums / of_slots.clamp(min=1.0), counted
         else:
             of_slots = finite * of_slots

@@ -81,10 +81,11 @@ class TermGradients:
         every gradient is compared with that term's, of which a float32 copy is held meanwhile. Collective: the norm of
         the gradients' sum over ranks. Never waits for the device; `norms`, `agreements` and `read` do."""
         self._measured_at, self._reference = attempt, reference
+        objective = self._objective.for_factors(factors)
         with torch.random.fork_rng(devices=self._devices):
-            student_features, _ = self._module(batch, self._objective.student_request())
-            terms = self._objective.terms(student_features, teacher, batch)
-            weighted = self._objective.weighted(terms, divisor, factors)
+            student_features, _ = self._module(batch, objective.student_request())
+            terms = objective.terms(student_features, teacher, batch)
+            weighted = objective.weighted(terms, divisor, factors)
             del student_features, terms  # the graph is held by the values alone, and freed by the last backward pass
             weights = [weight for weight in self._module.model.parameters() if weight.requires_grad]
             scale = self._loss_scale()
@@ -148,6 +149,8 @@ class TermGradients:
 
 def _gradients(value: Tensor, weights: Sequence[Tensor], retain_graph: bool) -> list[Tensor]:
     """One gradient per weight; zeros where the term does not depend on it, so that ranks reduce the same shapes."""
+    if not value.requires_grad:  # an idle term
+        return [torch.zeros_like(weight) for weight in weights]
     found = torch.autograd.grad(value, weights, retain_graph=retain_graph, allow_unused=True)
     return [
         torch.zeros_like(weight) if gradient is None else gradient

@@ -79,7 +79,7 @@ LAWS: dict[str, Law] = {
     "cli": Law(ANYTHING),
     "launcher": law(
         "families recipe cluster commands.terminal losses.config losses.terms registry values "
-        "checkpoint.files checkpoint.retention checkpoint.space",
+        "checkpoint.files checkpoint.retention checkpoint.space data.kinds.named",
         HEAVY,
     ),
 }

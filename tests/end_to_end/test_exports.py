@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from distill_engine.cluster.exit_codes import DONE, FAILED
 from distill_engine.export.run import export_run
-from launcher.disk import space_of_start
+from launcher.disk import job_of_start, space_of
 
 SPOILED = "model.encoder.embed_positions.weight"
 
@@ -92,7 +92,7 @@ def test_the_room_that_it_needs_is_computed_from_its_own_sizes(finished, fp32):
     took = sum(facts["bytes"] for name, facts in files.items() if name.endswith("_states.pt"))
     predicted = float(told[1]) * {"K": 2**10, "M": 2**20}[told[2]]
     assert predicted * 0.9 < took < predicted * 1.1 + 64 * 1024
-    planned = space_of_start(folder / "recipe.yaml", fp32, [])
+    planned = space_of(job_of_start(folder / "recipe.yaml", fp32, []))
     assert planned.words() in flat
 
 

@@ -50,6 +50,10 @@ class Place:
 class Stored(Protocol):
     """Features that were computed before."""
 
+    @property
+    def size(self) -> int:
+        """Bytes that they take on the disk."""
+
     def features(self, index: int) -> NDArray[np.float32]:
         """[C, F] of an example."""
 

@@ -35,6 +35,10 @@ class Manifest:
         """Columns and rows. Raises DataError."""
         return open_table(self.path, self.split)
 
+    def count(self) -> int:
+        """How many rows it has, wrong ones too. Raises DataError."""
+        return sum(1 for _ in self.table().rows)
+
     @property
     def files(self) -> list[Path]:
         """What it is read from."""
@@ -95,6 +99,10 @@ class Rows:
         batches = (table.to_pylist() for table in self._held.with_format("arrow").iter(_BATCH_ROWS))
         rows = ((f"{self._title}, row {number}", row) for number, row in enumerate(chain.from_iterable(batches), 1))
         return Table(self._title, frozenset(self._held.column_names), rows)
+
+    def count(self) -> int:
+        """See Manifest."""
+        return len(self._held)
 
     @property
     def files(self) -> list[Path]:

@@ -31,6 +31,7 @@ FEATURES, ENDS, FACTS = "features.bin", "ends.bin", "entry.json"
 _HALF, _END = np.dtype("<f2"), np.dtype("<i8")
 _FORMAT = 2
 _TOGETHER = 32
+_EDGE = 4  # frames behind the end of a sound that the extractor's window still hears, and one of the filling
 _STATS = 8  # files at a time: a network's file system takes its time for each
 
 
@@ -41,6 +42,11 @@ class StoredFeatures:
     table: NDArray[np.float16]
     ends: NDArray[np.int64]
     frames: int
+
+    @property
+    def size(self) -> int:
+        """See Stored."""
+        return self.table.nbytes + self.ends.nbytes
 
     def features(self, index: int) -> NDArray[np.float32]:
         """[C, F] of an example; its last frame fills the window up."""
@@ -65,16 +71,20 @@ class FeatureCache:
         self._say = say
 
     def stored(
-        self, dataset: SpeechDataset, begin: Callable[[], None], advance: Callable[[int], None]
+        self, dataset: SpeechDataset, begin: Callable[[int], None], advance: Callable[[int], None]
     ) -> SpeechDataset:
-        """The same with features on the disk. `begin` is called where they have to be computed, `advance` hears of so
-        many more. Raises DataError where a sound is not what it was."""
+        """The same with features on the disk.
+
+        begin    is called with the bytes that they will take where they have to be computed; may raise UnwritableError
+        advance  hears of so many more
+        Raises DataError where a sound is not what it was.
+        """
         assert dataset.notes is not None, "data of sounds has notes"
         sounds = [dataset.sounds.identity, dataset.notes.digest, _stamps(dataset)]
         facts = [_FORMAT, *sounds, dataset.frontend.identity]
 
         def write(folder: Path) -> dict[str, str]:
-            begin()
+            begin(bytes_of(dataset))
             return _write(folder, dataset, advance)
 
         def opened(folder: Path) -> StoredFeatures:
@@ -89,6 +99,14 @@ class FeatureCache:
             )
             return dataset
         return replace(dataset, stored=held)
+
+
+def bytes_of(dataset: SpeechDataset) -> int:
+    """About what the features of a dataset take on the disk, by the lengths of its sounds; rather more than less."""
+    frontend = dataset.frontend
+    own = np.ceil(dataset.seconds / frontend.seconds * frontend.frames) + _EDGE
+    frames = np.minimum(own, frontend.frames).sum()
+    return int(frames) * frontend.channels * _HALF.itemsize + len(dataset) * _END.itemsize
 
 
 def _stamps(dataset: SpeechDataset) -> str:

@@ -160,6 +160,11 @@ class Kind(Protocol):
         """Whether features of its sounds are computed once and kept on the disk."""
         return False
 
+    def rows(self, source: Source, split: Split) -> int | None:
+        """How many sounds a split has at most, counted without looking at them; None where that takes a network or
+        files that are not there."""
+        return None
+
     def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
         """An example with another answer, as an object of JSON lines which `entry` reads.
 

@@ -128,6 +128,21 @@ class Speech(Kind):
         """See Kind."""
         return _own(source).cache_features
 
+    def rows(self, source: Source, split: Split) -> int | None:
+        """See Kind: the rows of a list, filters or not."""
+        from distill_engine.data.errors import DataError
+
+        own = _own(source)
+        if own.dataset is not None:
+            return None
+        if own.file(split) is None:
+            return 0
+        try:
+            count = _listed(own, split).count()
+        except (DataError, OSError):  # whoever reads it will say what is wrong
+            return None
+        return min(count, own.limit(split) or count)
+
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """See Kind: the lists. One whose sounds have changed is not read again: a run refuses them (SpeechDataset)."""
         return _listed(_own(source), split).files

@@ -1,13 +1,13 @@
 """Which examples make up which micro-batch of training, as a pure function of the position in the mixture.
 
 A micro-batch is a run of rows that one rank reads at once. `PlainPlan` cuts the mixture's order into runs of equal
-count. `TokenBudgetPlan` cuts it into windows of consecutive examples, sorts each window by length, cuts it into
-micro-batches of about equal cost (padded positions) and shuffles these: neighbours in length share a batch, so little
-of it is padding, and since a window holds exactly what the mixture drew, its shares are the mixture's. Single
-micro-batches are uneven (one of short contexts holds more of the datasets with short ones); over a window that evens
-out.
+count, `SortedStepPlan` the examples of each step, sorted by length. `TokenBudgetPlan` cuts the order into windows of
+consecutive examples, sorts each window by length, cuts it into micro-batches of about equal cost (padded positions) and
+shuffles these: neighbours in length share a batch, so little of it is padding, and since a window holds exactly what
+the mixture drew, its shares are the mixture's. Single micro-batches are uneven (one of short contexts holds more of the
+datasets with short ones); over a window that evens out.
 
-Both give one endless sequence of micro-batches, whoever reads it. An optimizer step takes the next
+Each gives one endless sequence of micro-batches, whoever reads it. An optimizer step takes the next
 accumulation_steps * world_size of it, so which examples a step sees depends on that product alone. A position is a
 number of examples handed out; a step ends where a micro-batch ends.
 """
@@ -31,6 +31,10 @@ from distill_engine.data.tokens.layout import SequenceLayout
 _STRIP_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 # Share of a window that may be examples that it holds already.
 _REPEATS = 0.05
+
+
+# Lengths of the contexts and labels of some examples, given their datasets and their numbers in these.
+Lengths = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 class BatchPlan(Protocol):
@@ -62,6 +66,41 @@ class PlainPlan:
         return [Picks(*self._mixture.window(start, start + self._rows)) for start in starts]
 
 
+class SortedStepPlan:
+    """What `PlainPlan` gives a step, cut into micro-batches by length: the same examples, less padding.
+
+    The ranks' micro-batches of one moment are about equally long, so that none waits for another; which lengths come
+    first is drawn anew for each step.
+    """
+
+    def __init__(self, mixture: Mixture, rows: int, lengths: Lengths, ranks: int) -> None:
+        """`take` is to be asked for whole steps: a multiple of `ranks` micro-batches of `rows` examples."""
+        self._mixture = mixture
+        self._rows = rows
+        self._lengths = lengths
+        self._ranks = ranks
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the mixture: no step has other examples."""
+        return self._mixture.fingerprint
+
+    def take(self, position: int, count: int) -> list[Picks]:
+        """The next `count` micro-batches; any position will do."""
+        datasets, examples = self._mixture.window(position, position + count * self._rows)
+        contexts, labels = self._lengths(datasets, examples)
+        order = np.lexsort((labels, contexts))
+        moments = np.split(order, range(self._ranks * self._rows, len(order), self._ranks * self._rows))
+        key = key_of(self._mixture.seed, "moments of a step", position)
+        places = np.argsort(stream(key, np.arange(len(moments), dtype=np.int64)), kind="stable")
+        return [
+            Picks(datasets[moment[rank::sharing]], examples[moment[rank::sharing]])
+            for moment in (moments[place] for place in places)
+            for sharing in (len(moment) // self._rows,)
+            for rank in range(sharing)
+        ]
+
+
 class Cost:
     """Positions that examples take up in a batch, padding counted: rows * (context + decoder length)."""
 
@@ -84,7 +123,7 @@ class TokenBudgetPlan:
     def __init__(
         self,
         mixture: Mixture,
-        lengths: Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]],
+        lengths: Lengths,
         cost: Cost,
         max_tokens: int,
         window: int,

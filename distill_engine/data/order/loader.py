@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_engine.data.errors import DataError
-from distill_engine.data.order.buckets import BatchPlan, Cost, PlainPlan, TokenBudgetPlan
+from distill_engine.data.order.buckets import BatchPlan, Cost, Lengths, PlainPlan, TokenBudgetPlan
 from distill_engine.data.order.collate import Picks, collate, filler_batch, pinned
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.data.order.prefetch import Prefetcher
@@ -60,6 +60,11 @@ def token_budget_plan(
     pad_to_multiple_of: int,
 ) -> TokenBudgetPlan:
     """Micro-batches of about equal lengths and at most `max_tokens` padded positions (see data.buckets)."""
+    return TokenBudgetPlan(mixture, lengths_in(datasets), Cost(layout, pad_to_multiple_of), max_tokens, window)
+
+
+def lengths_in(datasets: Sequence[MeasuredSource]) -> Lengths:
+    """How long some examples of several datasets are."""
 
     def lengths(numbers: NDArray[np.int64], examples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         contexts, labels = np.empty_like(examples), np.empty_like(examples)
@@ -68,7 +73,7 @@ def token_budget_plan(
             contexts[mine], labels[mine] = dataset.lengths(examples[mine])
         return contexts, labels
 
-    return TokenBudgetPlan(mixture, lengths, Cost(layout, pad_to_multiple_of), max_tokens, window)
+    return lengths
 
 
 class TrainLoader:

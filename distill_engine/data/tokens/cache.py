@@ -11,8 +11,8 @@ tokenised, raises the kind's `version`, or `_FORMAT`. Any part of the folder may
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill_engine.cluster.files import digest_of
@@ -35,12 +35,14 @@ class Content:
     files     the files (or folders of files) that `episodes` reads; none: it makes them up, and is not cached
     options   all else that decides what it reads, as plain values: kind of data and its version, and its options
     episodes  reads it, from the beginning, as often as it is called
+    left_out  what people should know of rows that were left out, once `episodes` has been read to its end
     """
 
     title: str
     files: tuple[Path, ...]
     options: Mapping[str, object]
     episodes: Callable[[], Iterable[Episode]]
+    left_out: Sequence[str] = ()
 
 
 class TokenCache:
@@ -64,13 +66,13 @@ class TokenCache:
         """
         key = self._key(source, encoder)
         if key is None:
-            return encoder.tokenise(source.episodes(), progress)
+            return _in_memory(source, encoder, progress)
 
         fresh = []
 
         def write(folder: Path) -> dict[str, str]:
             fresh.append(folder)
-            return write_entry(folder, encoder.chunks(source.episodes()), progress)
+            return write_entry(folder, encoder.chunks(source.episodes()), progress, source.left_out)
 
         def opened(folder: Path) -> TokenisedDataset:
             return open_entry(folder, encoder, self._digests)
@@ -79,7 +81,7 @@ class TokenCache:
             dataset = self._entries.made(key, source.title, opened, write, self._digests)
         except UnwritableError as error:
             self._give_up(str(error))
-            return encoder.tokenise(source.episodes(), progress)
+            return _in_memory(source, encoder, progress)
         if fresh:
             warn_of_skipped(dataset.skipped)
         return dataset
@@ -102,6 +104,11 @@ class TokenCache:
                 f"The token cache {self._folder} cannot be written ({reason}): datasets are tokenised in the memory of "
                 "each process, at every start. data.cache_dir names another folder."
             )
+
+
+def _in_memory(source: Content, encoder: DialogueTokenizer, progress: Callable[[int], None]) -> TokenisedDataset:
+    dataset = encoder.tokenise(source.episodes(), progress)
+    return replace(dataset, left_out=tuple(source.left_out))
 
 
 def _files_below(path: Path) -> list[Path]:

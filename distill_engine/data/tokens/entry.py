@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ NOTES, NOTE_ENDS = "notes.bin", "note_ends.bin"
 _TOKEN, _BOUND, _LETTER = np.dtype("<i4"), np.dtype("<i8"), np.dtype("u1")
 
 
-def write_entry(folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[int], None]) -> dict[str, str]:
+def write_entry(
+    folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[int], None], left_out: Sequence[str] = ()
+) -> dict[str, str]:
     """Fill a new, empty folder, forced to the disk; no more than one chunk is in memory. Returns its files' sha256.
+
+    left_out  see TokenisedDataset; looked at when all chunks are there
 
     Raises UnwritableError; what making the chunks raises goes through.
     """
@@ -62,6 +66,7 @@ def write_entry(folder: Path, chunks: Iterable[TokenChunk], progress: Callable[[
         "skipped": skipped,
         "facts": asdict(facts),
         "notes": notes.count,
+        "left_out": list(left_out),
     }
     try:
         if not noted:
@@ -93,7 +98,8 @@ def open_entry(folder: Path, encoder: DialogueTokenizer, digests: FileDigests) -
         if count:
             text = mapped(folder / NOTES, _LETTER, (count,))
             notes = Notes.after(text, mapped(folder / NOTE_ENDS, _BOUND, (len(bounds),)))
-        return encoder.dataset(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]), notes)
+        dataset = encoder.dataset(tokens, bounds, content["skipped"], TokenFacts(**content["facts"]), notes)
+        return replace(dataset, left_out=tuple(map(str, content.get("left_out", ()))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EntryError(f"{type(error).__name__}: {error}") from error
 

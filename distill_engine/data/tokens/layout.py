@@ -34,6 +34,11 @@ class Window:
     frames: int
     positions: int
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of its features on the disk at most, where no frame is left out (data.audio.stored)."""
+        return 2 * self.channels * self.frames
+
 
 @dataclass(frozen=True)
 class SequenceLayout:

@@ -134,6 +134,7 @@ class TokenisedDataset:
     skipped examples left out because nothing at all was said before the reply (ParlAI leaves them out, too)
     facts   what can be told of the arrays; give it when it is known, because finding it out reads them whole
     notes   of the examples, in data whose kind keeps some
+    left_out lines for people about rows that are no examples: filtered, or wrong and allowed to be
 
     Both arrays may be memory-mapped files: nothing here reads more of them than it is asked for.
     """
@@ -145,6 +146,7 @@ class TokenisedDataset:
     skipped: int = 0
     facts: TokenFacts | None = field(default=None, repr=False)
     notes: Notes | None = field(default=None, repr=False)
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.facts is None:

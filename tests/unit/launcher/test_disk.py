@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from distill_engine.cluster.exit_codes import FAILED
 from launcher.__main__ import app
-from launcher.disk import space_of_start
+from launcher.disk import job_of_start, space_of
 from launcher.preflight import NodeFacts
 
 GIB = 2**30
@@ -34,7 +34,7 @@ def report(files, tmp_path, monkeypatch):
 
 
 def test_the_flagships_checkpoints_are_computed(files):
-    space = space_of_start(*files, [])
+    space = space_of(job_of_start(*files, []))
     assert space.most_kept == 2 and 3 * space.checkpoint == pytest.approx(65e9, rel=0.01)
     assert space.export * 7 < space.checkpoint < space.export * 10, "fp16; 14 bytes a weight, and the projections"
     options = [
@@ -47,13 +47,13 @@ def test_the_flagships_checkpoints_are_computed(files):
         "x",
         "--resize",
     ]
-    changed = space_of_start(*files, options)
+    changed = space_of(job_of_start(*files, options))
     assert changed.most_kept == space.most_kept + 4 - space.keep.last
     assert changed.checkpoint < space.checkpoint, "sgd has fewer moments"
 
 
 def test_the_preflight_asks_for_one_save_and_says_what_all_take(report, files):
-    space = space_of_start(*files, [])
+    space = space_of(job_of_start(*files, []))
     little, some, enough = space.least / GIB - 1, space.least / GIB + 1, space.needed(0, 0) / GIB + 1
     refused = report(little)
     assert refused.exit_code == FAILED and "Not even one of each fits" in refused.stderr, refused.output
@@ -73,6 +73,6 @@ def test_the_plan_says_it_too(files, tmp_path):
     file = tmp_path / "plan.json"
     said = CliRunner().invoke(app, ["plan", str(files[0]), "--nodes", "4", "--json", str(file)])
     disk = json.loads(file.read_text())["disk_bytes"]
-    space = space_of_start(*files, [])
+    space = space_of(job_of_start(*files, []))
     assert disk == {"checkpoint": space.checkpoint, "export": space.export, "run folder": space.needed(0, 0)}
     assert f"run folder: up to {disk['run folder'] / GIB:.1f} GiB: a checkpoint takes" in said.output

@@ -14,13 +14,16 @@ from tokenizers import ByteLevelBPETokenizer
 from tones import CHANNELS, FRAMES, RATE, listed, save_extractor, tone, tones
 from transformers import WhisperFeatureExtractor
 
+from distill_engine.checkpoint.files import readable_bytes
 from distill_engine.data.audio.frontend import load_frontend
+from distill_engine.data.audio.stored import bytes_of
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.collate import collate
 from distill_engine.data.order.loader import ValidationLoader
 from distill_engine.data.tokens.layout import SequenceLayout, Window
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
 from distill_engine.recipe.schema import DataSection
+from distill_engine.setup import datasets
 from distill_engine.setup.datasets import load_datasets
 
 LAYOUT = SequenceLayout(
@@ -89,6 +92,21 @@ def test_features_that_are_there_are_not_computed_again_and_damaged_ones_are(tmp
     (tmp_path / "train2.wav").unlink()
     with pytest.raises(DataError, match=r"line 3: there is no file.*It could be read before"):
         loaded(data, frontend)
+
+
+def test_the_size_of_features_is_known_beforehand_and_too_little_room_is_no_error(
+    tmp_path, frontend, capfd, monkeypatch
+):
+    data = section(tmp_path, tones(tmp_path, 4), cache_features=True)
+    expected = bytes_of(loaded(section(tmp_path, tmp_path / "train.jsonl"), frontend))
+    monkeypatch.setattr(datasets, "free_bytes", lambda _: expected - 1)
+    dataset = loaded(data, frontend)
+    assert dataset.stored is None and dataset.example(3).clip.features().shape == (CHANNELS, FRAMES)
+    assert f"about {readable_bytes(expected)}, {readable_bytes(expected - 1)} are free there" in capfd.readouterr().err
+    monkeypatch.setattr(datasets, "free_bytes", lambda _: expected)
+    stored = loaded(data, frontend).stored
+    assert stored is not None and expected - 4 * 3 * 2 * CHANNELS <= stored.size <= expected
+    assert expected < 4 * LAYOUT.window.kept_bytes
 
 
 def test_validation_has_every_sound_once_and_fillers_have_windows(tmp_path, frontend):

@@ -1,12 +1,18 @@
 """Feature terms fade by the step alone; terms of logits stay; a balancer's factors are multiplied."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distill_engine.losses.config import LossWeights
+from distill_engine.telemetry.averages import Averages
 from distill_engine.train.balancing import LossTerms
 from distill_engine.train.fade import Fade
+from distill_engine.train.meter import Meter
 from distill_engine.train.progress import EndReason, Progress
+from distill_engine.train.term_gradients import TermGradients
+from distill_engine.values import FeatureRequest
 
 WEIGHTS = LossWeights({"task": 1, "prediction": 4, "hidden": 0.5, "self_attention": 2})
 FADING = {term.name: term.operand != "logits" for term in WEIGHTS.terms}
@@ -68,3 +74,48 @@ def test_a_resumed_run_that_has_its_last_validation_left_weighs_it_by_its_own_st
     assert expected["valid/total"] == pytest.approx(
         expected["valid/term/task/raw"] + 2.0 * 0.5 * expected["valid/term/prediction/raw"]
     )
+
+
+@pytest.mark.parametrize("definition", ["invariant", "parlai"])
+@pytest.mark.parametrize("world", ["blenderbot"], indirect=True)
+def test_what_has_faded_is_neither_captured_nor_computed_and_logged_no_more(world, definition):
+    goal = replace(world.goal, definition=definition)
+    factors = Fade({term.name: term.operand != "logits" for term in goal.terms_used}, 10).factors(10, None)
+    left = goal.for_factors(factors)
+    assert left.for_factors(factors) is left and goal.for_factors(None) is goal
+    logits = replace(FeatureRequest(), logits=left.teacher_request().logits, head=left.teacher_request().head)
+    assert left.teacher_request() == left.student_request() == logits
+    divisor = goal.divisors([world.batch], torch.clone, 1)[0]
+    module = world.module.eval()
+    weights = list(module.model.parameters())
+    student = module(world.batch, goal.student_request())[0]
+    without = replace(world.teacher_features, hidden={}, attention={}, embeddings={}, encoder_output=None)
+    whole = goal.terms_and_hits(student, world.teacher_features, world.batch)
+    part = left.terms_and_hits(module(world.batch, left.student_request())[0], without, world.batch)
+    totals = [one.total(terms, divisor, factors) for one, (terms, _) in ((goal, whole), (left, part))]
+    torch.testing.assert_close(*totals)
+    found = [torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True) for total in totals]
+    torch.testing.assert_close(*found)
+
+    def terms_logged(*micro_batches):
+        meter = Meter(goal, Averages(), 1, lambda: factors)
+        for values in micro_batches:
+            meter.add_micro_batch(world.batch, *values, len(micro_batches))
+        meter.count_step()
+        values = meter.read(torch.clone, 1.0)
+        return {name: value for name, value in values.items() if name.startswith("train/term/")}
+
+    # an interval with both logs the mean over those in which there was something
+    assert terms_logged(whole, part) == pytest.approx(terms_logged(whole), rel=1e-5)
+    assert {name.split("/")[2] for name in terms_logged(part)} == {"task", "prediction"}
+
+
+@pytest.mark.parametrize("world", ["blenderbot"], indirect=True)
+def test_what_has_faded_has_no_gradient(world):
+    goal = world.goal
+    factors = Fade({term.name: term.operand != "logits" for term in goal.terms_used}, 10).factors(10, None)
+    gradients = TermGradients(goal, world.module, 1, lambda: 1.0, torch.device("cpu"))
+    gradients.measure(10, world.batch, replace(world.teacher_features, hidden={}), world.divisor, torch.clone, factors)
+    norms = gradients.norms()
+    assert list(norms) == list(goal.term_weights)
+    assert {term for term, norm in norms.items() if norm > 0} == {"task", "prediction"}

@@ -83,6 +83,15 @@ def test_datasets_hold_the_sounds_themselves(tmp_path, monkeypatch):
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
+def test_rows_are_counted_without_looking_at_sounds(tmp_path):
+    rows = [{"audio": f"{name}.wav", "text": name} for name in "abc"]  # none of which is there
+    files = [listed(tmp_path, name, rows) for name in ("a.jsonl", "a.csv")]
+    assert [KIND.rows(source(file), "train") for file in files] == [3, 3]
+    assert KIND.rows(source(files[0], train_examples=2), "train") == 2 and KIND.rows(source(files[0]), "valid") == 0
+    assert KIND.rows(source(tmp_path / "none.jsonl"), "train") is None
+    assert KIND.rows(SpeechSource(kind="speech", dataset="somebody/speech"), "train") is None, "no network is asked"
+
+
 def test_filters_count_what_they_leave_out(tmp_path):
     for name, seconds in (("short", 0.1), ("good", 0.5), ("long", 2.0)):
         tone(tmp_path / f"{name}.wav", seconds=seconds)

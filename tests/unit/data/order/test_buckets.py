@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_engine.data.errors import DataError
-from distill_engine.data.order.buckets import PlainPlan, TokenBudgetPlan
-from distill_engine.data.order.loader import TrainLoader, token_budget_plan
+from distill_engine.data.order.buckets import PlainPlan, SortedStepPlan, TokenBudgetPlan
+from distill_engine.data.order.loader import TrainLoader, lengths_in, token_budget_plan
 from distill_engine.data.order.mixture import Mixture, example_weights
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
@@ -57,6 +57,10 @@ def rows(batch) -> list[tuple[int, int]]:
     """(dataset, example) of each row."""
     firsts = batch.labels[:, 0].tolist()
     return list(zip(batch.dataset_ids.tolist(), [first - 10 for first in firsts], strict=True))
+
+
+def sorted_step(datasets, mixture, rows: int, ranks: int) -> SortedStepPlan:
+    return SortedStepPlan(mixture, rows, lengths_in(datasets), ranks)
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +209,37 @@ def test_padding_of_the_four_tasks_and_shares_of_their_mixture(multiple, most):
     assert 1 - real / padded < most
     # 500 micro-batches are about two windows: the whole ones are exact, of the last some batches are missing
     assert drawn / drawn.sum() == pytest.approx(mixture.shares, abs=0.01)
+
+
+@pytest.mark.parametrize(("rows", "ranks", "accumulation"), [(8, 1, 4), (4, 2, 4), (3, 3, 2), (5, 2, 1)])
+def test_a_sorted_step_has_the_plain_ones_examples_with_less_padding(datasets, mixture, rows, ranks, accumulation):
+    plain, ordered = PlainPlan(mixture, rows), sorted_step(datasets, mixture, rows, ranks)
+    count, padded = ranks * accumulation, {"plain": 0, "sorted": 0}
+    lengths = lengths_in(datasets)
+    firsts = set()
+    for step in range(12):
+        position = step * count * rows
+        both = {"plain": plain.take(position, count), "sorted": ordered.take(position, count)}
+        drawn = {name: [(d, e) for one in of_plan for d, e in zip(*one, strict=True)] for name, of_plan in both.items()}
+        assert Counter(drawn["sorted"]) == Counter(drawn["plain"])
+        assert [len(one.datasets) for one in both["sorted"]] == [rows] * count
+        for name, of_plan in both.items():
+            longest = [int(lengths(one.datasets, one.examples)[0].max()) for one in of_plan]
+            # the ranks wait for the longest of each moment
+            padded[name] += sum(max(longest[at : at + ranks]) for at in range(0, count, ranks))
+        moments = [int(lengths(one.datasets, one.examples)[0].max()) for one in both["sorted"][::ranks]]
+        firsts.add(sorted(moments).index(moments[0]))
+    assert padded["sorted"] < padded["plain"] if accumulation > 1 else padded["sorted"] == padded["plain"]
+    assert len(firsts) > 1 or accumulation == 1  # no length always comes first
+    assert ordered.fingerprint == plain.fingerprint
+    again = sorted_step(datasets, mixture, rows, ranks).take(3 * count * rows, count)
+    assert [one.examples.tolist() for one in again] == [
+        one.examples.tolist() for one in ordered.take(3 * count * rows, count)
+    ]
+
+
+def test_ranks_of_a_sorted_step_get_lengths_alike(datasets, mixture):
+    plan, lengths = sorted_step(datasets, mixture, 4, 2), lengths_in(datasets)
+    for one, other in zip(*(plan.take(0, 8)[rank::2] for rank in range(2)), strict=True):
+        mine, theirs = (np.sort(lengths(part.datasets, part.examples)[0]) for part in (one, other))
+        assert (mine[1:] >= theirs[:-1]).all() and (theirs[1:] >= mine[:-1]).all()

@@ -49,6 +49,7 @@ class Bench:
         self.options: dict[str, object] = {"name": "parlai_text"}
         self.messages: list[str] = []
         self.reads = 0
+        self.left_out: list[str] = []  # filled when all is read
         self.in_the_middle: Callable[[], object] = lambda: None
         self.cache = TokenCache(folder, self.messages.append)
 
@@ -57,9 +58,10 @@ class Bench:
         for episode in read_parlai_text(str(self.file)):
             self.in_the_middle()
             yield episode
+        self.left_out[:] = ["2 rows"]
 
     def dataset(self, cache: TokenCache | None = None, encoder: DialogueTokenizer | None = None) -> TokenisedDataset:
-        source = Content("talk, train", (self.file,), self.options, self.episodes)
+        source = Content("talk, train", (self.file,), self.options, self.episodes, self.left_out)
         return (cache or self.cache).dataset(source, encoder or self.encoder, lambda episodes: None)
 
     def fresh(self) -> TokenCache:
@@ -85,6 +87,15 @@ def same(one: TokenisedDataset, other: TokenisedDataset) -> bool:
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------
+
+
+def test_what_was_left_out_is_known_from_the_entry_and_without_one(bench, tmp_path):
+    assert bench.dataset().left_out == ("2 rows",)
+    bench.left_out.clear()  # as in another process, which reads nothing
+    assert bench.dataset(bench.fresh()).left_out == ("2 rows",) and bench.reads == 1
+    (tmp_path / "file").touch()
+    nowhere = TokenCache(tmp_path / "file", bench.messages.append)
+    assert bench.dataset(nowhere).left_out == ("2 rows",) and bench.reads == 2
 
 
 def test_the_second_time_comes_from_the_disk_and_is_the_same(bench):
