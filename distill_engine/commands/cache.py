@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.commands.evaluate import ranks
-from distill_engine.commands.terminal import ERR, SetOption, refuse, stop_for_now, tell
+from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _MIB = 2**20
@@ -56,9 +55,7 @@ def cache(
         with _progress(rank == 0, maker.missing()[2]) as advance:
             maker.write(advance)
     except (ValueError, OSError) as error:
-        if may_pass(error):
-            stop_for_now(error, out)
-        refuse(error)
+        end(error, out)
     if rank == 0:
         tell(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_engine.cluster.facts import ClusterError, read_cluster
-from distill_engine.commands.terminal import SetOption, refuse, tell
+from distill_engine.commands.terminal import SetOption, end, refuse, tell
 from distill_engine.metrics.replies import length_groups
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def evaluate(
         if latency and rank == 0:
             add_latency(loaded, rows)
     except (ValueError, OSError) as error:
-        refuse(error)
+        end(error, partial)
     if rank != 0:
         return
     print_rows(rows, list(loaded.datasets) if len(loaded.datasets) > 1 else [])

@@ -14,7 +14,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.commands.evaluate import (
     BatchOption,
     Dtype,
@@ -22,7 +21,7 @@ from distill_engine.commands.evaluate import (
     progress_bars,
     ranks,
 )
-from distill_engine.commands.terminal import ERR, SetOption, refuse, stop_for_now, tell
+from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +78,7 @@ def pseudo_label(
             if rank == 0:
                 _write_summary(job, filters, written, out)
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and may_pass(error):
-            stop_for_now(error, out)
-        refuse(error)
+        end(error, out)
     if rank == 0:
         _show(written)
 
@@ -143,7 +140,10 @@ def _job(
     changed = parse_settings(generation)
     ready = prepared([], recipe, overrides)
     check_kinds(ready)
-    check_language(ready, changed)
+    if model is None:
+        changed = {**ready.told, **changed}  # the teacher answers in the language that is asked of the student
+    else:
+        check_language(ready, changed)
     name = model or (str(ready.teacher_folder) if ready.teacher_folder else None)
     if name is None:
         raise PseudoLabelError(f"{recipe}: teacher.path is null, so nobody answers. Name a model with --model.")
@@ -161,14 +161,14 @@ def _job(
 def _made(ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shards | None) -> list[Written]:
     """Generate this rank's share; rank 0 writes what all have generated, the others return nothing."""
     from distill_engine.evaluate.run import Work
-    from distill_engine.pseudo_labels.generate import collected, generate
+    from distill_engine.pseudo_labels.generate import generate
     from distill_engine.pseudo_labels.write import write
 
     rank, world_size = ranks()
     with _progress(rank == 0) as advance:
         work = Work(out / WORK, rank, world_size, advance=advance)
-        generate(job, work, None if shards is None else shards.ranks)
-        return write(ready, collected(job, work), filters, out) if rank == 0 else []
+        answers = generate(job, work, None if shards is None else shards.ranks)
+        return [] if answers is None else write(ready, answers, filters, out)
 
 
 @contextmanager

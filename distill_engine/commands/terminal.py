@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from distill_engine.cluster.exit_codes import BAD_INPUT, RETRY
+from distill_engine.cluster.exit_codes import BAD_INPUT, RETRY, may_pass
 
 PluginOption = Annotated[
     list[str],
@@ -38,11 +38,14 @@ def refuse(error: Exception) -> NoReturn:
     raise typer.Exit(BAD_INPUT)
 
 
-def stop_for_now(error: Exception, out: Path) -> NoReturn:
-    """End with the code of a start that may succeed later; `out` keeps what is finished."""
+def end(error: Exception, kept: Path) -> NoReturn:
+    """Exit code 74 for a disk that may be emptied or ranks that died, 78 for what is wrong itself. `kept`: the folder
+    of what is finished."""
     from distill_engine.checkpoint.files import write_failure
 
+    if not may_pass(error):
+        refuse(error)
     is_disk = isinstance(error, OSError)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent) if is_disk else str(error)
-    tell(f"{reason}. What is finished is kept in {out}; the same command goes on from there.")
+    reason = write_failure(error, kept if kept.is_dir() else kept.absolute().parent) if is_disk else str(error)
+    tell(f"{reason}. What is finished is kept in {kept}; the same command goes on from there.")
     raise typer.Exit(RETRY)

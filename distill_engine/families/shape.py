@@ -93,6 +93,11 @@ class Shape:
         return self.encoder_ffn if stack == Stack.ENCODER else self.decoder_ffn
 
     @property
+    def read_vocab(self) -> int:
+        """Rows of the table that sources are looked up in; `vocab` is of what is written."""
+        return self.token_tables[0] if self.window is None else self.vocab
+
+    @property
     def heads(self) -> int:
         """The fewest heads of an attention: theirs are the largest."""
         return min(self.encoder_heads, self.decoder_heads)

@@ -21,6 +21,7 @@ from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
+from distill_engine.recipe.several_rules import SEVERAL_RULES
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.recipe.validation_rules import VALIDATION_RULES
 
@@ -266,4 +267,5 @@ RULES: tuple[Rule, ...] = (
     *CACHE_RULES,
     *ENCODER_RULES,
     *ROLLOUT_RULES,
+    *SEVERAL_RULES,
 )

@@ -56,6 +56,9 @@ class TeacherShare(Section):
     path: str = Field(description="Folder or Hugging Face name.")
     revision: str | None = Field(None, description="Commit or tag of a Hugging Face name.")
     weight: Positive = Field(1.0, description="Its share of the mean, relative to the others'.")
+    features: bool = Field(
+        False, description="Hidden states and attention are compared with this one's; default: the first one's."
+    )
 
 
 class RolloutSection(Section):
@@ -277,7 +280,7 @@ class Recipe(Section):
     teachers: list[TeacherShare] = Field(
         default_factory=list,
         description="Several teachers of one vocabulary, instead of teacher.path: the mean of their probabilities is "
-        "imitated. The first is also the one whose layers are copied and compared.",
+        "imitated. The first is also the one whose layers are copied, and compared unless another says `features`.",
     )
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection())
     student: StudentSection = Field(default_factory=lambda: StudentSection())
@@ -290,6 +293,11 @@ class Recipe(Section):
     stop: StopSection = Field(default_factory=lambda: StopSection())
     checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection())
     logging: LoggingSection = Field(default_factory=lambda: LoggingSection())
+
+    @property
+    def features_of(self) -> int:
+        """The number of the teacher whose hidden states and attention are compared with."""
+        return next((number for number, one in enumerate(self.teachers) if one.features), 0)
 
     @model_validator(mode="after")
     def _without_terms_of_a_frozen_encoder(self) -> Recipe:

@@ -213,18 +213,14 @@ def check_tokenizer(
     return [*_vocabulary(vocab_size, rows), *_special_tokens(special_ids, teacher_config)]
 
 
-def ids_fit(largest: int, rows: int) -> list[Problem]:
-    """What is wrong with tokenised data whose largest id this is."""
-    if largest < rows:
-        return []
-    return [
-        Problem(
-            "data.tokenizer",
-            f"gives the id {largest}, but the teacher has {rows} embedding rows",
-            "Every id has an embedding row",
-            "Use the tokenizer that the teacher was trained with",
-        )
-    ]
+def id_without_row(table: str, largest: int, rows: int) -> Problem:
+    """What is wrong with tokenised data whose largest id has no row in the teacher's table of this name."""
+    return Problem(
+        "data.tokenizer",
+        f"gives the id {largest}, but the teacher has {rows} {table} rows",
+        "Every id has an embedding row",
+        "Use the tokenizer that the teacher was trained with",
+    )
 
 
 def _vocabulary(vocab_size: int, rows: int) -> Iterator[Problem]:
