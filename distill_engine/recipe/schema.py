@@ -83,9 +83,13 @@ class StudentSection(Section):
     family: Annotated[str, name_of("families")] | None = Field(
         None, description="Architecture (`distill list families`); null: the teacher's (needed without a teacher)."
     )
-    init: Literal["teacher_layers", "random"] = Field(
+    init: Literal["teacher_layers", "teacher_width", "random"] = Field(
         "teacher_layers",
-        description="teacher_layers: copy embeddings and mapped layers; random: start from scratch.",
+        description="teacher_layers: copy embeddings and mapped layers; teacher_width: the same for a narrower "
+        "student, which keeps the channels, heads and neurons that matter most (docs/narrow.md); random: from scratch.",
+    )
+    importance_examples: PositiveInt = Field(
+        256, description="teacher_width: how many of the first training examples say what matters in the teacher."
     )
     encoder_layers: PositiveInt | None = Field(None, description="Encoder depth.")
     decoder_layers: PositiveInt | None = Field(None, description="Decoder depth.")
@@ -130,6 +134,11 @@ class StudentSection(Section):
     vocabulary_list: str | None = Field(
         None, description="trimmed: a file with one token a line, as the tokenizer writes it, kept instead of counting."
     )
+
+    @property
+    def from_teacher(self) -> bool:
+        """Whether it begins with the teacher's layers, whole or narrowed."""
+        return self.init != "random"
 
     @property
     def encoder_is_frozen(self) -> bool:

@@ -229,7 +229,7 @@ def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shap
 def _copied(recipe: Recipe, teacher: Shape) -> tuple[int, ...]:
     """The teacher layer that each of the student's decoder layers begins as; none of random ones."""
     student, depth = recipe.student, teacher.decoder_layers
-    if student.init != "teacher_layers":
+    if not student.from_teacher:
         return ()
     return resolve_layer_map(student.decoder_init_map, depth, student.decoder_layers or depth)
 
