@@ -20,6 +20,7 @@ from launcher.job import Job
 from launcher.job_files import JobFileError, read_job
 from launcher.plan import USABLE_MEMORY, Plan, make_plan
 from launcher.remedies import remedies
+from launcher.shapes import trimmed_rows
 
 DEFAULT_CACHE_K = 64  # of `distill cache`
 
@@ -106,6 +107,18 @@ def _refuse_missing_kernels(job: Job, gpu: str) -> None:
             )
 
 
+def _say_vocabulary(job: Job) -> None:
+    """What a trimmed vocabulary was taken for."""
+    assert job.teacher is not None, "a rule of recipes"
+    if trimmed_rows(job.recipe) is not None:
+        say(f"vocabulary: {job.teacher.vocab:,} tokens are kept, as they were counted in the data")
+    else:
+        say(
+            f"vocabulary: nothing here has counted the tokens of the data yet, so the teacher's {job.teacher.vocab:,} "
+            "are priced: a run needs at most that. `distill check --recipe FILE` counts, and the next plan knows"
+        )
+
+
 def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     job = made.job
     sizes = [f"{one.parameters / 1e6:,.1f} M" for one in (job.teacher, *job.others) if one is not None]
@@ -114,6 +127,8 @@ def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     where = where if job.loaded is None else f" ({job.placement}{', window' if job.held_batches > 1 else ''})"
     models = f"teacher {teacher}{where}, trained {job.trained / 1e6:,.1f} M"
     say(f"{job.recipe.name} on {nodes} x {per_node} {gpu}: {models}")
+    if job.recipe.student.vocabulary != "all":
+        _say_vocabulary(job)
     table = Table("memory on each GPU", "GB", title_justify="left")
     for name, size in made.memory.items():
         table.add_row(name, f"{size / 1e9:,.2f}")

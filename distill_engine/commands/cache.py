@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_engine.cluster.exit_codes import RETRY, may_pass
-from distill_engine.commands.evaluate import SetOption, ranks, refuse
+from distill_engine.commands.evaluate import SetOption, end, ranks, refuse
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _MIB = 2**20
@@ -62,7 +61,7 @@ def cache(
         with _progress(rank == 0, maker.missing()[2]) as advance:
             maker.write(advance)
     except (ValueError, OSError) as error:
-        _end(error, out)
+        end(error, out)
     if rank == 0:
         _ERR.print(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}", markup=False)
 
@@ -74,15 +73,3 @@ def _progress(show: bool, examples: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=_ERR, transient=True, disable=not show) as progress:
         bar = progress.add_task("examples", total=examples)
         yield lambda done: progress.advance(bar, done)
-
-
-def _end(error: Exception, out: Path) -> NoReturn:
-    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
-    from distill_engine.checkpoint.files import write_failure
-
-    if not may_pass(error):
-        refuse(error)
-    is_disk = isinstance(error, OSError)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent) if is_disk else str(error)
-    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
-    raise typer.Exit(RETRY)

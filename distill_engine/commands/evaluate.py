@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.cluster.exit_codes import BAD_INPUT, RETRY, may_pass
 from distill_engine.cluster.facts import ClusterError, read_cluster
 from distill_engine.metrics.replies import length_groups
 
@@ -100,7 +100,7 @@ def evaluate(
         if latency and rank == 0:
             add_latency(loaded, rows)
     except (ValueError, OSError) as error:
-        refuse(error)
+        end(error, partial)
     if rank != 0:
         return
     print_rows(rows, list(loaded.datasets) if len(loaded.datasets) > 1 else [])
@@ -250,3 +250,17 @@ def refuse(error: Exception) -> NoReturn:
     text = f"{type(error).__name__}: {error}"
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(BAD_INPUT)
+
+
+def end(error: Exception, kept: Path) -> NoReturn:
+    """Exit code 74 for a disk that may be emptied or ranks that died, 78 for what is wrong itself. `kept`: the folder
+    of what is finished."""
+    from distill_engine.checkpoint.files import write_failure
+
+    if not may_pass(error):
+        refuse(error)
+    is_disk = isinstance(error, OSError)
+    reason = write_failure(error, kept if kept.is_dir() else kept.absolute().parent) if is_disk else str(error)
+    text = f"{reason}. What is finished is kept in {kept}; the same command goes on from there."
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(RETRY)

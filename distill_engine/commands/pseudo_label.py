@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import RETRY, may_pass
 from distill_engine.commands.evaluate import (
     BatchOption,
     Dtype,
     GenerationOption,
     SetOption,
+    end,
     progress_bars,
     ranks,
     refuse,
@@ -85,7 +85,7 @@ def pseudo_label(
             if rank == 0:
                 _write_summary(job, filters, written, out)
     except (ValueError, OSError) as error:
-        _end(error, out)
+        end(error, out)
     if rank == 0:
         _show(written)
 
@@ -153,7 +153,10 @@ def _job(
     changed = parse_settings(generation)
     ready = prepared([], recipe, overrides)
     check_kinds(ready)
-    check_language(ready, changed)
+    if model is None:
+        changed = {**ready.told, **changed}  # the teacher answers in the language that is asked of the student
+    else:
+        check_language(ready, changed)
     name = model or (str(ready.teacher_folder) if ready.teacher_folder else None)
     if name is None:
         raise PseudoLabelError(f"{recipe}: teacher.path is null, so nobody answers. Name a model with --model.")
@@ -171,14 +174,14 @@ def _job(
 def _made(ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shards | None) -> list[Written]:
     """Generate this rank's share; rank 0 writes what all have generated, the others return nothing."""
     from distill_engine.evaluate.run import Work
-    from distill_engine.pseudo_labels.generate import collected, generate
+    from distill_engine.pseudo_labels.generate import generate
     from distill_engine.pseudo_labels.write import write
 
     rank, world_size = ranks()
     with _progress(rank == 0) as advance:
         work = Work(out / WORK, rank, world_size, advance=advance)
-        generate(job, work, None if shards is None else shards.ranks)
-        return write(ready, collected(job, work), filters, out) if rank == 0 else []
+        answers = generate(job, work, None if shards is None else shards.ranks)
+        return [] if answers is None else write(ready, answers, filters, out)
 
 
 @contextmanager
@@ -232,14 +235,3 @@ def _show(written: list[Written]) -> None:
         refuse(ValueError("the filters leave out every text. Loosen them: the texts are not generated again."))
     _ERR.print("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
     typer.echo(dump_yaml(entries), nl=False)
-
-
-def _end(error: Exception, out: Path) -> None:
-    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
-    from distill_engine.checkpoint.files import write_failure
-
-    if not isinstance(error, OSError) or not may_pass(error):
-        refuse(error)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent)
-    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
-    raise typer.Exit(RETRY)

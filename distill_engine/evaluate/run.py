@@ -8,7 +8,7 @@ replies together (`bleu`), pool all datasets.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from distill_engine.cluster.other_ranks import OtherRanks
+from distill_engine.data.tokens.tokenised import ids_without_row
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
 from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, prediction_kernel, tally_of
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
@@ -53,6 +55,14 @@ class Work:
     world_size: int = 1
     resume: bool = True
     advance: Callable[[str, int, int], None] | None = None
+
+    def shared(self, results: PartialResults) -> OtherRanks:
+        """Who else computes them, to be entered around this process's part."""
+        return OtherRanks(results.folder, self.rank, self.world_size)
+
+    def owing(self, batches: int, found: Collection[int]) -> set[int]:
+        """The ranks whose batches are not among those found."""
+        return {number % self.world_size for number in range(batches) if number not in found}
 
     def tell(self, name: str, done: int, batches: int) -> None:
         """Progress of one model."""
@@ -94,7 +104,8 @@ def run_evaluation(
     spoken   None: nothing is generated
 
     Every process of a launcher calls it with its rank; each computes its batches, waits for the others' files and
-    returns the whole. Raises ModelError for a model that does not fit the data or the teacher, GenerationError.
+    returns the whole. Raises ModelError for a model that does not fit the data or the teacher, GenerationError, and
+    OthersFailedError where others have died or given up.
     """
     if work.world_size > 1 and not work.resume:
         raise ModelError(
@@ -104,13 +115,9 @@ def run_evaluation(
     for name, model in [*models.items(), *([("teacher", teacher)] if teacher is not None else [])]:
         check_fits(name, model, examples)
     stores = _stores(models, teacher, examples, work, spoken)
-    try:
+    with work.shared(next(iter(stores.values()))) as others:
         _compute(models, teacher, examples, len(labels), tokenizer, work, spoken, stores)
-    except Exception as error:
-        for store in stores.values():
-            store.give_up(f"{type(error).__name__}: {error}")
-        raise
-    results = {name: _all_batches(store, len(examples), work, name) for name, store in stores.items()}
+        results = {name: _all_batches(store, len(examples), work, name, others) for name, store in stores.items()}
     values = {
         name: _values(of_model, examples, labels, teacher is not None, spoken is not None)
         for name, of_model in results.items()
@@ -121,11 +128,13 @@ def run_evaluation(
 def check_fits(name: str, model: PreTrainedModel, examples: EvaluationSet) -> None:
     """Raises ModelError for a model without rows for the examples' ids, or without positions for their lengths."""
     shape = shape_of(model.config)
-    rows, positions = shape.vocab, shape.longest
-    if examples.largest_id >= rows:
+    positions = shape.longest
+    misfit = ids_without_row(examples.datasets, shape.read_vocab, shape.vocab)
+    if misfit is not None:
+        table, largest, rows = misfit
         raise ModelError(
-            f"the data holds token id {examples.largest_id}, model {name!r} has {rows} embedding rows. Data and model "
-            "need one tokenizer: give the recipe that the model was made with (--recipe)."
+            f"the data holds token id {largest}, model {name!r} has {rows} {table} rows. Data and model need one "
+            "tokenizer: give the recipe that the model was made with (--recipe)."
         )
     longest = max(examples.longest_context, examples.longest_decoder_input)
     if longest > positions:
@@ -195,19 +204,14 @@ def _compute(
             work.tell(name, len(done[name]), len(examples))
 
 
-def _all_batches(store: PartialResults, batches: int, work: Work, name: str) -> list[BatchResult]:
-    """Every batch in order; waits for other processes. (If one is killed, its launcher ends the rest.)
-
-    Raises OSError if one of them has given up.
-    """
+def _all_batches(store: PartialResults, batches: int, work: Work, name: str, others: OtherRanks) -> list[BatchResult]:
+    """Every batch in order; waits for other processes. Raises OthersFailedError if one has given up or died."""
     while True:
         found = store.read()
         work.tell(name, len(found), batches)
         if len(found) == batches:
             return [found[number] for number in range(batches)]
-        failed = store.failures()
-        if failed:
-            raise OSError(f"{batches - len(found)} batches of {name!r} will not come: {'; '.join(failed)}")
+        others.require(work.owing(batches, found), f"{batches - len(found)} batches of {name!r}")
         if work.world_size == 1:
             raise OSError(f"{batches - len(found)} batches of {name!r} are not in the partial results just written.")
         time.sleep(_POLL_SECONDS)

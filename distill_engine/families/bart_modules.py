@@ -44,6 +44,7 @@ def _stack(module: Any, stack: Stack) -> StackParts:
     return StackParts(
         embedding=module.embed_tokens,
         scale=float(getattr(module.embed_tokens, "embed_scale", 1.0)),
+        outer_scale=float(getattr(module, "embed_scale", 1.0)),
         layers=layers,
         self_attention=[layer.self_attn for layer in layers],
         cross_attention=[layer.encoder_attn for layer in layers] if stack is Stack.DECODER else (),

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
-from distill_engine.data.kinds.protocol import Reading, Source
+from distill_engine.data.kinds.protocol import Kind, Reading, Source
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.generate import Reply
 from distill_engine.pseudo_labels.filters import Filters
@@ -68,17 +68,18 @@ def _write(
     ready: Prepared, source: Source, tokens: TokenisedDataset, said: Sequence[Reply], filters: Filters, file: Path
 ) -> Written:
     kind, left_out, count = kind_of(source), Counter[str](), 0
+    too_long = _too_long(ready, kind)
     fresh = file.with_name(f".{file.name}.new")
     try:
         with fresh.open("w", encoding="utf-8") as lines:
-            for count, (entries, gold) in enumerate(_examples(ready, source, tokens), 1):
+            for count, (entries, gold, note) in enumerate(_examples(ready, source, tokens), 1):
                 if count > len(said):
                     break
                 text = said[count - 1].text
-                if reason := filters.reason(text, gold, ready.tokenizer):
+                if reason := filters.reason(text, gold, ready.tokenizer) or too_long(text):
                     left_out[reason] += 1
                 else:
-                    lines.write(json.dumps(kind.written(source, entries, text), ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(kind.written(source, entries, text, note), ensure_ascii=False) + "\n")
             lines.flush()
             os.fsync(lines.fileno())
         if count != len(said):
@@ -100,17 +101,44 @@ def _entry(source: Source, file: Path, weight: float) -> dict[str, Any]:
     return {**own, "label": f"{source.title}_pseudo", "weight": float(f"{weight:.4g}"), "train": str(file.resolve())}
 
 
-def _examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[tuple[Sequence[str], str]]:
-    """The texts of the dataset's examples in its order: the history with what is answered, and the gold answer."""
-    data = ready.recipe.data
-    encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
-    for episode in kind_of(source).read(source, "train", Reading(data.root, data.max_bad_rows)):
+def _too_long(ready: Prepared, kind: Kind) -> Callable[[str], str]:
+    """Why a text that is learnt whole, as what is said in a sound, cannot be; empty where it can."""
+    encoder, limit = encoder_of(ready.recipe, ready.tokenizer, ready.layout), ready.recipe.data.label_tokens
+
+    def reason(text: str) -> str:
+        whole = kind.inputs == "audio" and len(encoder.encode([f" {text}"], written=True)[0]) + 1 > limit
+        return "longer than data.label_tokens" if whole else ""
+
+    return reason
+
+
+_Asked = tuple[Sequence[str], str, str]
+
+
+def _examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[_Asked]:
+    """The dataset's examples in its order: the history with what is answered, the gold answer, and the turn's note."""
+    asked = _all_examples(ready, source, tokens)
+    if tokens.notes is None:
+        yield from asked
+        return
+    kept = (tokens.notes[index] for index in range(len(tokens)))
+    wanted = next(kept, None)
+    for one in asked:
+        if one[2] == wanted:  # others were left out when the data was tokenised
+            yield one
+            wanted = next(kept, None)
+
+
+def _all_examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[_Asked]:
+    data, encoder = ready.recipe.data, encoder_of(ready.recipe, ready.tokenizer, ready.layout)
+    seconds = None if ready.frontend is None else ready.frontend.seconds
+    for episode in kind_of(source).read(source, "train", Reading(data.root, data.max_bad_rows, seconds)):
         entries: list[str] = []
-        found: list[tuple[Sequence[str], str]] = []
+        found: list[_Asked] = []
         for turn in episode.turns:
             entries.append(turn.text)
             if turn.learnt:
-                found.append((tuple(entries), turn.label))
+                found.append((tuple(entries), turn.label, turn.note))
             entries.append(turn.label)
         # examples without a word before the answer, the first of an episode, are left out of datasets
         yield from found[len(found) - len(encoder.examples(episode)) :] if tokens.skipped else found

@@ -93,7 +93,7 @@ class Dialogue(Kind):
             return None
         return Guess({"name": named[0], **data}, f"{data['train']} is read as {named[0]}, because {named[1]}")
 
-    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
         """See Kind: a conversation that ends with the answer."""
         from distill_engine.data.formats.conversations import as_line
 

@@ -78,7 +78,7 @@ class Pairs(Kind):
         judged = ("chrf",) if source.startswith("translation.") else ()
         return Guess({"kind": self.name, **files, "source": source, "target": target}, why, judged)
 
-    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
         """See Kind: the prefix is not part of a source."""
         return {"source": entries[-1].removeprefix(_own(source).prefix), "target": answer}
 

@@ -165,10 +165,11 @@ class Kind(Protocol):
         files that are not there."""
         return None
 
-    def written(self, source: Source, entries: Sequence[str], answer: str) -> Mapping[str, object]:
+    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
         """An example with another answer, as an object of JSON lines which `entry` reads.
 
         entries  the history with what is answered as its last one; of data without a history that alone
+        note     of the turn that is answered; empty where it is only asked whether the source can be written
         Raises ValueError where a kind cannot write its examples.
         """
         raise ValueError(f"{source.title} is of kind {self.name}, which does not say how examples are written")

@@ -6,7 +6,7 @@ by name, whose rows hold the sounds themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -106,6 +106,25 @@ class Speech(Kind):
         audio, text = found
         why = f"{place} is read as speech: {audio!r} leads to sound files, {text!r} holds what is said"
         return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why)
+
+    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
+        """See Kind: the path of the sound file, and the answer."""
+        from distill_engine.data.audio.clips import Place
+        from distill_engine.data.audio.lists import Manifest
+
+        listed = _listed(_own(source), "train")
+        if not isinstance(listed, Manifest):
+            raise ValueError(
+                f"{source.title} holds its sounds in rows of a dataset, and answers are written beside paths of sound "
+                "files. Write its sounds to files, and a list of them (.jsonl) that the recipe names."
+            )
+        path = listed.source(Place.of(note).at).resolve() if note else ""
+        return {"audio": str(path), "text": answer}
+
+    def entry(self, source: Source) -> Mapping[str, object]:
+        """See Kind."""
+        kept = {"target_language", "leading_space", "read_all", "cache_features"}
+        return {"kind": self.name, **_own(source).model_dump(include=kept, exclude_defaults=True)}
 
     def has(self, source: Source, split: Split) -> bool:
         """See Kind: of a dataset by name, the splits that it has."""

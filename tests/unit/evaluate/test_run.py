@@ -18,6 +18,7 @@ from transformers import (
     BlenderbotForConditionalGeneration,
 )
 
+from distill_engine.cluster.other_ranks import OthersFailedError
 from distill_engine.data.corpora.demo import demo_episodes
 from distill_engine.data.readers import DialogueSpec, read_dataset
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
@@ -199,7 +200,7 @@ def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, datasets, tokeni
         first, second = pool.submit(rank, 0), pool.submit(rank, 1)
         with pytest.raises(PlugPulledError):
             second.result(timeout=120)
-        with pytest.raises(OSError, match=r"will not come: rank-1: PlugPulledError: no memory left"):
+        with pytest.raises(OthersFailedError, match=r"will not come: rank-1: PlugPulledError: no memory left"):
             first.result(timeout=120)
 
 
