@@ -15,7 +15,6 @@ from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
-from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
@@ -266,7 +265,6 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *BATCH_RULES,
     *BALANCE_RULES,
-    *CHECKPOINT_RULES,
     *CACHE_RULES,
     *ENCODER_RULES,
     *NARROW_RULES,
