@@ -46,10 +46,10 @@ def main(arguments: list[str]) -> int:
 class LoggedLoop(TrainLoop):
     """ParlAI's loop as it is; what it has reached is written to a file."""
 
-    def __init__(self, opt: Any, log: Path) -> None:
+    def __init__(self, opt: Any, log: Path, steps: int) -> None:
         super().__init__(opt)
+        self._steps = steps
         self._file = log.open("a", encoding="utf-8")
-        self._wrote: dict[str, Any] = {}
 
     def _get_time(self, world: Any) -> Any:
         """Called once after every step."""
@@ -58,10 +58,10 @@ class LoggedLoop(TrainLoop):
         return super()._get_time(world)
 
     def validate(self) -> bool:
-        """As ParlAI's."""
+        """As ParlAI's, and the last one ends the run."""
         stop = bool(super().validate())
         self._say(kind="valid", step=self._train_steps, ppl=float(self.valid_reports[-1]["ppl"]))
-        return stop
+        return stop or self._train_steps >= self._steps
 
     def _say(self, **values: Any) -> None:
         self._file.write(json.dumps(values) + "\n")
@@ -75,11 +75,10 @@ def train(log: Path, steps: int, flags: list[str]) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    loop = LoggedLoop(opt, log)
+    loop = LoggedLoop(opt, log, steps)
     loop._say(kind="begin")
     for _ in loop.train_steps():
-        if loop._last_valid_steps >= steps:
-            return
+        pass
 
 
 def reply(model: str, texts: list[str]) -> list[str]:

@@ -47,7 +47,7 @@ def cache_size(job: Job, k: int | None) -> CacheSize | None:
             width[stack] += teacher.attention_width * len(layers)
     once = 0
     if k is None or k >= teacher.vocab - 1:
-        head = teacher.width < teacher.vocab
+        head = teacher.width < teacher.vocab and not job.others
         width[Stack.DECODER] += teacher.width if head else teacher.vocab
         once = teacher.vocab * (teacher.width + 1) * word if head else 0
         top = 0

@@ -84,7 +84,7 @@ def captured(job: Job) -> float:
     held = (width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches
     held += position_biases(job, job.teacher, asked) * job.word
     # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
-    return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if job.others else 0))
+    return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if len(job.all_loaded) > 1 else 0))
 
 
 def different_layers(job: Job) -> dict[Stack, tuple[int, ...]]:

@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
+from distill_engine.commands.terminal import OUT, SetOption, say
 from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
-from launcher.app import OUT, refuse, say
+from launcher.app import refuse
 from launcher.cache_size import cache_size, in_words
 from launcher.disk import KeptFeatures, features_of, space_of
 from launcher.hardware import GPUS
@@ -20,13 +21,9 @@ from launcher.job import Job
 from launcher.job_files import JobFileError, read_job
 from launcher.plan import USABLE_MEMORY, Plan, make_plan
 from launcher.remedies import remedies
+from launcher.shapes import trimmed_rows
 
 DEFAULT_CACHE_K = 64  # of `distill cache`
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(plan)
 
 
 def plan(
@@ -36,7 +33,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
     ds_config: Annotated[Path, typer.Option("--ds-config")] = DEFAULT_DS_CONFIG,
     teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = DEFAULT_TEACHER_DS_CONFIG,
-    overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
+    overrides: SetOption = [],  # noqa: B006  typer copies it
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
     cache_k: Annotated[
         str | None, typer.Option("--cache-k", metavar="N|all", help="Size of `distill cache --k N` of this recipe.")
@@ -106,6 +103,18 @@ def _refuse_missing_kernels(job: Job, gpu: str) -> None:
             )
 
 
+def _say_vocabulary(job: Job) -> None:
+    """What a trimmed vocabulary was taken for."""
+    assert job.teacher is not None, "a rule of recipes"
+    if trimmed_rows(job.recipe) is not None:
+        say(f"vocabulary: {job.teacher.vocab:,} tokens are kept, as they were counted in the data")
+    else:
+        say(
+            f"vocabulary: nothing here has counted the tokens of the data yet, so the teacher's {job.teacher.vocab:,} "
+            "are priced: a run needs at most that. `distill check --recipe FILE` counts, and the next plan knows"
+        )
+
+
 def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     job = made.job
     sizes = [f"{one.parameters / 1e6:,.1f} M" for one in (job.teacher, *job.others) if one is not None]
@@ -114,6 +123,8 @@ def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     where = where if job.loaded is None else f" ({job.placement}{', window' if job.held_batches > 1 else ''})"
     models = f"teacher {teacher}{where}, trained {job.trained / 1e6:,.1f} M"
     say(f"{job.recipe.name} on {nodes} x {per_node} {gpu}: {models}")
+    if job.recipe.student.vocabulary != "all":
+        _say_vocabulary(job)
     table = Table("memory on each GPU", "GB", title_justify="left")
     for name, size in made.memory.items():
         table.add_row(name, f"{size / 1e9:,.2f}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from distill_engine.data.order.loader import TrainLoader
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.student import StudentEngine
+from distill_engine.evaluate.validation import Validation, Validator, as_read
 from distill_engine.losses.objective import Objective
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared
@@ -24,7 +25,6 @@ from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.train.term_gradients import TermGradients
-from distill_engine.train.validate import Validation, Validator, as_read
 
 
 def step_metrics(

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
+from distill_engine.assembly.narrowing import narrow_from_teacher
 from distill_engine.assembly.publishing import BestPublisher
+from distill_engine.assembly.resizing import newest_step
 from distill_engine.assembly.rollout import rollout_of
 from distill_engine.assembly.student_module import by_stack, student_module
 from distill_engine.assembly.teacher import teacher_of
@@ -32,12 +34,14 @@ from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kerne
 from distill_engine.losses.objective import Objective
 from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.identity import recipe_digest
+from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
 from distill_engine.rollouts.encoded import EncodedOnce
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
 from distill_engine.setup.training_data import train_loader
 from distill_engine.student.layer_map import resolve_layer_map
+from distill_engine.student.projections import StudentModule
 from distill_engine.teachers.protocol import Teacher
 from distill_engine.telemetry.sinks import SinkGroup
 from distill_engine.telemetry.wandb_sink import StoredRunId
@@ -81,6 +85,7 @@ class Builder:
         # the student first: nothing of the teacher's sharding can leak into it
         self._beat("building the student")
         module = student_module(self._ready, objective, self._sinks.message)
+        self._narrow(module, objective, teacher_ds)
         self._beat("sharding the student")
         student = StudentEngine(module, student_ds, self._recipe.optimizer)
         self._check_space(student)
@@ -146,6 +151,17 @@ class Builder:
             yield AtValidation(Replies(measured, guard))
 
     # ---- student and teacher ---------------------------------------------------------------------------------
+
+    def _narrow(self, module: StudentModule, objective: Objective, teacher_ds: dict[str, Any]) -> None:
+        """Only at the first start: later ones have a checkpoint, and find all values there."""
+        if self._recipe.student.init != "teacher_width":
+            return
+        if self._ranks.broadcast(newest_step(self._folder / "checkpoints")) is not None:
+            return
+        self._beat("looking at what matters in the teacher")
+        placement, _ = placement_of(self._recipe, self._ranks.world_size, teacher_ds)
+        device = self._ranks.device if placement == "replica" else torch.device("cpu")
+        narrow_from_teacher(module, self._ready, objective, self._ranks, device, self._sinks.message)
 
     def _objective(self) -> Objective:
         losses = self._recipe.losses

@@ -1,7 +1,7 @@
 """Writing a teacher cache's files: complete or absent, by one or several processes that share a folder.
 
 Each rank of a start owns DIR/.work/rank-N.lock while it writes; what it has not finished has its number in the name, so
-no two ever write to one file. A rank that gives up says so there, for the one that waits for its shards.
+no two ever write to one file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.cluster.files import rename_synced
+from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.store import difference
 
 _WORK = ".work"
-_MAY_PASS = "may pass"  # first line of a mark
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -49,43 +48,18 @@ def write_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], rank: int) ->
             raise
 
 
-class OthersFailedError(CacheError):
-    """Shards of other ranks will not come; `may_pass` as for what they said."""
-
-    def __init__(self, text: str, may_pass: bool) -> None:
-        super().__init__(text)
-        self.may_pass = may_pass
-
-
 @contextmanager
-def one_of_the_writers(folder: Path, rank: int, world_size: int) -> Iterator[None]:
+def one_of_the_writers(folder: Path, rank: int, world_size: int) -> Iterator[OtherRanks]:
     """This rank alone under its number. What earlier starts have left unfinished is removed. Raises CacheError where
     another start writes there, OSError."""
     work = folder / _WORK
     work.mkdir(parents=True, exist_ok=True)
-    with _held(folder, rank):
-        (work / f"rank-{rank}.failed").unlink(missing_ok=True)
+    with _held(folder, rank), OtherRanks(work, rank, world_size) as others:
         for left in unfinished(folder):
             owner = int(left.name.split(".")[-2])
             if owner == rank or (rank == 0 and owner >= world_size and _is_free(folder, owner)):
                 shutil.rmtree(left, ignore_errors=True)
-        try:
-            yield
-        except Exception as error:
-            with suppress(OSError):  # the disk may be what failed
-                said = f"{_MAY_PASS if may_pass(error) else ''}\n{type(error).__name__}: {error}"
-                (work / f"rank-{rank}.failed").write_text(said, encoding="utf-8")
-            raise
-
-
-def require_others(folder: Path, left: int) -> None:
-    """Raises OthersFailedError where a rank has given up since rank 0 began; so many shards are missing."""
-    begun = _lock_file(folder, 0).stat().st_mtime_ns  # by the file system's clock, as the others' marks are
-    marks = [mark for mark in sorted((folder / _WORK).glob("rank-*.failed")) if mark.stat().st_mtime_ns >= begun]
-    if marks:
-        said = [mark.read_text(encoding="utf-8").partition("\n") for mark in marks]
-        text = "; ".join(f"{mark.stem}: {words}" for mark, (_, _, words) in zip(marks, said, strict=True))
-        raise OthersFailedError(f"{left} shards will not come: {text}", all(first == _MAY_PASS for first, _, _ in said))
+        yield others
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -107,7 +81,6 @@ def _held(folder: Path, rank: int) -> Iterator[None]:
     lock = FileLock(_lock_file(folder, rank))
     try:
         lock.acquire(timeout=0)
-        os.utime(_lock_file(folder, rank))
     except Timeout as error:
         raise CacheError(f"Another process is writing to {folder}. Wait for it, or end it.") from error
     except OSError as error:

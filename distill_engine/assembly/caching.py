@@ -23,14 +23,15 @@ from distill_engine.assembly.builder import supervision_of
 from distill_engine.assembly.cache_files import (
     manifest_differences,
     one_of_the_writers,
-    require_others,
     unfinished_bytes,
     write_arrays,
 )
-from distill_engine.assembly.frozen_teacher import Alone, Frozen
+from distill_engine.assembly.frozen_teacher import teacher_alone
 from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.cluster.files import replace_text
+from distill_engine.cluster.other_ranks import OtherRanks
+from distill_engine.cluster.ranks import Alone
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.tokens.tokenised import TokenisedDataset
@@ -85,9 +86,9 @@ class Share:
     rank: int = 0
     world_size: int = 1
 
-    def holds(self, shard: int) -> bool:
-        """Whether it is the one for this shard of all datasets together."""
-        return shard % self.world_size == self.rank
+    def holder(self, shard: int) -> int:
+        """The rank for this shard of all datasets together."""
+        return shard % self.world_size
 
 
 ALONE = Share()
@@ -168,24 +169,26 @@ class CacheMaker:
 
     def write(self, advance: Callable[[int], None]) -> None:
         """This rank's share of the shards that are missing; `advance` hears of so many examples more. Rank 0 returns
-        when all ranks' are there. Raises OSError, CacheError; the other ranks are told, and what is finished stays."""
-        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size):
+        when all ranks' are there. Raises OSError, CacheError, OthersFailedError; the
+        other ranks are told, and what is finished stays."""
+        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size) as others:
             if read_json(self._folder / MANIFEST) is None:
                 replace_text(self._folder / MANIFEST, _as_text(self._manifest), sync=True)
             self._require_same()
             if self._share.rank == 0 and self._constants and not (self._folder / CONSTANTS).is_dir():
                 write_arrays(self._folder / CONSTANTS, self._constants, 0)
             for one, number, first, end in self._todo():
-                if self._share.holds(one.first_shard + number):
+                if self._share.holder(one.first_shard + number) == self._share.rank:
                     arrays = self._shard(one.task, first, end, advance)
                     write_arrays(self._folder / one.key / _name(number), arrays, self._share.rank)
             if self._share.rank == 0:
-                self._finish()
+                self._finish(others)
 
-    def _finish(self) -> None:
+    def _finish(self, others: OtherRanks) -> None:
         """Wait for the shards of the other ranks, and say that datasets are complete."""
         while left := list(self._todo()):
-            require_others(self._folder, len(left))
+            owing = {self._share.holder(one.first_shard + number) for one, number, _, _ in left}
+            others.require(owing, f"{len(left)} shards")
             time.sleep(_POLL_SECONDS)
         for one in self._datasets:
             if read_json(self._folder / one.key / DATASET) is None:
@@ -199,11 +202,11 @@ class CacheMaker:
             raise CacheError(f"{self._folder} holds another cache:\n{lines}\nGive another folder (--out).")
 
     def _form_of(self, settings: Settings, request: FeatureRequest) -> Form:
-        """Of all logits their factors, where these are fewer numbers."""
+        """Of all logits their factors, where these are fewer numbers; the mean of several teachers has none."""
         assert self._ready.teacher_shape is not None
         shape, layout = self._ready.teacher_shape, self._ready.layout
         k = settings.k if settings.k is not None and settings.k < shape.vocab - 1 else None
-        head = k is None and request.logits and shape.width < shape.vocab
+        head = k is None and request.logits and shape.width < shape.vocab and not self._ready.others
         return Form(k, settings.dtype, shape.vocab, self._ready.family.masked_id(layout.start_id), head)
 
     def _asked(self) -> tuple[list[Column], dict[str, list[float]], dict[str, NDArray[Any]]]:
@@ -293,6 +296,6 @@ def cache_maker_of(ready: Prepared, folder: Path, settings: Settings, share: Sha
     assert ready.teacher_folder is not None
     device = own_device()
     objective = Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
-    teacher = Frozen(ready.teacher_folder, settings.precision, device)
+    teacher = teacher_alone(ready, settings.precision, device)
     known_by, request = made_of(ready, Alone()), objective.teacher_request()
     return CacheMaker(ready, known_by, teacher, request, folder, settings, device, share)

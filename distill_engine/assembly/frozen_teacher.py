@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from distill_engine.evaluate.measure import load_model
 from distill_engine.models.adapter import adapt
+from distill_engine.setup.prepare import Prepared
 from distill_engine.teachers.columns import DTYPES
+from distill_engine.teachers.live import LiveTeacher
+from distill_engine.teachers.mixture import Mixture
+from distill_engine.teachers.protocol import Engine
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -28,11 +32,26 @@ class Frozen:
         return shown
 
 
-class Alone:
-    """The process group of one process without one."""
+class FrozenMixture:
+    """Several of them as one; `model` is the first one's."""
 
-    rank = 0
+    def __init__(
+        self, teachers: Sequence[Frozen], weights: Sequence[float], temperature: float, features_of: int
+    ) -> None:
+        """As Mixture."""
+        self.model = teachers[0].model
+        self._mixture = Mixture([LiveTeacher(one) for one in teachers], weights, temperature, features_of)
 
-    def broadcast(self, value: Any) -> Any:
-        """It itself."""
-        return value
+    def features(self, batch: Batch, request: FeatureRequest) -> Features:
+        """One forward pass of each."""
+        return next(self._mixture.features([batch], request))
+
+
+def teacher_alone(ready: Prepared, precision: str, device: torch.device) -> Engine:
+    """The teacher, or all of them, whole in the memory of one device. Raises ModelError."""
+    assert ready.teacher_folder is not None
+    first, recipe = Frozen(ready.teacher_folder, precision, device), ready.recipe
+    if not ready.others:
+        return first
+    every = [first, *(Frozen(one.folder, precision, device) for one in ready.others)]
+    return FrozenMixture(every, [one.weight for one in recipe.teachers], recipe.losses.temperature, recipe.features_of)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from distill_engine.cluster.files import digest_of
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.digests import FileDigests
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.setup.datasets import cache_folder
 from distill_engine.setup.prepare import Prepared
-from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.protocol import MadeOf
 
 
-class Ranks(Protocol):
-    """The part of the process group that is needed."""
-
-    rank: int
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
-
-
 def made_of(ready: Prepared, ranks: Ranks) -> MadeOf:
-    """Collective: rank 0 reads the weights, once for a state of their files. Raises CacheError for several teachers."""
-    if ready.others:
-        raise CacheError("a cache is of one teacher, but the recipe has several (teachers). Name one as teacher.path.")
+    """Collective: rank 0 reads the weights, once for a state of their files."""
     return MadeOf(
         str(ranks.broadcast(_teacher_digest(ready) if ranks.rank == 0 else None)),
         {title: dataset_digest(one) for title, one in datasets(ready).items()},
@@ -49,6 +40,16 @@ def dataset_digest(dataset: TokenisedDataset) -> str:
 def _teacher_digest(ready: Prepared) -> str:
     assert ready.teacher_folder is not None
     digests = FileDigests(cache_folder(ready.recipe.data) / "digests")
-    weights = [file for file in ready.teacher_folder.iterdir() if file.suffix in (".safetensors", ".bin")]
-    facts = [sorted((file.name, digests.of(file)) for file in weights), dict(ready.teacher_config or {})]
-    return digest_of(facts)[:16]
+
+    def facts(folder: Path, config: Mapping[str, Any]) -> list[Any]:
+        weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+        return [sorted((file.name, digests.of(file)) for file in weights), dict(config)]
+
+    first, recipe = facts(ready.teacher_folder, ready.teacher_config or {}), ready.recipe
+    if not ready.others:
+        return digest_of(first)[:16]
+    # what the mean of several is made of, too
+    every = [first, *(facts(one.folder, one.config) for one in ready.others)]
+    shares = [one.weight for one in recipe.teachers]
+    mean = [[share / sum(shares) for share in shares], recipe.losses.temperature, recipe.features_of]
+    return digest_of([*every, *mean])[:16]

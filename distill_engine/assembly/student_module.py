@@ -26,7 +26,9 @@ def student_module(ready: Prepared, objective: Objective, say: Callable[[str], N
     """
     part, folder = ready.recipe.student, ready.teacher_folder
     config = _config(ready)
-    init = _teacher_layers(ready, config) if folder is not None and part.init == "teacher_layers" else None
+    init = None
+    if folder is not None and part.init == "teacher_layers":
+        init = TeacherLayers(Checkpoint(folder), layer_maps(ready), part.copy_final_norms)
     apart = folder is not None and Checkpoint(folder).own_head
     model = build_student(ready.family, config, init, ready.recipe.seed, own_head=apart)
     model.generation_config = ready.generation.config()
@@ -66,14 +68,15 @@ def _config(ready: Prepared) -> Any:
     return fresh_config(ready.family, sizes, len(ready.tokenizer), ready.special)
 
 
-def _teacher_layers(ready: Prepared, config: Any) -> TeacherLayers:
-    teacher, part, own = ready.teacher_shape, ready.recipe.student, shape_of(config)
-    assert teacher is not None and ready.teacher_folder is not None
-    maps = {
+def layer_maps(ready: Prepared) -> dict[Stack, tuple[int, ...]]:
+    """Teacher layer that each student layer begins as."""
+    teacher, part = ready.teacher_shape, ready.recipe.student
+    assert teacher is not None
+    own = teacher.resized(Sizes(part.encoder_layers, part.decoder_layers))
+    return {
         stack: resolve_layer_map(choice, teacher.depth(stack), own.depth(stack))
         for stack, choice in by_stack(part.encoder_init_map, part.decoder_init_map).items()
     }
-    return TeacherLayers(Checkpoint(ready.teacher_folder), maps, part.copy_final_norms)
 
 
 def _projections(ready: Prepared, objective: Objective, config: Any) -> Projections | None:

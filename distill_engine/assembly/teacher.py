@@ -66,6 +66,7 @@ def teacher_of(
         weight=recipe.teachers[0].weight if recipe.teachers else 1.0,
         others=[(one.weight, partial(load_one, key, one.folder, False)) for key, one in others],
         temperature=recipe.losses.temperature,
+        features_of=recipe.features_of,
     )
     try:
         teacher: Teacher = load("teachers", source).open(parts)

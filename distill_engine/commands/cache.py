@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_engine.cluster.exit_codes import RETRY, may_pass
-from distill_engine.commands.evaluate import SetOption, ranks, refuse
+from distill_engine.commands.evaluate import ranks
+from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _MIB = 2**20
-_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `cache` to the program."""
-    app.command()(cache)
 
 
 def cache(
@@ -58,31 +51,19 @@ def cache(
         maker = cache_maker(read, recipe, out, settings, Share(rank, world_size))
         said = maker.require_fit()
         if rank == 0:
-            _ERR.print(said, markup=False)
+            tell(said)
         with _progress(rank == 0, maker.missing()[2]) as advance:
             maker.write(advance)
     except (ValueError, OSError) as error:
-        _end(error, out)
+        end(error, out)
     if rank == 0:
-        _ERR.print(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}", markup=False)
+        tell(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}")
 
 
 @contextmanager
 def _progress(show: bool, examples: int) -> Iterator[Callable[[int], None]]:
     """A bar of this rank's examples, out of those of all ranks."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=_ERR, transient=True, disable=not show) as progress:
+    with Progress(*columns, console=ERR, transient=True, disable=not show) as progress:
         bar = progress.add_task("examples", total=examples)
         yield lambda done: progress.advance(bar, done)
-
-
-def _end(error: Exception, out: Path) -> NoReturn:
-    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
-    from distill_engine.checkpoint.files import write_failure
-
-    if not may_pass(error):
-        refuse(error)
-    is_disk = isinstance(error, OSError)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent) if is_disk else str(error)
-    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
-    raise typer.Exit(RETRY)

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from distill_engine.commands.backends import judged, opened, print_backends, rows_of
-from distill_engine.commands.evaluate import JsonOption, ModelsArgument, SetOption, refuse
+from distill_engine.commands.evaluate import JsonOption, ModelsArgument
 from distill_engine.commands.latency_tables import show
+from distill_engine.commands.terminal import SetOption, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTEXTS = 64
-_RANDOM_SEED = 0
-
-
-def register(app: typer.Typer) -> None:
-    """Add `latency` to the program."""
-    app.command()(latency)
 
 
 def latency(
@@ -170,6 +165,7 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
     except CompareError:
         if asked.recipe is not None:
             raise
+    from distill_engine.evaluate.agreement import random_prompts
     from distill_engine.families.lookup import shape_of
 
     windows = {shape_of(model.config).window for model in loaded.values()}
@@ -180,14 +176,13 @@ def _contexts(asked: _Asked, loaded: dict[str, Any], device: torch.device) -> tu
             raise CompareError("some of the models read other windows of sound than others, or text. Time them apart.")
         heard = torch.ones(1, window.positions, dtype=torch.long, device=device)
         noise = torch.randn(_CONTEXTS, 1, window.channels, window.frames,
-                            generator=torch.Generator().manual_seed(_RANDOM_SEED)).to(device)  # fmt: skip
+                            generator=torch.Generator().manual_seed(0)).to(device)  # fmt: skip
         return [Sound(one, heard) for one in noise], "random windows of sound"
     words = min(shape_of(model.config).vocab for model in loaded.values())
     longest = min(shape_of(model.config).longest for model in loaded.values())
     length = min(asked.context_tokens, longest)
-    draw = torch.Generator().manual_seed(_RANDOM_SEED)
-    ids = torch.randint(min(5, words - 1), words, (_CONTEXTS, 1, length), generator=draw)
-    return list(ids.to(device)), f"random tokens, {length} each"
+    prompts = random_prompts(words, _CONTEXTS, length)
+    return [one.to(device) for one in prompts.contexts], f"random tokens, {length} each"
 
 
 def _by_programs(

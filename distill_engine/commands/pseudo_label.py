@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import RETRY, may_pass
 from distill_engine.commands.evaluate import (
     BatchOption,
     Dtype,
     GenerationOption,
-    SetOption,
     progress_bars,
     ranks,
-    refuse,
 )
+from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +33,6 @@ if TYPE_CHECKING:
 
 WORK, SUMMARY = "work", "summary.json"
 _LINE_SECONDS = 60.0
-_ERR = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `pseudo-label` to the program."""
-    app.command("pseudo-label")(pseudo_label)
 
 
 def pseudo_label(
@@ -76,24 +67,20 @@ def pseudo_label(
     Beams and sampling are --generation settings. Under a launcher (torchrun, srun, deepspeed) the ranks share the work.
     A killed start goes on where it was; other filters on the same texts cost no generation.
     """
+    from distill_engine.pseudo_labels.filters import Filters, parse_limits
+
     rank, _ = ranks()
     try:
-        filters = _filters(length_ratio, repetition, at_most, at_least)
+        filters = Filters(length_ratio, repetition, parse_limits(at_most, at_least))
         ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
         with nullcontext() if shards is None else shards.to_the_end():
             written = _made(ready, job, filters, out, shards)
             if rank == 0:
                 _write_summary(job, filters, written, out)
     except (ValueError, OSError) as error:
-        _end(error, out)
+        end(error, out)
     if rank == 0:
         _show(written)
-
-
-def _filters(length_ratio: float | None, repetition: float | None, at_most: list[str], at_least: list[str]) -> Filters:
-    from distill_engine.pseudo_labels.filters import Filters, parse_limits
-
-    return Filters(length_ratio, repetition, parse_limits(at_most, at_least))
 
 
 class _Shards:
@@ -167,21 +154,21 @@ def _job(
     new_tokens = ready.recipe.data.label_tokens
     if ranks()[0] == 0:
         for note in notes_on(loaded, new_tokens, changed):
-            _ERR.print(f"{name}: {note}", markup=False)
+            tell(f"{name}: {note}")
     return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed), shards
 
 
 def _made(ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shards | None) -> list[Written]:
     """Generate this rank's share; rank 0 writes what all have generated, the others return nothing."""
     from distill_engine.evaluate.run import Work
-    from distill_engine.pseudo_labels.generate import collected, generate
+    from distill_engine.pseudo_labels.generate import generate
     from distill_engine.pseudo_labels.write import write
 
     rank, world_size = ranks()
     with _progress(rank == 0) as advance:
         work = Work(out / WORK, rank, world_size, advance=advance)
-        generate(job, work, None if shards is None else shards.ranks)
-        return write(ready, collected(job, work), filters, out) if rank == 0 else []
+        answers = generate(job, work, None if shards is None else shards.ranks)
+        return [] if answers is None else write(ready, answers, filters, out)
 
 
 @contextmanager
@@ -197,7 +184,7 @@ def _progress(show: bool) -> Iterator[Callable[[str, int, int], None]]:
         nonlocal said
         if time.monotonic() - said > _LINE_SECONDS:
             said = time.monotonic()
-            _ERR.print(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s", markup=False)
+            tell(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s")
 
     yield line
 
@@ -229,20 +216,9 @@ def _show(written: list[Written]) -> None:
     for one in written:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in one.left_out.items()) or "-"
         table.add_row(Text(one.title), f"{one.examples:,}", f"{one.kept:,}", Text(reasons))
-    _ERR.print(table)
+    ERR.print(table)
     entries = [dict(one.entry) for one in written if one.entry is not None]
     if not entries:
         refuse(ValueError("the filters leave out every text. Loosen them: the texts are not generated again."))
-    _ERR.print("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
+    tell("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
     typer.echo(dump_yaml(entries), nl=False)
-
-
-def _end(error: Exception, out: Path) -> None:
-    """Exit code 74 for a disk that may be emptied, 78 for what is wrong itself."""
-    from distill_engine.checkpoint.files import write_failure
-
-    if not isinstance(error, OSError) or not may_pass(error):
-        refuse(error)
-    reason = write_failure(error, out if out.is_dir() else out.absolute().parent)
-    _ERR.print(f"{reason}. What is finished is kept in {out}; the same command goes on from there.", markup=False)
-    raise typer.Exit(RETRY)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.evaluate.compare import spread
 from distill_engine.evaluate.generate import decoded, own_settings
 from distill_engine.metrics.named import computable
 from distill_engine.models.generation_settings import ONE_REPLY
@@ -34,17 +35,16 @@ class Prompts:
 
 def validation_prompts(dataset: TokenisedDataset, tokenizer: Any, count: int) -> Prompts:
     """At most `count` of a dataset, evenly spread over it."""
-    count = min(count, len(dataset))
-    examples = [dataset.example(number * max(1, len(dataset) // count)) for number in range(count)]
+    examples = spread(dataset, count)
     contexts = [torch.tensor(one.context_ids, dtype=torch.long)[None] for one in examples]
     return Prompts(contexts, [decoded(tokenizer, one.label_ids.tolist()) for one in examples], "validation")
 
 
 def random_prompts(words: int, count: int, tokens: int) -> Prompts:
-    """Contexts of so many random tokens each, special ones left out; the same every time."""
+    """Contexts of so many random tokens each, special ones left out; the same every time. `words`: of a vocabulary."""
     draw = torch.Generator().manual_seed(0)
-    return Prompts([torch.randint(min(5, words - 1), words, (1, tokens), generator=draw) for _ in range(count)], [],
-                   "random")  # fmt: skip
+    ids = torch.randint(min(5, words - 1), words, (count, 1, tokens), generator=draw)
+    return Prompts(list(ids), [], "random")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from distill_engine.cluster.facts import read_cluster
 from distill_engine.data.episodes import Split
 from distill_engine.data.order.collate import collate
-from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.data.tokens.tokenised import Example, TokenisedDataset
 from distill_engine.evaluate.latency import measure_latency
 from distill_engine.evaluate.measure import load_model, parameter_count
 from distill_engine.evaluate.run import Work, run_evaluation
@@ -153,13 +153,17 @@ def contexts_of(
     dataset: TokenisedDataset, device: torch.device, count: int = _LATENCY_CONTEXTS
 ) -> list[Tensor | Audio]:
     """At most `count` inputs of a dataset, evenly spread over it: ids [1, S] int64, or a window of sound, each."""
-    count = min(count, len(dataset))
-    stride = max(1, len(dataset) // count)
-    chosen = [dataset.example(number * stride) for number in range(count)]
+    chosen = spread(dataset, count)
     if dataset.layout.window is not None:
         batches = (collate([one], dataset.layout, 1).to(device) for one in chosen)
         return [batch.inputs for batch in batches if isinstance(batch.inputs, Audio)]
     return [torch.tensor(one.context_ids, dtype=torch.long, device=device)[None] for one in chosen]
+
+
+def spread(dataset: TokenisedDataset, count: int) -> list[Example]:
+    """At most `count` examples, evenly spread over a dataset."""
+    count = min(count, len(dataset))
+    return [dataset.example(number * max(1, len(dataset) // count)) for number in range(count)]
 
 
 def _recipe_of(models: Sequence[str]) -> Path:

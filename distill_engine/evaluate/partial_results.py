@@ -32,16 +32,15 @@ class PartialResults:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         """Raises OSError if the folder cannot be made or written."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
         self._own = folder / f"rank-{rank}.jsonl"
         self._own.touch()
         _cut_half_line(self._own)
-        self._opened = self._own.stat().st_mtime_ns  # by the file system's clock, as the others' marks are
 
     def read(self) -> dict[int, BatchResult]:
         """Batch number -> result, of all processes so far."""
         found: dict[int, BatchResult] = {}
-        for file in sorted(self._folder.glob("rank-*.jsonl")):
+        for file in sorted(self.folder.glob("rank-*.jsonl")):
             for line in file.read_bytes().splitlines():
                 result = _parsed(line)
                 if result is not None:
@@ -53,19 +52,10 @@ class PartialResults:
         with self._own.open("ab") as file:
             file.write(json.dumps(asdict(result), ensure_ascii=False).encode() + b"\n")
 
-    def give_up(self, reason: str) -> None:
-        """Tell the processes that wait for this one's batches that there will be none."""
-        self._own.with_suffix(".failed").write_text(reason, encoding="utf-8")
-
-    def failures(self) -> list[str]:
-        """What processes said that gave up since this one has started."""
-        marks = [mark for mark in sorted(self._folder.glob("rank-*.failed")) if mark.stat().st_mtime_ns >= self._opened]
-        return [f"{mark.stem}: {mark.read_text(encoding='utf-8')}" for mark in marks]
-
     def clear(self, world_size: int) -> None:
         """Forget this process's results; the first process also those of more processes than there are now."""
         self._own.write_bytes(b"")
-        for file in self._folder.glob("rank-*.*"):
+        for file in self.folder.glob("rank-*.*"):
             number = file.stem.removeprefix("rank-")
             if self._own.stem == "rank-0" and number.isdecimal() and int(number) >= world_size:
                 file.unlink()

@@ -70,11 +70,6 @@ class EvaluationSet:
         return max(self._layout.decoder_length(int(dataset.label_lengths.max(initial=0))) for dataset in self.datasets)
 
     @property
-    def largest_id(self) -> int:
-        """The largest token id in any example."""
-        return max(dataset.largest_id for dataset in self.datasets)
-
-    @property
     def unit(self) -> str:
         """Of lengths of inputs."""
         return "words" if self._layout.window is None else "seconds"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.families.protocol import Parts
-from distill_engine.families.shape import Form, Shape, Sizes
+from distill_engine.families.shape import Axis, Form, Shape, Sizes
 from distill_engine.values import Stack
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class BartLike:
     delimiter = "\n"
     known: Mapping[str, Mapping[str, Any]] = {}
     form = Form()
+    maps: Mapping[str, tuple[Axis, Axis]] = {
+        "q_proj": (Axis.QUERY, Axis.WIDTH), "k_proj": (Axis.KEY, Axis.WIDTH), "v_proj": (Axis.VALUE, Axis.WIDTH),
+        "out_proj": (Axis.WIDTH, Axis.VALUE), "fc1": (Axis.NEURON, Axis.WIDTH), "fc2": (Axis.WIDTH, Axis.NEURON),
+    }  # fmt: skip
     # what tokens.special has no say in, for models without a teacher
     fresh_values: Mapping[str, Any] = {}
 

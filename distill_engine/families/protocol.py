@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.families.shape import Shape, Sizes
+from distill_engine.families.shape import Axis, Shape, Sizes
 from distill_engine.values import Batch, Stack
 
 if TYPE_CHECKING:  # rules and the launcher ask families for shapes on machines without torch
@@ -20,6 +20,7 @@ class StackParts:
     """One half of a loaded model.
 
     embedding  the module whose output is `scale` times the rows of the token table
+    outer_scale  what the model multiplies that output with, outside of the module
     bare       what makes of its output the embedding [B, L, D], where no tokens are read
     biased     self-attentions add a position bias to their scores
     """
@@ -30,6 +31,7 @@ class StackParts:
     self_attention: Sequence[nn.Module]
     cross_attention: Sequence[nn.Module] = ()
     biased: bool = False
+    outer_scale: float = 1.0
     bare: Callable[[Tensor], Tensor] | None = None
 
 
@@ -67,6 +69,8 @@ class Family(Protocol):
     separable        tied parameters that some files of the family hold apart, whatever config.json says
     prompts          `generate` puts more than a start token before replies, by settings of its own (see `prompt`)
     beside           files of a teacher's folder that go with a student, beside weights, settings and tokenizer
+    maps             last part of the name of a layer's linear map (or table of position biases) -> what its rows and
+                     columns run over; of all other parameters the last axis is the width, where it depends on a size
     delimiter        between turns of a conversation, where no recipe says it
     known            name of a published model -> its config.json, so that a login node without network can plan
     """
@@ -82,6 +86,7 @@ class Family(Protocol):
     separable: tuple[str, ...]
     prompts: bool
     beside: tuple[str, ...]
+    maps: Mapping[str, tuple[Axis, Axis]]
     delimiter: str
     known: Mapping[str, Mapping[str, Any]]
 

@@ -8,12 +8,25 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass, fields, replace
+from enum import Enum
 from typing import Any
 
 from distill_engine.data.tokens.layout import Window
 from distill_engine.values import Stack
 
 _FULL_NORM = 2  # weight and bias
+
+
+class Axis(str, Enum):
+    """What an axis of a linear map of a layer runs over."""
+
+    WIDTH = "width"  # channels of the residual stream
+    QUERY = "query"  # elements of queries, head after head; keys and values the same
+    KEY = "key"
+    VALUE = "value"
+    NEURON = "neuron"  # of a feed-forward part
+    HEAD = "head"
+    BUCKET = "bucket"  # of distances
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,22 @@ class Shape:
         """Attention heads of a stack."""
         return self.encoder_heads if stack == Stack.ENCODER else self.decoder_heads
 
+    def head_of(self, stack: Stack | str) -> int:
+        """Elements of a head of a stack."""
+        return self.head_size or self.width // self.heads_of(stack)
+
+    def inner_of(self, stack: Stack | str) -> int:
+        """Elements of a query of a stack, all heads together."""
+        return self.heads_of(stack) * self.head_of(stack)
+
     def ffn_of(self, stack: Stack | str) -> int:
         """Inner width of a stack's feed-forward parts."""
         return self.encoder_ffn if stack == Stack.ENCODER else self.decoder_ffn
+
+    @property
+    def read_vocab(self) -> int:
+        """Rows of the table that sources are looked up in; `vocab` is of what is written."""
+        return self.token_tables[0] if self.window is None else self.vocab
 
     @property
     def heads(self) -> int:
@@ -154,16 +180,6 @@ class Shape:
             return 0
         return (self.positions + self.form.position_rows) * self.width
 
-    @property
-    def position_tables(self) -> int:
-        """Parameters of both."""
-        return sum(map(self.position_table, Stack))
-
-    @property
-    def computed_positions(self) -> int:
-        """Those of them that are computed and never trained."""
-        return sum(self.position_table(stack) for stack in Stack if self.computes(stack))
-
     def computes(self, stack: Stack | str) -> bool:
         """Whether a stack's positions are computed."""
         return self.form.computed or (self.window is not None and stack == Stack.ENCODER)
@@ -206,7 +222,7 @@ class Shape:
     def _layer(self, stack: Stack) -> Counter[int]:
         """Tensors of one layer, position biases left out."""
         attentions = 1 if stack is Stack.ENCODER else 2
-        inner = self.heads_of(stack) * (self.head_size or self.width // self.heads_of(stack))
+        inner = self.inner_of(stack)
         wide, first = self.ffn_of(stack), 2 if self.form.gated else 1
         found: Counter[int] = Counter()
         found[self.width * inner] += 4 * attentions

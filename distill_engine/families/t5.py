@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.families.base import BartLike, given, is_size
 from distill_engine.families.protocol import Parts
-from distill_engine.families.shape import Form, Shape, Sizes
+from distill_engine.families.shape import Axis, Form, Shape, Sizes
 from distill_engine.values import Stack
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class T5(BartLike):
     }  # fmt: skip
     feed_forward = "relu"
     form = Form(biases=False, norm=1, position_rows=None, bias_tables="first")
+    maps: Mapping[str, tuple[Axis, Axis]] = {
+        "q": (Axis.QUERY, Axis.WIDTH), "k": (Axis.KEY, Axis.WIDTH), "v": (Axis.VALUE, Axis.WIDTH),
+        "o": (Axis.WIDTH, Axis.VALUE), "wi": (Axis.NEURON, Axis.WIDTH), "wi_0": (Axis.NEURON, Axis.WIDTH),
+        "wi_1": (Axis.NEURON, Axis.WIDTH), "wo": (Axis.WIDTH, Axis.NEURON), BIAS_TABLE: (Axis.BUCKET, Axis.HEAD),
+    }  # fmt: skip
 
     def missing(self, config: Mapping[str, Any]) -> list[str]:
         needed = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")

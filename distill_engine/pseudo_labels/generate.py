@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from distill_engine.cluster.other_ranks import OtherRanks
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.order.shuffle import key_of
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
@@ -75,31 +76,20 @@ def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
         )
 
 
-class Ranks(Protocol):
-    """The process group of a model in shards."""
-
-    world_size: int
-
-    def broadcast(self, value: set[int]) -> set[int]:
-        """Rank 0's value on every rank."""
-        ...
-
-
-def generate(job: Job, work: Work, together: Ranks | None = None) -> None:
+def generate(job: Job, work: Work, together: Ranks | None = None) -> list[list[Reply]] | None:
     """This rank's batches, but those that an earlier start has finished. `together`: the model is in shards over these
     ranks, and the call is collective.
 
+    Rank 0 waits for the others and returns everybody's answers: for each dataset those to its examples, in their order.
+
     Raises PseudoLabelError, GenerationError or ModelError for what cannot be generated, OSError for a disk that takes
-    no more; the other ranks are told, and what is finished stays.
+    no more, OthersFailedError where others have died or given up; the other ranks are told, and what is finished stays.
     """
     check_fits(job.name, job.model, job.examples)
     store = _store(job, work)
-    try:
+    with work.shared(store) as others:
         _generate(job, work, store, together)
-    except Exception as error:
-        with suppress(OSError):  # the disk may be what failed
-            store.give_up(f"{type(error).__name__}: {error}")
-        raise
+        return _collected(job, work, store, others) if work.rank == 0 else None
 
 
 def _generate(job: Job, work: Work, store: PartialResults, together: Ranks | None) -> None:
@@ -136,20 +126,19 @@ def _draws(seed: int, batch: int) -> int:
     return int(key_of(seed, "pseudo-labels", batch)) & 0xFFFF_FFFF
 
 
-def collected(job: Job, work: Work) -> list[list[Reply]]:
-    """The answers of all ranks: for each dataset those to its examples, in their order. Waits for the other ranks.
-
-    Raises OSError if one of them has given up.
-    """
-    store, total = _store(job, work), len(job.examples)
+def _collected(job: Job, work: Work, store: PartialResults, others: OtherRanks) -> list[list[Reply]]:
+    """Waits for the batches of the other ranks. (Those of a model in shards end together, and leave nothing to wait
+    for.)"""
+    total = len(job.examples)
     while True:
         begun = time.perf_counter()
         found = store.read()
         work.tell(job.name, len(found), total)
         if len(found) == total:
             return _in_order(job.examples, found)
-        if (failed := store.failures()) or work.world_size == 1:
-            raise OSError(f"{total - len(found)} of {total} batches will not come: {'; '.join(failed) or 'lost'}")
+        others.require(work.owing(total, found), f"{total - len(found)} of {total} batches")
+        if work.world_size == 1:
+            raise OSError(f"{total - len(found)} of {total} batches are not in the partial results just written.")
         time.sleep(max(_LEAST_POLL_SECONDS, (time.perf_counter() - begun) / _POLL_SHARE))
 
 

@@ -15,10 +15,10 @@ from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
-from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.narrow_rules import NARROW_RULES
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
@@ -64,7 +64,7 @@ def something_is_learnt(recipe: Recipe) -> Iterator[Problem]:
 def teacher_is_used(recipe: Recipe) -> Iterator[Problem]:
     """A teacher is there to be imitated, or to have its layers copied."""
     idle = recipe.teacher.path is not None and not used_weights(recipe.losses.weights)
-    if idle and recipe.student.init != "teacher_layers":
+    if idle and not recipe.student.from_teacher:
         yield Problem(
             "teacher.path",
             f"is {recipe.teacher.path!r}, but all distillation weights (losses.weights) are 0",
@@ -87,11 +87,11 @@ def weights_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
 
 
 def copied_layers_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
-    """teacher_layers copies from somewhere."""
-    if recipe.teacher.path is None and recipe.student.init == "teacher_layers":
+    """teacher_layers and teacher_width copy from somewhere."""
+    if recipe.teacher.path is None and recipe.student.from_teacher:
         yield Problem(
             "student.init",
-            "is teacher_layers, but teacher.path is null",
+            f"is {recipe.student.init}, but teacher.path is null",
             "Layers are copied from a teacher",
             "Set teacher.path, or student.init: random",
         )
@@ -265,9 +265,9 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *BATCH_RULES,
     *BALANCE_RULES,
-    *CHECKPOINT_RULES,
     *CACHE_RULES,
     *ENCODER_RULES,
+    *NARROW_RULES,
     *ROLLOUT_RULES,
     *SEVERAL_RULES,
 )

@@ -56,6 +56,9 @@ class TeacherShare(Section):
     path: str = Field(description="Folder or Hugging Face name.")
     revision: str | None = Field(None, description="Commit or tag of a Hugging Face name.")
     weight: Positive = Field(1.0, description="Its share of the mean, relative to the others'.")
+    features: bool = Field(
+        False, description="Hidden states and attention are compared with this one's; default: the first one's."
+    )
 
 
 class RolloutSection(Section):
@@ -80,9 +83,13 @@ class StudentSection(Section):
     family: Annotated[str, name_of("families")] | None = Field(
         None, description="Architecture (`distill list families`); null: the teacher's (needed without a teacher)."
     )
-    init: Literal["teacher_layers", "random"] = Field(
+    init: Literal["teacher_layers", "teacher_width", "random"] = Field(
         "teacher_layers",
-        description="teacher_layers: copy embeddings and mapped layers; random: start from scratch.",
+        description="teacher_layers: copy embeddings and mapped layers; teacher_width: the same for a narrower "
+        "student, which keeps the channels, heads and neurons that matter most (docs/narrow.md); random: from scratch.",
+    )
+    importance_examples: PositiveInt = Field(
+        256, description="teacher_width: how many of the first training examples say what matters in the teacher."
     )
     encoder_layers: PositiveInt | None = Field(None, description="Encoder depth.")
     decoder_layers: PositiveInt | None = Field(None, description="Decoder depth.")
@@ -127,6 +134,11 @@ class StudentSection(Section):
     vocabulary_list: str | None = Field(
         None, description="trimmed: a file with one token a line, as the tokenizer writes it, kept instead of counting."
     )
+
+    @property
+    def from_teacher(self) -> bool:
+        """Whether it begins with the teacher's layers, whole or narrowed."""
+        return self.init != "random"
 
     @property
     def encoder_is_frozen(self) -> bool:
@@ -277,7 +289,7 @@ class Recipe(Section):
     teachers: list[TeacherShare] = Field(
         default_factory=list,
         description="Several teachers of one vocabulary, instead of teacher.path: the mean of their probabilities is "
-        "imitated. The first is also the one whose layers are copied and compared.",
+        "imitated. The first is also the one whose layers are copied, and compared unless another says `features`.",
     )
     rollout: RolloutSection = Field(default_factory=lambda: RolloutSection())
     student: StudentSection = Field(default_factory=lambda: StudentSection())
@@ -290,6 +302,11 @@ class Recipe(Section):
     stop: StopSection = Field(default_factory=lambda: StopSection())
     checkpoint: CheckpointSection = Field(default_factory=lambda: CheckpointSection())
     logging: LoggingSection = Field(default_factory=lambda: LoggingSection())
+
+    @property
+    def features_of(self) -> int:
+        """The number of the teacher whose hidden states and attention are compared with."""
+        return next((number for number, one in enumerate(self.teachers) if one.features), 0)
 
     @model_validator(mode="after")
     def _without_terms_of_a_frozen_encoder(self) -> Recipe:

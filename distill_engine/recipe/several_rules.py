@@ -19,20 +19,26 @@ def the_first_of_several_is_the_teacher(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"teacher.{key}", what, rule, f"Remove teacher.{key}, or `teachers`")
 
 
-def several_teachers_are_live(recipe: Recipe) -> Iterator[Problem]:
-    """A cache is of one teacher, and the mean of several has no factors."""
+def several_teachers_have_no_factors(recipe: Recipe) -> Iterator[Problem]:
+    """Of the mean's logits."""
     if len(recipe.teachers) < 2:
         return
-    if recipe.teacher.source == "cache":
-        what = f"is cache, but there are {len(recipe.teachers)} teachers (teachers)"
-        yield Problem("teacher.source", what, "A cache is of one teacher", "Set teacher.source: live")
     if recipe.losses.kernels.prediction == "fused":
         what = f"is fused, but there are {len(recipe.teachers)} teachers (teachers)"
         rule = "Fused prediction computes the teacher's logits from their factors, which the mean of several has not"
         yield Problem("losses.kernels.prediction", what, rule, "Set losses.kernels.prediction: auto or reference")
 
 
+def features_are_of_one(recipe: Recipe) -> Iterator[Problem]:
+    """Hidden states have no mean: the teachers' spaces are not the same."""
+    named = [number for number, one in enumerate(recipe.teachers) if one.features]
+    for number in named[1:]:
+        what = f"is true, but so is teachers.{named[0]}.features"
+        yield Problem(f"teachers.{number}.features", what, "Features are of one teacher", "Leave it at one of them")
+
+
 SEVERAL_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     the_first_of_several_is_the_teacher,
-    several_teachers_are_live,
+    several_teachers_have_no_factors,
+    features_are_of_one,
 )

@@ -9,6 +9,7 @@ from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
 from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
+from distill_engine.recipe.narrow_rules import a_narrow_student_fits_into_its_teacher
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
@@ -140,7 +141,7 @@ def explicit_maps_point_into_the_teacher(recipe: Recipe, teacher: Shape) -> Iter
 def _maps_in_use(recipe: Recipe, stack: str) -> dict[str, LayerMap]:
     """Path -> map, for the maps of this stack that decide something."""
     maps = {}
-    if recipe.student.init == "teacher_layers":
+    if recipe.student.from_teacher:
         maps[f"student.{stack}_init_map"] = getattr(recipe.student, f"{stack}_init_map")
     asked = recipe.losses.weights.request(_NO_LAYERS)
     if Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
@@ -163,7 +164,7 @@ def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[
                 f"student.{key}",
                 f"is {asked}, but the teacher has {wrong[0]}, and student.init is teacher_layers",
                 "Copied layers keep the teacher's sizes",
-                f"Remove student.{key}, or set student.init: random for a narrower student",
+                f"Remove student.{key}, or set student.init: teacher_width for a narrower student (random for any)",
             )
 
 
@@ -195,9 +196,9 @@ def positions_can_be_copied(recipe: Recipe, teacher: Shape) -> Iterator[Problem]
         return
     if table is None:
         return
-    if recipe.student.init == "teacher_layers" and positions is not None and positions > table:
+    if recipe.student.from_teacher and positions is not None and positions > table:
         what = f"is {positions}, but the teacher's position table has {table} rows"
-        rule = "student.init: teacher_layers copies the table"
+        rule = f"student.init: {recipe.student.init} copies the table"
         yield Problem("student.positions", what, rule, f"Set student.positions: {table} or less")
 
 
@@ -213,18 +214,14 @@ def check_tokenizer(
     return [*_vocabulary(vocab_size, rows), *_special_tokens(special_ids, teacher_config)]
 
 
-def ids_fit(largest: int, rows: int) -> list[Problem]:
-    """What is wrong with tokenised data whose largest id this is."""
-    if largest < rows:
-        return []
-    return [
-        Problem(
-            "data.tokenizer",
-            f"gives the id {largest}, but the teacher has {rows} embedding rows",
-            "Every id has an embedding row",
-            "Use the tokenizer that the teacher was trained with",
-        )
-    ]
+def id_without_row(table: str, largest: int, rows: int) -> Problem:
+    """What is wrong with tokenised data whose largest id has no row in the teacher's table of this name."""
+    return Problem(
+        "data.tokenizer",
+        f"gives the id {largest}, but the teacher has {rows} {table} rows",
+        "Every id has an embedding row",
+        "Use the tokenizer that the teacher was trained with",
+    )
 
 
 def _vocabulary(vocab_size: int, rows: int) -> Iterator[Problem]:
@@ -278,6 +275,7 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     student_is_not_deeper,
     explicit_maps_point_into_the_teacher,
     copied_layers_have_equal_widths,
+    a_narrow_student_fits_into_its_teacher,
     positions_can_be_copied,
     tokens_fit_the_position_table,
     token_budget_holds_a_window,

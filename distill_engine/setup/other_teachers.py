@@ -54,7 +54,7 @@ def other_teachers(
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             problems.append(Problem(key, f"is {one.path!r}, which cannot be read: {reason}"))
             continue
-        differences = list(_differences(recipe, own, config, folder, tokenizer))
+        differences = list(_differences(recipe, number, own, config, folder, tokenizer))
         problems += [Problem(key, f"is {one.path!r}, {difference}", _RULE) for difference in differences]
         if not differences:
             found.append(OtherTeacher(folder, own, one.weight))
@@ -68,8 +68,16 @@ def print_of(folder: Path, config: Mapping[str, Any] | None) -> str:
     return digest_of([sorted((file.name, file.stat().st_size) for file in weights), dict(config or {})])[:16]
 
 
+def _unlike(own: Shape, first: Shape) -> str:
+    """What of the sizes that students are mapped to is another; empty where nothing is."""
+    sizes = ("width", "encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "head_size")
+    apart = [f"{name} is {getattr(own, name)}, the first teacher's {getattr(first, name)}" for name in sizes
+             if getattr(own, name) != getattr(first, name)]  # fmt: skip
+    return "; ".join(apart)
+
+
 def _differences(
-    recipe: Recipe, own: Mapping[str, Any], first: Mapping[str, Any], folder: Path, tokenizer: Any
+    recipe: Recipe, number: int, own: Mapping[str, Any], first: Mapping[str, Any], folder: Path, tokenizer: Any
 ) -> Iterator[str]:
     """From the first teacher, each as the continuation of `is <path>, ...`."""
     kind, wanted = own.get("model_type"), first.get("model_type")
@@ -81,6 +89,8 @@ def _differences(
         yield f"whose config.json lacks {', '.join(missing)}"
         return
     shape, rows = family.shape(own), family.shape(first).vocab
+    if recipe.teachers[number].features and (apart := _unlike(shape, family.shape(first))):
+        yield f"whose features are compared, but {apart}; students are mapped to layers of one size"
     if shape.vocab != rows:
         yield f"which has {shape.vocab} embedding rows, the first teacher {rows}"
     for key in _IDS:

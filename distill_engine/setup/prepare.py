@@ -17,7 +17,7 @@ from distill_engine.cluster.files import digest_of
 from distill_engine.data.audio.frontend import Frontend
 from distill_engine.data.episodes import Split
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
-from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.data.tokens.tokenised import TokenisedDataset, ids_without_row
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.protocol import Family
@@ -27,7 +27,7 @@ from distill_engine.models.own_settings import GenerationError, OwnSettings, rea
 from distill_engine.recipe.identity import vocabulary_digest
 from distill_engine.recipe.problem import Problem, raise_if_any
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, ids_fit
+from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, id_without_row
 from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
 from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
 from distill_engine.setup.listening import frontend_of
@@ -119,9 +119,9 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
     layouts = languages.layouts(family, special, recipe.data.history_end_token, window)
     datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts, frontend)
-    if config is not None:
-        largest = max(dataset.largest_id for dataset in (*datasets.train, *datasets.valid))
-        raise_if_any(source, ids_fit(largest, family.shape(config).vocab))
+    if shape is not None:
+        misfit = ids_without_row((*datasets.train, *datasets.valid), shape.read_vocab, shape.vocab)
+        raise_if_any(source, [] if misfit is None else [id_without_row(*misfit)])
     return Prepared(
         recipe=recipe,
         family=family,
@@ -193,7 +193,7 @@ def _special(
     problems = [Problem("data.tokenizer", f"has no {name}", "Padding, start and end need tokens") for name in missing]
     if config is not None:
         # `<mask>` and the like may lie above the embedding table; what texts really use is checked after reading
-        rows = family.shape(config).vocab
+        rows = family.shape(config).read_vocab  # a tokenizer of two vocabularies counts that of sources
         if own is not None and own.config.pad_token_id == ids["pad_token_id"]:  # some config.json say another padding
             config = {**config, "pad_token_id": ids["pad_token_id"]}
         problems += check_tokenizer(min(len(tokenizer), rows), ids, rows, config)
@@ -229,7 +229,7 @@ def _decoder(recipe: Recipe, layout: SequenceLayout, family: Family, shape: Shap
 def _copied(recipe: Recipe, teacher: Shape) -> tuple[int, ...]:
     """The teacher layer that each of the student's decoder layers begins as; none of random ones."""
     student, depth = recipe.student, teacher.decoder_layers
-    if student.init != "teacher_layers":
+    if not student.from_teacher:
         return ()
     return resolve_layer_map(student.decoder_init_map, depth, student.decoder_layers or depth)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from distill_engine.cluster.files import digest_of, rename_synced, replace_text, sync_tree
@@ -27,6 +28,7 @@ from distill_engine.data.tokens.trimmed import kept_tokens, token_counts, trimme
 from distill_engine.models.trimmed import named_ids, write_trimmed
 
 _FORMAT = 1
+_TEXTS_AT_A_TIME = 2**16
 _LEFT_OUT = (".model", ".spm", ".txt")  # older forms of the same vocabulary, with the old ids
 _ALSO = ("vocab.json", "added_tokens.json")
 
@@ -111,18 +113,50 @@ def leave_size(cache: Path, digest: str, vocabulary: Vocabulary) -> None:
 def check_same_tokens(
     vocabulary: Vocabulary, before: Sequence[TokenisedDataset], after: Sequence[TokenisedDataset]
 ) -> None:
-    """Where every token of the training data is kept, it must be cut as before. Raises DataError where it is not."""
+    """Texts of the training data whose every token is kept must be cut as before. Raises DataError where one is not."""
     new = np.full(vocabulary.of, -1, dtype=np.int64)
     new[list(vocabulary.kept)] = np.arange(len(vocabulary.kept))
     for old, made in zip(before, after, strict=True):
-        expected = new[old.tokens]
-        if (expected < 0).any():  # some are dropped on purpose
+        if len(old) != len(made):  # a context was dropped whole: nothing tells which one
             continue
-        if expected.shape != made.tokens.shape or not bool((expected == made.tokens).all()):
-            raise DataError(
-                f"The trimmed tokenizer in {vocabulary.folder} cuts the training data otherwise than the teacher's "
-                "does. Leave student.vocabulary out."
-            )
+        for (begins, ends), (new_begins, new_ends) in zip(_texts(old.bounds), _texts(made.bounds), strict=True):
+            for first in range(0, len(begins), _TEXTS_AT_A_TIME):
+                part = slice(first, first + _TEXTS_AT_A_TIME)
+                whole, lengths = _cut_out(old.tokens, begins[part], ends[part])
+                if not _same_texts(new[whole], lengths, *_cut_out(made.tokens, new_begins[part], new_ends[part])):
+                    raise DataError(
+                        f"The trimmed tokenizer in {vocabulary.folder} cuts the training data otherwise than the "
+                        "teacher's does. Leave student.vocabulary out."
+                    )
+
+
+def _same_texts(
+    expected: NDArray[np.int64], lengths: NDArray[np.int64], found: NDArray[np.int32], new_lengths: NDArray[np.int64]
+) -> bool:
+    """Whether texts, one after the other, are equal where none of their tokens was dropped (-1) on purpose."""
+    numbers = np.arange(len(lengths))
+    kept = np.bincount(np.repeat(numbers, lengths)[expected < 0], minlength=len(lengths)) == 0
+    if not np.array_equal(lengths[kept], new_lengths[kept]):
+        return False
+    return np.array_equal(expected[np.repeat(kept, lengths)], found[np.repeat(kept, new_lengths)])
+
+
+def _texts(bounds: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Begins and ends of what each example adds to its episode's history: the source of its turn, and its label."""
+    begins = bounds[:, 0].copy()
+    goes_on = np.flatnonzero(bounds[1:, 0] == bounds[:-1, 0]) + 1
+    begins[goes_on] = bounds[goes_on - 1, 3]
+    yield begins, bounds[:, 1]
+    yield bounds[:, 2], bounds[:, 3]
+
+
+def _cut_out(
+    tokens: NDArray[np.int32], begins: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Stretches of the tokens one after the other, and their lengths."""
+    lengths = ends - begins
+    before = np.cumsum(lengths) - lengths
+    return tokens[np.repeat(begins - before, lengths) + np.arange(int(lengths.sum()))], lengths
 
 
 def _listed(file: Path, tokenizer: Any) -> list[int]:

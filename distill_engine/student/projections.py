@@ -5,6 +5,7 @@ Training needs {student, projections}; export receives `student`, so "remove the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill_engine.student.least_squares import LinearFit
 from distill_engine.values import Batch, FeatureRequest, Features, Projected, Stack
 
 
@@ -42,6 +44,40 @@ class Projections(nn.Module):
                     if stack in request.hidden
                 }
             )
+
+    @torch.no_grad()
+    def fit(
+        self,
+        pairs: Iterable[tuple[Batch, Features, Features]],
+        supervision: Mapping[Stack, Sequence[int]],
+        channels: Tensor,
+    ) -> None:
+        """Begin as what makes the teacher's features out of a student's, by least squares over (batch, student's,
+        teacher's); drawn to the choice undone, which puts each channel where the teacher had it.
+
+        supervision  teacher layer of each student layer       channels [Ds]  the teacher's that the student keeps
+        """
+        fits: dict[nn.Linear, LinearFit] = {}
+
+        def add(layer: Any, own: Any, teacher: Any, mask: Tensor) -> None:
+            if layer not in fits:
+                undone = torch.zeros(layer.weight.shape)
+                undone[channels.cpu(), torch.arange(len(channels))] = 1
+                fits[layer] = LinearFit(undone, constant=True)
+            fits[layer].add(teacher[mask].cpu(), own[mask].cpu())
+
+        for batch, own, teacher in pairs:
+            if self.encoder_output is not None:
+                add(self.encoder_output, own.encoder_output, teacher.encoder_output, batch.context_mask)
+            for stack, states in own.embeddings.items():
+                add(self.embedding[stack.value], states, teacher.embeddings[stack], batch.mask_of(stack))
+            for (stack, n), states in own.hidden.items():
+                right = teacher.hidden[stack, supervision[stack][n]]
+                add(self._hidden(stack, n), states, right, batch.mask_of(stack))
+        for layer, fit in fits.items():
+            weight, bias = fit.solved()
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
 
     def forward(self, features: Features) -> Features:
         """The same features with encoder output, embeddings and hidden states on their way to the teacher's width."""

@@ -117,8 +117,8 @@ def checked(folder: Path, wanted: MadeOf) -> dict[str, Any]:
         raise CacheError(f"{folder} has format {manifest.get('format')!r}, this program reads {FORMAT}. {other}")
     if manifest["teacher"] != wanted.teacher:
         raise CacheError(
-            f"{folder} was made by another teacher: its configuration and weights have digest {manifest['teacher']}, "
-            f"those of teacher.path {wanted.teacher}. {other}"
+            f"{folder} was made by another teacher: its configuration and weights (of several also their shares and "
+            f"losses.temperature) have digest {manifest['teacher']}, those of this recipe {wanted.teacher}. {other}"
         )
     absent = [title for title, key in wanted.datasets.items() if read_json(folder / key / DATASET) is None]
     if absent:

@@ -61,7 +61,7 @@ class Live:
             return first
         weights = [parts.weight, *(weight for weight, _ in parts.others)]
         others = [LiveTeacher(load(), window=parts.window) for _, load in parts.others]
-        return Mixture([first, *others], weights, parts.temperature)
+        return Mixture([first, *others], weights, parts.temperature, parts.features_of)
 
 
 LIVE = Live()

@@ -80,6 +80,7 @@ class TeacherParts:
     made_of     of this run; collective, and reads the teacher's weights where their digest is not remembered
     others      weight of each further teacher, and what loads it as `load` does; `weight` is the first one's
     temperature of the losses
+    features_of number of the teacher whose hidden states and attention are compared with, 0 is the first
     """
 
     folder: Path
@@ -95,6 +96,7 @@ class TeacherParts:
     weight: float = 1.0
     others: Sequence[tuple[float, Callable[[], Engine]]] = ()
     temperature: float = 1.0
+    features_of: int = 0
 
 
 class Source(Protocol):

@@ -153,7 +153,7 @@ def test_a_wrong_option_ends_the_job_at_once_with_the_code_for_it(slurm, tools, 
     assert f"{folder}/logs/distill-bb3b-{job}-*.log ends with what is wrong" in slurm.said(job)
 
 
-@pytest.mark.parametrize("name", ["distill_bb3b.sh", "sweep.sh", "evaluate.sh"])
+@pytest.mark.parametrize("name", ["distill_bb3b.sh", "sweep.sh", "evaluate.sh", "share.sh"])
 def test_a_copied_script_says_how_to_name_the_repository(slurm, tools, tmp_path, name):
     script = tmp_path / name
     shutil.copy(tools.ROOT / "slurm" / name, script)

@@ -1,7 +1,8 @@
 """Starts of `distill cache` as a launcher's ranks, forked from one process that has imported everything.
 
-Reads lines of JSON: {"arguments": [...], "ranks": N, "kill_at": [line or 0 of each rank]}. A rank dies by SIGKILL when
-it has run so many lines of what writes caches, and its launcher then kills the others. Answers with the exit codes and
+Reads lines of JSON: {"arguments": [...], "ranks": N, "kill_at": [line or 0 of each rank], "launcher": true}. A rank
+dies by SIGKILL when it has run so many lines of what writes caches, and its launcher then kills the others; with
+"launcher": false it does not, and ranks wait only a moment for one that says nothing. Answers with the exit codes and
 the lines that each rank ran (0 where it was killed).
 """
 
@@ -16,13 +17,14 @@ import torch
 
 from distill_engine.assembly import cache_files, caching
 from distill_engine.cli import app
+from distill_engine.cluster import other_ranks
 from distill_engine.teachers import store
 
 TRACED = {module.__file__ for module in (cache_files, caching, store)}
 torch.set_num_threads(1)  # no pool of threads that a fork would lose
 
 
-def start(rank: int, ranks: int, arguments: list[str], kill_at: int, count_to: int) -> int:
+def start(rank: int, ranks: int, arguments: list[str], kill_at: int, count_to: int, launcher: bool) -> int:
     """Fork a rank; its process id."""
     if process := os.fork():
         return process
@@ -30,6 +32,8 @@ def start(rank: int, ranks: int, arguments: list[str], kill_at: int, count_to: i
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks} if ranks > 1 else {}
     os.environ.update(address | {name: str(value) for name, value in own.items()})
     lines, code = 0, 1
+    if not launcher:
+        other_ranks.BEAT_SECONDS, other_ranks.SILENT_SECONDS, other_ranks.ABSENT_SECONDS = 0.1, 3.0, 3.0
 
     def line(_frame: FrameType, event: str, _value: Any) -> Any:
         nonlocal lines
@@ -50,15 +54,15 @@ def start(rank: int, ranks: int, arguments: list[str], kill_at: int, count_to: i
         os._exit(code)
 
 
-def play(arguments: list[str], ranks: int, kill_at: list[int]) -> dict[str, list[int]]:
+def play(arguments: list[str], ranks: int, kill_at: list[int], launcher: bool) -> dict[str, list[int]]:
     """One start."""
     read, write = os.pipe()
-    living = {start(rank, ranks, arguments, kill_at[rank], write): rank for rank in range(ranks)}
+    living = {start(rank, ranks, arguments, kill_at[rank], write, launcher): rank for rank in range(ranks)}
     codes = [0] * ranks
     while living:
         process, status = os.wait()
         codes[living.pop(process)] = os.waitstatus_to_exitcode(status)
-        if status:
+        if status and launcher:
             for other in living:
                 os.kill(other, signal.SIGKILL)
     os.close(write)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine.cluster.exit_codes import RETRY
+
 OF_LEARNING = ("train/", "valid/")
 
 
@@ -69,15 +71,18 @@ def starts(program):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, bufsize=1, env=program.environment(), **pipes) as worker:
 
-        def play(arguments: list[str], kill_at: list[int]) -> dict[str, list[int]]:
-            worker.stdin.write(json.dumps({"arguments": arguments, "ranks": len(kill_at), "kill_at": kill_at}) + "\n")
+        def play(arguments: list[str], kill_at: list[int], launcher: bool = True) -> dict[str, list[int]]:
+            asked = {"arguments": arguments, "ranks": len(kill_at), "kill_at": kill_at, "launcher": launcher}
+            worker.stdin.write(json.dumps(asked) + "\n")
             return json.loads(worker.stdout.readline())
 
         yield play
         worker.stdin.close()
 
 
-def test_one_two_and_three_ranks_and_ten_kills_leave_the_same_bytes(starts, base_recipe, write_recipe, tmp_path):
+def test_one_two_and_three_ranks_and_ten_kills_leave_the_same_bytes(
+    starts, program, base_recipe, write_recipe, tmp_path
+):
     made = base_recipe()
     made["data"]["cache_dir"] = str(tmp_path / "tokens")
     recipe = str(write_recipe(made))
@@ -104,3 +109,14 @@ def test_one_two_and_three_ranks_and_ten_kills_leave_the_same_bytes(starts, base
     assert 0 < left < 1, "some shards were made meanwhile, not all"
     assert starts(arguments("killed"), [0])["codes"] == [0]
     assert tree(tmp_path / "killed") == wanted
+
+    # where no launcher ends the others, rank 0 finds out that rank 1 is dead
+    assert starts(arguments("alone"), [0, whole["lines"][0] // 5], launcher=False)["codes"] == [RETRY, -9]
+    said = (tmp_path / "alone" / ".work" / "rank-0.failed").read_text()
+    assert "shards will not come: rank 1 of 2 gave no sign of life" in said
+    # a real launcher, from nothing, makes the rest
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "distill_engine.cli"]
+    command = [sys.executable, *torchrun, "cache", *arguments("alone")]
+    done = subprocess.run(command, capture_output=True, text=True, env=program.environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tree(tmp_path / "alone") == wanted

@@ -14,6 +14,7 @@ from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.engine.distributed import Ranks, RanksApartError
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
+from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.rollouts.gold import GOLD
 from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
@@ -26,7 +27,6 @@ from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits
 from distill_engine.train.step_metrics import StepMetrics
-from distill_engine.train.validate import Validation, Validator
 
 NAN, OVERFLOW = float("nan"), 1e30
 

@@ -23,9 +23,17 @@ from distill_engine.data.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SETTINGS = "tokenizer_config.json"
+_ORIGIN = ("is_local", "local_files_only", "name_or_path")  # no part of what a tokenizer does
+
 
 class Backend(Protocol):
-    """Called by DialogueTokenizer, a chunk of texts at a time."""
+    """Called by DialogueTokenizer, a chunk of texts at a time.
+
+    two_vocabularies  ids of targets mean other tokens than those of sources
+    """
+
+    two_vocabularies: bool
 
     def encode(self, texts: Sequence[str], written: bool) -> list[list[int]]:
         """The ids of each text alone, without special tokens; `written`: these are targets, not sources."""
@@ -64,6 +72,8 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 class _Library:
     """The `tokenizers` library: many texts at once, on all cores. It knows no targets."""
 
+    two_vocabularies = False
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = _fast(tokenizer)
         assert backend is not None, "asked for a fast tokenizer"
@@ -97,13 +107,14 @@ class _Python:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = copy.deepcopy(tokenizer)  # it is switched between sources and targets
+        self.two_vocabularies = bool(getattr(tokenizer, "separate_vocabs", False))
         self._id: Callable[[str], Any] = self._tokenizer.convert_tokens_to_ids
-        self._markers = markers(tokenizer)
-        # the longest first, because one may begin as another does
-        spelt = sorted(_markers(tokenizer).values(), key=lambda token: -len(token.content))
+        # the longest first, because one may begin as another does; each is a group of the expression, for its number
+        spelt = sorted(_markers(tokenizer).items(), key=lambda one: -len(one[1].content))
         spaces = r"\s*"
-        words = [spaces * token.lstrip + re.escape(token.content) + spaces * token.rstrip for token in spelt]
-        self._whole = re.compile(f"({'|'.join(words)})") if words else None
+        words = [spaces * token.lstrip + re.escape(token.content) + spaces * token.rstrip for _, token in spelt]
+        self._marker_ids = [number for number, _ in spelt]
+        self._whole = re.compile("|".join(f"({word})" for word in words)) if words else None
 
     def encode(self, texts: Sequence[str], written: bool) -> list[list[int]]:
         """See Backend."""
@@ -115,19 +126,26 @@ class _Python:
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in (text,) if self._whole is None else self._whole.split(text):
-            marker = self._markers.get(piece.strip())
-            if marker is not None:
-                ids.append(marker)
-            elif piece:
-                ids += map(self._id, self._tokenizer.tokenize(piece, split_special_tokens=True))
-        return ids
+        begin = 0
+        for found in () if self._whole is None else self._whole.finditer(text):
+            assert found.lastindex is not None, "every alternative is a group"
+            ids += [*self._cut(text[begin : found.start()]), self._marker_ids[found.lastindex - 1]]
+            begin = found.end()
+        return [*ids, *self._cut(text[begin:])]
+
+    def _cut(self, text: str) -> list[int]:
+        """The ids of a text without markers."""
+        return [*map(self._id, self._tokenizer.tokenize(text, split_special_tokens=True))] if text else []
 
     def facts(self) -> list[object]:
-        """See Backend: the files that hold the vocabulary, and the code."""
+        """See Backend: everything that is saved with the tokenizer (vocabulary, added tokens, settings such as `legacy`
+        or `do_lower_case`) but where it came from; and the code."""
         import transformers
 
         with TemporaryDirectory() as place:
-            self._tokenizer.save_vocabulary(place)
-            files = {file.name: sha256_of(file) for file in sorted(Path(place).iterdir())}
-        return [transformers.__version__, type(self._tokenizer).__name__, files, self._markers]
+            self._tokenizer.save_pretrained(place)
+            files = sorted(Path(place).iterdir())
+            contents = {file.name: sha256_of(file) for file in files if file.name != _SETTINGS}
+            settings: dict[str, Any] = json.loads((Path(place) / _SETTINGS).read_text(encoding="utf-8"))
+        kept = {name: value for name, value in settings.items() if name not in _ORIGIN}
+        return [transformers.__version__, type(self._tokenizer).__name__, contents, kept]

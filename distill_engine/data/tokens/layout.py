@@ -74,9 +74,10 @@ class SequenceLayout:
             )
 
     @property
-    def largest_id(self) -> int:
-        """Of what is put around words."""
-        return max(self.pad_id, self.end_id, *self.context_prefix, *self.context_suffix, *self.decoder_prefix)
+    def largest_ids(self) -> tuple[int, int]:
+        """Of what is put around words: around what is read, and what is written."""
+        read = max((self.pad_id, *self.context_prefix, *self.context_suffix))
+        return read, max(self.pad_id, self.end_id, *self.decoder_prefix)
 
     @property
     def context_overhead(self) -> int:

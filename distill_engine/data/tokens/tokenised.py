@@ -118,6 +118,18 @@ def episodes_in(bounds: NDArray[np.int64]) -> int:
     return 0 if len(bounds) == 0 else 1 + int(np.count_nonzero(np.diff(bounds[:, 0])))
 
 
+def ids_without_row(
+    datasets: Sequence[TokenisedDataset], read_rows: int, written_rows: int
+) -> tuple[str, int, int] | None:
+    """(table, largest id, rows of the table) where embedding tables have too few rows for the datasets, else None."""
+    if read_rows == written_rows:
+        found = [("embedding", max(dataset.largest_id for dataset in datasets), read_rows)]
+    else:
+        read, written = zip(*(dataset.largest_ids for dataset in datasets), strict=True)
+        found = [("encoder's embedding", max(read), read_rows), ("decoder's embedding", max(written), written_rows)]
+    return next((one for one in found if one[1] >= one[2]), None)
+
+
 def combined_digest(*digests: str) -> str:
     """One digest for the sha256 (hex) of the tokens', of the bounds' and of any notes' bytes."""
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
@@ -202,7 +214,23 @@ class TokenisedDataset:
     def largest_id(self) -> int:
         """The largest token id that any example holds; a model's vocabulary must be larger."""
         assert self.facts is not None
-        return max(self.layout.largest_id, self.facts.largest)
+        return max(*self.layout.largest_ids, self.facts.largest)
+
+    @property
+    def largest_ids(self) -> tuple[int, int]:
+        """The same of contexts and of labels, for models that have a table for each; reads all tokens."""
+        read, written = self.layout.largest_ids
+        begins, ends, labels, label_ends = self.bounds.T
+        return max(read, self._largest(begins, ends)), max(written, self._largest(labels, label_ends))
+
+    def _largest(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
+        """Of some stretches of the tokens."""
+        used = np.flatnonzero(ends > begins)
+        if not len(used):
+            return 0
+        pairs = np.stack([begins[used], ends[used]], axis=1).flatten()
+        # the last stretch may end where the tokens do, which is no place that can be asked for
+        return int(np.maximum.reduceat(np.append(self.tokens, np.int32(0)), pairs)[::2].max())
 
     def _lengths(self, bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         contexts = np.minimum(bounds[:, 1] - bounds[:, 0], self._context_words) + self.layout.context_overhead

@@ -215,7 +215,14 @@ class DialogueTokenizer:
         tokens: array[int],
         bounds: array[int],
     ) -> None:
-        """An earlier label is part of later contexts as it was cut for the decoder."""
+        """An earlier label is part of later contexts as it was cut for the decoder. Raises DataError where that gives
+        ids of another vocabulary."""
+        if self._backend.two_vocabularies and len(episode.turns) > 1:
+            raise DataError(
+                f"An episode has {len(episode.turns)} turns ({shown(episode.turns[0].label)} answers the first), and "
+                "the tokenizer has a vocabulary for sources and one for targets: an earlier answer cannot be read. "
+                "Give data whose examples have no history (kind: pairs), or a model with one vocabulary."
+            )
         episode_start = len(tokens)
         for position, turn in enumerate(episode.turns):
             if position > 0:

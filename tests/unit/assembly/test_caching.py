@@ -17,20 +17,22 @@ from distill_engine.assembly import caching
 from distill_engine.assembly.builder import supervision_of
 from distill_engine.assembly.caching import ALONE, CacheMaker, Settings, Share
 from distill_engine.assembly.ending import exit_code_of
-from distill_engine.assembly.frozen_teacher import Alone, Frozen
+from distill_engine.assembly.frozen_teacher import Frozen, teacher_alone
 from distill_engine.assembly.made_of import made_of
 from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.cluster.other_ranks import OthersFailedError
+from distill_engine.cluster.ranks import Alone
 from distill_engine.data.order.collate import Picks, filler_batch
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
-from distill_engine.setup.prepare import prepare
+from distill_engine.setup.prepare import Prepared, prepare
 from distill_engine.teachers.cache import CACHE
 from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.protocol import TeacherParts
-from distill_engine.values import Stack
+from distill_engine.values import FeatureRequest, Stack
 from launcher.cache_size import cache_size
 from launcher.hardware import GPUS
 from launcher.job_files import read_job
@@ -157,6 +159,36 @@ def test_losses_and_gradients_are_those_of_the_teacher(ready, teacher, goal, tmp
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_several_teachers_are_cached_as_their_mean_with_the_features_of_one(place, goal, tmp_path):
+    model(seed=5).save_pretrained(tmp_path / "second")
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(tmp_path / "second")
+
+    def read(temperature: float, features: bool = True) -> Prepared:
+        content = recipe_of(place).model_dump()
+        second = {"path": str(tmp_path / "second"), "weight": 3.0, "features": features}
+        content |= {"teachers": [{"path": content["teacher"]["path"]}, second]}
+        content["losses"]["temperature"] = temperature
+        content["batch"]["pad_to_multiple_of"] = 32
+        return prepare(Recipe.model_validate(content), "r.yaml")
+
+    ready = read(2.0)
+    several = teacher_alone(ready, "fp32", CPU)
+    maker(ready, several, goal, tmp_path / "mean").write(lambda _: None)
+    cached = opened(ready, tmp_path / "mean")
+    assert json.loads((tmp_path / "mean" / "manifest.json").read_text())["form"]["head"] is False
+    assert cached.lacking(goal.teacher_request()) == [] and cached.lacking(FeatureRequest(head=True)) == ["head"]
+    batch = batch_of(ready, [0, 1, 2, 3], 32)
+    live = several.features(batch, goal.teacher_request())
+    alone = Frozen(tmp_path / "second", "fp32", CPU).features(batch, goal.teacher_request())
+    assert torch.equal(live.encoder_output, alone.encoder_output) and not torch.equal(live.logits, alone.logits)
+    (kept,) = cached.features([batch], goal.teacher_request())
+    for one, other in zip(losses(goal, live, batch), losses(goal, kept, batch), strict=True):
+        assert torch.equal(one, other)
+    for other in (read(1.0), read(2.0, features=False)):
+        with pytest.raises(CacheError, match=r"made by another teacher: .* shares and losses\.temperature"):
+            opened(other, tmp_path / "mean")
+
+
 def test_some_tokens_and_half_precision_are_near(ready, teacher, goal, whole, tmp_path):
     """The prediction term, the last, needs many tokens of a random teacher, who finds all nearly alike."""
     maker(ready, teacher, goal, tmp_path / "few", k=64, dtype="bf16").write(lambda _: None)
@@ -210,7 +242,7 @@ def test_three_ranks_make_the_same_bytes_and_tell_each_other_when_they_cannot(re
 
     assert of(0).missing()[0] == of(2).missing()[0]
     begun: list[int] = []
-    with pytest.raises(CacheError, match=r"shards will not come: rank-1: OSError: .* a broken wire") as error:
+    with pytest.raises(OthersFailedError, match=r"shards will not come: rank-1: OSError: .* a broken wire") as error:
         of(0).write(lambda examples: begun.append(examples) or (len(begun) == 1 and not others_fail(of, fails)))
     assert may_pass(error.value) and "nothing to do" not in of(0).require_fit()
     of(2).write(lambda _: None)

@@ -18,6 +18,7 @@ from transformers import (
     BlenderbotForConditionalGeneration,
 )
 
+from distill_engine.cluster.other_ranks import OthersFailedError
 from distill_engine.data.corpora.demo import demo_episodes
 from distill_engine.data.readers import DialogueSpec, read_dataset
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
@@ -199,7 +200,7 @@ def test_nobody_waits_for_a_process_that_has_given_up(tmp_path, datasets, tokeni
         first, second = pool.submit(rank, 0), pool.submit(rank, 1)
         with pytest.raises(PlugPulledError):
             second.result(timeout=120)
-        with pytest.raises(OSError, match=r"will not come: rank-1: PlugPulledError: no memory left"):
+        with pytest.raises(OthersFailedError, match=r"will not come: rank-1: PlugPulledError: no memory left"):
             first.result(timeout=120)
 
 
@@ -244,13 +245,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, dataset
     for file in tmp_path.rglob("rank-0.jsonl"):  # a kill in the middle of a write leaves half a line
         file.write_bytes(file.read_bytes()[:-30])
     computed = []
-    sums = evaluation.batch_sums
+    measured = evaluation.measured
 
     def counted(models, *rest):
         computed.append(list(models))
-        return sums(models, *rest)
+        return measured(models, *rest)
 
-    monkeypatch.setattr(evaluation, "batch_sums", counted)
+    monkeypatch.setattr(evaluation, "measured", counted)
     assert evaluate(tmp_path, datasets, tokenizer, student) == whole
     batches = len(examples(datasets, tokenizer))
     assert computed == [["teacher", "student"]] * (batches - 2)

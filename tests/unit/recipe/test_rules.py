@@ -232,7 +232,12 @@ BROKEN = [
         "is student, but teacher.source is cache",
     ),
     (DISTILLED, {"teachers": [{"path": "b"}]}, "teacher.path", "is 'a/teacher', but teachers begins with 'b'"),
-    (DISTILLED, {"teacher": CACHED, "teachers": SEVERAL}, "teacher.source", "is cache, but there are 2 teachers"),
+    (
+        DISTILLED,
+        {"teachers": [{**one, "features": True} for one in SEVERAL]},
+        "teachers.1.features",
+        "is true, but so is teachers.0.features",
+    ),
     (
         DISTILLED,
         {"teachers": SEVERAL, "losses": {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}},

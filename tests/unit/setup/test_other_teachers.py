@@ -56,6 +56,9 @@ def test_the_first_is_the_teacher_and_the_others_stand_beside_it(folder, tmp_pat
     (found,) = other_teachers(recipe, config, load_tokenizer(str(first)), "recipe")
     assert (found.folder, found.weight, found.shape.encoder_layers) == (second, 2.0, 5)
     assert print_of(first, config) != print_of(second, found.config)
+    recipe.teachers[1].__dict__["features"] = True
+    with pytest.raises(RecipeError, match=r"features are compared, but encoder_layers is 5, the first .* 2; students"):
+        other_teachers(recipe, config, load_tokenizer(str(first)), "recipe")
     again = read(tmp_path, "first", "second", teacher=f"{{path: {first}}}")
     assert check_recipe(again) == []
     (problem,) = check_recipe(read(tmp_path, "first", "second", teacher=f"{{path: {second}}}"))

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_families
 import tiny_translators
@@ -14,12 +15,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from distill_engine.data.errors import DataError
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.rules import check_recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher
 from distill_engine.setup.prepare import Prepared, prepare
+from distill_engine.setup.vocabulary import Vocabulary, check_same_tokens
+from launcher.__main__ import app
 from launcher.shapes import student_shape, teacher_shape, trimmed_rows
 
 TRAIN = [("ab c", "cdab"), ("abcd", "a b"), ("d", "ef abcd")]
@@ -120,6 +125,25 @@ def test_it_is_made_once_and_again_where_a_link_is_broken(nllb, tmp_path):
     assert weights.stat().st_size == size and prepared(tmp_path, nllb).vocabulary.folder != first
 
 
+def test_texts_that_lost_nothing_are_cut_as_before_also_beside_others():
+    def dataset(*texts: list[int]) -> TokenisedDataset:
+        """One episode of two turns, and one of one: source, label, source, label; source, label."""
+        ends = np.cumsum([len(text) for text in texts])
+        begins = ends - [len(text) for text in texts]
+        bounds = [(0, ends[0], begins[1], ends[1]), (0, ends[2], begins[3], ends[3])]
+        bounds.append((begins[4], ends[4], begins[5], ends[5]))
+        layout = tiny_families.layout("bart-large-cnn")
+        tokens, limits = np.concatenate(texts).astype(np.int32), TokenLimits(8, 8)
+        return TokenisedDataset(tokens, np.array(bounds, np.int64), layout, limits)
+
+    kept = Vocabulary(Path("trimmed"), (0, 2, 4, 6), 8, None)
+    old = dataset([2, 4], [6], [3, 4], [2, 2], [5], [6, 0])  # 3 and 5 are dropped
+    check_same_tokens(kept, [old], [dataset([1, 2], [3], [9, 9, 2], [1, 1], [9, 9], [3, 0])])
+    for first, last in (([1, 3], [3, 0]), ([1, 2, 0], [3, 0]), ([1], [3, 0]), ([1, 2], [3, 1])):
+        with pytest.raises(DataError, match="cuts the training data otherwise"):
+            check_same_tokens(kept, [old], [dataset(first, [3], [9], [1, 1], [9, 9], last)])
+
+
 def test_rare_tokens_go_and_a_list_says_it_all(nllb, tmp_path):
     often = set(prepared(tmp_path, nllb, vocabulary_min_count=2).tokenizer.get_vocab())
     assert "abcd" in often and "ef" not in often
@@ -137,10 +161,14 @@ def test_rare_tokens_go_and_a_list_says_it_all(nllb, tmp_path):
 def test_the_plan_prices_the_small_vocabulary_once_it_is_known(nllb, tmp_path):
     recipe = load_recipe(recipe_file(tmp_path, nllb))
     assert trimmed_rows(recipe) is None and teacher_shape(recipe).vocab == tiny_families.VOCABULARY
+    command = ["plan", str(tmp_path / "recipe.yaml")]
+    before = CliRunner().invoke(app, command).output
+    assert f"has counted the tokens of the data yet, so the teacher's {tiny_families.VOCABULARY} are priced" in before
     ready = prepared(tmp_path, nllb)
     teacher = teacher_shape(recipe)
     assert teacher == ready.teacher_shape and student_shape(recipe, teacher).vocab == len(ready.tokenizer)
     model = AutoModelForSeq2SeqLM.from_pretrained(ready.teacher_folder)
+    assert f"vocabulary: {len(ready.tokenizer)} tokens are kept, as they" in CliRunner().invoke(app, command).output
     assert teacher.parameters == sum(one.numel() for one in model.parameters())
 
 

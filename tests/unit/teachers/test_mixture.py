@@ -79,3 +79,15 @@ def test_all_else_is_the_firsts_and_nothing_is_asked_in_vain():
     (seen,) = mixture.features([None], FeatureRequest(logits=False, encoder_output=True))
     assert seen.logits is None and seen.encoder_output is not None and len(second.asked) == 1
     assert mixture.lacking(FeatureRequest(logits=False, head=True)) == ["head"]
+
+
+def test_features_may_be_of_another_one_by_name():
+    logits = torch.randn(1, 2, 4)
+    first, second = Fixed(logits), Fixed(logits + 1)
+    plain = Mixture([first, second], [1.0, 1.0], 1.0)
+    mixture = Mixture([first, second], [1.0, 1.0], 1.0, features_of=1)
+    for request in (FeatureRequest(encoder_output=True), FeatureRequest(logits=False, encoder_output=True)):
+        (wanted,), (seen,) = plain.features([None], request), mixture.features([None], request)
+        assert torch.equal(seen.encoder_output, wanted.encoder_output + 1)
+        assert (wanted.logits is seen.logits is None) or torch.equal(wanted.logits, seen.logits)
+    assert mixture.engine is first.engine

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.rollouts.gold import GOLD
@@ -26,7 +27,6 @@ from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
 from distill_engine.train.step_metrics import StepMetrics
-from distill_engine.train.validate import Validation, Validator
 from distill_engine.values import Features, Stack
 
 VOCABULARY, BATCHES, MICRO_BATCHES = 29, 6, 2

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 
 import pytest
 import tiny_families
 import tiny_sentencepiece
-from transformers import ByT5Tokenizer
+from tokenizers import AddedToken
+from transformers import ByT5Tokenizer, MarianTokenizer
 
+from distill_engine.cluster.files import digest_of
 from distill_engine.data.episodes import Episode, Turn
+from distill_engine.data.errors import DataError
 from distill_engine.data.tokens.backends import backend_of, markers
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named
@@ -66,6 +71,48 @@ def test_another_model_is_another_identity(marian, tmp_path):
     same, other = copy.deepcopy(marian), load_tokenizer(str(folder))
     one, two, three = (DialogueTokenizer(each, layout, "\n", 64, 64).identity for each in (marian, same, other))
     assert one == two != three
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"extra_ids": 3, "extra_special_tokens": None},
+        {"extra_special_tokens": [AddedToken("<turn>", lstrip=True, special=True)]},
+        {"legacy": False},
+        {"do_lower_case": True},
+    ],
+    ids=["fewer markers", "another marker", "legacy", "lower case"],
+)
+def test_another_setting_is_another_identity_and_another_place_is_not(changed, tmp_path):
+    ByT5Tokenizer().save_pretrained(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "same")
+    ByT5Tokenizer(**changed).save_pretrained(tmp_path / "other")
+    folders = (tmp_path / name for name in ("one", "same", "other"))
+    one, same, other = (digest_of(backend_of(load_tokenizer(str(folder))).facts()) for folder in folders)
+    assert one == same != other
+
+
+def test_a_marker_may_have_white_space_of_its_own():
+    slow = ByT5Tokenizer(extra_special_tokens=[AddedToken(" <turn>\n", special=True), AddedToken("<a>", rstrip=True)])
+    for text in ("rain <turn>\ndog", "rain<turn> dog", " <turn>\n <turn>\n", "<a>  dog <a> "):
+        assert backend_of(slow).encode([text], False)[0] == slow(text, add_special_tokens=False).input_ids
+    assert backend_of(slow).encode([" <turn>\n"], False) == [[markers(slow)[" <turn>\n"]]]
+
+
+def test_answers_of_another_vocabulary_are_no_history(marian, tmp_path):
+    folder = tmp_path / "two"
+    tiny_sentencepiece.marian(folder)
+    shared = json.loads((folder / "vocab.json").read_text())
+    special = marian.all_special_tokens
+    own = {token: number if token in special else 100 + number for token, number in shared.items()}
+    (folder / "target_vocab.json").write_text(json.dumps(own))
+    files = (str(folder / name) for name in ("source.spm", "target.spm", "vocab.json"))
+    apart = MarianTokenizer(*files, str(folder / "target_vocab.json"), separate_vocabs=True)
+    encoder = DialogueTokenizer(apart, tiny_families.layout("opus-mt-en-de"), "\n", 64, 64)
+    (example,) = encoder.examples(Episode((Turn("a cat", "eine katze"),)))
+    assert example.context_ids.max() < 100 <= example.label_ids[:-1].min()
+    with pytest.raises(DataError, match=r"2 turns \('eine katze' answers the first\).*kind: pairs"):
+        encoder.examples(Episode((Turn("a cat", "eine katze"), Turn("a dog", "ein hund"))))
 
 
 def test_exported_with_a_student(marian, tmp_path):

@@ -14,6 +14,7 @@ from distill_engine.data.episodes import Episode, Turn
 from distill_engine.data.errors import DataError
 from distill_engine.data.tokens import tokenize
 from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.data.tokens.tokenised import TokenisedDataset, TokenLimits, ids_without_row
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 
 END = 2
@@ -228,3 +229,14 @@ def test_a_too_long_context_keeps_its_first_or_its_last_tokens(tokenizer, bart_l
     last, first = (encoder.keeping(which).examples(long)[0].context_ids.tolist() for which in ("last", "first"))
     start, end = list(bart_layout.context_prefix), list(bart_layout.context_suffix)
     assert (last, first) == ([*start, *words[-4:], *end], [*start, *words[:4], *end])
+
+
+def test_models_with_a_table_for_each_side_are_asked_for_rows_of_each(blenderbot_layout):
+    bounds = np.array([[0, 2, 2, 3], [3, 3, 3, 5], [5, 6, 6, 7]])
+    tokens = np.array([30, 20, 11, 5, 6, 21, 12], np.int32)
+    dataset = TokenisedDataset(tokens, bounds, blenderbot_layout, TokenLimits(8, 8))
+    assert dataset.largest_ids == (30, 12)
+    assert ids_without_row([dataset], 31, 13) is None and ids_without_row([dataset], 31, 31) is None
+    assert ids_without_row([dataset], 30, 31) == ("encoder's embedding", 30, 30)
+    assert ids_without_row([dataset], 31, 12) == ("decoder's embedding", 12, 12)
+    assert ids_without_row([dataset], 30, 30) == ("embedding", 30, 30)

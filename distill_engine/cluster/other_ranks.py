@@ -1,0 +1,108 @@
+"""Ranks that share work through a folder, without a process group: each says that it lives, or why it has given up, and
+who waits for the parts of others hears of it. Standard library only.
+
+A launcher may end all ranks when one has died (torchrun, deepspeed, srun --kill-on-bad-exit); plain srun does not, and
+a rank that is killed (no memory, its node gone) leaves no word. So each moves the time of a file of its own now and
+then. All times are the file system's, of which the nodes' clocks need to know nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from distill_engine.cluster.exit_codes import may_pass
+
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = 120.0  # a busy file system may keep a rank from telling for so long
+ABSENT_SECONDS = 900.0  # until it has imported and loaded everything, after another has
+_MAY_PASS = "may pass"  # first line of a mark
+_NAMED = 8  # ranks in one message
+
+
+class OthersFailedError(ValueError):
+    """Parts of other ranks will not come; `may_pass` as for what they said, True where they were killed."""
+
+    def __init__(self, text: str, may_pass: bool) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
+
+
+class OtherRanks:
+    """A context manager around a rank's own work and its waiting. `folder` belongs to what is shared."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
+        self._folder, self._rank, self._world_size = folder, rank, world_size
+        self._alive = self._file(rank)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="alive", daemon=True)
+
+    def __enter__(self) -> OtherRanks:
+        """Raises OSError where the folder cannot be made or written."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._failed.unlink(missing_ok=True)
+        if self._world_size > 1:
+            self._alive.touch()
+            self._begun = _moment(self._alive)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Leave word of an error."""
+        self._left.set()
+        if self._world_size > 1:
+            self._thread.join()
+        if isinstance(error, Exception):
+            with suppress(OSError):  # the disk may be what failed
+                said = f"{_MAY_PASS if may_pass(error) else ''}\n{type(error).__name__}: {error}"
+                self._failed.write_text(said, encoding="utf-8")
+
+    def require(self, owing: Iterable[int], missing: str) -> None:
+        """Raises OthersFailedError where parts will not come: a rank has given up since this one began, or one of those
+        that owe parts (`owing`) has died. `missing`: what is not there yet, in words."""
+        if self._world_size == 1:
+            return
+        marks = [one for one in sorted(self._folder.glob("rank-*.failed")) if _moment(one) >= self._begun]
+        if marks:
+            said = [mark.read_text(encoding="utf-8").partition("\n") for mark in marks]
+            text = "; ".join(f"{mark.stem}: {words}" for mark, (_, _, words) in zip(marks, said, strict=True))
+            raise OthersFailedError(f"{missing} will not come: {text}", all(first == _MAY_PASS for first, _, _ in said))
+        now = _moment(self._alive)
+        gone = [rank for rank in sorted(set(owing) - {self._rank}) if self._is_gone(rank, now)]
+        if gone:
+            named = ", ".join(map(str, gone[:_NAMED])) + (f" and {len(gone) - _NAMED} more" * (len(gone) > _NAMED))
+            what = "rank" if len(gone) == 1 else "ranks"
+            raise OthersFailedError(
+                f"{missing} will not come: {what} {named} of {self._world_size} gave no sign of life for "
+                f"{SILENT_SECONDS:g} s. Killed, without memory, or the node is gone: its log may tell",
+                True,
+            )
+
+    def _is_gone(self, rank: int, now: float) -> bool:
+        heard = _moment(self._file(rank))
+        if heard < self._begun:  # not yet in this start, unless it died at once
+            return now - self._begun > ABSENT_SECONDS
+        return now - heard > SILENT_SECONDS
+
+    def _beat(self) -> None:
+        while not self._left.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                self._alive.touch()
+
+    @property
+    def _failed(self) -> Path:
+        return self._alive.with_suffix(".failed")
+
+    def _file(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank}.alive"
+
+
+def _moment(file: Path) -> float:
+    """When it was last touched; 0 for one that is not there."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0

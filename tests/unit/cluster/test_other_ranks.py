@@ -1,0 +1,79 @@
+"""Ranks without a process group hear of each other: errors, deaths, absence."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from distill_engine.cluster import other_ranks
+from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.cluster.other_ranks import OtherRanks, OthersFailedError
+
+
+def aged(file: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(file, (then, then))
+
+
+def fail(folder: Path, rank: int, error: Exception) -> None:
+    with pytest.raises(type(error)), OtherRanks(folder, rank, 3):
+        raise error
+
+
+def test_an_error_of_this_start_is_passed_on_with_whether_it_may_pass(tmp_path):
+    fail(tmp_path, 2, ValueError("of an earlier start"))
+    aged(tmp_path / "rank-2.failed", 1000)
+    with OtherRanks(tmp_path, 0, 3) as others:
+        others.require([1, 2], "4 batches")
+        fail(tmp_path, 1, OSError(28, "No space left"))
+        with pytest.raises(OthersFailedError, match=r"4 batches .*: rank-1: OSError: .*No space left") as told:
+            others.require([2], "4 batches")
+        assert may_pass(told.value)
+        fail(tmp_path, 2, ValueError("a bad row"))
+        with pytest.raises(OthersFailedError, match="rank-2: ValueError: a bad row") as told:
+            others.require([2], "4 batches")
+        assert not may_pass(told.value), "one of them is not worth another try"
+    with OtherRanks(tmp_path, 1, 3):  # the next start
+        assert not (tmp_path / "rank-1.failed").exists()
+
+
+def test_a_killed_rank_is_named_and_one_that_owes_nothing_may_be_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(other_ranks, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(other_ranks, "SILENT_SECONDS", 0.3)
+    with OtherRanks(tmp_path, 0, 4) as others:
+        read, write = os.pipe()
+        rank = os.fork()
+        if not rank:
+            with OtherRanks(tmp_path, 2, 4):
+                os.write(write, b"!")
+                signal.pause()
+        os.read(read, 1)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:  # it lives longer than the limit of silence
+            others.require([1, 2, 3], "5 shards")
+        os.kill(rank, signal.SIGKILL)
+        os.waitpid(rank, 0)
+        with pytest.raises(OthersFailedError, match=r"5 shards will not come: rank 2 of 4 gave no sign") as told:
+            while time.monotonic() < deadline + 30:
+                others.require([1, 2, 3], "5 shards")
+        assert may_pass(told.value)
+        others.require([0, 1, 3], "5 shards")
+
+
+def test_a_rank_that_never_comes_is_waited_for_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(other_ranks, "SILENT_SECONDS", -1.0)
+    with OtherRanks(tmp_path, 1, 12) as others:
+        (tmp_path / "rank-0.alive").touch()
+        aged(tmp_path / "rank-0.alive", 1000)  # of an earlier start
+        others.require([0, 1, *range(3, 12)], "a batch")
+        monkeypatch.setattr(other_ranks, "ABSENT_SECONDS", -1.0)
+        with pytest.raises(OthersFailedError, match="ranks 0, 3, 4, 5, 6, 7, 8, 9 and 2 more of 12"):
+            others.require([0, 1, *range(3, 12)], "a batch")
+
+
+def test_one_process_alone_leaves_no_files(tmp_path):
+    with OtherRanks(tmp_path / "folder", 0, 1) as others:
+        others.require([0], "nothing")
+    assert list((tmp_path / "folder").iterdir()) == []
