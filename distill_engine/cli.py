@@ -64,6 +64,10 @@ def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> N
             for line in dataset.left_out:
                 _OUT.print(f"{label}, {split}: {line}", markup=False, highlight=False, soft_wrap=True)
             _show_features(dataset)
+    if ready.recipe.student.init == "teacher_width":
+        from distill_engine.assembly.narrowing import told
+
+        _OUT.print(told(ready), markup=False, highlight=False, soft_wrap=True)
     _show_generation(ready)
 
 
