@@ -48,12 +48,12 @@ DEFAULT_PARTIAL = Path("runs") / ".evaluations"
 # shown in this order, those that there are
 _COLUMNS = (
     "parameters", "ppl", "token_acc", "token_em", "teacher_acc", "teacher_kl", "f1", "bleu", "rouge_1",
-    "rouge_2", "rouge_l", "chrf", "spbleu", "wer", "cer", "token_error_rate", "interdistinct-1", "interdistinct-2",
-    "repetition", "reply_words", "gold_words", "reply_tokens", "empty", "ms_per_reply",
+    "rouge_2", "rouge_l", "chrf", "spbleu", "wer", "wer_english", "cer", "token_error_rate", "interdistinct-1",
+    "interdistinct-2", "repetition", "reply_words", "gold_words", "reply_tokens", "empty", "ms_per_reply",
 )  # fmt: skip
 _SHARES = (
-    "token_acc", "token_em", "teacher_acc", "f1", "rouge_1", "rouge_2", "rouge_l", "wer", "cer", "token_error_rate",
-    "interdistinct-1", "interdistinct-2", "repetition", "empty",
+    "token_acc", "token_em", "teacher_acc", "f1", "rouge_1", "rouge_2", "rouge_l", "wer", "wer_english", "cer",
+    "token_error_rate", "interdistinct-1", "interdistinct-2", "repetition", "empty",
 )  # fmt: skip
 
 

@@ -43,6 +43,8 @@ def export(
     (or --recipe), else random tokens.
     """
     from distill_engine.export.convert import export_student
+    from distill_engine.recipe.load import load_recipe
+    from distill_engine.recipe.quantize_rules import int8_note
 
     def judge(student: Path, other: Any) -> Mapping[str, Any]:
         return _judged(student, other, [str(source)], recipe, prompts, min_agreement)
@@ -54,6 +56,9 @@ def export(
         refuse(error)
     what = f"{which} student of {source} (step {step})" if step is not None else str(source)
     say(f"{what} is in {target}")
+    said = source / "recipe.yaml"
+    if step is not None and said.is_file() and (note := int8_note(load_recipe(said), step)):
+        say(note)
 
 
 def _judged(

@@ -20,6 +20,7 @@ from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.narrow_rules import NARROW_RULES
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
+from distill_engine.recipe.quantize_rules import QUANTIZE_RULES
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
 from distill_engine.recipe.several_rules import SEVERAL_RULES
@@ -270,4 +271,5 @@ RULES: tuple[Rule, ...] = (
     *NARROW_RULES,
     *ROLLOUT_RULES,
     *SEVERAL_RULES,
+    *QUANTIZE_RULES,
 )

@@ -75,10 +75,12 @@ def make_trainer(
     first_attempt: int = 0,
     max_steps: int = 6,
     max_skipped_steps: int = 100,
+    quantized_from: int | None = None,
 ) -> Trainer:
     """A run over the tiny Blenderbot in the folder `name`; `faults` spoil the last rank's losses."""
     goal = tiny.objective()
-    student = bench.student(tiny.student(bench.teachers / "blenderbot", goal), ds_config, ADAM, FaultyStudent)
+    module = tiny.student(bench.teachers / "blenderbot", goal, int8=quantized_from is not None)
+    student = bench.student(module, ds_config, ADAM, FaultyStudent)
     student.attempt = first_attempt
     if bench.ranks.rank == bench.ranks.world_size - 1:
         student.faults = faults or {}
@@ -99,6 +101,7 @@ def make_trainer(
             Every(4),
             Every(),
             Limits(max_steps, max_skipped_steps=max_skipped_steps),
+            quantized_from=quantized_from,
         ),
         checkpoints=Checkpoints(
             bench.folder / name, bench.ranks, identity={}, keep_last=2, allowed_globals=CHECKPOINT_CLASSES
