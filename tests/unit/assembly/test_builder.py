@@ -37,8 +37,12 @@ def test_a_source_that_lacks_what_losses_compare_is_refused_with_what_is_missing
     source = SimpleNamespace(open=lambda parts: Speechless())
     monkeypatch.setattr("distill_engine.assembly.teacher.load", lambda seam, name: source)
     teacher = SimpleNamespace(source="speechless", window=False, cache=None)
-    recipe = SimpleNamespace(name="tiny", teacher=teacher, teachers=[], losses=SimpleNamespace(temperature=1.0))
-    ready = SimpleNamespace(recipe=recipe, teacher_shape=SimpleNamespace(vocab=9), teacher_folder="t", others=())
+    recipe = SimpleNamespace(
+        name="tiny", teacher=teacher, teachers=[], losses=SimpleNamespace(temperature=1.0), features_of=0
+    )
+    ready = SimpleNamespace(
+        recipe=recipe, teacher_shape=SimpleNamespace(vocab=9), teacher_folder="t", others=(), features_of=0
+    )
     ranks = SimpleNamespace(rank=0, world_size=1, device=None)
     weights = LossWeights(task=1.0, encoder=1.0, prediction=1.0)
     goal = Objective(weights, dict.fromkeys(Stack, ()))
