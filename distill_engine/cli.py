@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import BAD_INPUT
-from distill_engine.commands import (
-    cache,
-    chat,
-    dashboard,
-    data,
-    evaluate,
-    export,
-    latency,
-    listing,
-    new,
-    parlai,
-    pseudo_label,
-    recipes,
-    report,
-    wandb_sync,
-    watch,
-)
+from distill_engine.commands import parlai
+from distill_engine.commands.cache import cache
+from distill_engine.commands.chat import chat
+from distill_engine.commands.dashboard import dashboard_app
+from distill_engine.commands.data import data_app
+from distill_engine.commands.evaluate import evaluate
+from distill_engine.commands.export import export
+from distill_engine.commands.latency import latency
+from distill_engine.commands.listing import list_seam, plug_in
+from distill_engine.commands.new import new
+from distill_engine.commands.pseudo_label import pseudo_label
+from distill_engine.commands.recipes import recipes
+from distill_engine.commands.report import report, report_card
+from distill_engine.commands.terminal import SetOption, refuse, say
+from distill_engine.commands.wandb_sync import wandb_sync
+from distill_engine.commands.watch import watch
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG
 from distill_engine.registry import plugins_first
 from distill_engine.run import TrainOptions
@@ -41,12 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _OUT = Console()
-_ERR = Console(stderr=True)
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", help="Recipe (YAML): what is learnt.", show_default=True)]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
-]
 DsConfigOption = Annotated[
     Path, typer.Option("--ds-config", "--ds_config", help="DeepSpeed JSON of the student: ZeRO, precision.")
 ]
@@ -70,6 +64,10 @@ def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> N
             for line in dataset.left_out:
                 _OUT.print(f"{label}, {split}: {line}", markup=False, highlight=False, soft_wrap=True)
             _show_features(dataset)
+    if ready.recipe.student.init == "teacher_width":
+        from distill_engine.assembly.narrowing import told
+
+        _OUT.print(told(ready), markup=False, highlight=False, soft_wrap=True)
     _show_generation(ready)
 
 
@@ -99,12 +97,16 @@ def train(
     raise typer.Exit(run_training(options))
 
 
-_TOPICS = (
-    export, evaluate, pseudo_label, latency, report, watch, wandb_sync, chat, dashboard, data, parlai, listing, recipes,
-    new, cache,
+_COMMANDS = (
+    export, evaluate, pseudo_label, latency, report, report_card, watch, wandb_sync, chat, recipes, new, cache,
 )  # fmt: skip
-for topic in _TOPICS:
-    topic.register(app)
+for command in _COMMANDS:
+    app.command()(command)
+app.command("list")(list_seam)
+app.callback()(plug_in)
+app.add_typer(dashboard_app, name="dashboard")
+app.add_typer(data_app, name="data")
+parlai.register(app)
 
 
 def _show_features(dataset: Any) -> None:
@@ -132,7 +134,7 @@ def _show_generation(ready: Any) -> None:
         table.add_row(*map(Text, row))
     _OUT.print(table)
     for note in ready.generation.notes:
-        _OUT.print(f"generation: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"generation: {note}")
 
 
 def _prepared(recipe: Path, overrides: list[str]) -> Any:
@@ -142,12 +144,7 @@ def _prepared(recipe: Path, overrides: list[str]) -> Any:
     try:
         return prepare(read_recipe(recipe, overrides), recipe)
     except ValueError as error:
-        _refuse(error)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(BAD_INPUT)
+        refuse(error)
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "chrf": f"{_TEXT}.chrf:METRIC",
         "spbleu": f"{_TEXT}.spbleu:METRIC",
         "wer": f"{_TEXT}.error_rate:WORDS",
+        "wer_english": f"{_TEXT}.error_rate:ENGLISH",
         "cer": f"{_TEXT}.error_rate:CHARACTERS",
         "token_error_rate": f"{_TEXT}.error_rate:TOKENS",
         "accuracy": f"{_TEXT}.accuracy:METRIC",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,11 +19,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from distill_engine.checkpoint.files import newest_step
 from distill_engine.cluster.exit_codes import FAILED
 from launcher.requeue import ENDED_FROM_OUTSIDE, LOST, Attempt, decide
 
 HISTORY = "attempts.jsonl"
-_CHECKPOINT = re.compile(r"step-(\d{8,})(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,6 @@ def own_start(environment: Mapping[str, str]) -> Start:
     array, element = environment.get("SLURM_ARRAY_JOB_ID", ""), environment.get("SLURM_ARRAY_TASK_ID", "")
     job = f"{array}_{element}" if array and element else environment.get("SLURM_JOB_ID", "")
     return Start(job, int(environment.get("SLURM_RESTART_COUNT") or 0))
-
-
-def newest_step(run_dir: Path) -> int:
-    """Step of the newest complete checkpoint; -1 if there is none."""
-    folder = run_dir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    steps = [int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))]
-    return max(steps, default=-1)
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from launcher.app import refuse, say
+from distill_engine.commands.terminal import say
+from launcher.app import refuse
 
 RUNTIMES = ("pyxis", "apptainer")
 _APPTAINER_SOURCES = ("docker://", "oras://", "library://", "shub://")
@@ -39,7 +40,8 @@ def container(image: str, folders: Iterable[Path], *, workdir: Path, runtime: st
 
     Raises ValueError for an unknown runtime and for a folder whose name neither runtime can mount.
     """
-    chosen = runtime or ("apptainer" if _is_apptainers(image) else "pyxis")
+    is_apptainers = image.endswith(".sif") or image.startswith(_APPTAINER_SOURCES)
+    chosen = runtime or ("apptainer" if is_apptainers else "pyxis")
     if chosen not in RUNTIMES:
         raise ValueError(f"CONTAINER_RUNTIME is {chosen!r}. It must be one of {', '.join(RUNTIMES)}, or not set.")
     mounts = list(dict.fromkeys(str(folder) for folder in folders))
@@ -53,10 +55,6 @@ def container(image: str, folders: Iterable[Path], *, workdir: Path, runtime: st
     pairs = [mount if ":" in mount else f"{mount}:{mount}" for mount in [*mounts, *given]]
     flags = (f"--container-image={image}", f"--container-mounts={','.join(pairs)}", f"--container-workdir={workdir}")
     return Container(flags, ())
-
-
-def _is_apptainers(image: str) -> bool:
-    return image.endswith(".sif") or image.startswith(_APPTAINER_SOURCES)
 
 
 def container_words(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.attempts import newest_step
+from distill_engine.checkpoint.files import newest_step
 from launcher.submission import JOB_FILE
 
 LOCK_FILE = ".lock"  # of distill_engine.setup.run_folder, which a login node without torch cannot import

@@ -15,12 +15,12 @@ from typing import Annotated
 import typer
 
 from distill_engine.cluster.exit_codes import DONE, FAILED, NOT_BEGUN, STOPPED_AND_SAVED, read_verdict
+from distill_engine.commands.terminal import say, tell
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.registry import RegistryError
 from launcher import disk, preflight, slurm, sweep
-from launcher.app import ERR, refuse, say
+from launcher.app import refuse
 from launcher.attempts import Start, own_start, record_end
-from launcher.container import container_words
 from launcher.history import read_run
 from launcher.job import Job
 from launcher.job_files import JobFileError
@@ -30,15 +30,6 @@ RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Run folder of thi
 
 _STOPPED_BY_SIGNAL = tuple(128 + number for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM))
 _EXCLUDE = re.compile(r"--exclude=([\w.,-]*\w)")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command()(after)
-    app.command("preflight-node")(preflight_node)
-    app.command("preflight-report")(preflight_report)
-    app.command()(table)
-    app.command("container-words")(container_words)
 
 
 def after(
@@ -65,7 +56,7 @@ def after(
         try:
             slurm.requeue(start.job, start.number, tell=say)
         except slurm.SlurmError as error:
-            ERR.print(f"requeue failed: {error} Start it again: scontrol requeue {start.job}", markup=False)
+            tell(f"requeue failed: {error} Start it again: scontrol requeue {start.job}")
             raise typer.Exit(decision.code) from error
         _avoid(start.job, bad_nodes)
     raise typer.Exit(decision.code)
@@ -118,7 +109,7 @@ def _avoid(job: str, bad_nodes: Path | None) -> None:
     try:
         slurm.exclude(job, nodes, int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
     except slurm.SlurmError as error:
-        ERR.print(f"{', '.join(nodes)} cannot be excluded: {error}", markup=False)
+        tell(f"{', '.join(nodes)} cannot be excluded: {error}")
     else:
         say(f"{', '.join(nodes)} excluded from this job's further starts (scontrol update jobid={job} ExcNodeList=)")
 
@@ -152,7 +143,7 @@ def preflight_report(
     for line in preflight.late(found):
         say(f"preflight: {line}")
     for problem in problems:
-        ERR.print(f"preflight: {problem}", markup=False)
+        tell(f"preflight: {problem}")
     if problems:
         if bad_nodes is not None:
             with contextlib.suppress(OSError):

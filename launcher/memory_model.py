@@ -22,6 +22,7 @@ _RUNTIME = 1.5e9  # GPU context, communication buffers and libraries' workspaces
 
 def memory(job: Job) -> dict[str, float]:
     """Bytes per GPU by item, each at its largest moment of a step."""
+    int8 = {"int8 copies": int8_copies(job)} if job.recipe.student.quantize else {}
     return {
         "teacher shard": teacher_shard(job),
         "teacher layers gathered": gathered(job),
@@ -32,6 +33,7 @@ def memory(job: Job) -> dict[str, float]:
         "activations": activations(job),
         "captured features": captured(job),
         "losses": losses(job),
+        **int8,
         "runtime": _RUNTIME,
     }
 
@@ -209,6 +211,25 @@ def kept_activations(job: Job) -> float:
     trained = 0 if job.recipe.student.encoder_is_frozen else shape.encoder_layers
     kept = max(encoder, trained * encoder) + shape.decoder_layers * decoder
     return float(kept + outside + _convolved(job) + _encoded(job))
+
+
+def int8_copies(job: Job) -> float:
+    """In the last steps (student.quantize): what the backward pass reads of linear layers once more, rounded, and the
+    largest of them on its way, in 32 bits. Where activations are recomputed, of one layer at a time.
+
+    Every weight; of inputs those that other operations keep as well (mixed values, the encoder's output), and where
+    several layers read one input, a copy for each of them but the first.
+    """
+    shape = job.student
+    inputs = (3 + int(shape.form.gated)) * shape.width
+    encoder = shape.encoder_layer + job.contexts * inputs
+    decoder = shape.decoder_layer + job.labels * (inputs + shape.width) + job.contexts * 2 * shape.width
+    if job.recipe.student.activation_checkpointing:
+        layers = max(encoder, decoder)
+    else:
+        layers = shape.encoder_layers * encoder + shape.decoder_layers * decoder
+    largest = max(shape.embedding, shape.width * shape.ffn, max(job.contexts, job.labels) * shape.ffn)
+    return float((layers + shape.embedding) * job.word + 3 * largest * FULL)
 
 
 def _convolved(job: Job) -> float:

@@ -101,7 +101,7 @@ def assumptions(gpu: Gpu) -> dict[str, str]:
         "sequences": "every example is as long as data.context_tokens (or a window of sound) and data.label_tokens",
         "samples": "each (rollout.source: student) runs to its limit, and each of its tokens reads the decoder once",
         "left out": "kernel launches and other Python (for each token of a sample), data loading, validation, "
-        "checkpoints, stragglers",
+        "checkpoints, stragglers, the rounding of last steps (student.quantize)",
     }
 
 

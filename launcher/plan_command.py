@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
+from distill_engine.commands.terminal import OUT, SetOption, say
 from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
-from launcher.app import OUT, refuse, say
+from launcher.app import refuse
 from launcher.cache_size import cache_size, in_words
 from launcher.disk import KeptFeatures, features_of, space_of
 from launcher.hardware import GPUS
@@ -25,11 +26,6 @@ from launcher.shapes import trimmed_rows
 DEFAULT_CACHE_K = 64  # of `distill cache`
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(plan)
-
-
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     nodes: Annotated[int, typer.Option(min=1)] = 1,
@@ -37,7 +33,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
     ds_config: Annotated[Path, typer.Option("--ds-config")] = DEFAULT_DS_CONFIG,
     teacher_ds_config: Annotated[Path, typer.Option("--teacher-ds-config")] = DEFAULT_TEACHER_DS_CONFIG,
-    overrides: Annotated[list[str], typer.Option("--set", metavar="a.b=value")] = [],  # noqa: B006  typer copies it
+    overrides: SetOption = [],  # noqa: B006  typer copies it
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
     cache_k: Annotated[
         str | None, typer.Option("--cache-k", metavar="N|all", help="Size of `distill cache --k N` of this recipe.")

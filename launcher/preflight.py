@@ -24,6 +24,7 @@ from pathlib import Path
 
 from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.facts import ClusterError, read_cluster
+from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.hostlist import expand_hostlist
 from launcher import disk
 from launcher.reachability import MEETING_SECONDS, unreached_nodes
@@ -174,18 +175,14 @@ def _try_folder(run_dir: Path, node: str) -> tuple[float, float, int, tuple[str,
     # files of an earlier start must not make two folders look like one
     start = _of_this_start()
     for old in folder.iterdir():
-        if not old.name.endswith(start):
+        if start not in old.name:  # a node may be writing its own this very moment
             old.unlink(missing_ok=True)
-    fresh, final = folder / f".{node}{start}", folder / f"{node}{start}"
+    own = folder / f"{node}{start}"
     before = time.time()
-    with fresh.open("wb") as file:
-        file.write(node.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    replace_text(own, node, sync=True)
     after = time.time()
-    stamped = fresh.stat().st_mtime
-    fresh.replace(final)
-    if final.read_bytes() != node.encode():
+    stamped = own.stat().st_mtime
+    if own.read_bytes() != node.encode():
         raise OSError(None, "a file that was just written reads differently")
     skew = before - stamped if stamped < before else min(0.0, after - stamped)
     seen = tuple(sorted(path.name.removesuffix(start) for path in folder.iterdir()))

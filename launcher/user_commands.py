@@ -10,26 +10,18 @@ from typing import Annotated
 
 import typer
 
+from distill_engine.commands.terminal import SetOption, say
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, HOME, INSTALLED, copy_templates
 from launcher import slurm
-from launcher.app import refuse, say
+from launcher.app import refuse
 from launcher.container import container
 from launcher.history import RunState, job_of, read_run
 from launcher.submission import SCRIPT, plan_submission, remember_job
 
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
-]
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command in (submit, status, cancel, templates):
-        app.command()(command)
 
 
 def submit(

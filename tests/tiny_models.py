@@ -24,6 +24,7 @@ from distill_engine.families.shape import Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.models.fake_int8 import with_fake_int8
 from distill_engine.models.loading import Checkpoint
 from distill_engine.student.build import TeacherLayers, build_student, student_config
 from distill_engine.student.layer_map import resolve_layer_map
@@ -134,13 +135,22 @@ def objective(sizes: Sizes = STUDENT_SIZES, weights: LossWeights = ALL_TERMS, **
 
 
 def student(
-    teacher_folder: Path, goal: Objective, sizes: Sizes = STUDENT_SIZES, *, seed: int = 1, copied: bool = False
+    teacher_folder: Path,
+    goal: Objective,
+    sizes: Sizes = STUDENT_SIZES,
+    *,
+    seed: int = 1,
+    copied: bool = False,
+    int8: bool = False,
 ) -> StudentModule:
-    """A student with what `goal` asks for: projections where it is narrower, copied layers where `copied`."""
+    """A student with what `goal` asks for: projections where it is narrower, copied layers where `copied`, layers that
+    can be rounded where `int8`."""
     config = student_config(AutoConfig.from_pretrained(teacher_folder), sizes)
     init = TeacherLayers(Checkpoint(teacher_folder), goal.supervision) if copied else None
     model = build_student(family_named(config.model_type), config, init, seed)
     projections = None
     if config.d_model != WIDTH:
         projections = Projections(goal.student_request(), config.d_model, WIDTH, seed)
-    return StudentModule(adapt(model), projections)
+    tables = [part.embedding for part in family_named(config.model_type).parts(model).stacks.values()]
+    switch = with_fake_int8(model, tables) if int8 else None
+    return StudentModule(adapt(model), projections, switch)

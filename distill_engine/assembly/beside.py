@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.student import StudentEngine
+from distill_engine.evaluate.validation import Validation, Validator, as_read
 from distill_engine.losses.objective import Objective
+from distill_engine.recipe.quantize_rules import quantized_from
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared
 from distill_engine.setup.training_data import validation_loader
@@ -17,6 +19,7 @@ from distill_engine.train.balance import GradientAlignment, GradientNorm, Initia
 from distill_engine.train.balancing import Balancer, LossTerms, by_gradient, by_value
 from distill_engine.train.decisions import Policies
 from distill_engine.train.fade import Fade
+from distill_engine.train.hooks import Turn
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
@@ -24,7 +27,6 @@ from distill_engine.train.progress import Limits
 from distill_engine.train.roles import Batches
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.train.term_gradients import TermGradients
-from distill_engine.train.validate import Validation, Validator, as_read
 
 
 def step_metrics(
@@ -79,6 +81,16 @@ def loss_terms(recipe: Recipe, objective: Objective, student: StudentEngine, ran
     return LossTerms(balancer, gradients if every else None, ranks, fade)
 
 
+def turns(recipe: Recipe, sinks: SinkGroup) -> Iterator[Turn]:
+    """Where passes become int8's: told at each start, and recorded where it is."""
+    begins = quantized_from(recipe)
+    if begins is None:
+        return
+    text = "validation measures int8, and the best student is chosen anew, among those trained for it"
+    sinks.message(f"int8: steps {begins + 1} to {recipe.stop.max_steps} round as int8 exports do; from then on {text}")
+    yield Turn(begins, lambda step, seconds: sinks.record("event", step, seconds, {}, f"int8 from here on: {text}"))
+
+
 def policies_of(recipe: Recipe, *, validates: bool) -> Policies:
     """Every decision of the run; `validates`: there is something to validate on."""
     schedule, when, stop, save = recipe.schedule, recipe.validation, recipe.stop, recipe.checkpoint
@@ -101,4 +113,5 @@ def policies_of(recipe: Recipe, *, validates: bool) -> Policies:
         background_saves=save.background,
         validates=validates,
         save_after_validation=when.save_after_validation,
+        quantized_from=quantized_from(recipe),
     )

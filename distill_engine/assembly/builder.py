@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, validation
+from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, turns, validation
 from distill_engine.assembly.narrowing import narrow_from_teacher
 from distill_engine.assembly.overlap import overlapped
 from distill_engine.assembly.publishing import BestPublisher
@@ -135,6 +135,7 @@ class Builder:
                 terms,
                 step_metrics(recipe, objective, terms, batches, student, ranks, self._sinks),
                 *self._at_validations(objective, terms, student, teacher),
+                *turns(recipe, self._sinks),
                 self.publisher,
                 Remembered(wandb=StoredRunId(self._folder), **_stateful(teacher=teacher, rollout=rollout)),
             ),

@@ -26,11 +26,12 @@ from distill_engine.assembly.cache_files import (
     unfinished_bytes,
     write_arrays,
 )
-from distill_engine.assembly.frozen_teacher import Alone, teacher_alone
+from distill_engine.assembly.frozen_teacher import teacher_alone
 from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.other_ranks import OtherRanks
+from distill_engine.cluster.ranks import Alone
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.tokens.tokenised import TokenisedDataset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -56,13 +55,3 @@ def teacher_alone(ready: Prepared, precision: str, device: torch.device) -> Engi
         return first
     every = [first, *(Frozen(one.folder, precision, device) for one in ready.others)]
     return FrozenMixture(every, [one.weight for one in recipe.teachers], recipe.losses.temperature, recipe.features_of)
-
-
-class Alone:
-    """The process group of one process without one."""
-
-    rank = 0
-
-    def broadcast(self, value: Any) -> Any:
-        """It itself."""
-        return value

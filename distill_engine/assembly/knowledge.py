@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
+from distill_engine.evaluate.teacher_doubts import chance
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared
 from distill_engine.teachers.protocol import Engine
-from distill_engine.train.teacher_doubts import chance
 from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest
 
 _BATCHES = 8  # of two examples: a forward pass of the teacher each, at every start; more where datasets or tokens ask

@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from distill_engine.cluster.files import digest_of
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.digests import FileDigests
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.setup.datasets import cache_folder
 from distill_engine.setup.prepare import Prepared
 from distill_engine.teachers.protocol import MadeOf
-
-
-class Ranks(Protocol):
-    """The part of the process group that is needed."""
-
-    rank: int
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on every rank."""
 
 
 def made_of(ready: Prepared, ranks: Ranks) -> MadeOf:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +13,7 @@ from distill_engine.assembly.student_module import layer_maps
 from distill_engine.checkpoint.agreement import RankFailures, everywhere
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
-from distill_engine.engine.distributed import Ranks
-from distill_engine.families.lookup import shape_of
-from distill_engine.families.shape import Shape
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import Adapter, adapt
 from distill_engine.models.loading import Checkpoint
@@ -23,6 +23,9 @@ from distill_engine.student.narrow import narrow
 from distill_engine.student.projections import StudentModule
 from distill_engine.student.watched import Watched
 from distill_engine.values import Batch, Features
+
+if TYPE_CHECKING:  # `distill check` tells what is kept, and needs no engine
+    from distill_engine.engine.distributed import Ranks
 
 _AT_ONCE = 8  # examples of a batch
 
@@ -50,6 +53,8 @@ def narrow_from_teacher(
         line = everywhere(ranks, action)[0]
     except RankFailures as failures:
         raise RuntimeError(f"student.init: teacher_width: {failures}") from failures
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the student's and the teacher's engines have other sizes
     for tensor in _tensors(module):
         tensor.copy_(ranks.broadcast(tensor))
     say(line)
@@ -64,18 +69,21 @@ def _narrowed(module: StudentModule, ready: Prepared, objective: Objective, devi
     if module.projections is not None:
         pairs = _features(module, adapt(teacher), objective, batches, device)
         module.projections.fit(pairs, objective.supervision, choice.channels)
-    return told(ready, shape_of(module.model.config))
+    return told(ready)
 
 
 def _features(
     module: StudentModule, teacher: Adapter, objective: Objective, batches: list[Batch], device: torch.device
 ) -> Iterator[tuple[Batch, Features, Features]]:
     """Of every batch, the student's own and the teacher's."""
+    asked, of_teacher = (
+        replace(request, logits=False, head=False)
+        for request in (objective.student_request(), objective.teacher_request())
+    )
     was = module.training
     module.eval()
     for batch in batches:
-        own = module.adapter(batch, objective.student_request())
-        yield batch, own, teacher(batch.to(device), objective.teacher_request())
+        yield batch, module.adapter(batch, asked), teacher(batch.to(device), of_teacher)
     module.train(was)
 
 
@@ -89,13 +97,13 @@ def _first_examples(ready: Prepared) -> Iterator[Batch]:
         yield picked_batch(datasets, picks, ready.layout, part.batch.pad_to_multiple_of)
 
 
-def told(ready: Prepared, own: Shape) -> str:
+def told(ready: Prepared) -> str:
     """In a line: how much of the teacher a narrower student keeps."""
-    teacher = ready.teacher_shape
+    teacher, part = ready.teacher_shape, ready.recipe.student
     assert teacher is not None
+    own = teacher.resized(Sizes(width=part.width, ffn_width=part.ffn_width, heads=part.heads))
     kept = f"{own.width} of {teacher.width} channels, {own.heads} of {teacher.heads} heads, {own.ffn} of {teacher.ffn}"
-    examples = ready.recipe.student.importance_examples
-    return f"student: {kept} neurons of its teacher, by what they do in {examples} training examples"
+    return f"student: {kept} neurons of its teacher, by what they do in {part.importance_examples} training examples"
 
 
 def _tensors(module: StudentModule) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from distill_engine.export.hf import host_model, probe_of, publish, write_studen
 from distill_engine.export.model_card import model_card
 from distill_engine.recipe.identity import resolved_yaml
 from distill_engine.recipe.load import without_folders
+from distill_engine.recipe.quantize_rules import int8_note
 from distill_engine.setup.prepare import Prepared
 from distill_engine.telemetry.machine import machine_record
 from distill_engine.train.hooks import Hook
@@ -103,11 +104,19 @@ class BestPublisher(Hook):
         if not link.is_dir():
             rest = f"`distill export {self._folder} DIR --which last` writes the newest checkpoint's student"
             return f", best {metric} {best:.4g}, but no export has succeeded: there is no {link}. {rest}", False
-        held = _step_of(link)
+        held = self._held(link)
         if self.unexported is not None:
             lost = f"at step {self.unexported}, whose export failed"
             return f", best {metric} {best:.4g} {lost}: {link} has {held}", True
         return f", best {metric} {best:.4g}; {link} has {held}", True
+
+    def _held(self, link: Path) -> str:
+        """Whose student an export is; a run folder that was copied may hold the export itself in place of the link."""
+        found = re.fullmatch(r"step-(\d+)(\..*)?", link.resolve().name)
+        if found is None:
+            return "an earlier student"
+        note = int8_note(self._recipe, int(found[1]))
+        return f"the student of step {int(found[1])}" + (f". {note}" if note else "")
 
     def _tell(self, error: Exception) -> None:
         self.unexported = self._step
@@ -127,6 +136,7 @@ class BestPublisher(Hook):
             step=step,
             metrics=values,
             machine=machine_record(),
+            note=int8_note(self._recipe, step),
         )
 
     def _describe(self) -> None:
@@ -139,9 +149,3 @@ class BestPublisher(Hook):
             fresh.rename(target)
         except Exception as error:  # it only helps later: the run can do without
             self._say(f"{target} could not be written: {plain_reason(error)}. Exports need {self._folder / 'best'}.")
-
-
-def _step_of(link: Path) -> str:
-    """Whose student an export is; a run folder that was copied may hold the export itself in place of the link."""
-    found = re.fullmatch(r"step-(\d+)(\..*)?", link.resolve().name)
-    return "an earlier student" if found is None else f"the student of step {int(found[1])}"

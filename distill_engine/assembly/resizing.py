@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill_engine.checkpoint.agreement import RankFailures, Ranks, on_first_rank, plain_reason
+from distill_engine.checkpoint.agreement import RankFailures, on_first_rank, plain_reason
 from distill_engine.checkpoint.folder import CheckpointFolder
 from distill_engine.checkpoint.manifest import Manifest
 from distill_engine.checkpoint.refusals import other_size
 from distill_engine.checkpoint.retention import Retention
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.order.split import BatchSplit
 from distill_engine.recipe.schema import Recipe
 

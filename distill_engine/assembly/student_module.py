@@ -11,7 +11,9 @@ from distill_engine.families.lookup import shape_of
 from distill_engine.families.shape import Sizes
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.models.fake_int8 import Switch, with_fake_int8
 from distill_engine.models.loading import Checkpoint
+from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.setup.prepare import Prepared
 from distill_engine.student.build import TeacherLayers, build_student, fresh_config, student_config
 from distill_engine.student.layer_map import resolve_layer_map
@@ -40,10 +42,20 @@ def student_module(ready: Prepared, objective: Objective, say: Callable[[str], N
             model.get_parameter(table).requires_grad_(False)
     if part.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    int8 = _int8(ready, model) if part.quantize else None
     adapter = adapt(model)
     if part.encoder_is_frozen:
         adapter.freeze_encoder()
-    return StudentModule(adapter, _projections(ready, objective, config))
+    return StudentModule(adapter, _projections(ready, objective, config), int8)
+
+
+def _int8(ready: Prepared, model: Any) -> Switch:
+    tables = [stack.embedding for stack in ready.family.parts(model).stacks.values()]
+    try:
+        return with_fake_int8(model, tables)
+    except ValueError as error:  # of a plugin's family: the built-in ones are made of linear layers
+        fix = f"Remove it for {ready.family.name} students"
+        raise RecipeError("the recipe", [Problem("student.quantize", "is int8", str(error), fix)]) from error
 
 
 def by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:

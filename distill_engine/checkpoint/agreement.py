@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.cluster.ranks import Ranks
 
 T = TypeVar("T")
 RANKS_NAMED = 4
-
-
-class Ranks(Protocol):
-    """The processes of a run, seen from one of them.
-
-    The engine implements it over torch.distributed. `gather` is all that agreement needs: a flag, a reason or a
-    digest of every rank, known to every rank.
-    """
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def world_size(self) -> int:
-        """How many processes there are."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks in rank order, on every rank. Collective; values are small and picklable.
-
-        Raises when a rank is gone; the caller lets that end the process.
-        """
 
 
 class RankFailures(Exception):
@@ -67,7 +46,7 @@ def everywhere(ranks: Ranks, action: Callable[[], T], explain: Callable[[Excepti
         value = action()
     except Exception as error:  # whatever it is, the other ranks are waiting in `gather`
         failure = (explain(error), may_pass(error))
-    outcomes = ranks.gather((value, failure))
+    outcomes: list[Any] = ranks.gather((value, failure))
     failures = {rank: failed for rank, (_, failed) in enumerate(outcomes) if failed is not None}
     if failures:
         reasons = {rank: reason for rank, (reason, _) in failures.items()}

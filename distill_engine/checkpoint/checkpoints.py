@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill_engine.checkpoint.agreement import RankFailures, Ranks, everywhere, on_first_rank, plain_reason
+from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank, plain_reason
 from distill_engine.checkpoint.background import ABANDON_SECONDS, Task, Writing
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.files import LATE_SECONDS, remove_tree, write_failure
@@ -34,6 +34,7 @@ from distill_engine.checkpoint.refusals import refuse_other_parts, refuse_other_
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.search import files_of, newest_that_verifies
 from distill_engine.checkpoint.trust import scan_pickles
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.metrics.direction import Direction
 
 TIDY_THREAD_NAME = "checkpoint-tidier"

@@ -27,8 +27,8 @@ POINTS = (
     "after_parts",  # every rank, its parts are written, other ranks may still write
     "in_manifest",  # rank 0, half of the manifest is written
     "before_rename",  # rank 0, everything is on disk under the temporary name
-    "after_rename",  # rank 0, the checkpoint is complete, `latest` still names the one before
-    "before_pointer",  # rank 0, half of the new pointer is written beside the old one
+    "after_rename",  # rank 0, the checkpoint is complete, nothing is tidied up yet
+    "before_pointer",  # rank 0, `latest` still names the one before, and is replaced next
     "in_prune",  # rank 0, an old checkpoint is renamed but not deleted
 )
 _SPECIFICATION = re.compile(r"(?P<kind>enospc:|hang:)?(?P<name>\w+)(?:@(?P<rank>\d+))?(?:#(?P<nth>\d+))?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import time
@@ -13,7 +14,6 @@ from pathlib import Path
 
 from distill_engine.checkpoint.agreement import plain_reason
 from distill_engine.checkpoint.faults import fault_point
-from distill_engine.cluster.files import sync_folder
 
 # With less than this left, a failed write is put down to the full disk whatever its text says: torch reports a disk
 # that fills up as "unexpected pos" or "iostream error".
@@ -21,6 +21,7 @@ NEARLY_FULL_BYTES = 1 << 20
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 # NFS may show another node's files and folders only when its attribute cache has run out: 60 s by default (acdirmax).
 LATE_SECONDS = 75.0
+CHECKPOINT_NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<again>\d+))?")
 _LOOK_SECONDS = (0.05, 1.0)  # first and longest pause between two looks
 
 
@@ -36,12 +37,11 @@ def write_file(path: Path, content: bytes, *, fault: str = "in_part") -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, content: bytes, temporary: Path, *, fault: str) -> None:
-    """Give `path` new content in one step: a reader sees the old or the new, never a part of it."""
-    write_file(temporary, content, fault=fault)
-    protect(temporary)
-    temporary.replace(path)
-    sync_folder(path.parent)
+def newest_step(run_dir: Path) -> int:
+    """Step of a run's newest complete checkpoint, told by its name; -1 if there is none."""
+    folder = run_dir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(found["step"]) for name in names if (found := CHECKPOINT_NAME.fullmatch(name))), default=-1)
 
 
 def protect(path: Path) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,13 +22,13 @@ from typing import Any
 
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.files import (
+    CHECKPOINT_NAME,
     LATE_SECONDS,
     free_bytes,
     free_files,
     protect,
     readable_bytes,
     remove_tree,
-    replace_file,
     write_failure,
 )
 from distill_engine.checkpoint.manifest import (
@@ -42,13 +41,12 @@ from distill_engine.checkpoint.manifest import (
 )
 from distill_engine.checkpoint.retention import Retention, Saved
 from distill_engine.checkpoint.trust import refuse_foreign
-from distill_engine.cluster.files import rename_synced, sync_folder
+from distill_engine.cluster.files import rename_synced, replace_text, sync_folder
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 POINTER = "latest"
 SPACE_MARGIN = 1.1  # times the bytes of the last checkpoint must be free
-_NAME = re.compile(r"step-(?P<step>\d{8,})(?:\.(?P<again>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,9 @@ class CheckpointFolder:
         """Point `latest` at the new checkpoint and delete old ones. The new one is safe already: a failure is no error,
         but a line for people. May run in any thread, before the next `prepare`."""
         try:
-            temporary = self.path / f"{TEMPORARY}{POINTER}"
-            replace_file(self.path / POINTER, f"{new}\n".encode(), temporary, fault="before_pointer")
+            fault_point("before_pointer")
+            replace_text(self.path / POINTER, f"{new}\n", sync=True)
+            protect(self.path / POINTER)
             self._prune(new)
         except Exception as error:
             reason = write_failure(error, self.path)
@@ -168,7 +167,7 @@ class CheckpointFolder:
         """Folders that claim to be complete, newest first."""
         if not self.path.is_dir():
             return []
-        names = [path.name for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+        names = [path.name for path in self.path.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
         return sorted(names, key=_order, reverse=True)
 
     def newest_manifest(self) -> Manifest | None:
@@ -182,7 +181,7 @@ class CheckpointFolder:
 
     def remove_leftovers(self) -> None:
         """Delete what a killed run left half-written or half-deleted."""
-        for pattern in (f"{TEMPORARY}*", f"{TRASH}*"):
+        for pattern in (f"{TEMPORARY}*", f"{TRASH}*", f".{POINTER}.*"):
             for path in self.path.glob(pattern):
                 if path.is_dir() and not path.is_symlink():
                     remove_tree(path)
@@ -216,7 +215,7 @@ class CheckpointFolder:
 
 def _order(name: str) -> tuple[int, int]:
     """Step, and how often it was saved again. Only for names that match."""
-    named = _NAME.fullmatch(name)
+    named = CHECKPOINT_NAME.fullmatch(name)
     assert named is not None, name
     return int(named["step"]), int(named["again"] or 0)
 

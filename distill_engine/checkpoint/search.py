@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
-from distill_engine.checkpoint.agreement import Ranks, everywhere, on_first_rank, plain_reason
+from distill_engine.checkpoint.agreement import everywhere, on_first_rank, plain_reason
 from distill_engine.checkpoint.folder import CheckpointFolder, CheckpointInfo
 from distill_engine.checkpoint.manifest import (
     BadCheckpoint,
@@ -18,6 +19,9 @@ from distill_engine.checkpoint.manifest import (
     verify_digests,
     writer_of,
 )
+from distill_engine.cluster.ranks import Ranks
+
+T = TypeVar("T")
 
 
 def newest_that_verifies(
@@ -30,7 +34,7 @@ def newest_that_verifies(
     """
     reasons: list[str] = []
     for name in on_first_rank(ranks, disk.names, explain):
-        found = on_first_rank(ranks, partial(_claimed, disk, name), explain)
+        found = on_first_rank(ranks, partial(_or_why, partial(disk.claimed, name)), explain)
         bad = [found] if isinstance(found, str) else _objections(disk, name, found, ranks, explain)
         if bad or isinstance(found, str):
             disk.reject(name)
@@ -53,10 +57,10 @@ def files_of(names: Iterable[str], rank: int, world_size: int) -> list[str]:
     return [name for name in names if writer_of(name, world_size) == rank]
 
 
-def _claimed(disk: CheckpointFolder, name: str) -> Manifest | str:
-    """The manifest, or why the checkpoint is bad."""
+def _or_why(look: Callable[[], T]) -> T | str:
+    """What a look at a checkpoint gives, or why it is bad."""
     try:
-        return disk.claimed(name)
+        return look()
     except BadCheckpoint as bad:
         return str(bad)
     except OSError as error:
@@ -67,21 +71,15 @@ def _objections(
     disk: CheckpointFolder, name: str, manifest: Manifest, ranks: Ranks, explain: Callable[[Exception], str]
 ) -> list[str]:
     """What ranks have found wrong with their own files."""
-    answers = everywhere(ranks, partial(_objection, disk, name, manifest, ranks), explain)
-    return [answer for answer in answers if answer]
+    look = partial(_look_at_own, disk, name, manifest, ranks)
+    return [answer for answer in everywhere(ranks, partial(_or_why, look), explain) if answer]
 
 
-def _objection(disk: CheckpointFolder, name: str, manifest: Manifest, ranks: Ranks) -> str:
-    """Empty if this rank sees what it will load, and its own files are what was written."""
+def _look_at_own(disk: CheckpointFolder, name: str, manifest: Manifest, ranks: Ranks) -> None:
+    """Raises BadCheckpoint if this rank does not see what it will load, or its own files are not what was written."""
     own = files_of(manifest.files, ranks.rank, ranks.world_size)
     loaded = {*own, *files_of(manifest.files, 0, ranks.world_size)}
     if manifest.world_size != ranks.world_size:
         loaded = set(manifest.files)  # divided anew: any rank may take a part of any file
-    try:
-        see_files(disk.path / name, manifest, loaded, disk.patience)
-        verify_digests(disk.path / name, manifest, own)
-    except BadCheckpoint as bad:
-        return str(bad)
-    except OSError as error:
-        return f"it cannot be read ({plain_reason(error)})"
-    return ""
+    see_files(disk.path / name, manifest, loaded, disk.patience)
+    verify_digests(disk.path / name, manifest, own)

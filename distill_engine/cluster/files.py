@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 _READ_BYTES = 1 << 20
 
 
-def replace_text(file: Path, text: str, *, sync: bool = False) -> None:
-    """Write a file in one step: whoever reads it, or dies in the middle, leaves the old one or the new one. With `sync`
-    it has reached the disk before its name does, and the name before the call returns.
+@contextmanager
+def replacing(file: Path, *, sync: bool = False) -> Iterator[TextIO]:
+    """Gives a file to write, which takes the place of `file` in one step when the block ends well: whoever reads it, or
+    dies in the middle, leaves the old one or the new one. With `sync` it has reached the disk before its name does, and
+    the name before the block is left.
 
-    Raises OSError, and leaves nothing behind then. Parts of checkpoints have points of failure on top
-    (checkpoint/files.py).
+    Raises OSError, and leaves nothing behind then.
     """
     fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
         with fresh.open("w", encoding="utf-8", newline="") as written:
-            written.write(text)
+            yield written
             if sync:
                 written.flush()
                 os.fsync(written.fileno())
@@ -30,6 +33,12 @@ def replace_text(file: Path, text: str, *, sync: bool = False) -> None:
         fresh.unlink(missing_ok=True)
     if sync:
         sync_folder(file.parent)
+
+
+def replace_text(file: Path, text: str, *, sync: bool = False) -> None:
+    """The same for a text that is there already."""
+    with replacing(file, sync=sync) as fresh:
+        fresh.write(text)
 
 
 def create_text(file: Path, text: str) -> None:

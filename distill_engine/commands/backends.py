@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill_engine.commands.evaluate import short_names
+from distill_engine.commands.terminal import tell
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,7 @@ def rows_of(
     for one in programs:
         for setting in getattr(one.model, "ignored", ()):
             text = f"{one.backend} does not have {setting}, which is one of {model}'s generation settings"
-            Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+            tell(text)
     tokenizer = load_tokenizer(str(local_copy(model_folder(model))))
     return backend_rows(model, programs, timings, tokenizer, prompts, new_tokens)
 

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_engine.commands.evaluate import SetOption, end, ranks, refuse
+from distill_engine.commands.evaluate import ranks
+from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 _MIB = 2**20
-_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `cache` to the program."""
-    app.command()(cache)
 
 
 def cache(
@@ -57,19 +51,19 @@ def cache(
         maker = cache_maker(read, recipe, out, settings, Share(rank, world_size))
         said = maker.require_fit()
         if rank == 0:
-            _ERR.print(said, markup=False)
+            tell(said)
         with _progress(rank == 0, maker.missing()[2]) as advance:
             maker.write(advance)
     except (ValueError, OSError) as error:
         end(error, out)
     if rank == 0:
-        _ERR.print(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}", markup=False)
+        tell(f"{out} is complete: teacher.source: cache, teacher.cache: {out.absolute()}")
 
 
 @contextmanager
 def _progress(show: bool, examples: int) -> Iterator[Callable[[int], None]]:
     """A bar of this rank's examples, out of those of all ranks."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=_ERR, transient=True, disable=not show) as progress:
+    with Progress(*columns, console=ERR, transient=True, disable=not show) as progress:
         bar = progress.add_task("examples", total=examples)
         yield lambda done: progress.advance(bar, done)

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from distill_engine.commands.evaluate import GenerationOption, refuse, short_names
+from distill_engine.commands.evaluate import GenerationOption, short_names
+from distill_engine.commands.terminal import refuse
 
 if TYPE_CHECKING:
     from distill_engine.evaluate.chat import ContextRules, Conversation
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 
 _HELP = "/reset begins again, /persona TEXT sets who the model is (and begins again), /quit ends"
 _STYLES = ("bold cyan", "bold magenta")
-
-
-def register(app: typer.Typer) -> None:
-    """Add `chat` to the program."""
-    app.command()(chat)
 
 
 def chat(

@@ -7,19 +7,14 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from distill_engine.commands.evaluate import refuse
+from distill_engine.commands.terminal import refuse, say
 
-
-def register(app: typer.Typer) -> None:
-    """Add `dashboard push` to the program."""
-    group = typer.Typer(help="W&B workspaces as code.", no_args_is_help=True)
-    group.command()(push)
-    group.callback()(lambda: None)  # a group stays a group with a single command
-    app.add_typer(group, name="dashboard")
+dashboard_app = typer.Typer(help="W&B workspaces as code.", no_args_is_help=True)
+dashboard_app.callback()(lambda: None)  # a group stays a group with a single command
 
 
+@dashboard_app.command()
 def push(
     project: Annotated[str, typer.Option("--project", help="W&B project, as in logging.wandb.project.")] = "distill",
     entity: Annotated[str | None, typer.Option("--entity", help="Team or user; default: the key's own.")] = None,
@@ -39,4 +34,4 @@ def push(
         url = push_workspace(plan(), entity, project, name, view)
     except (ValueError, OSError) as error:
         refuse(error)
-    Console().print(f"the workspace is at {url}", highlight=False, soft_wrap=True)
+    say(f"the workspace is at {url}")

@@ -7,25 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from distill_engine.cluster.exit_codes import BAD_INPUT, FAILED
+from distill_engine.cluster.exit_codes import FAILED
 from distill_engine.commands.data_show import show
+from distill_engine.commands.terminal import ERR, refuse, say, tell
 
 if TYPE_CHECKING:
     from distill_engine.data.fetch.archives import Archive
     from distill_engine.data.fetch.dataset import Origin
 
-_OUT = Console()
-_ERR = Console(stderr=True)
-
 data_app = typer.Typer(help="Dialogue datasets: download them, look at them.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `data` with its sub-commands to the program."""
-    app.add_typer(data_app, name="data")
 
 
 data_app.command()(show)
@@ -66,15 +58,14 @@ def fetch(
         wanted = archives_of(datasets)
         _check_options(len(wanted), url_base, url, archive, sha256)
     except DataError as error:
-        _say(error)
-        raise typer.Exit(BAD_INPUT) from error
+        refuse(error)
     failed = False
     for one in wanted:
         origin = Origin(url or one.url(url_base or BASE_ADDRESS), sha256 or one.sha256, archive)
         try:
             _fetch_one(one, root, origin, replace)
         except DataError as error:  # the other datasets can still be had
-            _say(error)
+            tell(f"{type(error).__name__}: {error}")
             failed = True
     if failed:
         raise typer.Exit(FAILED)
@@ -104,7 +95,7 @@ def _fetch_one(archive: Archive, root: Path, origin: Origin, replace: bool) -> N
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=_ERR, transient=True) as bar:
+    with Progress(*columns, console=ERR, transient=True) as bar:
         line = bar.add_task(archive.dataset, total=None)
         done = fetch(
             archive,
@@ -115,8 +106,4 @@ def _fetch_one(archive: Archive, root: Path, origin: Origin, replace: bool) -> N
             say=lambda message: bar.update(line, description=f"{archive.dataset}: {message}"),
         )
     what = "is there already" if done.was_there else "is complete"
-    _OUT.print(f"{archive.dataset} {what}: {done.folder} ({len(done.files)} files)", soft_wrap=True, highlight=False)
-
-
-def _say(error: Exception) -> None:
-    _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
+    say(f"{archive.dataset} {what}: {done.folder} ({len(done.files)} files)")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.commands.terminal import SetOption, refuse, tell
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.recipe.shipped import DEFAULT_RECIPE
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from distill_engine.setup.prepare import Prepared
 
 _OUT = Console()
-_ERR = Console(stderr=True)
 _BAR_WIDTH = 40
 _MANY_MARKERS = 20
 Words = tuple[str, str]  # what people call an input and an answer
@@ -36,9 +36,7 @@ def show(
     recipe: Annotated[
         Path, typer.Option("--recipe", help="Recipe: its datasets, tokenizer, delimiter, limits.")
     ] = DEFAULT_RECIPE,
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
-    ] = [],  # noqa: B006  typer copies it
+    overrides: SetOption = [],  # noqa: B006  typer copies it
     root: Annotated[Path | None, typer.Option("--root", help="Folder of the downloaded datasets (data.root).")] = None,
     split: Annotated[Literal["train", "valid"], typer.Option(help="Which split.")] = "train",
     examples: Annotated[int, typer.Option(min=0, help="Examples shown of each dataset, spread over it.")] = 3,
@@ -47,14 +45,13 @@ def show(
     try:
         ready, wanted = _prepared(recipe, overrides, root, datasets or [])
     except ValueError as error:
-        _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(BAD_INPUT) from error
+        refuse(error)
     held = dict(zip(ready.dataset_labels, ready.train_datasets, strict=True))
     if split == "valid":
         held = dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     chosen = {label: dataset for label, dataset in held.items() if not wanted or label in wanted}
     if not chosen:
-        _ERR.print(f"No dataset has a {split} split: {', '.join(wanted or ready.dataset_labels)}.", soft_wrap=True)
+        tell(f"No dataset has a {split} split: {', '.join(wanted or ready.dataset_labels)}.")
         raise typer.Exit(BAD_INPUT)
     from distill_engine.data.tokens.summary import summarise
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.exit_codes import BAD_INPUT, RETRY, may_pass
 from distill_engine.cluster.facts import ClusterError, read_cluster
+from distill_engine.commands.terminal import SetOption, end, refuse, tell
 from distill_engine.metrics.replies import length_groups
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", help="Recipe that names the data; default: the first run folder's.")
 ]
 TeacherOption = Annotated[str | None, typer.Option("--teacher", help="Teacher to compare with; default: the recipe's.")]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="a.b=value", help="Change one value of the recipe; may be repeated.")
-]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
 GenerationOption = Annotated[
     list[str],
@@ -51,18 +48,13 @@ DEFAULT_PARTIAL = Path("runs") / ".evaluations"
 # shown in this order, those that there are
 _COLUMNS = (
     "parameters", "ppl", "token_acc", "token_em", "teacher_acc", "teacher_kl", "f1", "bleu", "rouge_1",
-    "rouge_2", "rouge_l", "chrf", "spbleu", "wer", "cer", "token_error_rate", "interdistinct-1", "interdistinct-2",
-    "repetition", "reply_words", "gold_words", "reply_tokens", "empty", "ms_per_reply",
+    "rouge_2", "rouge_l", "chrf", "spbleu", "wer", "wer_english", "cer", "token_error_rate", "interdistinct-1",
+    "interdistinct-2", "repetition", "reply_words", "gold_words", "reply_tokens", "empty", "ms_per_reply",
 )  # fmt: skip
 _SHARES = (
-    "token_acc", "token_em", "teacher_acc", "f1", "rouge_1", "rouge_2", "rouge_l", "wer", "cer", "token_error_rate",
-    "interdistinct-1", "interdistinct-2", "repetition", "empty",
+    "token_acc", "token_em", "teacher_acc", "f1", "rouge_1", "rouge_2", "rouge_l", "wer", "wer_english", "cer",
+    "token_error_rate", "interdistinct-1", "interdistinct-2", "repetition", "empty",
 )  # fmt: skip
-
-
-def register(app: typer.Typer) -> None:
-    """Add `evaluate` to the program."""
-    app.command()(evaluate)
 
 
 def evaluate(
@@ -91,7 +83,8 @@ def evaluate(
     try:
         loaded = loaded_models(models, recipe, overrides, teacher, dtype, split)
         if rank == 0 and loaded.without_split:
-            say_left_out(loaded)
+            # a mean over fewer datasets is another number
+            tell(f"without a {loaded.split} split, and left out: {', '.join(loaded.without_split)}")
         spoken = reply_settings(loaded, generation) if generate or generation else None
         if rank == 0 and spoken is not None:
             say_generation_notes(loaded, spoken)
@@ -137,12 +130,6 @@ def loaded_models(
     return load_models(models, recipe, overrides, teacher, dtypes[dtype], split)
 
 
-def say_left_out(loaded: Loaded) -> None:
-    """One line on stderr about the datasets without the split: a mean over fewer datasets is another number."""
-    text = f"without a {loaded.split} split, and left out: {', '.join(loaded.without_split)}"
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def reply_settings(loaded: Loaded, generation: list[str]) -> ReplySettings:
     """The models' own settings with --generation on top; a reply ends at data.label_tokens if a model has no limit."""
     from distill_engine.evaluate.generate import parse_settings
@@ -157,7 +144,7 @@ def say_generation_notes(loaded: Loaded, spoken: ReplySettings) -> None:
 
     for name, model in loaded.models.items():
         for note in notes_on(model, spoken.new_tokens, spoken.changed):
-            Console(stderr=True).print(f"{name}: {note}", markup=False, highlight=False, soft_wrap=True)
+            tell(f"{name}: {note}")
 
 
 def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, partial: Path, resume: bool) -> Evaluation:
@@ -243,24 +230,3 @@ def shown(name: str, value: float | None) -> str:
     if name in _SHARES:
         return f"{100 * value:.1f} %"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
-
-
-def refuse(error: Exception) -> NoReturn:
-    """Print an error that the user can correct, and end with its exit code."""
-    text = f"{type(error).__name__}: {error}"
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(BAD_INPUT)
-
-
-def end(error: Exception, kept: Path) -> NoReturn:
-    """Exit code 74 for a disk that may be emptied or ranks that died, 78 for what is wrong itself. `kept`: the folder
-    of what is finished."""
-    from distill_engine.checkpoint.files import write_failure
-
-    if not may_pass(error):
-        refuse(error)
-    is_disk = isinstance(error, OSError)
-    reason = write_failure(error, kept if kept.is_dir() else kept.absolute().parent) if is_disk else str(error)
-    text = f"{reason}. What is finished is kept in {kept}; the same command goes on from there."
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(RETRY)

@@ -7,21 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from distill_engine.commands.evaluate import RecipeOption, refuse
+from distill_engine.commands.evaluate import RecipeOption
+from distill_engine.commands.terminal import refuse, say, tell
 
 if TYPE_CHECKING:
     from distill_engine.evaluate.agreement import Agreement, Prompts
 
-_OUT = Console(soft_wrap=True, highlight=False)
 _NEW_TOKENS = 32
 _ALIASES = {"huggingface": "hf"}  # its name when there were two formats
-
-
-def register(app: typer.Typer) -> None:
-    """Add `export` to the program."""
-    app.command()(export)
 
 
 def export(
@@ -49,17 +43,22 @@ def export(
     (or --recipe), else random tokens.
     """
     from distill_engine.export.convert import export_student
+    from distill_engine.recipe.load import load_recipe
+    from distill_engine.recipe.quantize_rules import int8_note
 
     def judge(student: Path, other: Any) -> Mapping[str, Any]:
         return _judged(student, other, [str(source)], recipe, prompts, min_agreement)
 
     chosen = _ALIASES.get(layout, layout)
     try:
-        step = export_student(source, target, chosen, quantize, judge, which=which, say=_tell)
+        step = export_student(source, target, chosen, quantize, judge, which=which, say=tell)
     except (ValueError, OSError, RuntimeError) as error:
         refuse(error)
     what = f"{which} student of {source} (step {step})" if step is not None else str(source)
-    _OUT.print(f"{what} is in {target}", markup=False)
+    say(f"{what} is in {target}")
+    said = source / "recipe.yaml"
+    if step is not None and said.is_file() and (note := int8_note(load_recipe(said), step)):
+        say(note)
 
 
 def _judged(
@@ -77,9 +76,9 @@ def _judged(
     tokenizer = load_tokenizer(str(student))
     given = _prompts(models, recipe, prompts, model, tokenizer)
     for name in getattr(other, "ignored", ()):
-        _tell(f"{name} is one of the student's generation settings, which the target does not have")
+        tell(f"{name} is one of the student's generation settings, which the target does not have")
     found = agreement(model, other, tokenizer, given, _NEW_TOKENS)
-    _tell(_shown(found, given.source))
+    tell(_shown(found, given.source))
     if found.share < least:
         raise TargetError(
             f"{found.share:.1%} of the replies are the student's, fewer than --min-agreement {least:.1%}. Nothing is "
@@ -113,7 +112,3 @@ def _shown(found: Agreement, source: str) -> str:
         first = found.first
         lines.append(f"  first difference, after {first.context!r}: PyTorch {first.student!r}, here {first.other!r}")
     return "\n".join(lines)
-
-
-def _tell(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from distill_engine.commands.backends import judged, opened, print_backends, rows_of
-from distill_engine.commands.evaluate import JsonOption, ModelsArgument, SetOption, refuse
+from distill_engine.commands.evaluate import JsonOption, ModelsArgument
 from distill_engine.commands.latency_tables import show
+from distill_engine.commands.terminal import SetOption, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _CONTEXTS = 64
-
-
-def register(app: typer.Typer) -> None:
-    """Add `latency` to the program."""
-    app.command()(latency)
 
 
 def latency(

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from distill_engine import registry
-from distill_engine.cluster.exit_codes import BAD_INPUT
-from distill_engine.commands.plugins import PluginOption
+from distill_engine.commands.terminal import PluginOption, refuse
 from distill_engine.registry import BUILT_IN, RegistryError, load_plugins
-
-_ERR = Console(stderr=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command, and `--plugin` for every command."""
-    app.command("list")(list_seam)
-    app.callback()(plug_in)
 
 
 def plug_in(
@@ -29,7 +20,7 @@ def plug_in(
     try:
         load_plugins(plugins)
     except RegistryError as error:
-        _refuse(error)
+        refuse(error)
 
 
 def list_seam(
@@ -43,13 +34,8 @@ def list_seam(
             typer.echo(registry.markdown(seam))
             return
     except RegistryError as error:
-        _refuse(error)
+        refuse(error)
     table = Table(*header)
     for row in found:
         table.add_row(*row)
     Console().print(table)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    _ERR.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(BAD_INPUT)

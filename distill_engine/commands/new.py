@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from distill_engine.commands.evaluate import refuse
-
-
-def register(app: typer.Typer) -> None:
-    """Add `new` to the program."""
-    app.command()(new)
+from distill_engine.commands.terminal import refuse, say
 
 
 def new(
@@ -42,7 +36,6 @@ def new(
         read_recipe(target)
     except (ValueError, OSError) as error:
         refuse(error)
-    console = Console()
     for reason in made.reasons:
-        console.print(reason, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{target} is written: distill check --recipe {target}", highlight=False, soft_wrap=True)
+        say(reason)
+    say(f"{target} is written: distill check --recipe {target}")

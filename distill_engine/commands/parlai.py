@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from distill_engine.cluster.exit_codes import BAD_INPUT
+from distill_engine.commands.terminal import refuse, say
 
 if TYPE_CHECKING:
     from distill_engine.interop.parlai.importer import Imported
@@ -18,10 +17,10 @@ FileOption = Path | None
 
 def register(app: typer.Typer) -> None:
     """Add both commands to the program."""
-    app.command("import-parlai")(import_parlai)
+    app.command()(import_parlai)
     # a ParlAI flag is no option of ours, whether `--` was put in front of them or not
     flags = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-    app.command("recipe-from-parlai", context_settings=flags)(recipe_from_parlai)
+    app.command(context_settings=flags)(recipe_from_parlai)
 
 
 def import_parlai(
@@ -51,8 +50,8 @@ def import_parlai(
     try:
         imported = convert(SourceFiles(model, opt, dictionary, bpe_vocab, bpe_merges), out, allow_pickle=allow_pickle)
     except (ValueError, OSError) as error:
-        _refuse(error)
-    Console().print(_summary(imported), markup=False, highlight=False, soft_wrap=True)
+        refuse(error)
+    say(_summary(imported))
 
 
 def recipe_from_parlai(
@@ -76,7 +75,7 @@ def recipe_from_parlai(
             )
         text = recipe_yaml(translate(read_command(flags or [], opt), name))
     except ParlaiError as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(text, nl=False)
 
 
@@ -92,8 +91,3 @@ def _summary(imported: Imported) -> str:
     if imported.projections_left_out:
         lines.append(f"{imported.projections_left_out} tensors of distillation projections were left out.")
     return "\n".join(lines)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    Console(stderr=True).print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(BAD_INPUT)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +18,10 @@ from distill_engine.commands.evaluate import (
     BatchOption,
     Dtype,
     GenerationOption,
-    SetOption,
-    end,
     progress_bars,
     ranks,
-    refuse,
 )
+from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +33,6 @@ if TYPE_CHECKING:
 
 WORK, SUMMARY = "work", "summary.json"
 _LINE_SECONDS = 60.0
-_ERR = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Add `pseudo-label` to the program."""
-    app.command("pseudo-label")(pseudo_label)
 
 
 def pseudo_label(
@@ -76,9 +67,11 @@ def pseudo_label(
     Beams and sampling are --generation settings. Under a launcher (torchrun, srun, deepspeed) the ranks share the work.
     A killed start goes on where it was; other filters on the same texts cost no generation.
     """
+    from distill_engine.pseudo_labels.filters import Filters, parse_limits
+
     rank, _ = ranks()
     try:
-        filters = _filters(length_ratio, repetition, at_most, at_least)
+        filters = Filters(length_ratio, repetition, parse_limits(at_most, at_least))
         ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
         with nullcontext() if shards is None else shards.to_the_end():
             written = _made(ready, job, filters, out, shards)
@@ -88,12 +81,6 @@ def pseudo_label(
         end(error, out)
     if rank == 0:
         _show(written)
-
-
-def _filters(length_ratio: float | None, repetition: float | None, at_most: list[str], at_least: list[str]) -> Filters:
-    from distill_engine.pseudo_labels.filters import Filters, parse_limits
-
-    return Filters(length_ratio, repetition, parse_limits(at_most, at_least))
 
 
 class _Shards:
@@ -167,7 +154,7 @@ def _job(
     new_tokens = ready.recipe.data.label_tokens
     if ranks()[0] == 0:
         for note in notes_on(loaded, new_tokens, changed):
-            _ERR.print(f"{name}: {note}", markup=False)
+            tell(f"{name}: {note}")
     return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed), shards
 
 
@@ -197,7 +184,7 @@ def _progress(show: bool) -> Iterator[Callable[[str, int, int], None]]:
         nonlocal said
         if time.monotonic() - said > _LINE_SECONDS:
             said = time.monotonic()
-            _ERR.print(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s", markup=False)
+            tell(f"{name}: {done:,} of {total:,} batches after {said - begun:,.0f} s")
 
     yield line
 
@@ -229,9 +216,9 @@ def _show(written: list[Written]) -> None:
     for one in written:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in one.left_out.items()) or "-"
         table.add_row(Text(one.title), f"{one.examples:,}", f"{one.kept:,}", Text(reasons))
-    _ERR.print(table)
+    ERR.print(table)
     entries = [dict(one.entry) for one in written if one.entry is not None]
     if not entries:
         refuse(ValueError("the filters leave out every text. Loosen them: the texts are not generated again."))
-    _ERR.print("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
+    tell("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
     typer.echo(dump_yaml(entries), nl=False)

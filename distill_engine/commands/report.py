@@ -19,17 +19,17 @@ from distill_engine.commands.evaluate import (
     BatchOption,
     GenerationOption,
     PartialOption,
+    RecipeOption,
     ResumeOption,
-    SetOption,
     loaded_models,
     measured,
     ranks,
-    refuse,
     reply_settings,
     short_names,
     with_sizes,
 )
 from distill_engine.commands.latency import case_list, progress_bar
+from distill_engine.commands.terminal import SetOption, refuse, say
 
 if TYPE_CHECKING:
     from distill_engine.evaluate.agreement import Prompts
@@ -40,12 +40,6 @@ if TYPE_CHECKING:
     from distill_engine.reports.report_card import ReportCard
 
 _CONTEXTS = 64
-
-
-def register(app: typer.Typer) -> None:
-    """Add `report` and `report-card` to the program."""
-    app.command()(report)
-    app.command("report-card")(report_card)
 
 
 def report(
@@ -65,15 +59,13 @@ def report(
         target.write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
         refuse(error)
-    Console().print(f"the report is in {target}", highlight=False, soft_wrap=True)
+    say(f"the report is in {target}")
 
 
 def report_card(
     teacher: Annotated[str, typer.Argument(help="The teacher: folder, run folder or Hub name.")],
     students: Annotated[list[str], typer.Argument(help="The students: folders, run folders or Hub names.")],
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", help="Recipe that names the data; default: the first run folder's.")
-    ] = None,
+    recipe: RecipeOption = None,
     overrides: SetOption = [],  # noqa: B006  typer copies it
     out: Annotated[Path, typer.Option("--out", help="Folder for report_card.html, .md, .json and frontier.svg.")] = (
         Path("report_card")
@@ -118,9 +110,8 @@ def report_card(
         refuse(error)
     from distill_engine.reports.report_card import headline
 
-    console = Console()
-    console.print(headline(card), highlight=False)
-    console.print(f"the report card is in {out / 'report_card.html'}", highlight=False, soft_wrap=True)
+    Console().print(headline(card), highlight=False)
+    say(f"the report card is in {out / 'report_card.html'}")
 
 
 def _with_headline(cases: list[Case]) -> list[Case]:

@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from distill_engine.cluster.exit_codes import FAILED
-from distill_engine.commands.evaluate import refuse
+from distill_engine.commands.terminal import refuse, say
 
 if TYPE_CHECKING:
     from distill_engine.reports.history import RunHistory
 
 UPLOAD_SECONDS = 600.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add `wandb-sync` to the program."""
-    app.command("wandb-sync")(wandb_sync)
 
 
 def wandb_sync(
@@ -31,8 +25,6 @@ def wandb_sync(
     from distill_engine.reports.history import RunHistoryError, read_run
     from distill_engine.telemetry.wandb_sink import StoredRunId, WandbSink
 
-    console = Console()
-    say = lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
     try:
         history = read_run(run)
         if history.running:

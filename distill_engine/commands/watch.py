@@ -11,18 +11,13 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 
-from distill_engine.commands.evaluate import refuse
+from distill_engine.commands.terminal import refuse
 
 if TYPE_CHECKING:
     from distill_engine.reports.history import RunHistory
 
 _WHOLE = 60  # lines: a picture that scrolls may be as long as it likes
 _READING_SHARE = 0.1  # of the time at most: a history of a hundred megabytes is read less often
-
-
-def register(app: typer.Typer) -> None:
-    """Add `watch` to the program."""
-    app.command()(watch)
 
 
 def watch(

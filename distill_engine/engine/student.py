@@ -121,6 +121,10 @@ class StudentEngine:
         """Dropout off."""
         self._engine.eval()
 
+    def quantize(self, on: bool) -> None:
+        """Whether passes from now on are int8's."""
+        self.module.quantize(on)
+
     def features(self, batch: Batch, request: FeatureRequest) -> Features:
         """One forward pass, projected to the teacher's width."""
         features, _ = self._engine(batch, request)

@@ -1,27 +1,27 @@
-"""Measures finished models: teacher-forced quality on a data set, beside their teacher.
+"""How models predict the labels of a batch, beside their teacher: the one evaluator, of training and finished models.
 
-Beside the values of validation there is `teacher_kl`. Large logits are not formed as a whole: where training would take
-a fused kernel for them, so does this (losses.kernels.dispatch).
+Large logits are not formed as a whole: where training would take a fused kernel for them, so does this
+(losses.kernels.dispatch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill_engine.families.lookup import family_of, shape_of, start_of
-from distill_engine.losses.kernels.dispatch import Implementation, choose, vocabulary_scores
-from distill_engine.losses.quality import TokenScores, token_scores
+from distill_engine.losses.kernels.dispatch import Implementation, choose
+from distill_engine.losses.objective import Objective
 from distill_engine.metrics.scores import Scores
 from distill_engine.metrics.tally import Tally
 from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint, local_copy
-from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, OutputHead
+from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, TermValue
 
 FeatureFunction = Callable[[Batch, FeatureRequest], Features]
 
@@ -52,11 +52,6 @@ def adapters_of(
     return adapters, adapters[same[0]] if same else None if teacher is None else adapt(teacher)
 
 
-def tally_of(with_teacher: bool) -> Tally:
-    """What is summed up of a model, beside a teacher or alone."""
-    return Tally("agreement", "divergence") if with_teacher else Tally()
-
-
 def prediction_kernel(
     models: Mapping[str, PreTrainedModel], teacher: PreTrainedModel | None, batch: Batch
 ) -> Implementation:
@@ -70,49 +65,52 @@ def prediction_kernel(
     return kernels.prediction
 
 
+class Measured(NamedTuple):
+    """What one micro-batch adds for one model.
+
+    sums        [datasets, columns of the tally] float64
+    scores      what they were made of
+    terms       of the objective
+    vocabulary  tokens that model and teacher choose from
+    """
+
+    sums: Tensor
+    scores: Scores
+    terms: dict[str, TermValue]
+    vocabulary: int
+
+
 @torch.no_grad()
-def batch_sums(
+def measured(
     models: Mapping[str, FeatureFunction],
     teacher: FeatureFunction | None,
     batch: Batch,
+    objective: Objective,
+    tally: Tally,
     datasets: int,
-    implementation: Implementation = "reference",
-) -> dict[str, Tensor]:
-    """[datasets, columns of the tally] float64 per model name, summed over the batch; the teacher runs once.
+) -> dict[str, Measured]:
+    """The one evaluator: every model predicts the labels of a batch, beside the teacher, which runs once.
 
-    Raises ModelError for a model whose vocabulary is not the teacher's.
+    Validation gives it the student that trains, `distill evaluate` finished models. Raises ModelError for a model whose
+    vocabulary is not the teacher's.
     """
-    whole = implementation == "reference"
-    request = FeatureRequest(logits=whole, head=not whole)
-    teacher_features = None if teacher is None else teacher(batch, request)
-    tally, sums = tally_of(teacher is not None), {}
-    for name, adapter in models.items():
-        features = teacher_features if teacher_features is not None and adapter is teacher else adapter(batch, request)
-        if teacher_features is not None and teacher_features.vocabulary != features.vocabulary:
+    beside = None if teacher is None else teacher(batch, objective.teacher_request())
+    theirs = objective.teacher_scores(beside, batch) if beside is not None and "teacher" in tally.given else None
+    found = {}
+    for name, model in models.items():
+        own = beside if beside is not None and model is teacher else model(batch, objective.student_request())
+        if beside is not None and beside.vocabulary != own.vocabulary:
             raise ModelError(
-                f"model {name!r} predicts {features.vocabulary} tokens, the teacher "
-                f"{teacher_features.vocabulary}. Only models of one vocabulary can be compared. Give another --teacher."
+                f"model {name!r} predicts {own.vocabulary} tokens, the teacher {beside.vocabulary}. Only models of one "
+                "vocabulary can be compared. Give another --teacher."
             )
-        scores = _scores(features, teacher_features, batch.labels, implementation)
-        sums[name] = tally.sums(Scores(scores, batch), datasets)
-    return sums
-
-
-def _head(features: Features) -> OutputHead:
-    assert features.head is not None
-    return features.head
-
-
-def _scores(
-    features: Features, teacher_features: Features | None, labels: Tensor, implementation: Implementation
-) -> TokenScores:
-    """How every label position [B, T] is predicted; with a divergence where there is a teacher."""
-    if features.logits is None:
-        teacher = None if teacher_features is None else _head(teacher_features)
-        return vocabulary_scores(implementation, _head(features), teacher, labels, temperature=1.0)
-    right = None if teacher_features is None else teacher_features.logits
-    scores = token_scores(features.logits, right, labels)
-    return scores if right is None else scores._replace(divergence=_divergences(features.logits, right, labels))
+        terms, tokens = objective.terms_and_scores(own, beside, batch)
+        if "divergence" in tally.given and tokens.divergence is None:
+            assert own.logits is not None and beside is not None and beside.logits is not None
+            tokens = tokens._replace(divergence=_divergences(own.logits, beside.logits, batch.labels))
+        scores = Scores(tokens, batch, theirs)
+        found[name] = Measured(tally.sums(scores, datasets), scores, terms, own.vocabulary)
+    return found
 
 
 def _divergences(logits: Tensor, right: Tensor, labels: Tensor) -> Tensor:

@@ -9,35 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel
 
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.evaluate.generate import GenerationError, own_settings
 from distill_engine.evaluate.samples import Prompt, SampleReplies, answers, fixed_prompts
 from distill_engine.metrics.replies import Answered, reply_values
 from distill_engine.setup.prepare import Prepared
 
-T = TypeVar("T")
-
 
 class MeasuredRepliesError(RuntimeError):
     """The student could not answer what validation.metric is measured on. Raised on all ranks."""
-
-
-class Ranks(Protocol):
-    """The part of the process group that is needed."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def world_size(self) -> int:
-        """How many processes there are."""
-
-    def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order, on every rank."""
 
 
 def measures_replies(ready: Prepared) -> bool:

@@ -19,12 +19,15 @@ from transformers import PreTrainedModel
 from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.data.tokens.tokenised import ids_without_row
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
-from distill_engine.evaluate.measure import ModelError, adapters_of, batch_sums, prediction_kernel, tally_of
+from distill_engine.evaluate.measure import ModelError, adapters_of, measured, prediction_kernel
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.families.lookup import shape_of
+from distill_engine.losses.config import LossWeights
+from distill_engine.losses.objective import Objective
 from distill_engine.metrics.named import token_metrics
 from distill_engine.metrics.replies import Answered, reply_values, values_by_length
+from distill_engine.metrics.tally import Tally
 
 _FORMAT = 3  # of the partial results; another number makes older files unused
 _POLL_SECONDS = 0.2
@@ -114,13 +117,13 @@ def run_evaluation(
         )
     for name, model in [*models.items(), *([("teacher", teacher)] if teacher is not None else [])]:
         check_fits(name, model, examples)
-    stores = _stores(models, teacher, examples, work, spoken)
+    tally = Tally() if teacher is None else Tally("agreement", "divergence")
+    stores = _stores(models, teacher, examples, tally, work, spoken)
     with work.shared(next(iter(stores.values()))) as others:
-        _compute(models, teacher, examples, len(labels), tokenizer, work, spoken, stores)
+        _compute(models, teacher, examples, tally, len(labels), tokenizer, work, spoken, stores)
         results = {name: _all_batches(store, len(examples), work, name, others) for name, store in stores.items()}
     values = {
-        name: _values(of_model, examples, labels, teacher is not None, spoken is not None)
-        for name, of_model in results.items()
+        name: _values(of_model, examples, labels, tally, spoken is not None) for name, of_model in results.items()
     }
     return Evaluation(values, _samples(results, examples, labels) if spoken is not None else [])
 
@@ -148,6 +151,7 @@ def _stores(
     models: Mapping[str, PreTrainedModel],
     teacher: PreTrainedModel | None,
     examples: EvaluationSet,
+    tally: Tally,
     work: Work,
     spoken: ReplySettings | None,
 ) -> dict[str, PartialResults]:
@@ -159,7 +163,7 @@ def _stores(
             "model": _identity(model),
             "dtype": str(model.dtype),
             "teacher": None if teacher is None else [*_identity(teacher), str(teacher.dtype)],
-            "metrics": [(metric.name, metric.columns) for metric in tally_of(teacher is not None).metrics],
+            "metrics": [(metric.name, metric.columns) for metric in tally.metrics],
             "data": data,
             "spoken": None if spoken is None else own_settings(model, spoken.new_tokens, spoken.changed),
         }
@@ -177,6 +181,7 @@ def _compute(
     models: Mapping[str, PreTrainedModel],
     teacher: PreTrainedModel | None,
     examples: EvaluationSet,
+    tally: Tally,
     datasets: int,
     tokenizer: Any,
     work: Work,
@@ -186,20 +191,22 @@ def _compute(
     """This process's batches of all models; the teacher runs once per batch."""
     done = {name: set(store.read()) for name, store in stores.items()}
     adapters, teacher_adapter = adapters_of(models, teacher)
+    plain = Objective(LossWeights({"task": 1.0}), {})  # asks for logits alone
     for number in range(work.rank, len(examples), work.world_size):
         missing = [name for name in models if number not in done[name]]
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
-        kernel = prediction_kernel(models, teacher, batch)
-        sums = batch_sums({name: adapters[name] for name in missing}, teacher_adapter, batch, datasets, kernel)
+        objective = plain.with_prediction(prediction_kernel(models, teacher, batch))
+        asked = {name: adapters[name] for name in missing}
+        found = measured(asked, teacher_adapter, batch, objective, tally, datasets)
         for name in missing:
             said: list[Reply] | None = None
             if spoken is not None:
                 settings = own_settings(models[name], spoken.new_tokens, spoken.changed)
                 with same_draws(models[name].device, seed=number):  # whoever computes the batch, and when
                     said = replies(models[name], tokenizer, batch.inputs, settings)
-            stores[name].add(BatchResult(number, sums[name].tolist(), said))
+            stores[name].add(BatchResult(number, found[name].sums.tolist(), said))
             done[name].add(number)
             work.tell(name, len(done[name]), len(examples))
 
@@ -218,12 +225,12 @@ def _all_batches(store: PartialResults, batches: int, work: Work, name: str, oth
 
 
 def _values(
-    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], with_teacher: bool, spoken: bool
+    results: Sequence[BatchResult], examples: EvaluationSet, labels: Sequence[str], tally: Tally, spoken: bool
 ) -> dict[str, float]:
     sums = torch.zeros(len(labels), len(results[0].sums[0]), dtype=torch.float64)
     for result in results:  # always in this order: float sums depend on it
         sums += torch.tensor(result.sums, dtype=torch.float64)
-    values = parlai_names(tally_of(with_teacher).values(sums, labels))
+    values = parlai_names(tally.values(sums, labels))
     values["exs"] = float(examples.examples)
     return values | (_reply_values(results, examples, labels) if spoken else {})
 

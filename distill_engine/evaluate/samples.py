@@ -22,6 +22,7 @@ from distill_engine.data.tokens.tokenised import Example, TokenisedDataset
 from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies, same_draws
 from distill_engine.metrics.text.repetition import repetition
 from distill_engine.setup.prepare import Prepared
+from distill_engine.train.roles import Sinks
 
 # Where an alarm begins. People rarely repeat three tokens in a row within a reply, and a sound model's replies are
 # seldom longer than twice what it was trained on.
@@ -30,16 +31,8 @@ _MANY = 0.25  # of the replies
 _LENGTH_FACTOR = 3.0
 
 
-class Says(Protocol):
+class Says(Sinks, Protocol):
     """The sinks of rank 0 (telemetry.sinks)."""
-
-    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
-        """Write one record everywhere."""
-        ...
-
-    def message(self, text: str) -> None:
-        """One line for people."""
-        ...
 
     def samples(self, step: int, seconds: float, rows: Sequence[Mapping[str, str]]) -> None:
         """Write a table of sample replies everywhere."""
@@ -207,7 +200,8 @@ def degenerations(prompts: Sequence[Prompt], said: Sequence[Said], least_tokens:
     empty = sum(one.empty for one in said)
     if empty:
         found.append(f"{empty} of {len(said)} sample replies are empty")
-    stuck = sum(_repeats(prompt, one) for prompt, one in zip(prompts, said, strict=True))
+    pairs = zip(prompts, said, strict=True)
+    stuck = sum(one.repetition > _REPEATS + prompt.repetition for prompt, one in pairs)
     if stuck >= _MANY * len(said):
         found.append(f"{stuck} of {len(said)} sample replies repeat themselves")
     texts = {one.text for one in said}
@@ -218,10 +212,6 @@ def degenerations(prompts: Sequence[Prompt], said: Sequence[Said], least_tokens:
     if length > _LENGTH_FACTOR * max(gold, least_tokens) or length * _LENGTH_FACTOR < gold:
         found.append(f"sample replies are {length:.3g} tokens long on average, the gold replies {gold:.3g}")
     return found
-
-
-def _repeats(prompt: Prompt, said: Said) -> bool:
-    return said.repetition > _REPEATS + prompt.repetition
 
 
 def _row(prompt: Prompt, teacher_replies: str | None, said: Said) -> dict[str, str]:

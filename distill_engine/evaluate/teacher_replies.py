@@ -13,48 +13,26 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from distill_engine.cluster.files import digest_of, replace_text
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.evaluate.generate import GenerationError, own_settings
 from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, recipe_prompts
 from distill_engine.setup.prepare import Prepared, fingerprints
+from distill_engine.teachers.protocol import Engine
 
 FILE = "teacher_samples.json"
-T = TypeVar("T")
-
-
-class Shards(Protocol):
-    """The teacher's engine: its model, every call of which is collective."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The teacher, in eval mode, perhaps sharded."""
 
 
 class TeacherRepliesError(RuntimeError):
     """The teacher broke down while it answered, perhaps on this rank alone."""
 
 
-class Ranks(Protocol):
-    """The part of the process group that is needed."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def world_size(self) -> int:
-        """How many processes there are."""
-
-    def broadcast(self, value: T) -> T:
-        """Rank 0's value on every rank."""
-
-
 def sample_guard(
-    ready: Prepared, student: PreTrainedModel, teacher: Shards | None, folder: Path, ranks: Ranks, sinks: Says
+    ready: Prepared, student: PreTrainedModel, teacher: Engine | None, folder: Path, ranks: Ranks, sinks: Says
 ) -> SampleReplies | None:
     """The degeneration guard that the recipe asks for; None without prompts, and on ranks other than 0.
 

@@ -102,7 +102,8 @@ def running(
 
 
 def int8_twin(model: Any) -> Any:
-    """The same model with int8 weights in its linear layers, on the CPU; activations are quantised while it runs.
+    """The same model with int8 weights in its linear layers, each output channel of a scale of its own, on the CPU;
+    activations are quantised while it runs.
 
     Raises TargetError where this PyTorch has no such arithmetic.
     """
@@ -112,7 +113,8 @@ def int8_twin(model: Any) -> Any:
         raise TargetError(f"PyTorch {torch.__version__} has no dynamic int8 for this machine's CPU.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is on its way out of PyTorch, into torchao
-        return quantization.quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear}, dtype=torch.qint8)
+        each = {nn.Linear: quantization.per_channel_dynamic_qconfig}
+        return quantization.quantize_dynamic(copy.deepcopy(model).eval(), each)
 
 
 def _in_torch(student: Path, device: torch.device, dtype: torch.dtype) -> Any:

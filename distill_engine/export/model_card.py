@@ -19,7 +19,7 @@ tags:
 
 # {name}
 
-A {family} student{of_teacher}, {parameters:,} parameters, exported at its best validation so far (step {step}).
+A {family} student{of_teacher}, {parameters:,} parameters, exported at its best validation so far (step {step}).{note}
 
 ```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -60,8 +60,9 @@ def model_card(
     step: int,
     metrics: Mapping[str, float],
     machine: Mapping[str, Any],
+    note: str = "",
 ) -> str:
-    """Markdown with the metadata block that model hubs read."""
+    """Markdown with the metadata block that model hubs read; `note`: what else is to be known of its weights."""
     ordered = [key for key in (POOLED, *names("metrics")) if key in metrics]
     ordered += sorted(key for key in metrics if "/" in key and not key.startswith("sample/"))  # of a few prompts only
     return _TEMPLATE.format(
@@ -70,6 +71,7 @@ def model_card(
         of_teacher=f" of `{teacher}`" if teacher else "",
         parameters=parameters,
         step=step,
+        note=f" {note}" if note else "",
         rows="\n".join(f"| {key} | {metrics[key]:.5g} |" for key in ordered),
         recipe=recipe_yaml if recipe_yaml.endswith("\n") else recipe_yaml + "\n",
         machine=json.dumps(dict(machine), indent=2),

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.manifest import CheckpointError
 from distill_engine.cluster.files import sync_folder, sync_tree
+from distill_engine.cluster.ranks import Alone
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
 from distill_engine.families.lookup import family_of
@@ -20,17 +21,6 @@ from distill_engine.models.classes import auto_class, untie
 from distill_engine.models.own_settings import read_settings
 
 _STUDENT_PREFIX = "adapter.model."
-
-
-class _Alone:
-    """A process group of one, for reading checkpoints outside a run."""
-
-    rank = 0
-    world_size = 1
-
-    def gather(self, value: object) -> list[object]:
-        """Every rank's value."""
-        return [value]
 
 
 def _is_apart(name: str, state: Mapping[str, torch.Tensor], model: PreTrainedModel) -> bool:
@@ -83,7 +73,7 @@ def _copy_best(best: Path, target: Path) -> int:
 
 def _rebuild_last(run: Path, files: Path, target: Path, say: Callable[[str], None]) -> int:
     """Weights from the checkpoint; architecture, generation settings and tokenizer are those in `files`."""
-    newest = Checkpoints(run / "checkpoints", _Alone(), identity={}, keep_last=1).latest_complete()
+    newest = Checkpoints(run / "checkpoints", Alone(), identity={}, keep_last=1).latest_complete()
     if newest is None:
         raise CheckpointError(f"{run / 'checkpoints'} holds no complete checkpoint.")
     shards = sorted((newest.folder / "student").rglob("mp_rank_00_model_states.pt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -16,13 +17,19 @@ LOGITS_BIAS = "final_logits_bias"
 def parts(model: PreTrainedModel) -> Parts:
     """See `protocol.Family.parts`."""
     whole: Any = model
+    bias = LOGITS_BIAS if LOGITS_BIAS in dict(model.named_buffers()) else None
+    return parts_of(whole.model, _stack, whole.lm_head, bias=bias)
+
+
+def parts_of(body: Any, stack_of: Callable[[Any, Stack], StackParts], head: Any, **more: Any) -> Parts:
+    """Of a model whose two stacks `body` has, called as BART's are; `more`: what else Parts are told."""
 
     def encode(batch: Batch) -> Tensor:
-        output: Tensor = whole.model.encoder(**batch.inputs.keywords).last_hidden_state
+        output: Tensor = body.encoder(**batch.inputs.keywords).last_hidden_state
         return output
 
     def decode(batch: Batch, context: Tensor) -> Tensor:
-        output: Tensor = whole.model.decoder(
+        output: Tensor = body.decoder(
             input_ids=batch.decoder_input_ids,
             encoder_hidden_states=context,
             encoder_attention_mask=batch.inputs.attention_mask,
@@ -30,13 +37,8 @@ def parts(model: PreTrainedModel) -> Parts:
         ).last_hidden_state
         return output
 
-    return Parts(
-        stacks={stack: _stack(getattr(whole.model, stack.value), stack) for stack in Stack},
-        encode=encode,
-        decode=decode,
-        head=whole.lm_head,
-        bias=LOGITS_BIAS if LOGITS_BIAS in dict(model.named_buffers()) else None,
-    )
+    stacks = {stack: stack_of(getattr(body, stack.value), stack) for stack in Stack}
+    return Parts(stacks=stacks, encode=encode, decode=decode, head=head, **more)
 
 
 def _stack(module: Any, stack: Stack) -> StackParts:

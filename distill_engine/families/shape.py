@@ -180,16 +180,6 @@ class Shape:
             return 0
         return (self.positions + self.form.position_rows) * self.width
 
-    @property
-    def position_tables(self) -> int:
-        """Parameters of both."""
-        return sum(map(self.position_table, Stack))
-
-    @property
-    def computed_positions(self) -> int:
-        """Those of them that are computed and never trained."""
-        return sum(self.position_table(stack) for stack in Stack if self.computes(stack))
-
     def computes(self, stack: Stack | str) -> bool:
         """Whether a stack's positions are computed."""
         return self.form.computed or (self.window is not None and stack == Stack.ENCODER)

@@ -22,6 +22,7 @@ class Tally:
     """The sums of all metrics that what is given allows: [datasets, columns] float64, the first column label tokens."""
 
     def __init__(self, *given: Given) -> None:
+        self.given = given
         self.metrics = tuple(metric for metric in token_metrics() if metric.needs in ("student", *given))
         self.columns = 1 + sum(metric.columns for metric in self.metrics)
 

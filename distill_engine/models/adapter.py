@@ -12,6 +12,7 @@ from distill_engine.arithmetic.products import use_quicker_products
 from distill_engine.families.lookup import family_of, start_of
 from distill_engine.families.protocol import Family, StackParts
 from distill_engine.models import capture
+from distill_engine.models.fake_int8 import product_of
 from distill_engine.values import AttentionKind, Batch, Encoded, FeatureRequest, Features, OutputHead, Stack
 
 
@@ -126,9 +127,9 @@ class Adapter(nn.Module):
         return None if self._bias_name is None else self.model.get_buffer(self._bias_name).flatten()  # [V]
 
     def _head(self, decoder_output: Tensor) -> OutputHead:
-        weight = self._output.get_parameter("weight")
+        hidden, weight = product_of(self._output, decoder_output)
         bias = self._logits_bias if self._has_logits_bias else None
-        return OutputHead(decoder_output, weight, bias, self._masked_id)
+        return OutputHead(hidden, weight, bias, self._masked_id)
 
     def _logits(self, decoder_output: Tensor) -> Tensor:
         logits: Tensor = self._output(decoder_output)  # [B, T, V]

@@ -14,12 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from distill_engine.cluster.other_ranks import OtherRanks
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.order.shuffle import key_of
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
@@ -73,16 +74,6 @@ def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
             f"target languages are {named}, but a model's generation settings begin all texts with one token. Give "
             "datasets of one language, and its token (--generation forced_bos_token_id=ID; language=CODE of sound)."
         )
-
-
-class Ranks(Protocol):
-    """The process group of a model in shards."""
-
-    world_size: int
-
-    def broadcast(self, value: set[int]) -> set[int]:
-        """Rank 0's value on every rank."""
-        ...
 
 
 def generate(job: Job, work: Work, together: Ranks | None = None) -> list[list[Reply]] | None:

@@ -7,15 +7,14 @@ absent, and their lines follow the order of the dataset's examples.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill_engine.cluster.files import replacing
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Kind, Reading, Source
@@ -69,26 +68,17 @@ def _write(
 ) -> Written:
     kind, left_out, count = kind_of(source), Counter[str](), 0
     too_long = _too_long(ready, kind)
-    fresh = file.with_name(f".{file.name}.new")
-    try:
-        with fresh.open("w", encoding="utf-8") as lines:
-            for count, (entries, gold, note) in enumerate(_examples(ready, source, tokens), 1):
-                if count > len(said):
-                    break
-                text = said[count - 1].text
-                if reason := filters.reason(text, gold, ready.tokenizer) or too_long(text):
-                    left_out[reason] += 1
-                else:
-                    lines.write(json.dumps(kind.written(source, entries, text, note), ensure_ascii=False) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
+    with replacing(file, sync=True) as lines:
+        for count, (entries, gold, note) in enumerate(_examples(ready, source, tokens), 1):
+            if count > len(said):
+                break
+            text = said[count - 1].text
+            if reason := filters.reason(text, gold, ready.tokenizer) or too_long(text):
+                left_out[reason] += 1
+            else:
+                lines.write(json.dumps(kind.written(source, entries, text, note), ensure_ascii=False) + "\n")
         if count != len(said):
             raise DataError(f"{source.title} has changed while it was answered. Start again when its files rest.")
-        fresh.replace(file)
-    except BaseException:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
     kept = count - left_out.total()
     # a generated example is an episode of its own: where weights count episodes, this makes it weigh what gold's do
     turns = len(tokens) / tokens.episodes if ready.recipe.data.weights_mean == "episodes" else 1.0

@@ -91,8 +91,8 @@ def _remedy(path: Path, errors: list[ErrorDetails], data: Any) -> str:
     """What to do about a wrong type, where the mistake is a common one."""
     kind, value = errors[0]["type"], errors[0]["input"]
     if kind == "literal_error" and isinstance(value, str):
-        choices = [str(choice) for choice in _literals(_annotation_at(path, data))]
-        return did_you_mean(value, choices)
+        field = _field_at(path, data)
+        return did_you_mean(value, [str(choice) for choice in _literals(field.annotation if field else None)])
     if kind == "bool_type":
         return "Write it without quotes."
     if kind in ("int_type", "float_type") and isinstance(value, str):
@@ -106,8 +106,7 @@ def _remedy(path: Path, errors: list[ErrorDetails], data: Any) -> str:
 
 def _meaning(path: Path, data: Any) -> str:
     """The sentence that documents the field at `path`, if it has one."""
-    section = _section_at(path[:-1], data)
-    field = fields_of(section).get(str(path[-1])) if section and path else None
+    field = _field_at(path, data)
     return f"Meaning: {field.description.rstrip('.')}." if field and field.description else ""
 
 
@@ -118,10 +117,9 @@ def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
     return section.fields() if issubclass(section, LossWeights) else section.model_fields
 
 
-def _annotation_at(path: Path, data: Any) -> Any:
+def _field_at(path: Path, data: Any) -> FieldInfo | None:
     section = _section_at(path[:-1], data)
-    field = fields_of(section).get(str(path[-1])) if section and path else None
-    return field.annotation if field else None
+    return fields_of(section).get(str(path[-1])) if section and path else None
 
 
 def _section_at(path: Path, data: Any) -> type[BaseModel] | None:

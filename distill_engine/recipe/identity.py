@@ -80,8 +80,9 @@ def _is_changeable(path: str, recipe: Recipe) -> bool:
 
 
 def _ends_at_max_steps(recipe: Recipe) -> bool:
-    """Whether stop.max_steps also shapes the learning rate."""
-    return recipe.schedule.name in ("linear", "cosine") and recipe.schedule.total_steps is None
+    """Whether stop.max_steps also shapes the learning rate, or says which steps are the last."""
+    scheduled = recipe.schedule.name in ("linear", "cosine") and recipe.schedule.total_steps is None
+    return scheduled or recipe.student.quantize is not None
 
 
 def _leaves(recipe: Recipe) -> dict[str, Any]:

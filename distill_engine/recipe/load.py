@@ -58,7 +58,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems += [_placed(problem, where, document, overridden) for where, problem in wrong]
     raise_if_any(path, sorted(problems, key=lambda problem: problem.line or sys.maxsize))
     assert recipe is not None, "no problems, so there is a recipe"
-    return _with_paths_resolved(recipe, path.parent, {dotted(key) for key in overridden})
+    return _with_paths(recipe, {dotted(key) for key in overridden}, lambda name: _resolved(name, path.parent))
 
 
 def _read(path: Path) -> str:
@@ -108,7 +108,9 @@ def _write(node: Any, path: KeyPath, value: Any) -> Problem | None:
         last = depth == len(path) - 1
         if isinstance(node, list):
             if not isinstance(part, int) or part >= len(node):
-                return _no_entry(path[: depth + 1], len(node))
+                entry = dotted(path[: depth + 1])
+                rule = f"{dotted(path[:depth])} has {len(node)} entries, counted from 0"
+                return Problem(entry, "is set by --set, but there is no such entry", rule)
         elif isinstance(node, dict):
             if not last and node.get(part) is None:
                 node[part] = {}
@@ -120,11 +122,6 @@ def _write(node: Any, path: KeyPath, value: Any) -> Problem | None:
         else:
             node = node[part]
     return None
-
-
-def _no_entry(path: KeyPath, length: int) -> Problem:
-    what = "is set by --set, but there is no such entry"
-    return Problem(dotted(path), what, f"{dotted(path[:-1])} has {length} entries, counted from 0")
 
 
 def _validate(data: Any) -> tuple[Recipe | None, list[tuple[KeyPath, Problem]]]:
@@ -152,10 +149,6 @@ def without_folders(recipe: Recipe) -> Recipe:
     to a reader and may say too much about the author. `data.cache_dir`, which changes no result, goes."""
     shorter = _with_paths(recipe, set(), lambda path: Path(path).name if Path(path).is_absolute() else path)
     return shorter.model_copy(update={"data": shorter.data.model_copy(update={"cache_dir": None})})
-
-
-def _with_paths_resolved(recipe: Recipe, folder: Path, overridden: set[str]) -> Recipe:
-    return _with_paths(recipe, overridden, lambda path: _resolved(path, folder))
 
 
 def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) -> Recipe:

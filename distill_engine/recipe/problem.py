@@ -61,7 +61,8 @@ def raise_if_any(source: Path | str, problems: Iterable[Problem]) -> None:
 
 def shown(value: Any) -> str:
     """A value as it stands in a message, cut to a readable length."""
-    text = {None: "null", True: "true", False: "false"}[value] if _is_constant(value) else repr(value)
+    constant = value is None or isinstance(value, bool)
+    text = {None: "null", True: "true", False: "false"}[value] if constant else repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 3] + "..."
 
 
@@ -69,10 +70,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean X?`, or an empty text when nothing known is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean {close[0]}?" if close else ""
-
-
-def _is_constant(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
 
 
 def _sentence(text: str) -> str:

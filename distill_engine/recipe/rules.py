@@ -15,13 +15,13 @@ from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
-from distill_engine.recipe.checkpoint_rules import CHECKPOINT_RULES
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.narrow_rules import NARROW_RULES
 from distill_engine.recipe.overlap_rules import OVERLAP_RULES
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
+from distill_engine.recipe.quantize_rules import QUANTIZE_RULES
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
 from distill_engine.recipe.schema import Recipe, TeacherSection
 from distill_engine.recipe.several_rules import SEVERAL_RULES
@@ -267,11 +267,11 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *BATCH_RULES,
     *BALANCE_RULES,
-    *CHECKPOINT_RULES,
     *CACHE_RULES,
     *ENCODER_RULES,
     *NARROW_RULES,
     *ROLLOUT_RULES,
     *OVERLAP_RULES,
     *SEVERAL_RULES,
+    *QUANTIZE_RULES,
 )

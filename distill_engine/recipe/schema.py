@@ -140,6 +140,9 @@ class StudentSection(Section):
         None, description="trimmed: a file with one token a line, as the tokenizer writes it, kept instead of counting."
     )
 
+    quantize: Literal["int8"] | None = Field(None, description="The last steps compute as int8 (docs/exports.md).")
+    quantize_steps: PositiveInt | None = Field(None, description="int8: so many; null: a tenth of stop.max_steps.")
+
     @property
     def from_teacher(self) -> bool:
         """Whether it begins with the teacher's layers, whole or narrowed."""

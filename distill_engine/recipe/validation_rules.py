@@ -1,4 +1,4 @@
-"""Rules about validation: something triggers it, and what it decides by is measured."""
+"""Rules about validation: something triggers it, and what it and checkpoints decide by is measured."""
 
 from __future__ import annotations
 
@@ -72,4 +72,25 @@ def direction_fits_metric(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("validation.direction", what, fix="Set validation.direction: min or max, or another metric")
 
 
-VALIDATION_RULES = (metric_is_measured, metric_is_known, direction_fits_metric)
+def best_checkpoints_are_measured(recipe: Recipe) -> Iterator[Problem]:
+    """checkpoint.keep_best ranks checkpoints that were written right after a validation."""
+    wanted = recipe.checkpoint.keep_best
+    if wanted == 0:
+        return
+    if not validates(recipe):
+        yield Problem(
+            "checkpoint.keep_best",
+            f"is {wanted}, but no validation ever runs",
+            "It acts on the metric of validations",
+            "Set validation.every_steps, every_epochs or every_seconds, or remove it",
+        )
+    elif not recipe.validation.save_after_validation:
+        yield Problem(
+            "checkpoint.keep_best",
+            f"is {wanted}, but validation.save_after_validation is false",
+            "Only a checkpoint that is written right after a validation can be one of the best",
+            "Set validation.save_after_validation: true, or remove it",
+        )
+
+
+VALIDATION_RULES = (metric_is_measured, metric_is_known, direction_fits_metric, best_checkpoints_are_measured)

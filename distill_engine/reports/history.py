@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill_engine.checkpoint.files import newest_step
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.schema import Recipe
@@ -19,7 +19,6 @@ from distill_engine.telemetry.sinks import GAP, Record
 
 METRICS_FILE = "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"
-_CHECKPOINT = re.compile(r"step-(\d{8,})(?:\.\d+)?")
 
 
 class RunHistoryError(ValueError):
@@ -112,13 +111,8 @@ def read_run(folder: Path) -> RunHistory:
     except RecipeError:  # of another version: what it says can still be shown, and the records stand for themselves
         recipe = None
     # before the records: a run that ends in between has written its last one, and a step is recorded before it is saved
-    running, checkpoint = is_running(folder), _newest_checkpoint(folder)
+    running, checkpoint = is_running(folder), newest_step(folder)
     return RunHistory(folder, recipe, text, read_history(file), running, checkpoint)
-
-
-def _newest_checkpoint(folder: Path) -> int:
-    names = (path.name for path in (folder / "checkpoints").glob("step-*"))
-    return max((int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))), default=-1)
 
 
 def is_running(folder: Path) -> bool:

@@ -192,7 +192,7 @@ teacher:
 student:
   init: teacher_layers        # embeddings, final norms and every mapped layer start as the teacher's
   encoder_layers: {shape.encoder_layers}
-  decoder_layers: {depth}           # of {shape.decoder_layers}
+  decoder_layers: {depth}           # of {shape.decoder_layers}; for a smaller student see docs/narrow.md
 
 losses:
   weights:                    # importances; balancing makes them comparable{weights}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from distill_engine.checkpoint.agreement import RankFailures, Ranks, everywhere, on_first_rank
+from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.checkpoint.files import (
     LATE_SECONDS,
     free_bytes,
@@ -23,6 +23,7 @@ from distill_engine.checkpoint.files import (
     write_failure,
     write_file,
 )
+from distill_engine.cluster.ranks import Ranks
 
 LOCK_FILE = ".lock"
 PRIVATE = 0o700  # samples of the data, and what a run says, are nobody else's

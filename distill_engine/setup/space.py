@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from distill_engine.checkpoint.agreement import RankFailures, Ranks, on_first_rank
+from distill_engine.checkpoint.agreement import RankFailures, on_first_rank
 from distill_engine.checkpoint.files import free_bytes, readable_bytes, write_failure
 from distill_engine.checkpoint.space import Space
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.setup.run_folder import RunFolderError
 
 

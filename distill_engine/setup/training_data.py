@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.order.buckets import BatchPlan, SortedStepPlan
 from distill_engine.data.order.loader import TrainLoader, ValidationLoader, lengths_in, token_budget_plan
 from distill_engine.data.order.mixture import Mixture, example_weights, mixture_line
@@ -14,16 +15,8 @@ from distill_engine.data.order.split import BatchSplit
 from distill_engine.setup.prepare import Prepared
 
 
-class RankFacts(Protocol):
-    """Which process this is, and where it computes."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def world_size(self) -> int:
-        """How many processes there are."""
+class RankFacts(Ranks, Protocol):
+    """The ranks, and where this one computes."""
 
     @property
     def device(self) -> torch.device:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill_engine.models.fake_int8 import Switch
 from distill_engine.student.least_squares import LinearFit
 from distill_engine.values import Batch, FeatureRequest, Features, Projected, Stack
 
@@ -104,8 +105,10 @@ def _projected(layer: Any, states: Any) -> Projected:
 class StudentModule(nn.Module):
     """What the engine trains: the adapted student and its projections (None where widths agree)."""
 
-    def __init__(self, adapter: nn.Module, projections: Projections | None) -> None:
+    def __init__(self, adapter: nn.Module, projections: Projections | None, int8: Switch | None = None) -> None:
+        """`int8`: of a student whose layers can be rounded."""
         super().__init__()
+        self._int8 = int8
         self.adapter = adapter
         self.projections = projections
 
@@ -113,6 +116,11 @@ class StudentModule(nn.Module):
     def model(self) -> PreTrainedModel:
         """The Hugging Face student alone, as it is exported."""
         return self.adapter.model  # type: ignore[return-value]
+
+    def quantize(self, on: bool) -> None:
+        """Whether its passes from now on are int8's, of a student that was made for it."""
+        assert self._int8 is not None
+        self._int8.on = on
 
     def forward(self, batch: Batch, request: FeatureRequest) -> tuple[Features, list[Tensor]]:
         """Features at the teacher's width, and every tensor in them as a flat list (DeepSpeed hooks outputs it can

@@ -52,7 +52,9 @@ def plan() -> list[SectionPlan]:
     """The registry's sections with a panel for every metric; behind the terms, the attention kinds together."""
     made = []
     for name, metrics in sections().items():
-        panels = _stacked(name, metrics) if name in _STACKED else _panels(metrics)
+        panels = _panels(metrics)
+        if name in _STACKED:
+            panels = [PanelPlan(_STACKED[name], tuple(metric.name for metric in metrics), style="pct-area")]
         if panels:
             made.append(SectionPlan(name, tuple(panels), name in _OPEN))
         if name == "Loss terms":
@@ -163,10 +165,6 @@ def _attention() -> SectionPlan:
     ]
     panels = (PanelPlan("attention, raw", raw, log=True), PanelPlan("attention, weighted", weighted, log=True), *layers)
     return SectionPlan("Attention", panels, is_open=False)
-
-
-def _stacked(name: str, metrics: Sequence[Metric]) -> list[PanelPlan]:
-    return [PanelPlan(_STACKED[name], tuple(metric.name for metric in metrics), style="pct-area")]
 
 
 def _twins(name: str) -> list[str]:

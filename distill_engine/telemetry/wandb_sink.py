@@ -214,7 +214,9 @@ class WandbSink:
         if mode != "offline":
             try:
                 if wandb.login(prompt=False, verify=False):
-                    return self._online(wandb, arguments)
+                    run = self._init(wandb, "online", arguments)
+                    self._say(f"W&B: {run.url}")
+                    return run
                 reason = "no API key found"
             except Exception as error:
                 reason = _reason(error)
@@ -223,11 +225,6 @@ class WandbSink:
             where = self._folder / "wandb" / f"offline-run-*-{self.run_id}"
             self._say(f"W&B: {reason}; this run is logged offline. {_how_to_sync(where)}")
         return self._init(wandb, "offline", arguments)
-
-    def _online(self, wandb: ModuleType, arguments: dict[str, Any]) -> Any:
-        run = self._init(wandb, "online", arguments)
-        self._say(f"W&B: {run.url}")
-        return run
 
     def _init(self, wandb: ModuleType, mode: WandbMode, arguments: dict[str, Any]) -> Any:
         settings = wandb.Settings(

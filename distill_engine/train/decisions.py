@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.learning_rate import LearningRate
@@ -16,6 +16,14 @@ class TrainingError(RuntimeError):
     """Training cannot go on, and starting again would not help."""
 
 
+class Quantizes(Protocol):
+    """The part of the student that is told."""
+
+    def quantize(self, on: bool) -> None:
+        """Whether passes from now on are int8's."""
+        ...
+
+
 @dataclass
 class Policies:
     """The decisions of a run; every one with a state is a pure state machine that lives in the checkpoint.
@@ -23,6 +31,7 @@ class Policies:
     factors           of the loss weights at the moment
     background_saves  checkpoints are written while training goes on
     validates         there is something to validate on
+    quantized_from    the first step, counted from 0, whose passes are int8's; None: no step's
     """
 
     learning_rate: LearningRate
@@ -37,6 +46,7 @@ class Policies:
     factors: CurrentFactors = no_factors
     background_saves: bool = False
     validates: bool = True
+    quantized_from: int | None = None
 
     def __post_init__(self) -> None:
         self._validated: tuple[int, float | None] = (-1, None)
@@ -51,6 +61,10 @@ class Policies:
                 f"validation.metric is {self.metric!r}, which validation did not produce. It produced: "
                 f"{', '.join(sorted(values))}."
             )
+        if self.quantizes(step - 1) and not self.quantizes(self._last_validation - 1):
+            # numbers of another arithmetic: the best so far would not be beaten by what it cannot be compared with
+            self.keep_best.forget()
+            self.early_stopping.forget()
         self._validated = (step, values[self.metric])
         self.learning_rate.observe(values["loss"], step)
         self.early_stopping.observe(values[self.metric])
@@ -67,11 +81,26 @@ class Policies:
 
     def validation_is_stale(self, step: int) -> bool:
         """Whether a run that ends at this step lacks its numbers, and validates at all."""
-        return self.validates and step > 0 and self.validate_when.state_dict()["step"] != step
+        return self.validates and step > 0 and self._last_validation != step
+
+    def quantizes(self, step: int) -> bool:
+        """Whether the passes of a step, counted from 0, are int8's: a function of the step alone."""
+        return self.quantized_from is not None and step >= self.quantized_from
+
+    def quantize(self, student: Quantizes, step: int) -> None:
+        """Let the passes of a student be those of a step."""
+        if self.quantized_from is not None:
+            student.quantize(self.quantizes(step))
+
+    @property
+    def _last_validation(self) -> int:
+        step: int = self.validate_when.state_dict()["step"]
+        return step
 
     def end_reason(self, progress: Progress, epoch: float) -> EndReason | None:
-        """What of these decisions says that the run is over."""
-        verdict = self.early_stopping.verdict
+        """What of these decisions says that the run is over. Validations end none before its int8 steps have begun."""
+        waits = self.quantized_from is not None and not self.quantizes(self._last_validation - 1)
+        verdict = None if waits else self.early_stopping.verdict
         return self.limits.reached(progress, epoch) if verdict is None else EndReason(verdict.value)
 
     def stateful(self) -> dict[str, Any]:

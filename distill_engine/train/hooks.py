@@ -142,6 +142,19 @@ class Supervision(Hook):
         return self.stop_request.requested
 
 
+class Turn(Hook):
+    """Tells that a step has come behind which something is another."""
+
+    def __init__(self, step: int, tell: Callable[[int, float], None]) -> None:
+        """`tell(step, seconds)` is called once that many steps have been applied, on all ranks."""
+        self._step, self._tell = step, tell
+
+    def after_step(self, progress: Progress, outcome: Any, learning_rate: float) -> None:
+        """At the step itself, not at those that are skipped behind it."""
+        if outcome.applied and progress.steps == self._step:
+            self._tell(progress.steps, progress.seconds)
+
+
 class AtValidation(Hook):
     """Something that is measured at each validation, beside the teacher-forced numbers."""
 

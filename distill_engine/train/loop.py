@@ -75,6 +75,7 @@ class Trainer:
         return reason
 
     def _step(self) -> None:
+        self.policies.quantize(self.student, self.progress.steps)
         with self._phase("data"):
             fault_point("in_step")
             group: Sequence[Batch] = [batch.to(self.ranks.device) for batch in self.batches.next_group()]
@@ -119,8 +120,7 @@ class Trainer:
         self.hooks.after_step(self.progress, outcome, learning_rate)
         if self._applied:
             until_validation = self.policies.validate_when.remaining(*self._moment()).words() or None
-            eta = self.policies.limits.seconds_left(self.progress)
-            self.sinks.advance(self.progress.steps, until_validation, eta)
+            self.sinks.advance(self.progress.steps, until_validation, self.policies.limits.seconds_left(self.progress))
 
     def _agree(self) -> None:
         """One small reduction: the stop flag of any rank, rank 0's clock, and a check that all are at one step."""
@@ -133,9 +133,8 @@ class Trainer:
         self._stop_agreed, self.progress.seconds = self.ranks.agree(attempt, self.hooks.stop_requested(), seconds)
 
     def _end_reason(self) -> EndReason | None:
-        if self._stop_agreed:
-            return EndReason.STOP_REQUESTED
-        return self.policies.end_reason(self.progress, self.batches.epoch)
+        asked = EndReason.STOP_REQUESTED if self._stop_agreed else None
+        return asked or self.policies.end_reason(self.progress, self.batches.epoch)
 
     def _moment(self) -> tuple[int, float, float]:
         return self.progress.steps, self.batches.epoch, self.progress.seconds
@@ -155,6 +154,7 @@ class Trainer:
     def _validate(self) -> None:
         self._log()
         self.sinks.phase("validating")
+        self.policies.quantize(self.student, self.progress.steps - 1)  # as its last step was
         self.student.eval()
         # rank 0's numbers for everybody: decisions must not differ in the last bit
         values: dict[str, float] = self.ranks.broadcast(self.hooks.valid_values(self.progress))

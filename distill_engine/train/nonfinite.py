@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from distill_engine.cluster.ranks import Ranks
 from distill_engine.values import TermValue
 
 NAMED = 4  # ranks and layers in one line
@@ -92,14 +93,6 @@ def _halves(marks: list[Any]) -> tuple[list[Any], list[Any]]:
     """Those of NaN, and of NaN or inf."""
     middle = len(marks) // 2
     return marks[:middle], marks[middle:]
-
-
-class Ranks(Protocol):
-    """What a report needs of the process group."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
-        ...
 
 
 class Pace:

@@ -43,6 +43,10 @@ class KeepBest:
         self.best = value
         return True
 
+    def forget(self) -> None:
+        """What follows is compared among itself."""
+        self.best = None
+
     def state_dict(self) -> State:
         """JSON values."""
         return {"best": self.best}
@@ -82,6 +86,11 @@ class EarlyStopping:
         """Count one validation and return the verdict."""
         self.bad_validations = 0 if self._best.observe(value) else self.bad_validations + 1
         return self.verdict
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.bad_validations = 0
+        self._best.forget()
 
     def state_dict(self) -> State:
         """JSON values."""

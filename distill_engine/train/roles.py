@@ -9,27 +9,18 @@ import torch
 from torch import Tensor
 
 from distill_engine.checkpoint.parts import Part
-from distill_engine.train.validate import Evaluates
-from distill_engine.values import Batch
+from distill_engine.cluster import ranks
+from distill_engine.train.decisions import Quantizes
+from distill_engine.values import Batch, FeatureRequest, Features
 
 
-class Ranks(Protocol):
+class Ranks(ranks.Ranks, Protocol):
     """The process group, as the loop sees it."""
 
-    rank: int
-    world_size: int
     device: torch.device
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Elementwise sum over ranks."""
-        ...
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank."""
         ...
 
     def agree(self, step: int, stop: bool, seconds: float) -> tuple[bool, float]:
@@ -37,7 +28,15 @@ class Ranks(Protocol):
         ...
 
 
-class Student(Evaluates, Part, Protocol):
+class Evaluates(Protocol):
+    """A model that gives features (an engine, or a plain adapter in evaluation)."""
+
+    def features(self, batch: Batch, request: FeatureRequest) -> Features:
+        """One forward pass."""
+        ...
+
+
+class Student(Evaluates, Quantizes, Part, Protocol):
     """The engine that trains (engine.student)."""
 
     def train(self) -> None:

@@ -59,24 +59,27 @@ LAWS: dict[str, Law] = {
     "teachers": law("values"),
     "rollouts": law("values teachers.protocol data.tokens.layout data.order"),
     "train": law(
-        "teachers.protocol rollouts.protocol cluster.files values registry metrics checkpoint losses.objective "
-        "losses.quality",
+        "teachers.protocol rollouts.protocol cluster.files cluster.ranks values registry metrics checkpoint "
+        "losses.objective losses.quality",
         NOT_ENGINE | {"wandb", "transformers"},
     ),
     "setup": law(
         "values families models data cluster recipe checkpoint registry losses.config metrics.named student.layer_map"
     ),
-    "export": law("values families data models checkpoint cluster.files metrics.named registry"),
-    "evaluate": law("values families models losses metrics data cluster recipe setup.prepare"),
+    "export": law("values families data models checkpoint cluster.files cluster.ranks metrics.named registry"),
+    "evaluate": law(
+        "values families models losses metrics data cluster recipe setup.prepare teachers.protocol train.balance "
+        "train.hooks train.progress train.roles"
+    ),
     "pseudo_labels": law("values data evaluate metrics models recipe cluster setup.prepare"),
-    "reports": law("recipe telemetry setup.run_folder evaluate"),
+    "reports": law("recipe telemetry setup.run_folder evaluate checkpoint.files"),
     "interop": law("export.protocol models.loading models.own_settings data.tokens.backends recipe"),
     "assembly": Law(ANYTHING),
     "run": Law(ANYTHING),
     "commands": Law(ANYTHING),
     "cli": Law(ANYTHING),
     "launcher": law(
-        "families recipe cluster commands.plugins losses.config losses.terms registry values "
+        "families recipe cluster commands.terminal losses.config losses.terms registry values "
         "checkpoint.files checkpoint.retention checkpoint.space data.kinds.named",
         HEAVY,
     ),

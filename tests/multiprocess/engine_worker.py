@@ -43,6 +43,7 @@ CHECKS = {
         trainer.hopeless,
         precision.poisoned,
         precision.fp16_story,
+        precision.int8_story,
         precision.fp16_floor,
         watching.gradient_norms,
         watching.samples,

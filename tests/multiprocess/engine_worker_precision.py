@@ -81,6 +81,22 @@ def fp16_story(bench: Bench) -> dict:
     }
 
 
+def int8_story(bench: Bench) -> dict:
+    """Six steps in fp16, the last three of them int8's and one of these skipped, at once and in two starts that part
+    where int8 begins; and what becomes of the first steps without it."""
+    with fp16_on_cpu():
+        config = bench.student_ds("zero2.json", fp16=FP16)
+        options = {"precision": "fp16", "faults": {4: OVERFLOW}, "quantized_from": 3}
+        whole = story(make_trainer(bench, "int8", config, **options))
+        first = story(make_trainer(bench, "int8_parts", config, max_steps=3, **options))
+        resumed = make_trainer(bench, "int8_parts", config, first_attempt=3, **options)
+        second = story(resumed)
+        plain = make_trainer(bench, "int8_none", config, precision="fp16", faults=options["faults"])
+        never = story(plain)
+    names = [list(trainer.student.module.state_dict()) for trainer in (resumed, plain)]
+    return {"whole": whole, "first": first, "second": second, "never": never, "same_names": names[0] == names[1]}
+
+
 def fp16_floor(bench: Bench) -> dict:
     """Overflow after overflow until the scale cannot fall any further."""
     goal = tiny.objective()

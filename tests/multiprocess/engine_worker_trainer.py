@@ -15,6 +15,7 @@ from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.engine.distributed import Ranks, RanksApartError
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
+from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.rollouts.gold import GOLD
 from distill_engine.teachers.ahead import AheadTeacher
 from distill_engine.teachers.live import LiveTeacher
@@ -28,7 +29,6 @@ from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import EndReason, Limits
 from distill_engine.train.step_metrics import StepMetrics
-from distill_engine.train.validate import Validation, Validator
 
 NAN, OVERFLOW = float("nan"), 1e30
 
@@ -78,11 +78,13 @@ def make_trainer(
     max_steps: int = 6,
     max_skipped_steps: int = 100,
     ahead: bool = False,
+    quantized_from: int | None = None,
 ) -> Trainer:
     """A run over the tiny Blenderbot in the folder `name`; `faults` spoil the last rank's losses; `ahead`: its
     teacher is a micro-batch ahead (teacher.overlap), as far as there is an order without streams."""
     goal = tiny.objective()
-    student = bench.student(tiny.student(bench.teachers / "blenderbot", goal), ds_config, ADAM, FaultyStudent)
+    module = tiny.student(bench.teachers / "blenderbot", goal, int8=quantized_from is not None)
+    student = bench.student(module, ds_config, ADAM, FaultyStudent)
     student.attempt = first_attempt
     if bench.ranks.rank == bench.ranks.world_size - 1:
         student.faults = faults or {}
@@ -104,6 +106,7 @@ def make_trainer(
             Every(4),
             Every(),
             Limits(max_steps, max_skipped_steps=max_skipped_steps),
+            quantized_from=quantized_from,
         ),
         checkpoints=Checkpoints(
             bench.folder / name, bench.ranks, identity={}, keep_last=2, allowed_globals=CHECKPOINT_CLASSES

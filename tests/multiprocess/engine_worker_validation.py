@@ -4,10 +4,10 @@ import tiny_models as tiny
 from engine_worker_bench import Bench
 
 from distill_engine.data.order.loader import ValidationLoader
+from distill_engine.evaluate.validation import Validator
 from distill_engine.families.shape import Sizes
 from distill_engine.losses.kernels import prediction_blocks
 from distill_engine.teachers.live import LiveTeacher
-from distill_engine.train.validate import Validator
 
 # With batches of 2 per rank: the last batch is short on one rank, and missing on one of two and two of three.
 EXAMPLES = (9, 4)

@@ -74,3 +74,18 @@ def test_a_scale_that_cannot_fall_any_further_ends_the_run_with_advice(on_2):
     said = ranks[0]["said"]
     assert "loss scale of 1," in said
     assert "fp16.min_loss_scale" in said and "ds_configs/zero2_bf16.json" in said
+
+
+def test_int8_begins_at_its_step_and_resuming_there_changes_no_bit(on_2):
+    """In fp16, with a step of int8 that overflows: ranks agree, and the plain steps are those of a run without it."""
+    ranks = on_2("precision.int8_story")
+    assert ranks[0] == ranks[1], "the ranks disagree"
+    whole, first, second, never = (ranks[0][part] for part in ("whole", "first", "second", "never"))
+    assert (first["steps"], second["steps"], whole["skipped"]) == (3, 6, 1)
+    assert first["diary"] + second["diary"] == whole["diary"]
+    for key in ("digest", "position", "best", "steps"):
+        assert second[key] == whole[key], key
+    alike = [one == other for one, other in zip(whole["diary"], never["diary"], strict=True)]
+    assert alike[:4] == [True, True, True, False] and whole["digest"] != never["digest"]
+    assert all(step["moved"] for step in whole["diary"] if step["applied"])
+    assert ranks[0]["same_names"], "a checkpoint of such a student is no other"

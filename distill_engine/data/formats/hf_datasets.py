@@ -77,8 +77,11 @@ def opened(path: str, split: Split) -> Source:
     """The rows of a split. Raises DataError as `read_hf_dataset`."""
     place = Path(path).expanduser()
     readers: dict[str, Callable[[Path], Source]] = {
-        ".json": _json, ".jsonl": _json, ".parquet": _parquet, ".arrow": _arrow,
-    }  # fmt: skip
+        ".json": _json,
+        ".jsonl": _json,
+        ".parquet": _parquet,
+        ".arrow": lambda file: streamed(_arrow_file(file), str(file)),
+    }
     if place.is_dir():
         return _folder(place, split)
     if place.suffix not in readers:
@@ -118,7 +121,7 @@ def split_files(path: str, split: Split) -> list[Path]:
 def _folder(place: Path, split: Split) -> Source:
     saved = _saved_folder(place, split)
     if saved is not None:
-        return _saved_dataset(saved)
+        return streamed(_saved(saved), str(saved))
     files = _parquet_files(place, split)
     if not files:
         held = ", ".join(sorted(entry.name for entry in place.iterdir())[:8]) or "nothing"
@@ -141,13 +144,10 @@ def _parquet_files(place: Path, split: Split) -> list[Path]:
     return sorted(file for file in place.rglob("*.parquet") if file.name.startswith(names) or file.parent.name in names)
 
 
-def _saved_dataset(place: Path) -> Source:
-    return _streamed(_saved(place), place)
-
-
-def _streamed(dataset: Any, place: Path) -> Source:
+def streamed(dataset: Any, place: str) -> Source:
+    """The rows of what the `datasets` library holds; `place`: where, for messages."""
     batches = (table.to_pylist() for table in dataset.with_format("arrow").iter(_BATCH_ROWS))
-    return Source(frozenset(dataset.column_names), _placed(str(place), batches))
+    return Source(frozenset(dataset.column_names), _placed(place, batches))
 
 
 def _saved(place: Path) -> Any:
@@ -160,10 +160,6 @@ def _saved(place: Path) -> Any:
     except Exception as error:  # a damaged folder makes the library raise nearly anything
         raise DataError(f"{place} cannot be read as a saved dataset ({type(error).__name__}: {error}). Copy it again.")\
             from error  # fmt: skip
-
-
-def _arrow(file: Path) -> Source:
-    return _streamed(_arrow_file(file), file)
 
 
 def _arrow_file(file: Path) -> Any:
@@ -197,7 +193,9 @@ def _placed(path: str, batches: Iterable[list[Any]]) -> Rows:
 
 def _json(file: Path) -> Source:
     """A JSON list, or one object a line; the first object says which columns there are."""
-    rows = json_list(str(file), "row") if _is_list(file) else _json_lines(str(file))
+    with file.open("rb") as content:
+        is_list = content.read(64).decode("utf-8-sig", errors="replace").lstrip().startswith("[")
+    rows = json_list(str(file), "row") if is_list else _sound(json_lines(str(file)))
     first = next(rows, None)
     if first is None:
         raise DataError(f"{file} holds no row. {_FORMS}. Write it again, or name another.")
@@ -205,25 +203,24 @@ def _json(file: Path) -> Source:
     return Source(columns, chain([first], rows))
 
 
-def _is_list(file: Path) -> bool:
-    return any(content.lstrip().startswith("[") for _, content in _first_line(str(file)))
-
-
-def _first_line(path: str) -> Iterator[tuple[int, str]]:
-    with Path(path).open("rb") as file:
-        yield 1, file.read(64).decode("utf-8-sig", errors="replace")
-
-
-def _json_lines(path: str) -> Rows:
+def json_lines(path: str) -> Rows:
+    """One value a line with its place, or what is wrong with the line; blank lines mean nothing."""
     for number, content in numbered_lines(path):
-        if content.strip():
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{where}: not JSON ({error}): {shown(content)}. A line is one object. Correct the line."
-                ) from error
+        if not content.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(content)
+        except (ValueError, RecursionError) as error:
+            what = f"{where}: not JSON ({error}): {shown(content)}. A line is one object. Correct the line."
+            yield where, DataError(what)
+
+
+def _sound(rows: Rows) -> Rows:
+    for where, row in rows:
+        if isinstance(row, DataError):
+            raise row
+        yield where, row
 
 
 def _missing(package: str, place: Path) -> DataError:

@@ -7,7 +7,6 @@ with a line of column names; fields with the separator, quotes or line breaks st
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,11 +16,10 @@ from typing import Any
 
 from distill_engine.data.episodes import Split
 from distill_engine.data.errors import DataError, shown
-from distill_engine.data.formats.hf_datasets import SPLIT_NAMES, opened
+from distill_engine.data.formats.hf_datasets import SPLIT_NAMES, json_lines, opened, streamed
 from distill_engine.data.formats.text_files import LONGEST_LINE_BYTES, numbered_lines
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_BATCH_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def open_table(path: str, split: Split) -> Table:
     if Path(path).expanduser().is_dir() or suffix not in (".jsonl", *_SEPARATORS):
         held = opened(path, split)
         return Table(path, held.columns, held.rows)
-    rows = _separated(path, _SEPARATORS[suffix]) if suffix in _SEPARATORS else _json_lines(path)
+    rows = _separated(path, _SEPARATORS[suffix]) if suffix in _SEPARATORS else json_lines(path)
     first: list[tuple[str, object]] = []
     columns: frozenset[str] = frozenset()
     for placed in rows:  # up to the first row that is whole
@@ -50,18 +48,6 @@ def open_table(path: str, split: Split) -> Table:
     if not columns and first and isinstance(first[0][1], DataError):
         raise first[0][1]
     return Table(path, columns, chain(first, rows))
-
-
-def _json_lines(path: str) -> Iterator[tuple[str, object]]:
-    for number, content in numbered_lines(path):
-        if not content.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(content)
-        except (ValueError, RecursionError) as error:
-            what = f"{where}: not JSON ({error}): {shown(content)}. A line is one object. Correct the line."
-            yield where, DataError(what)
 
 
 def _separated(path: str, separator: str) -> Iterator[tuple[str, object]]:
@@ -119,10 +105,8 @@ def hub_dataset(name: str, config: str | None, revision: str | None, split: Spli
 
 def hub_table(name: str, config: str | None, revision: str | None, split: Split) -> Table:
     """The rows of a split, streamed from the library's own cache on this machine. Raises DataError."""
-    held = hub_dataset(name, config, revision, split)
-    batches = (table.to_pylist() for table in held.with_format("arrow").iter(_BATCH_ROWS))
-    rows = ((f"{name}, {split}, row {number}", row) for number, row in enumerate(chain.from_iterable(batches), 1))
-    return Table(name, frozenset(held.column_names), rows)
+    held = streamed(hub_dataset(name, config, revision, split), f"{name}, {split}")
+    return Table(name, held.columns, held.rows)
 
 
 def hub_files(name: str, config: str | None, revision: str | None, split: Split) -> list[Path]:

@@ -135,8 +135,7 @@ class _Masks:
 @lru_cache(maxsize=16)
 def _places(queries: int, keys: int, device: torch.device) -> Tensor:
     """[Q + K] int32: one past each place, of queries and of keys."""
-    counted = [torch.arange(1, length + 1, dtype=torch.int32, device=device) for length in (queries, keys)]
-    return torch.cat(counted)
+    return torch.cat([torch.arange(1, length + 1, dtype=torch.int32, device=device) for length in (queries, keys)])
 
 
 def pieces(size: int) -> tuple[int, int]:
@@ -193,15 +192,15 @@ class _Group:
         table, address_unit, stride_unit = self._table()
         clamp = 0.0 if settings.clamp is None else settings.clamp
         constants: dict[str, Any] = {"CAUSAL": settings.causal, "CLAMP": settings.clamp is not None}
+        constants |= {"ADDRESS_UNIT": address_unit, "STRIDE_UNIT": stride_unit}
         constants["EQUAL"] = all(student == teacher for student, teacher in self.scales)
         for side, tensor in (("S", self.tensors[0][0]), ("T", self.tensors[0][2])):
             main, tail = pieces(tensor.shape[3])
             constants |= {f"TYPE_{side}": _TYPES[tensor.dtype], f"SIZE_{side}": tensor.shape[3]}
             constants |= {f"MAIN_{side}": main, f"TAIL_{side}": tail}
-        units = {"ADDRESS_UNIT": address_unit, "STRIDE_UNIT": stride_unit}
         with torch.cuda.device_of(last):
             kernel[(programs,)](
-                table, masks.keep, masks.ends, last, *self.sizes, clamp, **constants, **units, **options,
+                table, masks.keep, masks.ends, last, *self.sizes, clamp, **constants, **options,
                 **register_limit_on(last.device, options["num_warps"]),
             )  # fmt: skip
 
@@ -255,10 +254,9 @@ class _FusedScoreError(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        layers = _by_layer(ctx.saved_tensors)
         divisor = ctx.settings.divisor
         upstream = gradient.contiguous() if divisor == 1 else gradient / divisor
-        outputs = _backward(ctx.settings, ctx.masks, layers, upstream)
+        outputs = _backward(ctx.settings, ctx.masks, _by_layer(ctx.saved_tensors), upstream)
         return None, None, *(result for pair in outputs for result in (*pair, None, None))
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from distill_engine.losses.kernels.half_products import product
 from distill_engine.losses.kernels.masked_mse import kept_rows
-from distill_engine.losses.kernels.masked_mse_triton import PLAIN_COLUMNS, PLAIN_ROWS, launch_plain, pairs_of
+from distill_engine.losses.kernels.masked_mse_launches_triton import PLAIN_COLUMNS, PLAIN_ROWS, launch_plain, pairs_of
 
 
 class LibraryErrors(torch.autograd.Function):

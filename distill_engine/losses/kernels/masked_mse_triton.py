@@ -24,7 +24,7 @@ Every tile is one program's own and partial sums are added in a fixed order: the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -34,33 +34,23 @@ from torch.autograd.function import once_differentiable
 from distill_engine.losses.kernels.half_products import unrounded
 from distill_engine.losses.kernels.masked_mse import kept_rows
 from distill_engine.losses.kernels.masked_mse_chunked import check_projection
-from distill_engine.losses.kernels.masked_mse_kernels_triton import plain_error, projected_error, weight_gradient
-from distill_engine.losses.kernels.occupancy import register_limit_on
+from distill_engine.losses.kernels.masked_mse_launches_triton import (
+    PLAIN_COLUMNS,
+    PLAIN_ROWS,
+    Inputs,
+    launch_plain,
+    launch_projected,
+    launch_weight_gradient,
+    pairs_of,
+    tiles_of,
+)
+from distill_engine.losses.kernels.masked_mse_library_triton import LibraryErrors
 from distill_engine.losses.kernels.projection_ways import Way, faster_way
 
 # Elements of f G that exist at a time where tokens come in chunks: 4 MB in fp16. In tiles of 128 x 128 these are 128
 # programs, one for nearly every multiprocessor of an H100 (132), and W is read once per chunk.
 CHUNK_ELEMENTS = 2**21
-
-
-class Tiles(NamedTuple):
-    """Block sizes and launch options of the kernels with products."""
-
-    rows: int  # of the result
-    columns: int
-    depth: int  # of one product's step
-    num_warps: int
-    num_stages: int
-
-
-HALF_TILES = Tiles(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
-# Which tokens count decides what the product of dW loads: that chain takes two of the stages. Both factors are read
-# across tokens; in wider tiles their addresses would leave no registers for a second block.
-HALF_GRADIENT_TILES = HALF_TILES._replace(columns=64, num_stages=5)
-# IEEE float32 products run on no tensor core and take registers for both operands
-FLOAT_TILES = Tiles(rows=64, columns=64, depth=16, num_warps=8, num_stages=2)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-PLAIN_ROWS, PLAIN_COLUMNS, PLAIN_WARPS = 16, 256, 4
 
 
 def projected_mse_sum(
@@ -106,8 +96,6 @@ def projected_mse_sums(
             "Compare layers of one width at a time."
         )
     if students[0][1] is not None and (way or _way(*students[0][:2], mask)) == "library":
-        from distill_engine.losses.kernels.masked_mse_library_triton import LibraryErrors  # which builds on this module
-
         summed: Tensor = LibraryErrors.apply(clamp, mask, *flat)
         return summed
     total: Tensor = _ProjectedErrors.apply(clamp, mask, *flat)
@@ -149,8 +137,9 @@ class _ProjectedErrors(torch.autograd.Function):
             pairs = pairs_of(keep, tensors)
             grid = _grid(pairs[0])
             partial = torch.empty((len(pairs), *grid), dtype=torch.float32, device=mask.device)
+            launch = launch_plain if pairs[0].weight is None else launch_projected
             for inputs, own in zip(pairs, partial, strict=True):
-                _launch_sums(grid, inputs, clamp, own)
+                launch(grid, inputs, clamp, partial=own)
         return partial.flatten(1).sum(dim=1) / pairs[0].teacher.shape[-1]
 
     @staticmethod
@@ -174,85 +163,40 @@ class _ProjectedErrors(torch.autograd.Function):
         return None, None, *found
 
 
-def pairs_of(keep: Tensor, tensors: Sequence[Tensor | None]) -> list[_Inputs]:
-    """From student, weight, bias, teacher of each pair, one after the other."""
-    return [_flat(tensors[first : first + 4], keep) for first in range(0, len(tensors), 4)]
-
-
-def _bias_parts(pairs: Sequence[_Inputs], wanted: Sequence[Sequence[bool]]) -> Tensor | None:
+def _bias_parts(pairs: Sequence[Inputs], wanted: Sequence[Sequence[bool]]) -> Tensor | None:
     """[pairs, row tiles, D] float32, column sums of f G to come; None where no bias asks for a gradient."""
     first = pairs[0]
     if first.weight is None or first.bias is None or not any(asked[2] for asked in wanted):
         return None
-    (tokens, width), rows = first.teacher.shape, _tiles(first.student.dtype).rows
+    (tokens, width), rows = first.teacher.shape, tiles_of(first.student.dtype).rows
     return first.weight.new_empty((len(pairs), triton.cdiv(tokens, rows), width), dtype=torch.float32)
 
 
-class _Inputs(NamedTuple):
-    """Flat and contiguous: student [N, Ds], weight [D, Ds], bias [D], teacher [N, D], keep [N] int32."""
-
-    student: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    teacher: Tensor
-    keep: Tensor
-
-    def rows(self, first: int, last: int) -> _Inputs:
-        """The same for some tokens."""
-        part = slice(first, last)
-        return self._replace(student=self.student[part], teacher=self.teacher[part], keep=self.keep[part])
-
-
-def _flat(tensors: Sequence[Tensor | None], keep: Tensor) -> _Inputs:
-    """Copies only what is not contiguous."""
-    student, weight, bias, teacher = tensors
-    assert student is not None and teacher is not None
-    return _Inputs(
-        student.flatten(0, -2).contiguous(),
-        None if weight is None else weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        teacher.flatten(0, -2).contiguous(),
-        keep,
-    )
-
-
-def _tiles(dtype: torch.dtype, half: Tiles = HALF_TILES) -> Tiles:
-    return FLOAT_TILES if dtype == torch.float32 else half
-
-
-def _grid(inputs: _Inputs) -> tuple[int, int]:
+def _grid(inputs: Inputs) -> tuple[int, int]:
     """Tiles of tokens and columns of one pair."""
     tokens, width = inputs.teacher.shape
     if inputs.weight is None:
         return triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS)
-    tiles = _tiles(inputs.student.dtype)
+    tiles = tiles_of(inputs.student.dtype)
     return triton.cdiv(tokens, tiles.rows), triton.cdiv(width, tiles.columns)
 
 
-def _launch_sums(grid: tuple[int, int], inputs: _Inputs, clamp: float | None, partial: Tensor) -> None:
-    """Fill `partial` with each tile's sum of clamped squares."""
-    launch = launch_plain if inputs.weight is None else _launch_projected
-    launch(grid, inputs, clamp, partial=partial)
-
-
-def _plain_gradient(inputs: _Inputs, clamp: float | None, factor: Tensor) -> Tensor:
+def _plain_gradient(inputs: Inputs, clamp: float | None, factor: Tensor) -> Tensor:
     """[N, D]: f G in the student's dtype."""
-    tokens, width = inputs.teacher.shape
-    grid = (triton.cdiv(tokens, PLAIN_ROWS), triton.cdiv(width, PLAIN_COLUMNS))
     slope = torch.empty_like(inputs.student)
-    launch_plain(grid, inputs, clamp, slope=slope, factor=factor)
+    launch_plain(_grid(inputs), inputs, clamp, slope=slope, factor=factor)
     return slope
 
 
 def _gradients(
-    inputs: _Inputs, clamp: float | None, factor: Tensor, wanted: Sequence[bool], parts: Tensor | None
+    inputs: Inputs, clamp: float | None, factor: Tensor, wanted: Sequence[bool], parts: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of student [N, Ds] and weight, each None unless wanted, one chunk of tokens at a time; fills `parts`,
     the bias's by rows of tiles."""
     student, weight, _, teacher, _ = inputs
     if weight is None:
         return _plain_gradient(inputs, clamp, factor), None
-    (tokens, width), tiles = teacher.shape, _tiles(student.dtype)
+    (tokens, width), tiles = teacher.shape, tiles_of(student.dtype)
     sums = 4 * weight.numel() // weight.itemsize if wanted[1] and weight.dtype != torch.float32 else 0
     step = chunk_tokens(tokens, width, tiles.rows, sums)
     slope = student.new_empty(min(step, tokens), width)
@@ -261,9 +205,8 @@ def _gradients(
     for first in range(0, tokens, step):
         part = inputs.rows(first, first + step)
         count = part.teacher.shape[0]
-        grid = (triton.cdiv(count, tiles.rows), triton.cdiv(width, tiles.columns))
         own = None if parts is None else parts[first // tiles.rows :]
-        _launch_projected(grid, part, clamp, slope=slope, factor=factor, bias_parts=own)
+        launch_projected(_grid(part), part, clamp, slope=slope, factor=factor, bias_parts=own)
         if of_student is not None:
             torch.mm(slope[:count], weight, out=of_student[first : first + count])
         if of_weight is not None:
@@ -280,11 +223,11 @@ class _WeightGradient:
         self._sums = self.result if whole else torch.empty_like(weight, dtype=torch.float32)
         self._done, self._chunks = 0, chunks
 
-    def add(self, slope: Tensor, part: _Inputs) -> None:
+    def add(self, slope: Tensor, part: Inputs) -> None:
         """Add slope^T student of the next chunk; after the last one `result` is ready."""
         before = self._sums if self._done else None
         self._done += 1
-        _add_weight_gradient(slope, part, before, self.result if self._done == self._chunks else self._sums)
+        launch_weight_gradient(slope, part, before, self.result if self._done == self._chunks else self._sums)
 
 
 def chunk_tokens(tokens: int, width: int, multiple: int, sums: int) -> int:
@@ -298,69 +241,3 @@ def chunk_tokens(tokens: int, width: int, multiple: int, sums: int) -> int:
     most = max(CHUNK_ELEMENTS // (width * multiple), 1) * multiple
     chunks = triton.cdiv(tokens, most)
     return max(triton.cdiv(triton.cdiv(tokens, chunks), multiple), 1) * multiple
-
-
-# ---- launches ----------------------------------------------------------------------------------------------------
-
-
-def _launch_projected(
-    grid: tuple[int, int],
-    inputs: _Inputs,
-    clamp: float | None,
-    *,
-    partial: Tensor | None = None,
-    slope: Tensor | None = None,
-    factor: Tensor | None = None,
-    bias_parts: Tensor | None = None,
-) -> None:
-    """Fill `partial` (sum per tile), or `slope` (f G) and `bias_parts` (column sums of f G per row of tiles)."""
-    if 0 in grid:
-        return
-    tiles = _tiles(inputs.student.dtype)
-    projected_error[grid](
-        inputs.student, inputs.weight, inputs.bias, inputs.teacher, inputs.keep, factor, partial, slope, bias_parts,
-        inputs.teacher.shape[0], inputs.teacher.shape[1], inputs.student.shape[1], 0.0 if clamp is None else clamp,
-        CLAMP=clamp is not None, WIDEN=_widen(inputs.student),
-        ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        **_launch_options(tiles, inputs.student),
-    )  # fmt: skip
-
-
-def launch_plain(
-    grid: tuple[int, int],
-    inputs: _Inputs,
-    clamp: float | None,
-    *,
-    partial: Tensor | None = None,
-    slope: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> None:
-    """Fill `partial` (sum per tile) or `slope` (f G)."""
-    if 0 in grid:
-        return
-    plain_error[grid](
-        inputs.student, inputs.bias, inputs.teacher, inputs.keep, factor, partial, slope,
-        inputs.teacher.shape[0], inputs.teacher.shape[1], 0.0 if clamp is None else clamp,
-        CLAMP=clamp is not None, ROWS=PLAIN_ROWS, COLUMNS=PLAIN_COLUMNS, num_warps=PLAIN_WARPS,
-    )  # fmt: skip
-
-
-def _add_weight_gradient(slope: Tensor, inputs: _Inputs, before: Tensor | None, after: Tensor) -> None:
-    """after [D, Ds] = before (float32; None: 0) + slope^T student of one chunk."""
-    tiles, (width, depth) = _tiles(slope.dtype, HALF_GRADIENT_TILES), after.shape
-    grid = (triton.cdiv(width, tiles.rows), triton.cdiv(depth, tiles.columns))
-    weight_gradient[grid](
-        slope, inputs.student, inputs.keep, before, after, inputs.student.shape[0], width, depth,
-        WIDEN=_widen(slope), ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        **_launch_options(tiles, inputs.student),
-    )  # fmt: skip
-
-
-def _launch_options(tiles: Tiles, operand: Tensor) -> dict[str, int]:
-    limit = register_limit_on(operand.device, tiles.num_warps)
-    return {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages, **limit}
-
-
-def _widen(operand: Tensor) -> bool:
-    """Whether products are of float32 copies: only an interpreter runs kernels on a CPU."""
-    return operand.dtype == torch.bfloat16 and operand.device.type == "cpu"

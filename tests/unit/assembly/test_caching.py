@@ -17,10 +17,11 @@ from distill_engine.assembly import caching
 from distill_engine.assembly.builder import supervision_of
 from distill_engine.assembly.caching import ALONE, CacheMaker, Settings, Share
 from distill_engine.assembly.ending import exit_code_of
-from distill_engine.assembly.frozen_teacher import Alone, Frozen, teacher_alone
+from distill_engine.assembly.frozen_teacher import Frozen, teacher_alone
 from distill_engine.assembly.made_of import made_of
 from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.cluster.other_ranks import OthersFailedError
+from distill_engine.cluster.ranks import Alone
 from distill_engine.data.order.collate import Picks, filler_batch
 from distill_engine.data.order.loader import picked_batch
 from distill_engine.losses.objective import Objective

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from distill_engine.assembly import publishing
+from distill_engine.assembly.beside import turns
 from distill_engine.assembly.publishing import BestPublisher
+from distill_engine.recipe.schema import Recipe
 from distill_engine.train.progress import Progress
 
 
@@ -35,7 +37,7 @@ def publisher(tiny, tmp_path, said, go, monkeypatch):
     monkeypatch.setattr(publishing, "without_folders", lambda recipe: recipe)
     monkeypatch.setattr(BestPublisher, "_card", lambda *_arguments: "# card\n")
     student = SimpleNamespace(module=SimpleNamespace(model=tiny.model("bart")))
-    ready = SimpleNamespace(recipe=None, tokenizer=Tokenizer())
+    ready = SimpleNamespace(recipe=SimpleNamespace(student=SimpleNamespace(quantize=None)), tokenizer=Tokenizer())
     return BestPublisher(ready, student, tmp_path, SimpleNamespace(rank=0), said.append)
 
 
@@ -83,3 +85,35 @@ def test_a_run_folder_whose_link_became_a_copy_ends_in_order(publisher, tmp_path
     (tmp_path / "best").mkdir()  # cp -rL
     text, exported = publisher.ending("ppl", 4.25)
     assert exported and "an earlier student" in text
+
+
+def test_a_best_student_says_what_it_is_to_int8(publisher, go):
+    """One from before the switch is no student that was trained for it, whatever its recipe asks for."""
+    student = SimpleNamespace(quantize="int8", quantize_steps=2)
+    publisher._recipe = SimpleNamespace(student=student, stop=SimpleNamespace(max_steps=10))
+    go.set()
+    for step, words in (
+        (8, "not yet trained for int8, which begins after step 8"),
+        (9, "trained for int8 since step 8"),
+    ):
+        publisher.new_best(Progress(step), {})
+        text, exported = publisher.ending("ppl", 4.25)
+        assert exported and f"has the student of step {step}. It is {words}" in text
+
+
+def test_the_switch_to_int8_is_told_at_each_start_and_recorded_once():
+    told, records = [], []
+    sinks = SimpleNamespace(message=told.append, record=lambda *values: records.append(values))
+    recipe = {
+        "name": "int8", "data": {"tasks": [{"name": "demo"}]}, "optimizer": {"learning_rate": 1.0},
+        "student": {"quantize": "int8", "quantize_steps": 2}, "stop": {"max_steps": 5},
+    }  # fmt: skip
+    (turn,) = turns(Recipe.model_validate(recipe), sinks)
+    progress = Progress()
+    for applied in (True, True, True, False, False, True, True):
+        progress.count_step(applied)
+        turn.after_step(progress, SimpleNamespace(applied=applied), 0.1)
+    assert "steps 4 to 5 round as int8 exports do" in told[0]
+    ((kind, step, _, values, text),) = records
+    assert (kind, step, values) == ("event", 3, {}) and "the best student is chosen anew" in text
+    assert not list(turns(Recipe.model_validate(recipe | {"student": {}}), sinks))

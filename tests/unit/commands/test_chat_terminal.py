@@ -8,10 +8,10 @@ ROOT = Path(__file__).parents[3]
 TEACHER = ROOT / "recipes" / "demo" / "teacher"
 SPEAKER = """
 import sys, typer
-from distill_engine.commands.chat import register
+from distill_engine.commands.chat import chat
 app = typer.Typer(pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-register(app)
+app.command()(chat)
 app(sys.argv[1:])
 """
 PERSONA = "you are hugo, a cheerful gardener of 46. you live above a shop with a black rabbit called moss."

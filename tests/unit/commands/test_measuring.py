@@ -11,7 +11,10 @@ import typer
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from typer.testing import CliRunner
 
-from distill_engine.commands import chat, evaluate, latency, report
+from distill_engine.commands.chat import chat
+from distill_engine.commands.evaluate import evaluate
+from distill_engine.commands.latency import latency
+from distill_engine.commands.report import report, report_card
 
 ROOT = Path(__file__).parents[3]
 TEACHER = ROOT / "recipes" / "demo" / "teacher"
@@ -46,8 +49,8 @@ def student(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     app = typer.Typer(pretty_exceptions_enable=False)
-    for topic in (evaluate, latency, report, chat):
-        topic.register(app)
+    for one in (evaluate, latency, report, report_card, chat):
+        app.command()(one)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
 

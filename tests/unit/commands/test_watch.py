@@ -42,10 +42,10 @@ with RunLock(folder, Alone()):
 """
 WATCHER = """
 import sys, typer
-from distill_engine.commands.watch import register
+from distill_engine.commands.watch import watch
 app = typer.Typer(pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-register(app)
+app.command()(watch)
 app(sys.argv[1:])
 """
 

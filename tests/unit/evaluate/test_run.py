@@ -245,13 +245,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, whole, dataset
     for file in tmp_path.rglob("rank-0.jsonl"):  # a kill in the middle of a write leaves half a line
         file.write_bytes(file.read_bytes()[:-30])
     computed = []
-    sums = evaluation.batch_sums
+    measured = evaluation.measured
 
     def counted(models, *rest):
         computed.append(list(models))
-        return sums(models, *rest)
+        return measured(models, *rest)
 
-    monkeypatch.setattr(evaluation, "batch_sums", counted)
+    monkeypatch.setattr(evaluation, "measured", counted)
     assert evaluate(tmp_path, datasets, tokenizer, student) == whole
     batches = len(examples(datasets, tokenizer))
     assert computed == [["teacher", "student"]] * (batches - 2)

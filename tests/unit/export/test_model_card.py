@@ -27,7 +27,8 @@ def test_metadata_block_is_yaml_that_hubs_read():
 def test_facts_and_the_whole_recipe_are_there():
     text = card()
     assert "# demo" in text and "student of `facebook/blenderbot-3B`, 1,234,567 parameters" in text
-    assert "step 900" in text and f"```yaml\n{RECIPE}```" in text
+    assert "(step 900).\n" in text and f"```yaml\n{RECIPE}```" in text
+    assert "(step 900). Not yet for int8.\n" in card(note="Not yet for int8.")
     assert '"torch": "2"' in text
 
 

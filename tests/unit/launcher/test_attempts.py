@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from distill_engine.checkpoint.files import newest_step
 from distill_engine.cluster.exit_codes import FAILED, STOPPED_AND_SAVED
-from launcher.attempts import Start, begin, newest_step, own_start, read_attempts, record_end, record_start
+from launcher.attempts import Start, begin, own_start, read_attempts, record_end, record_start
 from launcher.requeue import ENDED_FROM_OUTSIDE, LOST, Attempt
 
 ROOT = Path(__file__).parents[3]

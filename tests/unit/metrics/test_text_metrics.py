@@ -143,6 +143,8 @@ def value_of(name, texts, golds):
         ("rouge_2", "the cat sat", ["the cat ran off"], 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
         ("rouge_l", "cats the sat", ["the cat sat", "no"], 2 / 3),  # stemmed; the better of two references
         ("wer", "The cat, sat!", ["the cat sat on"], 1 / 4),  # one word is missing; marks and case are nothing
+        ("wer_english", "uh it's twenty two, Mister Smith", ["It is 22 Mr. Smith"], 0.0),
+        ("wer_english", "it is a cat", ["it's a hat"], 1 / 4),
         ("cer", "cet", ["cat"], 1 / 3),
         ("token_error_rate", "The cat, sat", ["the cat sat"], 2 / 3),  # case, and a mark too many
         ("wer", "a b c d", ["a"], 3.0),  # more errors than words
@@ -167,7 +169,7 @@ def test_without_its_library_a_metric_is_left_out_and_says_so(monkeypatch):
     monkeypatch.setattr("distill_engine.metrics.protocol.find_spec", lambda name: None)
     assert "pip install 'distill-engine[metrics]'" in load("metrics", "wer").missing()
     assert set(reply_metrics([Answered("a b", 2, ["a b"])])) == everything - {
-        "rouge_1", "rouge_2", "rouge_l", "wer", "cer", "token_error_rate", "spbleu"
+        "rouge_1", "rouge_2", "rouge_l", "wer", "wer_english", "cer", "token_error_rate", "spbleu"
     }  # fmt: skip
 
 

@@ -92,7 +92,10 @@ def test_the_teachers_transcripts_are_a_list_that_a_recipe_mixes_with_gold(folde
 
 
 def summary(folder) -> dict:
-    (dataset,) = json.loads((folder / "out" / "summary.json").read_text())["datasets"]
+    """Of the dataset; the teacher was asked for the recipe's language."""
+    content = json.loads((folder / "out" / "summary.json").read_text())
+    assert "de" in content["settings"]["language"]
+    (dataset,) = content["datasets"]
     return dataset
 
 

@@ -116,9 +116,9 @@ class Handler(BaseHTTPRequestHandler):
 
 PROGRAM = """
 import sys, typer
-from distill_engine.commands.dashboard import register
+from distill_engine.commands.dashboard import dashboard_app
 app = typer.Typer(pretty_exceptions_enable=False)
-register(app)
+app.add_typer(dashboard_app, name="dashboard")
 app(sys.argv[1:])
 """
 

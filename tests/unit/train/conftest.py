@@ -14,8 +14,10 @@ import torch
 from torch.nn import functional
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
+from distill_engine.models.fake_int8 import fake_int8
 from distill_engine.rollouts.gold import GOLD
 from distill_engine.telemetry.averages import Averages
 from distill_engine.train.decisions import Policies
@@ -26,7 +28,6 @@ from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
 from distill_engine.train.step_metrics import StepMetrics
-from distill_engine.train.validate import Validation, Validator
 from distill_engine.values import Features, Stack
 
 VOCABULARY, BATCHES, MICRO_BATCHES = 29, 6, 2
@@ -77,6 +78,11 @@ class ToyStudent:
         self.table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
         self.attempts, self.backwards, self.training = 0, 0, False
         self.learning_rates: list[float] = []
+        self.rounded = False
+
+    def quantize(self, on):
+        self.rounded = on
+        self.run.events.append("int8" if on else "plain")
 
     def train(self):
         self.training = True
@@ -85,7 +91,10 @@ class ToyStudent:
         self.training = False
 
     def features(self, batch, request):
-        logits = functional.dropout(self.table[batch.decoder_input_ids], 0.2, self.training)
+        table = self.table
+        if self.rounded:
+            table = fake_int8(table)
+        logits = functional.dropout(table[batch.decoder_input_ids], 0.2, self.training)
         return Features(logits=logits)
 
     def backward(self, total):
@@ -197,7 +206,7 @@ class Run:
     def __init__(
         self, folder: Path, tiny, *, limits: Limits, log=None, validate=None, save=None, patience=None, stop_at=None,
         metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0, teacher=True,
-        validations=None, warmup=0, validation_seconds=0.0, keep_best=0,
+        validations=None, warmup=0, validation_seconds=0.0, keep_best=0, quantized_from=None,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self.events: list[str] = []
@@ -214,7 +223,7 @@ class Run:
         self.policies = Policies(
             LearningRate("constant", 0.5, warmup=Warmup(warmup, 0.5) if warmup else None),
             KeepBest("min"), EarlyStopping(patience, "min", stop_at), log or Every(), validate or Every(),
-            save or Every(), limits, metric, save_after_validation,
+            save or Every(), limits, metric, save_after_validation, quantized_from=quantized_from,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
             folder, self.ranks, identity={}, keep_last=2, keep_best=keep_best, allowed_globals=(),

@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 
+from distill_engine.evaluate.validation import Validator
 from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
@@ -14,7 +15,6 @@ from distill_engine.train.balance import GradientAlignment, GradientNorm, Initia
 from distill_engine.train.balancing import by_gradient, by_value, typical_ratio
 from distill_engine.train.meter import Meter
 from distill_engine.train.term_gradients import TermGradients
-from distill_engine.train.validate import Validator
 
 NO_LIMIT = 1e12
 

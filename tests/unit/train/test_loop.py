@@ -63,6 +63,21 @@ def test_training_learns_and_needs_no_teacher(toy):
     assert not [name for _, _, values in run.records("valid") for name in values if "prediction" in name]
 
 
+# ---- int8 ------------------------------------------------------------------------------------------------------------
+
+
+def test_validations_of_int8_are_compared_among_themselves(toy):
+    """They begin behind its first step; patience waits for them, and the best before them is forgotten."""
+    values = [1.0, 2.0, 2.0, 2.0, 3.0, 2.5, 2.6, 2.7]
+    common = {"validate": Every(steps=2), "save_after_validation": False}
+    run = toy(max_steps=20, validations=values, patience=2, quantized_from=8, **common)
+    assert run.trainer.run() is EndReason.OUT_OF_PATIENCE and run.trainer.progress.steps == 16
+    # after step 8 no step of int8 has been taken: that validation is the last of the plain student's
+    assert [step for _, step in run.published] == [2, 10, 12] and run.policies.keep_best.best == 2.5
+    rounds = [event for event in run.events if event in ("int8", "plain", "validate")]
+    assert rounds == ["plain", "plain", "plain", "validate"] * 4 + ["int8", "int8", "int8", "validate"] * 4
+
+
 # ---- triggers --------------------------------------------------------------------------------------------------------
 
 

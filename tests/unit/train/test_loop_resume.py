@@ -42,6 +42,35 @@ def test_stopped_by_request_after_any_step(expected, toy, attempt):
     ]
 
 
+def test_int8_begins_at_its_step_wherever_a_run_is_stopped(toy_in, tmp_path):
+    """Skipped steps do not count, and the best is chosen anew by the first validation of int8, resumed or not."""
+
+    def start(name, quantized_from=6, **changes):
+        run = toy_in(
+            tmp_path / name,
+            **options(validate=Every(steps=3), quantized_from=quantized_from, skipped={4}, **changes),
+            save_after_validation=False,
+        )
+        run.reason = run.trainer.run()
+        return run
+
+    def values(*runs, kind):
+        return [(step, found) for run in runs for step, _, found in run.records(kind)]
+
+    whole, plain = start("whole"), start("plain", None)
+    same = [one == other for one, other in zip(values(whole, kind="train"), values(plain, kind="train"), strict=True)]
+    assert same == [True] * 6 + [False] * 6, "another step than the seventh was the first of int8"
+    assert values(whole, kind="valid")[:2] == values(plain, kind="valid")[:2]
+    for attempt in (7, 8):  # the seventh attempt is the sixth step
+        parts = start(f"parts-{attempt}", stop_at_attempt=attempt), start(f"parts-{attempt}")
+        assert [part.reason for part in parts] == [EndReason.STOP_REQUESTED, EndReason.MAX_STEPS]
+        assert [part.student.rounded for part in parts] == [attempt == 8, True]
+        assert torch.equal(parts[1].student.table, whole.student.table)
+        assert parts[1].policies.keep_best.best == whole.policies.keep_best.best
+        for kind in ("train", "valid"):
+            assert values(*parts, kind=kind) == values(whole, kind=kind)
+
+
 def same_run(expected, resumed) -> None:
     assert torch.equal(expected.student.table, resumed.student.table)
     assert expected.student.attempts == resumed.student.attempts

@@ -397,12 +397,10 @@ def test_the_table_of_archives():
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = (
-        "import typer; from distill_engine.commands.data import register; app = typer.Typer(); register(app); app()"
-    )
+    program = "from distill_engine.commands.data import data_app; data_app()"
     clean = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     return subprocess.run(
-        [sys.executable, "-c", program, "data", "fetch", *arguments],
+        [sys.executable, "-c", program, "fetch", *arguments],
         cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 

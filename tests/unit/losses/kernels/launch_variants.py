@@ -15,14 +15,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from distill_engine.losses.kernels import attention_mse_triton, masked_mse_triton, prediction_triton
+from distill_engine.losses.kernels import (
+    attention_mse_triton,
+    masked_mse_launches_triton,
+    masked_mse_triton,
+    prediction_triton,
+)
 from distill_engine.losses.kernels.prediction_blocks import from_hidden
 from distill_engine.values import QueryKey
 
 LENGTHS = (1, 2, 7, 16, 31, 48, 64, 100, 128)
 KERNELS = (
     (attention_mse_triton, ("forward_kernel", "backward_kernel")),
-    (masked_mse_triton, ("projected_error", "plain_error", "weight_gradient")),
+    (masked_mse_launches_triton, ("projected_error", "plain_error", "weight_gradient")),
     (prediction_triton, ("_sums_kernel", "_gradient_kernel")),
 )
 

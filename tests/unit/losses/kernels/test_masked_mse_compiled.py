@@ -3,7 +3,7 @@
 import pytest
 
 KERNELS = "distill_engine.losses.kernels.masked_mse_kernels_triton"
-HOST = pytest.importorskip("distill_engine.losses.kernels.masked_mse_triton", reason="needs triton")
+HOST = pytest.importorskip("distill_engine.losses.kernels.masked_mse_launches_triton", reason="needs triton")
 TILES = {"fp16": HOST.HALF_TILES, "bf16": HOST.HALF_TILES, "fp32": HOST.FLOAT_TILES}
 SIZES = ("tokens", "width", "depth")
 NOT_SPECIALISED = ("tokens", "factor", "partial", "bias_parts")

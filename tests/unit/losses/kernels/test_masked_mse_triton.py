@@ -17,7 +17,11 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if not (triton.knobs.runtime.interpret or torch.cuda.is_available()):
     pytest.skip("needs a GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
-from distill_engine.losses.kernels import masked_mse_chunked, masked_mse_triton  # noqa: E402 - after the check for triton
+from distill_engine.losses.kernels import (  # noqa: E402 - after the check for triton
+    masked_mse_chunked,
+    masked_mse_launches_triton,
+    masked_mse_triton,
+)
 from distill_engine.losses.kernels.masked_mse_triton import chunk_tokens, projected_mse_sum  # noqa: E402
 
 
@@ -100,13 +104,13 @@ def test_chunks_of_tokens_add_up(monkeypatch, dtype):
     one = cases.case(300, 40, 24, dtype=dtype)
     whole = cases.computed(projected_mse_sum, one, 0.9)
     launches = []
-    launch = masked_mse_triton._launch_projected
+    launch = masked_mse_triton.launch_projected
     monkeypatch.setattr(masked_mse_triton, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(
-        masked_mse_triton, "_launch_projected", lambda *given, **named: launches.append(launch(*given, **named))
+        masked_mse_triton, "launch_projected", lambda *given, **named: launches.append(launch(*given, **named))
     )
     split = cases.computed(projected_mse_sum, one, 0.9)
-    rows = masked_mse_triton.FLOAT_TILES.rows if dtype == torch.float32 else masked_mse_triton.HALF_TILES.rows
+    rows = masked_mse_launches_triton.tiles_of(dtype).rows
     assert len(launches) == 1 + math.ceil(300 / rows) > 2  # the sum at once, the slope in chunks
     assert torch.equal(whole[0], split[0])
     cases.check(projected_mse_sum, one, 0.9)
@@ -135,7 +139,7 @@ def test_one_chunk_where_adding_up_would_take_more_than_it_saves(sums):
 
 @pytest.mark.parametrize(("tokens", "depth", "width"), [(2048, 2560, 2560), (2048, 1280, 2560), (4096, 512, 1024)])
 def test_beside_the_gradients_less_than_a_fifth_of_eagers_memory(monkeypatch, tokens, depth, width):
-    for launch in ("_launch_projected", "_add_weight_gradient"):
+    for launch in ("launch_projected", "launch_weight_gradient"):
         monkeypatch.setattr(masked_mse_triton, launch, lambda *given, **named: None)
     ours, theirs = (cases.extra_bytes(function, tokens, depth, width) for function in (projected_mse_sum, cases.eager))
     assert 0 < ours < 0.15 * theirs
@@ -191,13 +195,13 @@ def test_under_activation_checkpointing():
 
 def test_without_gradients_only_the_sum_is_launched(monkeypatch):
     launched = []
-    launch = masked_mse_triton._launch_projected
+    launch = masked_mse_triton.launch_projected
 
     def watched(*given, **named):
         launched.append(sorted(named))
         launch(*given, **named)
 
-    monkeypatch.setattr(masked_mse_triton, "_launch_projected", watched)
+    monkeypatch.setattr(masked_mse_triton, "launch_projected", watched)
     with torch.no_grad():
         assert not projected_mse_sum(*cases.case(100, 16, 24).arguments(), 1.0).requires_grad
     assert launched == [["partial"]]

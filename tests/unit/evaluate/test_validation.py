@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill_engine.evaluate.validation import Validator
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels import prediction_blocks
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
 from distill_engine.teachers.live import LiveTeacher
-from distill_engine.train.validate import Validator
 from distill_engine.values import Stack
 
 LAYERS = {Stack.ENCODER: 1, Stack.DECODER: 2}

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distill_engine.evaluate.validation import Validator
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
 from distill_engine.teachers.live import LiveTeacher
-from distill_engine.train.validate import Validator
 from distill_engine.values import Features
 
 GOAL = Objective(LossWeights(task=1, prediction=1), {})

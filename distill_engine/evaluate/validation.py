@@ -5,43 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from distill_engine.evaluate.measure import FeatureFunction, measured
+from distill_engine.evaluate.teacher_doubts import COLUMNS, doubt_sums, teacher_doubt
 from distill_engine.losses.objective import Objective
-from distill_engine.metrics.scores import Scores
 from distill_engine.metrics.tally import Average, Tally
 from distill_engine.teachers.protocol import Teacher
 from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.hooks import Hook
 from distill_engine.train.progress import Progress
-from distill_engine.train.teacher_doubts import COLUMNS, doubt_sums, teacher_doubt
-from distill_engine.values import Batch, FeatureRequest, Features
-
-
-class Evaluates(Protocol):
-    """A model that gives features (an engine, or a plain adapter in evaluation)."""
-
-    def features(self, batch: Batch, request: FeatureRequest) -> Features:
-        """One forward pass."""
-        ...
+from distill_engine.train.roles import Evaluates, Ranks, Sinks
+from distill_engine.values import Batch
 
 
 def as_read(batch: Batch) -> Batch:
     """Each model runs its own encoder."""
     return batch
-
-
-class SumsRanks(Protocol):
-    """The part of the process group that validation needs."""
-
-    device: torch.device
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Elementwise sum over ranks."""
-        ...
 
 
 class Validator:
@@ -56,7 +38,7 @@ class Validator:
         batches: Iterable[Batch],
         objective: Objective,
         dataset_labels: Sequence[str],
-        ranks: SumsRanks,
+        ranks: Ranks,
         average: Average = "macro",
         factors: CurrentFactors = no_factors,
         encoded: Callable[[Batch], Batch] = as_read,
@@ -82,43 +64,34 @@ class Validator:
         `on_batch` is called before each batch: a validation may be long without being stuck.
         """
         started = time.perf_counter()
-        weights = self._objective.term_weights
-        device = self._ranks.device
+        device, datasets = self._ranks.device, len(self._labels)
         tally = Tally() if teacher is None else Tally("agreement", "teacher")
-        quality = torch.zeros(len(self._labels), tally.columns, dtype=torch.float64, device=device)
+        quality = torch.zeros(datasets, tally.columns, dtype=torch.float64, device=device)
         doubts = torch.zeros(len(COLUMNS), dtype=torch.float64, device=device)
+        terms = torch.zeros(len(self._objective.term_weights), 2, dtype=torch.float64, device=device)  # sum, count
         vocabulary = 0
-        terms = torch.zeros(len(weights), 2, dtype=torch.float64, device=device)  # sum, count
+        models, imitated = {"student": student.features}, None if teacher is None else _one_by_one(teacher)
         for batch in self._batches:
             on_batch()
             counts = bool(batch.label_mask.any())
-            batch = self._encoded(batch.to(device))
-            request = self._objective.teacher_request()
-            teacher_outputs = None if teacher is None else next(teacher.features([batch], request))
-            student_outputs = student.features(batch, self._objective.student_request())
-            vocabulary = 0 if teacher_outputs is None else teacher_outputs.vocabulary
+            read = self._encoded(batch.to(device))
+            found = measured(models, imitated, read, self._objective, tally, datasets)["student"]
+            vocabulary = found.vocabulary
             if not counts:  # a filler: it took part in the teacher's collectives, that is all
                 continue
-            values, own = self._objective.terms_and_scores(student_outputs, teacher_outputs, batch)
-            theirs = None if teacher_outputs is None else self._objective.teacher_scores(teacher_outputs, batch)
-            scores = Scores(own, batch, theirs)
-            quality += tally.sums(scores, len(self._labels))
-            if teacher_outputs is not None:
-                doubts += doubt_sums(scores)
-            for index, value in enumerate(values.values()):
-                terms[index, 0] += value.sum
-                terms[index, 1] += value.count
+            quality += found.sums
+            if teacher is not None:
+                doubts += doubt_sums(found.scores)
+            terms += torch.stack([torch.stack([value.sum, value.count]) for value in found.terms.values()])
         parts = (quality, doubts, terms)
         summed = self._ranks.sum(torch.cat([part.flatten() for part in parts]))
         quality, doubts, terms = (
             part.view_as(local)
             for part, local in zip(summed.split([local.numel() for local in parts]), parts, strict=True)
         )
-        measured = tally.values(quality, self._labels, self._average)
         self.doubt = None if teacher is None else teacher_doubt(doubts, vocabulary)
-        measured |= self._term_values(terms)
-        measured["seconds"] = time.perf_counter() - started
-        return measured
+        measures = tally.values(quality, self._labels, self._average) | self._term_values(terms)
+        return measures | {"seconds": time.perf_counter() - started}
 
     def _term_values(self, sums: Tensor) -> dict[str, float]:
         values = {}
@@ -132,12 +105,8 @@ class Validator:
         return values
 
 
-class Tells(Protocol):
-    """The part of the sinks that is needed."""
-
-    def record(self, kind: Any, step: int, seconds: float, values: dict[str, float], text: str = "") -> None:
-        """Write one record everywhere."""
-        ...
+def _one_by_one(teacher: Teacher) -> FeatureFunction:
+    return lambda batch, request: next(teacher.features([batch], request))
 
 
 class Validation(Hook):
@@ -148,7 +117,7 @@ class Validation(Hook):
         validator: Validator,
         student: Evaluates,
         teacher: Teacher | None,
-        sinks: Tells,
+        sinks: Sinks,
         beat: Callable[[str], None] = lambda _doing: None,
     ) -> None:
         """`beat` is called before each batch, with a few words."""
