@@ -68,14 +68,14 @@ case $what in
         teacher=$(mktemp -d) || exit 1
         trap 'rm -rf "$teacher"' EXIT
         # in the order of what is wanted most
-        cases="bf16/replica/fused bf16/zero3/fused bf16/replica/reference fp16/replica/fused fp16/zero3/fused"
+        cases="bf16/replica/fused bf16/replica/fused/overlap bf16/zero3/fused bf16/replica/reference fp16/replica/fused fp16/zero3/fused"
         cases+=" bf16/zero3/reference fp16/replica/reference fp16/zero3/reference"
-        if [ -n "$dry" ]; then cases="bf16/replica/fused fp16/zero3/reference"; fi
+        if [ -n "$dry" ]; then cases="bf16/replica/fused/overlap fp16/zero3/reference"; fi
         for case in $cases; do
-            IFS=/ read -r precision placement kernels <<< "$case"
-            run "step_${precision}_${placement}_$kernels" 180 "$python" benchmarks/step.py \
+            IFS=/ read -r precision placement kernels overlap <<< "$case"
+            run "step_${case//\//_}" 180 "$python" benchmarks/step.py \
                 --preset "${preset:-bb3b_1gpu}" --precision "$precision" --placement "$placement" --kernels "$kernels" \
-                --teacher "$teacher/teacher"
+                --teacher "$teacher/teacher" ${overlap:+--overlap}
         done
         ;;
     *)

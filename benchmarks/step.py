@@ -64,14 +64,16 @@ LONGEST_WARM_UP = 30  # steps that fp16's loss scale may take to come down
 # ---- the run ---------------------------------------------------------------------------------------------------
 
 
-def recipe_of(name: str, preset: Preset, placement: str = "zero3", kernels: str = "auto") -> Recipe:
+def recipe_of(
+    name: str, preset: Preset, placement: str = "zero3", kernels: str = "auto", overlap: bool = False
+) -> Recipe:
     """The preset as a recipe: ParlAI's sample command in the preset's sizes (its `adam` is AMSGrad)."""
     student = asdict(preset.student)
     groups = dict.fromkeys(("attention", "hidden", "prediction"), kernels)
     return Recipe.model_validate(
         {
             "name": f"step-{name}",
-            "teacher": {"placement": placement},
+            "teacher": {"placement": placement, "overlap": overlap},
             "student": {
                 **student, "init": "random", "heads": preset.heads, "positions": preset.context_tokens,
                 "dropout": 0.0, "attention_dropout": 0.0, "projections": "always", "train_position_tables": False,
@@ -236,7 +238,7 @@ def report(asked: argparse.Namespace) -> dict[str, Any]:
     ranks = distributed.start()
     if preset.threads is not None:
         torch.set_num_threads(preset.threads)  # after the start, which shares the machine's cores out among ranks
-    recipe = recipe_of(name, preset, asked.placement, asked.kernels)
+    recipe = recipe_of(name, preset, asked.placement, asked.kernels, asked.overlap)
     configs = ds_configs(recipe, asked.precision, ranks)
     precision = precision_of(configs[0])
     rate = MatmulRate(DTYPES[precision], ranks.device, side=min(2048, 4 * preset.teacher.width))
@@ -254,6 +256,7 @@ def report(asked: argparse.Namespace) -> dict[str, Any]:
         "definition": preset.definition,
         "placement": asked.placement,
         "kernels": asked.kernels,
+        "overlap": asked.overlap,
         "ranks": ranks.world_size,
         "threads": torch.get_num_threads(),
         "steps": len(seconds),
@@ -280,6 +283,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=CONFIGS, default="fp32")
     parser.add_argument("--placement", choices=PLACEMENTS, default="zero3", help="where the teacher lives")
     parser.add_argument("--kernels", choices=("auto", "fused", "reference"), default="auto", help="of the losses")
+    parser.add_argument("--overlap", action="store_true", help="teacher.overlap, with --placement replica on a GPU")
     parser.add_argument("--steps", type=int, default=None, help="timed steps (default: the preset's)")
     parser.add_argument("--teacher", type=Path, default=None, help="folder of the random teacher, to use it again")
     parser.add_argument("--against", type=Path, default=None, help="JSON with the seconds_per_step to compare with")

@@ -99,7 +99,8 @@ class Job:
     @property
     def held_batches(self) -> int:
         """Micro-batches whose teacher features are held at a time."""
-        return self.accumulation if self.recipe.teacher.window else 1
+        teacher = self.recipe.teacher
+        return self.accumulation if teacher.window else 2 if teacher.overlap and self.placement == "replica" else 1
 
     @property
     def weights(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.overlap_rules import require_replica
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.recipe.schema import Recipe
@@ -29,13 +30,14 @@ def read_job(
     teacher = teacher_shape(checked)
     student = student_shape(checked, teacher)
     others = tuple(shape_of(one.path, one.revision) for one in checked.teachers[1:])
-    batch = checked.batch
+    batch, own_teacher_ds = checked.batch, _read(teacher_ds)
+    require_replica(checked, nodes * per_node, own_teacher_ds)
     job = Job(
         recipe=checked,
         student=student,
         teacher=teacher,
         student_ds=_read(student_ds),
-        teacher_ds=_read(teacher_ds),
+        teacher_ds=own_teacher_ds,
         ranks=nodes * per_node,
         ranks_per_node=per_node,
         micro_batch=batch.per_rank,

@@ -103,6 +103,13 @@ def _refuse_missing_kernels(job: Job, gpu: str) -> None:
             )
 
 
+def _way(job: Job) -> str:
+    """How the teacher's passes lie, where that costs memory."""
+    if job.held_batches == 1:
+        return ""
+    return ", window" if job.recipe.teacher.window else ", overlap"
+
+
 def _say_vocabulary(job: Job) -> None:
     """What a trimmed vocabulary was taken for."""
     assert job.teacher is not None, "a rule of recipes"
@@ -120,7 +127,7 @@ def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     sizes = [f"{one.parameters / 1e6:,.1f} M" for one in (job.teacher, *job.others) if one is not None]
     teacher = " + ".join(sizes) or "none"
     where = " (cached)" if job.cached and job.teacher is not None else ""
-    where = where if job.loaded is None else f" ({job.placement}{', window' if job.held_batches > 1 else ''})"
+    where = where if job.loaded is None else f" ({job.placement}{_way(job)})"
     models = f"teacher {teacher}{where}, trained {job.trained / 1e6:,.1f} M"
     say(f"{job.recipe.name} on {nodes} x {per_node} {gpu}: {models}")
     if job.recipe.student.vocabulary != "all":

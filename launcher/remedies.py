@@ -29,10 +29,14 @@ def remedies(job: Job, gpu: Gpu) -> list[str]:
 
 def _knobs(job: Job) -> Iterator[tuple[str, Job]]:
     """Single settings that are not as sparing as they could be."""
+    alone = ", teacher.overlap: false" if job.recipe.teacher.overlap else ""  # which shards cannot go with
     for placement in _sparing(job):
-        yield f"teacher.placement: {placement}", _changed(job, "teacher", placement=placement)
+        changed = _changed(job, "teacher", placement=placement, overlap=False)
+        yield f"teacher.placement: {placement}{alone}", changed
     if job.recipe.teacher.window and job.accumulation > 1:
         yield "teacher.window: false", _changed(job, "teacher", window=False)
+    if job.recipe.teacher.overlap:
+        yield "teacher.overlap: false", _changed(job, "teacher", overlap=False)
     kernels = job.recipe.losses.kernels
     for group in ("attention", "hidden", "prediction"):
         if group == "prediction" and job.others:

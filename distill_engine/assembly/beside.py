@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from distill_engine.data.order.loader import TrainLoader
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.student import StudentEngine
 from distill_engine.evaluate.validation import Validation, Validator, as_read
@@ -25,6 +24,7 @@ from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
+from distill_engine.train.roles import Batches
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.train.term_gradients import TermGradients
 
@@ -33,7 +33,7 @@ def step_metrics(
     recipe: Recipe,
     objective: Objective,
     terms: LossTerms,
-    batches: TrainLoader,
+    batches: Batches,
     student: StudentEngine,
     ranks: Ranks,
     sinks: SinkGroup,

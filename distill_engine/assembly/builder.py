@@ -13,6 +13,7 @@ import torch
 
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, turns, validation
 from distill_engine.assembly.narrowing import narrow_from_teacher
+from distill_engine.assembly.overlap import overlapped
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.resizing import newest_step
 from distill_engine.assembly.rollout import rollout_of
@@ -34,6 +35,7 @@ from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kerne
 from distill_engine.losses.objective import Objective
 from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.identity import recipe_digest
+from distill_engine.recipe.overlap_rules import require_replica
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
 from distill_engine.rollouts.encoded import EncodedOnce
@@ -81,6 +83,7 @@ class Builder:
     def trainer(self, student_ds: dict[str, Any], teacher_ds: dict[str, Any]) -> Trainer:
         """Everything, wired together."""
         recipe, ranks = self._recipe, self._ranks
+        require_replica(recipe, ranks.world_size, teacher_ds)
         objective = self._objective()
         # the student first: nothing of the teacher's sharding can leak into it
         self._beat("building the student")
@@ -92,13 +95,14 @@ class Builder:
         teacher = self._teacher(objective, student, teacher_ds, precision_of(student_ds))
         rollout = rollout_of(self._ready, ranks)
         self._seed_everything()  # after the teacher: dropout must not depend on how it was loaded
-        batches = train_loader(self._ready, ranks, self._sinks.message, self._split)
+        loader = train_loader(self._ready, ranks, self._sinks.message, self._split)
+        ahead, batches = overlapped(recipe, teacher, loader, ranks.device, self._sinks.message)
         self._beat("asking the teacher for sample replies and making the rest")
         self.publisher = BestPublisher(self._ready, student, self._folder, ranks, self._sinks.message)
         terms = loss_terms(recipe, objective, student, ranks)
         return Trainer(
             student=student,
-            teacher=teacher,
+            teacher=ahead,
             objective=objective,
             batches=batches,
             rollout=EncodedOnce(rollout) if recipe.student.share_encoder else rollout,

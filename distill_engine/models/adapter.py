@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill_engine.arithmetic.products import use_quicker_products
 from distill_engine.families.lookup import family_of, start_of
 from distill_engine.families.protocol import Family, StackParts
 from distill_engine.models import capture
@@ -39,6 +40,7 @@ class Adapter(nn.Module):
         self._recorder = capture.Recorder()
         self._frozen: list[nn.Module] = []
         capture.use_capturing_attention(model)
+        use_quicker_products(model)
         parts = family.parts(model)
         self._encode, self._decode = parts.encode, parts.decode
         self._scale, self._bias_name = parts.scale, parts.bias

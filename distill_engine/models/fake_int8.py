@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from distill_engine.arithmetic.products import linear
 
 LEVELS = 127  # -127 to 127: symmetric, so that zero is a level
 _SMALLEST = 1e-30  # a row of zeros needs a step, too; in float32, far from its smallest number
@@ -85,7 +86,7 @@ class FakeInt8Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return functional.linear(*self.operands(x), self.bias)
+        return linear(*self.operands(x), self.bias)
 
     def train(self, mode: bool = True) -> FakeInt8Linear:
         """As any module; what was rounded is forgotten."""

@@ -20,7 +20,8 @@ from distill_engine.recipe.yaml_text import dump_yaml
 # Dotted prefixes that may change between restarts of one run.
 CHANGEABLE = (
     "name", "stop", "logging", "checkpoint", "validation.patience", "validation.samples", "losses.kernels",
-    "data.cache_dir", "teacher.placement", "teacher.window", "teacher.cache", "teacher.allow_noise",
+    "data.cache_dir", "teacher.placement", "teacher.window", "teacher.overlap", "teacher.cache",
+    "teacher.allow_noise",
 )  # fmt: skip
 
 

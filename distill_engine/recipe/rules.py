@@ -19,6 +19,7 @@ from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.narrow_rules import NARROW_RULES
+from distill_engine.recipe.overlap_rules import OVERLAP_RULES
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.quantize_rules import QUANTIZE_RULES
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
@@ -99,7 +100,7 @@ def copied_layers_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
 
 
 def teacher_keys_have_a_teacher(recipe: Recipe) -> Iterator[Problem]:
-    """A revision, a placement and a window are a teacher's."""
+    """A revision, a placement, a window and an overlap are a teacher's."""
     for key, field in TeacherSection.model_fields.items():
         value = getattr(recipe.teacher, key)
         if recipe.teacher.path is None and value != field.default:
@@ -270,6 +271,7 @@ RULES: tuple[Rule, ...] = (
     *ENCODER_RULES,
     *NARROW_RULES,
     *ROLLOUT_RULES,
+    *OVERLAP_RULES,
     *SEVERAL_RULES,
     *QUANTIZE_RULES,
 )

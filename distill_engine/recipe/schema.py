@@ -43,6 +43,11 @@ class TeacherSection(Section):
         description="One teacher pass for all micro-batches of an optimizer step: layers are gathered once per step "
         "instead of once per micro-batch, and its features of the whole step are held at a time.",
     )
+    overlap: bool = Field(
+        False,
+        description="On a GPU, with placement replica: its pass of the next micro-batch is begun before the student "
+        "works on this one, on a stream of its own; the features of two micro-batches are held.",
+    )
     allow_noise: bool = Field(
         False,
         description="Begin although the teacher predicts gold labels no better than chance (perplexity above half its "

@@ -10,12 +10,14 @@ from engine_worker_bench import ADAM, Bench, digest
 from engine_worker_validation import loader
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.data.order.ahead import AheadLoader
 from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.engine.distributed import Ranks, RanksApartError
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StepOutcome, StudentEngine
 from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.rollouts.gold import GOLD
+from distill_engine.teachers.ahead import AheadTeacher
 from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
@@ -75,21 +77,24 @@ def make_trainer(
     first_attempt: int = 0,
     max_steps: int = 6,
     max_skipped_steps: int = 100,
+    ahead: bool = False,
     quantized_from: int | None = None,
 ) -> Trainer:
-    """A run over the tiny Blenderbot in the folder `name`; `faults` spoil the last rank's losses."""
+    """A run over the tiny Blenderbot in the folder `name`; `faults` spoil the last rank's losses; `ahead`: its
+    teacher is a micro-batch ahead (teacher.overlap), as far as there is an order without streams."""
     goal = tiny.objective()
     module = tiny.student(bench.teachers / "blenderbot", goal, int8=quantized_from is not None)
     student = bench.student(module, ds_config, ADAM, FaultyStudent)
     student.attempt = first_attempt
     if bench.ranks.rank == bench.ranks.world_size - 1:
         student.faults = faults or {}
-    teacher, batches = LiveTeacher(bench.teacher(precision=precision)), _batches(bench)
+    teacher, batches = LiveTeacher(bench.teacher(precision=precision)), AheadLoader(_batches(bench), bench.ranks.device)
+    in_steps = AheadTeacher(teacher, batches.upcoming, bench.ranks.device) if ahead else teacher
     meter, sinks = Meter(goal, Averages(), bench.ranks.world_size), SinkGroup([], print)
     validator = Validator(loader(bench), goal, ["first", "second"], bench.ranks)
     return Trainer(
         student=student,
-        teacher=teacher,
+        teacher=in_steps,
         objective=goal,
         batches=batches,
         rollout=GOLD,
@@ -141,16 +146,18 @@ def story(trainer: Trainer) -> dict:
         "skipped": trainer.progress.skipped_steps,
         "diary": trainer.student.diary,
         "digest": digest(trainer.student.module),
-        "position": trainer.batches.position,
+        "position": trainer.batches.examples,
         "checkpoints": sorted(p.name for p in trainer.checkpoints.folder.iterdir() if not p.name.startswith(".")),
         "best": trainer.policies.keep_best.best,
     }
 
 
 def stop_on_one_rank(bench: Bench) -> dict:
-    """A real SIGTERM to the last rank in its third step; then the same run again, and one that was never stopped."""
+    """A real SIGTERM to the last rank in its third step; then the same run again, and one that was never stopped.
+
+    The first two have their teacher ahead: over validations, a stop and a resume nothing may differ."""
     ds_config = bench.student_ds()
-    stopped = make_trainer(bench, "stopped", ds_config)
+    stopped = make_trainer(bench, "stopped", ds_config, ahead=True)
     stopped.hooks.each[0].stop_request.listen([signal.SIGTERM])
     if bench.ranks.rank == bench.ranks.world_size - 1:
         backward = stopped.student.backward
@@ -163,7 +170,7 @@ def stop_on_one_rank(bench: Bench) -> dict:
         stopped.student.backward = signalled
     first = story(stopped)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    second = story(make_trainer(bench, "stopped", ds_config, first_attempt=3))
+    second = story(make_trainer(bench, "stopped", ds_config, first_attempt=3, ahead=True))
     return {"stopped": first, "continued": second, "calm": story(make_trainer(bench, "calm", ds_config))}
 
 

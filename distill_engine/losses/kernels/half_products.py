@@ -8,11 +8,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from distill_engine.arithmetic import products
+
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, float32 total."""
     if left.dtype == torch.float32:
-        total.addmm_(left, right)
+        products.add_product_(total, left, right)
     else:
         _adding(left.device, left.dtype)(total, left, right)
 

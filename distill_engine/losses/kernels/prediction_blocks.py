@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill_engine.arithmetic.products import product
 from distill_engine.losses.divergences.forward_kl import FORWARD_KL
 from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels import prediction_tokens as tokenwise
@@ -181,7 +182,7 @@ class _FromHidden(torch.autograd.Function):
             if of_hidden is not None:
                 add_product_(of_hidden, block.student, embedding[ids])
             if of_embedding is not None:
-                torch.mm(block.student.t(), clean, out=of_embedding[ids])
+                product(block.student.t(), clean, out=of_embedding[ids])
             if of_bias is not None:
                 of_bias[ids] = block.student.sum(dim=0, dtype=torch.float32)
         whole = None if of_hidden is None else tokenwise.spread_rows(of_hidden, hidden, rows, hidden.dtype)
@@ -261,7 +262,7 @@ class _Blocks:
         logits = [buffer[:, : ids.stop - ids.start] for buffer in self.made.buffers]
         if ids != self.made.ids:
             for model, out in zip(self.models, logits, strict=True):
-                torch.mm(model.hidden, model.embedding[ids].t(), out=out)
+                product(model.hidden, model.embedding[ids].t(), out=out)
         self.made = self.made._replace(ids=ids)
         masked = None if self.options.masked_id is None else self.options.masked_id - ids.start
         return LogitBlock(

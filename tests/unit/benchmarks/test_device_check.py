@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "benchmarks" / "device_check.sh"
-CASES = [("bf16", "replica", "fused"), ("fp16", "zero3", "reference")]  # of the dry run: each value once
+CASES = [("bf16", "replica", "fused", "_overlap"), ("fp16", "zero3", "reference", "")]  # the dry run's
 
 
 def check(*arguments, **more):
@@ -35,11 +35,12 @@ def test_kernels(tmp_path):
 def test_steps(tmp_path):
     done = check("steps", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for precision, placement, kernels in CASES:
-        result = json.loads((tmp_path / f"step_{precision}_{placement}_{kernels}.out").read_text())
+    for precision, placement, kernels, overlap in CASES:
+        result = json.loads((tmp_path / f"step_{precision}_{placement}_{kernels}{overlap}.out").read_text())
         found = result["preset"], result["precision"], result["placement"], result["kernels"]
         possible = precision if precision == "bf16" or torch.float16 in get_accelerator().supported_dtypes() else "bf16"
         assert found == ("bb3b_tiny", possible, placement, kernels)  # not every CPU multiplies in fp16
+        assert result["overlap"] is bool(overlap)
         assert result["seconds_per_step"] > 0 and result["planned_memory_mib"] > 0 and result["host_waits"] <= 2
     summary = (tmp_path / "summary.txt").read_text().splitlines()
     assert len(summary) == len(CASES) and all(": done, " in line for line in summary)

@@ -22,9 +22,10 @@ from launcher.plan import USABLE_MEMORY
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = {
-    "preset", "precision", "definition", "placement", "kernels", "ranks", "threads", "steps", "seconds_per_step", "p20",
-    "p80", "tokens_per_second", "peak_memory_mib", "planned_memory_mib", "host_waits", "launches", "busy_share",
-    "arithmetic_gflop", "matmul_gflops", "floor_seconds", "ratio_to_floor", "time_shares", "machine",
+    "preset", "precision", "definition", "placement", "kernels", "overlap", "ranks", "threads", "steps",
+    "seconds_per_step", "p20", "p80", "tokens_per_second", "peak_memory_mib", "planned_memory_mib", "host_waits",
+    "launches", "busy_share", "arithmetic_gflop", "matmul_gflops", "floor_seconds", "ratio_to_floor", "time_shares",
+    "machine",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 from distill_engine.families.lookup import fresh_shape
 from distill_engine.families.shape import Sizes
 from distill_engine.recipe.load import load_recipe
+from distill_engine.recipe.problem import RecipeError
 from launcher.hardware import GPUS
 from launcher.job import Job, kernel
 from launcher.job_files import read_job
@@ -76,6 +77,16 @@ def test_a_window_gathers_once_and_holds_all_features(job):
     assert memory(once)["captured features"] == 4 * memory(each)["captured features"]
     alone = placed(job, "zero3", "teacher.window=true")
     assert memory(alone) == memory(placed(job, "zero3")), "without accumulation it changes nothing"
+
+
+def test_a_teacher_ahead_holds_the_features_of_two_micro_batches(job):
+    for accumulation in (1, 4):
+        one = f"batch.accumulation_steps={accumulation}"
+        plain, ahead = placed(job, "replica", one), placed(job, "replica", one, "teacher.overlap=true")
+        assert memory(ahead)["captured features"] == 2 * memory(plain)["captured features"]
+        assert ahead.teacher_passes == plain.teacher_passes
+    with pytest.raises(RecipeError, match=r"teacher.placement is auto, which is zero3 here \(32 ranks\), but"):
+        placed(job, "auto", "teacher.overlap=true")
 
 
 def test_gradients_are_reduced_at_every_micro_batch(job):

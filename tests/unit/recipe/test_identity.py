@@ -22,6 +22,7 @@ def distilled(**teacher) -> Recipe:
     [
         ("placement", "node", "teacher.placement: 'auto' -> 'node'"),
         ("window", True, "teacher.window: false -> true"),
+        ("overlap", True, "teacher.overlap: false -> true"),
     ],
 )
 def test_where_the_teacher_lives_may_change_on_resume(key, value, line):

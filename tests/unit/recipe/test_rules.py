@@ -217,6 +217,24 @@ BROKEN = [
     (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.tasks has one entry"),
     (DISTILLED, {"teacher": {"source": "cache"}}, "teacher.source", "is cache, but teacher.cache is null"),
     (DISTILLED, {"teacher": {"cache": "d"}}, "teacher.cache", "is 'd', but teacher.source is live"),
+    (
+        DISTILLED,
+        {"teacher": {"overlap": True, "placement": "zero3"}},
+        "teacher.placement",
+        "is zero3, but teacher.overlap is true",
+    ),
+    (
+        DISTILLED,
+        {"teacher": {"overlap": True, "window": True}},
+        "teacher.window",
+        "is true, but teacher.overlap is true",
+    ),
+    (
+        DISTILLED,
+        {"teacher": {"overlap": True}, "rollout": {"source": "student"}},
+        "rollout.source",
+        "is student, but teacher.overlap is true.*Set rollout.source: gold, or teacher.overlap: false",
+    ),
     (DISTILLED, {"rollout": {"share": 0.25}}, "rollout.share", "is 0.25, but rollout.source is gold"),
     (DISTILLED, {"rollout": {"source": "student", "new_tokens": 129}}, "rollout.new_tokens", "is 129, .* 128 or less"),
     (

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_engine.data.errors import DataError
+from distill_engine.data.order.ahead import AheadLoader
 from distill_engine.data.order.collate import Picks, collate, filler_batch
 from distill_engine.data.order.loader import TrainLoader, ValidationLoader
 from distill_engine.data.order.mixture import Mixture
@@ -303,3 +304,36 @@ def test_products_come_in_order_and_only_a_few_ahead():
     assert [prefetcher.take() for _ in range(3)] == [0, 1, 2]
     prefetcher.close()
     assert made in ([0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2])
+
+
+# ---- looked at before it is taken (teacher.overlap) --------------------------------------------------------------
+
+AHEAD_STEPS = 7  # of 12 examples, 1 or 4 batches of two each: over the end of several epochs
+
+
+def said(loader):
+    return loader.examples, loader.epoch, loader.state_dict()
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("resumed_at", [None, 3])
+def test_looking_ahead_changes_nothing(accumulation, resumed_at):
+    plain = train_loader([12], 2, accumulation, 0, 1)
+    ahead = AheadLoader(train_loader([12], 2, accumulation, 0, 1), torch.device("cpu"))
+    with plain:
+        for step in range(AHEAD_STEPS):
+            assert said(ahead) == said(plain)
+            if step == resumed_at:
+                state = ahead.state_dict()
+                ahead.close()
+                ahead = AheadLoader(train_loader([12], 2, accumulation, 0, 1), torch.device("cpu"))
+                ahead.upcoming()  # of the beginning, which a resumed run forgets
+                ahead.load_state_dict(state)
+            group = ahead.next_group()
+            assert [picks(batch) for batch in group] == [picks(batch) for batch in plain.next_group()]
+            if step % 3 != 2:
+                before = said(ahead)
+                first = ahead.upcoming()
+                assert ahead.upcoming() is first and said(ahead) == before
+    assert plain.epoch > 1
+    ahead.close()
