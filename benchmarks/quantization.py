@@ -104,10 +104,11 @@ def programs(student: Path, folder: Path) -> dict[str, LogProbabilities]:
     imitated: Any = load_model(student, device)
     tables = [stack.embedding for stack in family_of(imitated.config).parts(imitated).stacks.values()]
     with_fake_int8(imitated, tables).on = True
+    rounded = int8_twin(plain)  # before `plain` is adapted: PyTorch knows plain linear layers only
     found = {
         "torch": _by_adapter(plain),
         "imitated": _by_adapter(imitated),
-        "torch-int8": _by_adapter(int8_twin(plain)),
+        "torch-int8": _by_adapter(rounded),
     }
     if _installed("onnxruntime"):
         for name, kind in (("onnx", None), ("onnx-int8", "int8")):

@@ -105,12 +105,15 @@ def int8_twin(model: Any) -> Any:
     """The same model with int8 weights in its linear layers, each output channel of a scale of its own, on the CPU;
     activations are quantised while it runs.
 
-    Raises TargetError where this PyTorch has no such arithmetic.
+    Raises TargetError where this PyTorch has no such arithmetic, or the model no layer that it knows: subclasses of
+    torch.nn.Linear, an adapted model's too, would silently stay as they are.
     """
     engines = [name for name in torch.backends.quantized.supported_engines if name != "none"]
     quantization: Any = getattr(torch.ao, "quantization", None)
     if not engines or not hasattr(quantization, "quantize_dynamic"):
         raise TargetError(f"PyTorch {torch.__version__} has no dynamic int8 for this machine's CPU.")
+    if not any(type(module) is nn.Linear for module in model.modules()):
+        raise TargetError(f"{type(model).__name__} has no layers of torch.nn.Linear, which are what int8 is for.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is on its way out of PyTorch, into torchao
         each = {nn.Linear: quantization.per_channel_dynamic_qconfig}

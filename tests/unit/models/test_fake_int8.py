@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from distill_engine.arithmetic.products import use_quicker_products
 from distill_engine.export.backends import int8_twin
 from distill_engine.export.hf import host_model
+from distill_engine.export.protocol import TargetError
 from distill_engine.families.lookup import family_of
 from distill_engine.models.adapter import adapt
 from distill_engine.models.fake_int8 import LEVELS, FakeInt8Linear, Switch, fake_int8, with_fake_int8
@@ -120,3 +122,7 @@ def test_weights_that_have_changed_are_rounded_anew():
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(ValueError, match=r"Sequential has no layers of torch\.nn\.Linear"):
         with_fake_int8(nn.Sequential(nn.Embedding(3, 2)), [])
+    adapted = nn.Sequential(nn.Linear(3, 2))
+    use_quicker_products(adapted)
+    with pytest.raises(TargetError, match=r"Sequential has no layers of torch\.nn\.Linear"):
+        int8_twin(adapted)  # PyTorch would leave them as they are, and say nothing
