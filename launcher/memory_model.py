@@ -12,6 +12,7 @@ from distill_engine.losses.config import BALANCED_BY_GRADIENT
 from launcher.job import FULL, Job, zero
 from launcher.job import kernel as kernel_of
 from launcher.loss_memory import captured, captured_of_student, losses
+from launcher.narrow_memory import narrowing
 from launcher.traffic import overlaps
 
 # DeepSpeed's own defaults, in elements
@@ -39,7 +40,8 @@ def memory(job: Job) -> dict[str, float]:
 
 
 def host_memory(job: Job) -> dict[str, float]:
-    """Bytes in the memory of each node's host, for what is offloaded to it; all its ranks together."""
+    """Bytes in the memory of each node's host, for what is offloaded to it, all its ranks together; and, before the
+    first step and on rank 0's alone, for a teacher that is looked at there."""
     here = min(job.ranks, job.ranks_per_node)
     found = {}
     if job.loaded is not None and job.placement == "offload":
@@ -47,6 +49,8 @@ def host_memory(job: Job) -> dict[str, float]:
     if job.offloaded:
         # weights, moments and gradient in 32 bits, and the new weights on their way back
         found["optimizer"] = float(job.trained / job.ranks * here * ((2 + moments(job)) * FULL + job.word))
+    if job.placement != "replica" and (looking := narrowing(job)):
+        found["narrowing (rank 0's node, before the first step)"] = looking
     return found
 
 

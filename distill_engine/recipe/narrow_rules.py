@@ -30,6 +30,13 @@ def a_narrowed_teacher_is_whole(recipe: Recipe) -> Iterator[Problem]:
             "What a narrower student keeps is seen inside the teacher, of which a cache holds outputs alone",
             "Set teacher.source: live, or student.init: random",
         )
+    if other := recipe.features_of:
+        yield Problem(
+            f"teachers.{other}.features",
+            f"is true, but student.init is {NARROW}",
+            "Projections begin as what makes features of the teacher whose layers are kept, the first",
+            "Name it first in `teachers`, or set student.init: random",
+        )
     if not student.copy_final_norms:
         yield Problem(
             "student.copy_final_norms",
@@ -66,8 +73,9 @@ def a_narrow_student_fits_into_its_teacher(recipe: Recipe, teacher: Shape) -> It
         return
     own = teacher.resized(Sizes(width=student.width, ffn_width=student.ffn_width, heads=student.heads))
     if own == teacher:
-        what, fix = f"is {NARROW}, but no size is smaller than the teacher's", "Set student.init: teacher_layers"
-        yield Problem("student.init", what, "Something is left out", f"{fix}, or a smaller width, ffn_width or heads")
+        what, rule = f"is {NARROW}, but no size is smaller than the teacher's", "A narrower student leaves some out"
+        fix = "Set student.init: teacher_layers, or a smaller width, ffn_width or heads"
+        yield Problem("student.init", what, rule, fix)
     for stack in Stack:
         size, whole = own.head_of(stack), teacher.head_of(stack)
         if size > whole:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill_engine.data.kinds.named import AnySource
+from distill_engine.data.config import DataSection
 from distill_engine.engine.config import OptimizerSection
 from distill_engine.losses.config import DecoderWeights, LayerMap, LossesSection
 from distill_engine.metrics.named import better
@@ -152,38 +152,6 @@ class StudentSection(Section):
     def encoder_is_frozen(self) -> bool:
         """By either switch."""
         return self.freeze_encoder or self.share_encoder
-
-
-class DataSection(Section):
-    """Which examples, and how they become token ids."""
-
-    tasks: list[AnySource] = Field(min_length=1, description="Sources of the training mixture.")
-    weights_mean: Literal["episodes", "examples", "passes"] = Field(
-        "episodes",
-        description="What weights are shares of. episodes: conversations, as ParlAI's --multitask-weights; examples: "
-        "turns; passes: equal weights show every example of every dataset equally often.",
-    )
-    temperature: Positive = Field(
-        1.0, description="Flattens the datasets' shares of the examples: share ** (1 / temperature). 1 leaves them."
-    )
-    root: str | None = Field(None, description="ParlAI data folder that holds the downloaded dialogue datasets.")
-    max_bad_rows: int = Field(
-        0, ge=0, description="Leave out up to N rows of a split that are wrong (no text, broken); more are an error."
-    )
-    cache_dir: str | None = Field(
-        None,
-        description="Folder that keeps tokenised datasets; null: $DISTILL_ENGINE_CACHE, or distill_engine in "
-        "$XDG_CACHE_HOME or ~/.cache.",
-    )
-    tokenizer: str | None = Field(None, description="Tokenizer folder or name; null: the teacher's.")
-    context_tokens: PositiveInt = Field(
-        128, description="Contexts keep N tokens, special ones included: the last or the first, as their kind says."
-    )
-    label_tokens: PositiveInt = Field(128, description="Labels keep their first N tokens, end token included.")
-    delimiter: str = Field("\n", description="Text between history entries, tokenised on its own.")
-    history_end_token: bool = Field(
-        False, description="Append the end token to contexts, where the family does not always."
-    )
 
 
 class BatchSection(Section):

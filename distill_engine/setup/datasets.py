@@ -19,6 +19,7 @@ from distill_engine.cluster.files import folder_of_cache
 from distill_engine.data.audio.clips import SpeechDataset
 from distill_engine.data.audio.frontend import Frontend
 from distill_engine.data.audio.stored import FeatureCache
+from distill_engine.data.config import DataSection
 from distill_engine.data.episodes import Episode, Split
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
@@ -28,7 +29,6 @@ from distill_engine.data.tokens.entries import UnwritableError
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
-from distill_engine.recipe.schema import DataSection
 from distill_engine.setup.listening import with_sounds
 
 _WORTH_A_LINE_SECONDS = 10.0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from distill_engine.data.config import DataSection
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.tokens.backends import markers
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
@@ -19,7 +20,6 @@ from distill_engine.families.protocol import Family
 from distill_engine.models.generation_settings import obey
 from distill_engine.models.own_settings import OwnSettings
 from distill_engine.recipe.problem import Problem, did_you_mean
-from distill_engine.recipe.schema import DataSection
 
 # `deu_Latn`, `de_DE`, `__de__`, `<|de|>`
 _CODE = re.compile(r"(?:(__)|(<\|))?(?P<code>[a-z]{2,3}(_[A-Za-z]{2,4})?)(?(1)__|)(?(2)\|>|)")

@@ -12,6 +12,7 @@ import numpy as np
 from distill_engine.data.audio.clips import SpeechDataset
 from distill_engine.data.audio.frontend import Frontend, load_frontend
 from distill_engine.data.audio.sound import Sounds
+from distill_engine.data.config import DataSection
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.tokens.summary import uncut_lengths
@@ -19,7 +20,7 @@ from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.families.protocol import Family
 from distill_engine.families.shape import Shape
 from distill_engine.recipe.problem import Problem, raise_if_any
-from distill_engine.recipe.schema import DataSection, Recipe
+from distill_engine.recipe.schema import Recipe
 
 
 def frontend_of(

@@ -1,6 +1,7 @@
 """Builds the student on the CPU, before any engine exists.
 
 teacher_layers  DistilBERT-style: the teacher's widths, its embeddings and mapped layers
+teacher_width   any smaller widths, built as random; assembly/narrowing.py then gives it the teacher's values
 random          TinyBERT-style or from scratch: any widths, the family's initial distributions
 
 Every rank builds the same student: the random numbers come from the recipe's seed alone.

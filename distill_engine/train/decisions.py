@@ -63,8 +63,8 @@ class Policies:
             )
         if self.quantizes(step - 1) and not self.quantizes(self._last_validation - 1):
             # numbers of another arithmetic: the best so far would not be beaten by what it cannot be compared with
-            self.keep_best.forget()
-            self.early_stopping.forget()
+            for one in (self.learning_rate, self.keep_best, self.early_stopping):
+                one.forget()
         self._validated = (step, values[self.metric])
         self.learning_rate.observe(values["loss"], step)
         self.early_stopping.observe(values[self.metric])

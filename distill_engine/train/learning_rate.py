@@ -86,6 +86,10 @@ class Plateau:
             return value < self._best * (1.0 - self.threshold)
         return value > self._best * (1.0 + self.threshold)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self._best, self._bad_validations = None, 0
+
     def state_dict(self) -> State:
         """JSON values."""
         return {"best": self._best, "bad_validations": self._bad_validations}
@@ -159,6 +163,10 @@ class LearningRate:
             return False
         self._level = lower
         return True
+
+    def forget(self) -> None:
+        """What follows is compared among itself; the learning rate stays where it is."""
+        self._plateau.forget()
 
     def state_dict(self) -> State:
         """JSON values."""

@@ -42,8 +42,8 @@ LAWS: dict[str, Law] = {
     "registry": law("recipe.problem", HEAVY),
     "families": law("values registry data.tokens.layout"),
     "recipe": law(
-        "families losses.config engine.config telemetry.config metrics.named metrics.replies data.kinds registry "
-        "values cluster.files",
+        "families losses.config engine.config telemetry.config metrics.named metrics.replies data.config data.kinds "
+        "registry values cluster.files",
         HEAVY,
     ),
     "metrics": law("values registry losses.quality"),

@@ -27,7 +27,8 @@ WHISPER = {**BART, "model_type": "whisper", "max_source_positions": 100, "max_ta
 
 
 def recipe_of(**sections) -> Recipe:
-    return Recipe.model_validate(NARROW | {key: NARROW.get(key, {}) | value for key, value in sections.items()})
+    changed = {key: NARROW[key] | value if key in NARROW else value for key, value in sections.items()}
+    return Recipe.model_validate(NARROW | changed)
 
 
 @pytest.mark.parametrize("config", [BART, T5])
@@ -62,6 +63,7 @@ def test_what_does_not_fit_into_the_teacher_is_refused(changes, config, path, sa
         ({"teacher": {"path": None}}, "student.init", "is teacher_width, but teacher.path is null"),
         ({"teacher": {"source": "cache", "cache": "x"}}, "student.init", "teacher.source is cache"),
         ({"student": {"copy_final_norms": False}}, "student.copy_final_norms", "All norms are fitted"),
+        ({"teachers": [{"path": "a/teacher"}, {"path": "b", "features": True}]}, "teachers.1.features", "the first"),
         ({"student": {"freeze_encoder": True}}, "student.freeze_encoder", "student.init is teacher_width"),
         ({"student": {"init": "random", "importance_examples": 8}}, "student.importance_examples", "init is random"),
     ],

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from tokenizers import ByteLevelBPETokenizer
 
+from distill_engine.data.config import DataSection
 from distill_engine.data.errors import DataError
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
-from distill_engine.recipe.schema import DataSection
 from distill_engine.setup import datasets
 from distill_engine.setup.datasets import Display, load_datasets
 

@@ -17,12 +17,12 @@ from transformers import WhisperFeatureExtractor
 from distill_engine.checkpoint.files import readable_bytes
 from distill_engine.data.audio.frontend import load_frontend
 from distill_engine.data.audio.stored import bytes_of
+from distill_engine.data.config import DataSection
 from distill_engine.data.errors import DataError
 from distill_engine.data.order.collate import collate
 from distill_engine.data.order.loader import ValidationLoader
 from distill_engine.data.tokens.layout import SequenceLayout, Window
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
-from distill_engine.recipe.schema import DataSection
 from distill_engine.setup import datasets
 from distill_engine.setup.datasets import load_datasets
 

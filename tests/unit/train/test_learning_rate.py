@@ -120,6 +120,14 @@ def test_only_the_plateau_schedule_listens():
     assert schedule.at(50) == 1.0
 
 
+def test_numbers_of_another_arithmetic_are_compared_among_themselves():
+    schedule = LearningRate("reduce_on_plateau", 1.0, plateau=Plateau(0.5, patience=1))
+    assert [schedule.observe(value, 9) for value in (1.0, 2.0, 2.0, 2.0)] == [False, False, True, False]
+    schedule.forget()
+    assert [schedule.observe(value, 9) for value in (3.0, 2.5, 2.6, 2.6)] == [False, False, False, True]
+    assert schedule.at(9) == 0.25
+
+
 @pytest.mark.parametrize("total", [None, 10])
 def test_an_end_inside_the_warmup_is_refused(total):
     with pytest.raises(ValueError, match="total_steps"):

@@ -7,6 +7,7 @@ import pytest
 from distill_engine.checkpoint.manifest import CheckpointError, read_manifest
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.decisions import TrainingError
+from distill_engine.train.learning_rate import LearningRate, Plateau
 from distill_engine.train.policies import Every
 from distill_engine.train.progress import EndReason
 
@@ -71,11 +72,14 @@ def test_validations_of_int8_are_compared_among_themselves(toy):
     values = [1.0, 2.0, 2.0, 2.0, 3.0, 2.5, 2.6, 2.7]
     common = {"validate": Every(steps=2), "save_after_validation": False}
     run = toy(max_steps=20, validations=values, patience=2, quantized_from=8, **common)
+    run.policies.learning_rate = LearningRate("reduce_on_plateau", 0.5, plateau=Plateau(patience=2))
     assert run.trainer.run() is EndReason.OUT_OF_PATIENCE and run.trainer.progress.steps == 16
     # after step 8 no step of int8 has been taken: that validation is the last of the plain student's
     assert [step for _, step in run.published] == [2, 10, 12] and run.policies.keep_best.best == 2.5
     rounds = [event for event in run.events if event in ("int8", "plain", "validate")]
     assert rounds == ["plain", "plain", "plain", "validate"] * 4 + ["int8", "int8", "int8", "validate"] * 4
+    # 2.0 for the third time drops it; 3.0 would be the next bad one, had the best before it not been forgotten
+    assert run.policies.learning_rate.state_dict() == {"level": 0.25, "plateau": {"best": 2.5, "bad_validations": 2}}
 
 
 # ---- triggers --------------------------------------------------------------------------------------------------------

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from distill_engine.data.config import DataSection
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.pairs import KIND, PairsSource
 from distill_engine.data.kinds.protocol import Reading
-from distill_engine.recipe.schema import DataSection
 
 ROWS = [{"translation": {"en": f"house {n}", "de": f"Haus, {n}"}, "id": n} for n in range(3)]
 NESTED = {"source": "translation.en", "target": "translation.de"}
