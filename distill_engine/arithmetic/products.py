@@ -5,8 +5,10 @@ in the same PyTorch, takes the 512-bit ones that AMD's have had since Zen 4. On 
 105 GFLOP/s at models' shapes (benchmarks/README.md). Half precision is oneDNN's already.
 
 Processor and the size of the right factor decide, no clock: one machine gives the same bits every time. Not the rows of
-the left one, as both libraries give a row the same bits whatever others are beside it, so features of an example do
-not depend on its batch. All of it is left to MKL where `torch.backends.mkldnn.enabled` is False.
+the left one, as both libraries give a row the same bits whatever others are beside it (but one to three rows alone,
+which either may multiply in a way of their own), so features of an example do not depend on its batch. A run that goes
+on on another kind of processor goes on with other last bits. All of it is left to MKL where
+`torch.backends.mkldnn.enabled` is False.
 """
 
 from __future__ import annotations
@@ -70,6 +72,11 @@ def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         part.add_(_by_onednn(rows, right.t(), None))
 
 
+def library() -> str:
+    """Whose this process' larger float32 products on the CPU are: oneDNN, or whatever PyTorch takes (mostly MKL)."""
+    return "oneDNN" if torch.backends.mkldnn.enabled and quicker_by_onednn() else "PyTorch's own choice"
+
+
 @lru_cache(maxsize=1)
 def quicker_by_onednn() -> bool:
     """Whether this processor's larger float32 products are oneDNN's."""
@@ -90,7 +97,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)  # of frozen weights no input is held
         return _by_onednn(x, weight, bias)
 
     @staticmethod

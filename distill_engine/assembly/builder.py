@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill_engine.arithmetic import products
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, turns, validation
 from distill_engine.assembly.narrowing import narrow_from_teacher
 from distill_engine.assembly.overlap import overlapped
@@ -85,6 +86,8 @@ class Builder:
         recipe, ranks = self._recipe, self._ranks
         require_replica(recipe, ranks.world_size, teacher_ds)
         objective = self._objective()
+        if ranks.device.type == "cpu" and precision_of(student_ds) == "fp32":
+            self._sinks.message(f"float32 products: {products.library()} (another processor's may differ in last bits)")
         # the student first: nothing of the teacher's sharding can leak into it
         self._beat("building the student")
         module = student_module(self._ready, objective, self._sinks.message)

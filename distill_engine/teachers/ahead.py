@@ -7,8 +7,9 @@ Two waits make it safe, and nothing has to be said to the allocator (`record_str
 
     before a pass      the side stream waits for all that was asked of the main one: the batch is copied there, and
                        features that were let go meanwhile, whose memory this pass may take, are no longer read
-    before its use     the main stream waits for the pass
+    before its use     the main stream waits for the pass; only then is its batch, memory of the main one, let go
 
+Features are read on the main stream alone, by kernels that were asked for before the last reference to them went.
 Only for a teacher that every rank has whole: gathers of shards would come between the student's reductions.
 """
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from distill_engine.arithmetic import products
+
 _PACKAGES = ("distill-engine", "torch", "deepspeed", "transformers", "tokenizers", "triton", "wandb")
 _GIT_TIMEOUT_SECONDS = 10.0
 
@@ -27,6 +29,7 @@ def machine_record(checkout: Path | None = None) -> dict[str, Any]:
         "versions": _versions(),
         "cpu": _cpu_model(),
         "cpu_cores": _usable_cores(),
+        "float32_products": products.library(),  # of the CPU: with the other one, last bits differ
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
     }

@@ -54,7 +54,7 @@ LAWS: dict[str, Law] = {
     "data": law("values registry recipe.problem recipe.section cluster.files"),
     "cluster": law(forbidden=HEAVY),
     "engine": law("values cluster models.loading recipe.problem recipe.section", frozenset({"wandb"})),
-    "telemetry": law("values registry metrics recipe.problem recipe.section cluster.files"),
+    "telemetry": law("values arithmetic registry metrics recipe.problem recipe.section cluster.files"),
     "checkpoint": law("metrics cluster"),
     "teachers": law("values"),
     "rollouts": law("values teachers.protocol data.tokens.layout data.order"),

@@ -16,6 +16,7 @@ import yaml
 from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 
+from distill_engine.arithmetic import products
 from distill_engine.losses.config import LossWeights
 from distill_engine.telemetry.jsonl import read_history
 
@@ -292,6 +293,7 @@ def test_fused_losses_train_as_the_reference_does(systems, program, write_recipe
         said = program.run("--recipe", file, "--run-dir", tmp_path / choice, "--ds_config", fp32, ranks=2).well().said
         name = {"reference": "reference", "fused": "chunked"}[choice]
         assert f"loss kernels: attention {name}, hidden {name}, prediction {name}" in said
+        assert f"float32 products: {products.library()} (" in said
         curves[choice] = list(read_history(tmp_path / choice / "metrics.jsonl"))
     assert len(curves["fused"]) == len(curves["reference"]) >= STEPS
     for fused, reference in zip(curves["fused"], curves["reference"], strict=True):

@@ -76,6 +76,19 @@ def test_linear_layers_have_the_gradients_of_float64(by_onednn, biased):
         near(mine.grad, theirs.grad)
     frozen = layer.requires_grad_(False)(x.detach())
     assert not frozen.requires_grad and torch.equal(frozen + 1, found)
+    read = x * 1.0
+    through, x.grad = layer(read), None
+    read.zero_()  # with a frozen weight nothing is asked of it any more
+    through.sum().backward()  # its gradient lies nowhere: one number for all
+    near(x.grad, wide.new_ones(upstream.shape) @ exact.weight.detach())
+
+
+def test_a_batch_of_nothing_has_gradients_of_nothing(by_onednn):
+    layer, x = nn.Linear(INNER, COLUMNS), torch.empty(2, 0, INNER, requires_grad=True)
+    products.use_quicker_products(layer)
+    found = layer(x)
+    found.sum().backward()
+    assert found.shape == (2, 0, COLUMNS) and x.grad.shape == x.shape and not layer.weight.grad.any()
 
 
 @pytest.mark.parametrize(
@@ -110,3 +123,7 @@ def test_the_processor_decides(monkeypatch, vendor, capability, expected):
     monkeypatch.setattr(products, "_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert products.quicker_by_onednn.__wrapped__() is expected
+    monkeypatch.setattr(products, "quicker_by_onednn", products.quicker_by_onednn.__wrapped__)
+    assert (products.library() == "oneDNN") is expected
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert products.library() != "oneDNN"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from importlib.metadata import version
 
+from distill_engine.arithmetic import products
 from distill_engine.telemetry.machine import machine_record
 
 
@@ -32,6 +33,7 @@ def test_versions_and_hardware(tmp_path):
         assert record["versions"][package] == version(package)
     assert record["cpu"] and record["cpu_cores"] >= 1
     assert isinstance(record["gpus"], list)
+    assert record["float32_products"] == products.library()
 
 
 def test_it_names_neither_host_nor_user_nor_path(tmp_path):
