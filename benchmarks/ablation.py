@@ -15,12 +15,11 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from demo import BASELINES
-from runs import DEMO_RECIPE, ROOT, complete, finished, outcome, this_machine
+from runs import DEMO_RECIPE, complete, finished, options_over_seeds, outcome, this_machine
 
 from distill_engine.losses.config import LossWeights
 from distill_engine.recipe.rules import read_recipe
@@ -39,18 +38,10 @@ _DISTILLED = tuple(term for terms in PARTS.values() for term in terms)
 
 def main() -> int:
     """Make what is missing, write, and return 0; 1 if nothing is complete yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help="whose student is taken apart")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
-                        help="change one value of the recipe in all runs")  # fmt: skip
-    parser.add_argument("--ranks", type=int, default=None, help="ranks of a run (default: as the demo)")
+    parser = options_over_seeds(__doc__, "ablation", "whose student is taken apart")
     parser.add_argument("--rows", type=_rows, default=ROWS, help=f"some of {','.join(ROWS)} to make; default: all")
-    parser.add_argument("--no-run", action="store_true", help="only write what is complete")
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "ablation", help="where the runs are kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "ablation_demo.json")
     given = parser.parse_args()
-    machine = this_machine() if given.ranks is None else replace(this_machine(), ranks=given.ranks)
+    machine = this_machine(given.ranks)
     arms = arms_of(given.recipe)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for seed in range(1, given.seeds + 1):

@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,7 +48,7 @@ def main() -> int:
         parser.error("--arms without hand_tuned makes no table; --run-dir must say where the runs are kept for one")
     if any(override.partition("=")[0].strip() == "seed" for override in given.overrides):
         parser.error("--set seed=... has no effect here: runs have seeds 1 to --seeds")
-    machine = this_machine() if given.ranks is None else replace(this_machine(), ranks=given.ranks)
+    machine = this_machine(given.ranks)
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.run_dir or Path(scratch)
         rows = {

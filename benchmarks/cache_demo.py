@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def measured(folder: Path, k: int, seeds: int, overrides: list[str]) -> dict[str
     ]
     subprocess.run([*command, *(word for one in overrides for word in ("--set", one))], check=True, cwd=ROOT)
     arms = {"live": [], "cached": ["teacher.source=cache", f"teacher.cache={cache.absolute()}"]}
-    machine = replace(this_machine(), ranks=1)
+    machine = this_machine(1)
     ppl = {
         name: [
             finished(folder / f"{name}_{seed}", machine, [*overrides, *own, f"seed={seed}"])["valid_ppl"]

@@ -10,17 +10,15 @@ half). Runs that are complete in --run-dir are not repeated.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runs import DEMO_RECIPE, ROOT, complete, finished, outcome, this_machine
+from runs import DEMO_RECIPE, complete, finished, options_over_seeds, outcome, this_machine
 
 from distill_engine.telemetry.jsonl import read_history
 from distill_engine.telemetry.machine import machine_record
@@ -32,16 +30,9 @@ AIM = 0.5
 
 def main() -> int:
     """Make what is missing, write, and return 0; 1 if no seed is complete yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
-                        help="change one value of the recipe in all runs")  # fmt: skip
-    parser.add_argument("--ranks", type=int, default=1, help="ranks of a run")
-    parser.add_argument("--no-run", action="store_true", help="only write what is complete")
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "narrow", help="where the runs are kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "narrow_demo.json")
+    parser = options_over_seeds(__doc__, "narrow", ranks=1)
     given = parser.parse_args()
-    machine = replace(this_machine(), ranks=given.ranks)
+    machine = this_machine(given.ranks)
     found: dict[int, dict[str, Any]] = {}
     for seed in range(1, given.seeds + 1):
         for name, own in ARMS.items():

@@ -12,20 +12,18 @@ JSON and prints a table.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import DEMO_RECIPE, ROOT, complete, finished, outcome, this_machine
+from runs import complete, finished, options_over_seeds, outcome, this_machine
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,17 +45,9 @@ LogProbabilities = Callable[[Batch], Tensor]  # a batch -> those of its labels, 
 
 def main() -> int:
     """Make what is missing, measure, write, and return 0; 1 if nothing is complete yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help="whose student is trained")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
-                        help="change one value of the recipe in all runs")  # fmt: skip
-    parser.add_argument("--ranks", type=int, default=None, help="ranks of a run (default: as the demo)")
-    parser.add_argument("--no-run", action="store_true", help="only measure what is complete")
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "quantization", help="where the runs are kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quantization_demo.json")
+    parser = options_over_seeds(__doc__, "quantization", "whose student is trained")
     given = parser.parse_args()
-    machine = this_machine() if given.ranks is None else replace(this_machine(), ranks=given.ranks)
+    machine = this_machine(given.ranks)
     rows: list[dict[str, Any]] = []
     facts = {"recipe": given.recipe.name, "overrides": given.overrides, "ranks": machine.ranks}
     for seed in range(1, given.seeds + 1):

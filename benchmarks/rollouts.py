@@ -16,12 +16,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from runs import DEMO_RECIPE, ROOT, complete, finished, outcome, this_machine
+from runs import complete, finished, options_over_seeds, outcome, this_machine
 
 from distill_engine.recipe.identity import resolved_yaml
 from distill_engine.recipe.load import load_recipe
@@ -45,21 +44,13 @@ ALMOST_NEVER = 1e-6  # a weight: gold is there to validate on
 
 def main() -> int:
     """Make what is missing, write, and return 0; 1 if nothing is complete yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help="whose student learns")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
+    parser = options_over_seeds(__doc__, "rollouts", "whose student learns")
     parser.add_argument("--texts", type=_some(tuple(TEXTS)), default=tuple(TEXTS), help=f"some of {','.join(TEXTS)}")
     parser.add_argument(
         "--divergences", type=_some(None), default=DIVERGENCES, help=f"default: {','.join(DIVERGENCES)}"
     )
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
-                        help="change one value of the recipe in all runs")  # fmt: skip
-    parser.add_argument("--ranks", type=int, default=None, help="ranks of a run (default: as the demo)")
-    parser.add_argument("--no-run", action="store_true", help="only write what is complete")
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "rollouts", help="where the runs are kept")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "rollouts_demo.json")
     given = parser.parse_args()
-    machine = this_machine() if given.ranks is None else replace(this_machine(), ranks=given.ranks)
+    machine = this_machine(given.ranks)
     recipes = recipes_of(given.recipe, given.overrides, given.run_dir, make=not given.no_run)
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(1, given.seeds + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
@@ -26,16 +27,36 @@ class Machine:
     ds_config: Path
 
 
-def this_machine() -> Machine:
-    """Two ranks: on GPUs where there are any (fp16), else on the CPU.
+def options_over_seeds(
+    about: str | None, name: str, recipe: str | None = None, ranks: int | None = None
+) -> argparse.ArgumentParser:
+    """What comparisons over seeds are asked for alike; their runs and results are called `name`.
+
+    recipe  what is done with --recipe; None: it is the demo's
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if recipe is not None:
+        parser.add_argument("--recipe", type=Path, default=DEMO_RECIPE, help=recipe)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
+                        help="change one value of the recipe in all runs")  # fmt: skip
+    parser.add_argument("--ranks", type=int, default=ranks, help=f"ranks of a run (default: {ranks or 'as the demo'})")
+    parser.add_argument("--no-run", action="store_true", help="only use what is complete")
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / name, help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}_demo.json")
+    return parser
+
+
+def this_machine(ranks: int | None = None) -> Machine:
+    """So many ranks, else two: on GPUs where there are any (fp16), else on the CPU.
 
     On a CPU in float32: bf16, which zero2.json falls back to there, is emulated by most CPUs and slower.
     """
     import torch
 
     if torch.cuda.is_available():
-        return Machine(min(2, torch.cuda.device_count()), ROOT / "ds_configs" / "zero2.json")
-    return Machine(2, ROOT / "ds_configs" / "zero2_fp32.json")
+        return Machine(ranks or min(2, torch.cuda.device_count()), ROOT / "ds_configs" / "zero2.json")
+    return Machine(ranks or 2, ROOT / "ds_configs" / "zero2_fp32.json")
 
 
 class RunFailedError(RuntimeError):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill_engine.checkpoint.files import free_bytes, readable_bytes
+from distill_engine.checkpoint.files import existing, free_bytes, readable_bytes
 from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.files import folder_of_cache
@@ -53,8 +53,7 @@ class KeptFeatures:
     @property
     def free(self) -> int:
         """Bytes where they go, as far as this machine sees it; the folder need not exist yet."""
-        place = self.folder.absolute()
-        return free_bytes(next(one for one in (place, *place.parents) if one.exists()))
+        return free_bytes(existing(self.folder))
 
     def words(self) -> str:
         """Both in a line."""

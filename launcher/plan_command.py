@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from distill_engine.checkpoint.files import free_bytes, readable_bytes
+from distill_engine.checkpoint.files import existing, free_bytes, readable_bytes
 from distill_engine.commands.terminal import OUT, SetOption, say
 from distill_engine.recipe.problem import RecipeError, did_you_mean
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_TEACHER_DS_CONFIG
@@ -87,8 +87,7 @@ def _cache(job: Job, asked: str | None, examples: int | None) -> bool:
     folder = job.recipe.teacher.cache
     if folder is None or examples is None or Path(folder).exists():
         return True
-    data, place = job.recipe.data, next(one for one in Path(folder).absolute().parents if one.exists())
-    free = free_bytes(place)
+    data, free = job.recipe.data, free_bytes(existing(Path(folder)))
     say(f"teacher.cache is {folder}: {readable_bytes(free)} are free there")
     return size.of(examples, job.context_length, data.label_tokens) <= free
 

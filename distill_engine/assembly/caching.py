@@ -28,7 +28,7 @@ from distill_engine.assembly.cache_files import (
 )
 from distill_engine.assembly.frozen_teacher import teacher_alone
 from distill_engine.assembly.made_of import datasets, made_of
-from distill_engine.checkpoint.files import free_bytes, readable_bytes
+from distill_engine.checkpoint.files import existing, free_bytes, readable_bytes
 from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.cluster.ranks import Alone
@@ -124,8 +124,7 @@ class CacheMaker:
         """Asks the teacher for one example, to know what there is to keep. Raises CacheError."""
         self._ready, self._teacher = ready, teacher
         self._form = self._form_of(settings, request)
-        factors = replace(request, logits=False, head=True) if self._form.head else request
-        self._request: FeatureRequest = factors
+        self._request = replace(request, logits=False, head=True) if self._form.head else request
         self._folder, self._settings, self._device, self._share = folder, settings, device, share
         self._columns, attention, self._constants = self._asked()
         self._datasets: list[_Dataset] = []
@@ -154,8 +153,7 @@ class CacheMaker:
         been written then."""
         self._require_same()
         whole, left, examples = self.missing()
-        place = next(path for path in (self._folder, *self._folder.absolute().parents) if path.exists())
-        free, needed = free_bytes(place), int((left - unfinished_bytes(self._folder)) * _SPARE)
+        free, needed = free_bytes(existing(self._folder)), int((left - unfinished_bytes(self._folder)) * _SPARE)
         line = f"{self._folder} takes {readable_bytes(whole)}, of which {readable_bytes(left)} are to be written"
         if needed > free:
             raise CacheError(
@@ -169,8 +167,8 @@ class CacheMaker:
 
     def write(self, advance: Callable[[int], None]) -> None:
         """This rank's share of the shards that are missing; `advance` hears of so many examples more. Rank 0 returns
-        when all ranks' are there. Raises OSError, CacheError, OthersFailedError; the
-        other ranks are told, and what is finished stays."""
+        when all ranks' are there. Raises OSError, CacheError, OthersFailedError; the other ranks are told, and what is
+        finished stays."""
         with one_of_the_writers(self._folder, self._share.rank, self._share.world_size) as others:
             if read_json(self._folder / MANIFEST) is None:
                 replace_text(self._folder / MANIFEST, _as_text(self._manifest), sync=True)

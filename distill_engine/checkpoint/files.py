@@ -94,6 +94,12 @@ def free_bytes(folder: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there: where it will lie."""
+    place = folder.absolute()
+    return next(one for one in (place, *place.parents) if one.exists())
+
+
 def free_files(folder: Path) -> int | None:
     """Files and folders that this user can still make there; None where the file system has no table of them."""
     facts = os.statvfs(folder)

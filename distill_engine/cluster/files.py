@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def replacing(file: Path, *, sync: bool = False) -> Iterator[TextIO]:
 
     Raises OSError, and leaves nothing behind then.
     """
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
+    fresh = _beside(file)
     try:
         with fresh.open("w", encoding="utf-8", newline="") as written:
             yield written
@@ -43,7 +44,7 @@ def replace_text(file: Path, text: str, *, sync: bool = False) -> None:
 
 def create_text(file: Path, text: str) -> None:
     """The same for a file that another process may have made first: then that one stays. Raises OSError."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.new")
+    fresh = _beside(file)
     try:
         fresh.write_text(text, encoding="utf-8")
         try:
@@ -55,6 +56,12 @@ def create_text(file: Path, text: str) -> None:
                 fresh.replace(file)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _beside(file: Path) -> Path:
+    """Where what takes a file's place is written. Its number is its own: processes of other nodes may have this one's,
+    and threads share it."""
+    return file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.new")
 
 
 def rename_synced(fresh: Path, target: Path) -> None:

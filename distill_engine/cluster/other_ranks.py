@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.cluster.files import replace_text
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 120.0  # a busy file system may keep a rank from telling for so long
@@ -57,8 +58,8 @@ class OtherRanks:
             self._thread.join()
         if isinstance(error, Exception):
             with suppress(OSError):  # the disk may be what failed
-                said = f"{_MAY_PASS if may_pass(error) else ''}\n{type(error).__name__}: {error}"
-                self._failed.write_text(said, encoding="utf-8")
+                # in one step: whoever read half of it would take its first line for another
+                replace_text(self._failed, f"{_MAY_PASS if may_pass(error) else ''}\n{type(error).__name__}: {error}")
 
     def require(self, owing: Iterable[int], missing: str) -> None:
         """Raises OthersFailedError where parts will not come: a rank has given up since this one began, or one of those

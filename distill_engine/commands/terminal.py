@@ -41,11 +41,10 @@ def refuse(error: Exception) -> NoReturn:
 def end(error: Exception, kept: Path) -> NoReturn:
     """Exit code 74 for a disk that may be emptied or ranks that died, 78 for what is wrong itself. `kept`: the folder
     of what is finished."""
-    from distill_engine.checkpoint.files import write_failure
+    from distill_engine.checkpoint.files import existing, write_failure
 
     if not may_pass(error):
         refuse(error)
-    is_disk = isinstance(error, OSError)
-    reason = write_failure(error, kept if kept.is_dir() else kept.absolute().parent) if is_disk else str(error)
+    reason = write_failure(error, existing(kept)) if isinstance(error, OSError) else str(error)
     tell(f"{reason}. What is finished is kept in {kept}; the same command goes on from there.")
     raise typer.Exit(RETRY)

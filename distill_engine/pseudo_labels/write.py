@@ -51,7 +51,7 @@ def check_kinds(ready: Prepared) -> None:
 
 
 def write(ready: Prepared, answers: Sequence[Sequence[Reply]], filters: Filters, folder: Path) -> list[Written]:
-    """A file in `folder` for each dataset of the recipe; `answers` as `collected` gives them.
+    """A file in `folder` for each dataset of the recipe; `answers` as `generate` gives them.
 
     Raises DataError where the data is no longer what was answered, OSError.
     """

@@ -190,7 +190,6 @@ class _Group:
     ) -> None:
         """Start either kernel on this many programs; `last` is partials or upstream."""
         table, address_unit, stride_unit = self._table()
-        clamp = 0.0 if settings.clamp is None else settings.clamp
         constants: dict[str, Any] = {"CAUSAL": settings.causal, "CLAMP": settings.clamp is not None}
         constants |= {"ADDRESS_UNIT": address_unit, "STRIDE_UNIT": stride_unit}
         constants["EQUAL"] = all(student == teacher for student, teacher in self.scales)
@@ -200,7 +199,7 @@ class _Group:
             constants |= {f"MAIN_{side}": main, f"TAIL_{side}": tail}
         with torch.cuda.device_of(last):
             kernel[(programs,)](
-                table, masks.keep, masks.ends, last, *self.sizes, clamp, **constants, **options,
+                table, masks.keep, masks.ends, last, *self.sizes, settings.clamp or 0.0, **constants, **options,
                 **register_limit_on(last.device, options["num_warps"]),
             )  # fmt: skip
 

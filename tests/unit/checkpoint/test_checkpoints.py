@@ -177,7 +177,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_unknown_files_are_not(tmp_pat
     for name in (".tmp-step-00000009", ".trash-step-00000001"):
         (folder / name / "model").mkdir(parents=True)
         (folder / name / "model" / "half.pt").write_text("x")
-    (folder / ".tmp-latest").write_text("step-0")
+    (folder / ".latest.7-0123abcd.new").write_text("step-0")
     (folder / "step-5").mkdir()
     (folder / "notes.txt").write_text("mine")
     assert Run(tmp_path).resume() == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_engine.cluster.files import create_text, digest_of, rename_synced, replace_text, sha256_of
+from distill_engine.cluster.files import create_text, digest_of, rename_synced, replace_text, replacing, sha256_of
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -18,6 +18,17 @@ def test_a_reader_sees_the_old_text_or_the_new(tmp_path, monkeypatch, sync):
     with pytest.raises(OSError, match="full"):
         replace_text(file, "new\n", sync=sync)
     assert file.read_text() == "old\n" and [one.name for one in tmp_path.iterdir()] == ["table"]
+
+
+def test_two_may_replace_one_file_at_a_time_and_the_later_one_stays(tmp_path):
+    """Two threads of a process, or processes of two nodes that have one number."""
+    file = tmp_path / "table"
+    with replacing(file) as later:
+        with replacing(file, sync=True) as sooner:
+            sooner.write("sooner\n")
+            later.write("later\n")
+        assert file.read_text() == "sooner\n"
+    assert file.read_text() == "later\n" and [one.name for one in tmp_path.iterdir()] == ["table"]
 
 
 def test_the_first_text_stays_also_without_hard_links(tmp_path, monkeypatch):

@@ -39,6 +39,14 @@ def test_an_error_of_this_start_is_passed_on_with_whether_it_may_pass(tmp_path):
         assert not (tmp_path / "rank-1.failed").exists()
 
 
+def test_a_mark_is_whole_or_absent_and_the_error_stays_the_ranks_own(tmp_path, monkeypatch):
+    with OtherRanks(tmp_path, 0, 3) as others:
+        monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        fail(tmp_path, 1, ValueError("a bad row"))
+        others.require([1], "4 batches")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["rank-0.alive", "rank-1.alive"]
+
+
 def test_a_killed_rank_is_named_and_one_that_owes_nothing_may_be_silent(tmp_path, monkeypatch):
     monkeypatch.setattr(other_ranks, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(other_ranks, "SILENT_SECONDS", 0.3)
