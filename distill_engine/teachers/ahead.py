@@ -9,7 +9,8 @@ Two waits make it safe, and nothing has to be said to the allocator (`record_str
                        features that were let go meanwhile, whose memory this pass may take, are no longer read
     before its use     the main stream waits for the pass; only then is its batch, memory of the main one, let go
 
-Features are read on the main stream alone, by kernels that were asked for before the last reference to them went.
+Features are read on the main stream alone, by kernels that were asked for before the last reference to them went. And
+a pass leaves nothing else behind: what a batch or a model kept of it could be read on the main stream too early.
 Only for a teacher that every rank has whole: gathers of shards would come between the student's reductions.
 """
 

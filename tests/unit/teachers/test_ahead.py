@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from distill_engine.student.projections import feature_tensors
 from distill_engine.teachers.ahead import AheadTeacher
 from distill_engine.teachers.live import LiveTeacher
-from distill_engine.values import FeatureRequest, Stack
+from distill_engine.values import AttentionKind, FeatureRequest, Stack
 
 REQUEST = FeatureRequest(hidden={Stack.DECODER: (0, 2)})
 CPU = torch.device("cpu")
@@ -70,6 +71,16 @@ def test_what_was_not_foreseen_has_a_pass_of_its_own(tiny, model):
     assert torch.equal(found.logits, Counting(model).features(other, REQUEST).logits)
     found = next(teacher.features([third], FeatureRequest(logits=False)))
     assert found.logits is None
+
+
+def test_a_pass_leaves_nothing_with_its_batch(tiny, model):
+    """Masks that a batch keeps are made where they are first asked for: counts are, before a pass is waited for."""
+    batch = tiny.batch("blenderbot", (3, 5), (2, 4))
+    before = set(vars(batch))
+    Counting(model).features(batch, replace(REQUEST, encoder_output=True, attention={AttentionKind.CROSS: (1,)}))
+    assert set(vars(batch)) == before
+    batch.label_mask  # noqa: B018
+    assert set(vars(batch)) > before
 
 
 def test_it_says_what_the_teacher_says(model):
