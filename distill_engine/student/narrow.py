@@ -149,10 +149,12 @@ class _Narrowing:
         return own.inner_of(stack) < teacher.inner_of(stack)
 
     def _fit(self, linear: Linear) -> LinearFit:
-        axis, module = self._watched.axes(linear.name)[1], self._watched.linears[linear.name]
+        part, axis, module = parent(linear.name), self._watched.axes(linear.name)[1], self._watched.linears[linear.name]
         every = torch.eye(module.in_features, dtype=torch.float64, device=module.weight.device)
-        rows = self._choice.kept(every, parent(linear.name), axis)
-        return LinearFit(torch.linalg.pinv(rows), constant=module.bias is not None)
+        rows = self._choice.kept(every, part, axis)
+        mixed = (part, axis) in self._choice.inside
+        # undone: a mere choice by its transpose, which a decomposition would take minutes for in wide layers
+        return LinearFit(torch.linalg.pinv(rows) if mixed else rows.mT, constant=module.bias is not None)
 
     def _held(self, linear: Linear, norms: Mapping[str, Affine]) -> Tensor:
         """[N, k]: the part of what a linear map reads that the student has."""
