@@ -5,10 +5,10 @@ in the same PyTorch, takes the 512-bit ones that AMD's have had since Zen 4. On 
 105 GFLOP/s at models' shapes (benchmarks/README.md). Half precision is oneDNN's already.
 
 Processor and the size of the right factor decide, no clock: one machine gives the same bits every time. Not the rows of
-the left one, as both libraries give a row the same bits whatever others are beside it (but one to three rows alone,
-which either may multiply in a way of their own), so features of an example do not depend on its batch. A run that goes
-on on another kind of processor goes on with other last bits. All of it is left to MKL where
-`torch.backends.mkldnn.enabled` is False.
+the left one, as both libraries give a row the same bits whatever others are beside it, so features of an example do
+not depend on its batch (a product of a dozen rows or fewer in all may have bits of its own). A run that goes on on
+another kind of processor goes on with other last bits. All of it is left to MKL where `torch.backends.mkldnn.enabled`
+is False.
 """
 
 from __future__ import annotations

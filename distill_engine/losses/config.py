@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, ValidationError, ValidationInfo, field_validator
@@ -78,13 +78,16 @@ class LossWeights(RootModel[dict[str, float]]):
         """Whether any term compares with a teacher."""
         return any(term.distils for term in self.terms)
 
-    def request(self, layers: Mapping[Stack, Sequence[int]], *, of_teacher: bool = False) -> FeatureRequest:
+    def request(
+        self, layers: Mapping[Stack, Sequence[int]], *, of_teacher: bool = False, idle: Collection[str] = ()
+    ) -> FeatureRequest:
         """All that these terms look at in a model in which these layers are compared; logits where one insists.
 
-        `of_teacher`: only what is compared with a teacher.
+        `of_teacher`: only what is compared with a teacher; `idle`: names of terms that look at nothing.
         """
         compared = {stack: tuple(numbers) for stack, numbers in layers.items()}
-        return FeatureRequest.together(term.needs(compared) for term in self.terms if term.distils or not of_teacher)
+        asking = (term for term in self.terms if (term.distils or not of_teacher) and term.name not in idle)
+        return FeatureRequest.together(term.needs(compared) for term in asking)
 
 
 class DecoderWeights(LossWeights):

@@ -101,9 +101,8 @@ class Objective:
 
     def _request(self, layers: Mapping[Stack, tuple[int, ...]], *, of_teacher: bool = False) -> FeatureRequest:
         """Logits or their factors always: accuracy and agreement are reported even where no term needs them."""
-        idle = {term.weight: 0.0 for term in self.terms_used if term.name in self.idle}
         whole = self.kernels.prediction == "reference"
-        asked = self.weights.but(**idle).request(layers, of_teacher=of_teacher)
+        asked = self.weights.request(layers, of_teacher=of_teacher, idle=self.idle)
         return replace(asked, logits=whole or asked.logits, head=not whole or asked.head)
 
     # ---- terms ---------------------------------------------------------------------------------------------

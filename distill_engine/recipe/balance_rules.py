@@ -136,12 +136,25 @@ def something_fades(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def something_is_left(recipe: Recipe) -> Iterator[Problem]:
+    """There is a term that does not fade."""
+    losses, terms = recipe.losses, recipe.losses.weights.terms
+    if losses.feature_steps is not None and terms and all(term.operand != "logits" for term in terms):
+        yield Problem(
+            "losses.feature_steps",
+            f"is {losses.feature_steps}, but all terms with a weight compare features",
+            "All of them (" + ", ".join(_used(recipe)) + ") fade, and then there is nothing to learn",
+            "Remove losses.feature_steps, or give a term of logits a weight (losses.weights.task)",
+        )
+
+
 BALANCE_RULES = (
     there_is_something_to_balance,
     there_is_something_to_share_out,
     balance_keys_are_used,
     what_fades_is_not_balanced_by_gradient,
     something_fades,
+    something_is_left,
     initial_scale_is_found_before_terms_are_gone,
     initial_scale_is_found_in_time,
     total_is_comparable,

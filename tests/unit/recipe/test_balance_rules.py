@@ -66,6 +66,7 @@ def test_sound(losses):
         ),
         ({"feature_steps": 9, "balance": "gradient_norm"}, "losses.feature_steps", "pull less and less"),
         ({"feature_steps": 9, "weights": {"prediction": 1}}, "losses.feature_steps", "(task, prediction) do not fade"),
+        ({"feature_steps": 9, "weights": {"task": 0, "hidden": 1}}, "losses.feature_steps", "(hidden) fade"),
         ({"feature_steps": 9, "metric": "total"}, "validation.metric", "Weights that fall"),
         ({"feature_steps": 19, "balance": "initial_scale"}, "losses.balance_start_steps", "faded at step 19"),
     ],
