@@ -64,7 +64,8 @@ def one_of_the_writers(folder: Path, rank: int, world_size: int) -> Iterator[Oth
 
 def unfinished(folder: Path) -> list[Path]:
     """Folders of arrays that are being written, or were when a start was killed."""
-    return [*folder.glob(".*.*.new"), *folder.glob("*/.*.*.new")]
+    found = [*folder.glob(".*.*.new"), *folder.glob("*/.*.*.new")]
+    return [path for path in found if path.is_dir()]  # files on their way to a name have another number
 
 
 def unfinished_bytes(folder: Path) -> int:

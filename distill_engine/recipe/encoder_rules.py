@@ -32,7 +32,8 @@ def a_frozen_encoder_begins_as_something(recipe: Recipe) -> Iterator[Problem]:
     if recipe.student.encoder_is_frozen and recipe.student.init != "teacher_layers":
         what = f"is true, but student.init is {recipe.student.init}"
         rule = "An encoder that is not trained is copied from the teacher's"
-        yield Problem(f"student.{_switch(recipe)}", what, rule, "Set student.init: teacher_layers")
+        fix = f"Set student.init: teacher_layers, or student.{_switch(recipe)}: false"
+        yield Problem(f"student.{_switch(recipe)}", what, rule, fix)
 
 
 def a_shared_encoder_has_a_teacher_in_memory(recipe: Recipe) -> Iterator[Problem]:

@@ -221,6 +221,7 @@ def test_broken_off_it_goes_on_and_ends_with_the_same_bytes(ready, teacher, goal
     left = key / f".{len(list(key.glob('0*'))):05d}.0.new"  # by a kill
     left.mkdir()
     (left / "keys.npy").write_bytes(b"half")
+    (folder / ".work" / ".rank-1.failed.77-0123abcd.new").touch()  # a mark
     before = maker(ready, teacher, goal, folder).missing()
     assert 0 < before[1] < before[0]
     rest: list[int] = []
