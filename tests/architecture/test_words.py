@@ -14,6 +14,8 @@ SHOWN = re.compile(r"^_?(shown|shows)$", re.IGNORECASE)
 # Rooms where a task would be a source of examples.
 OF_DATASETS = tuple(f"distill_engine/{room}/" for room in ("data", "evaluate", "metrics", "setup", "recipe", "reports"))
 TASK = re.compile(r"(?<![A-Za-z])tasks?(?![a-z])|Tasks?(?![a-z])|TASKS?(?![A-Z])")
+# What git leaves of a merge that conflicts; it was landed more than once.
+UNMERGED = re.compile(r"^(<{7}|>{7})( |$)")
 # The recipe's key for its datasets, and the calls of a progress bar.
 ALLOWED = re.compile(r"\.tasks\b|\btasks: list\[AnySource\]|add_task")
 
@@ -26,7 +28,7 @@ def names(source: str) -> list[tuple[str, str]]:
 
 def wrong(path: str, source: str) -> list[str]:
     """Lines with a banned word; as names only, where the word also has an innocent meaning."""
-    found = [line.strip() for line in source.splitlines() if BANNED.search(line)]
+    found = [line.strip() for line in source.splitlines() if BANNED.search(line) or UNMERGED.match(line)]
     for name, line in names(source) if path.startswith(OF_FEATURES + OF_DATASETS) else ():
         of_features = path.startswith(OF_FEATURES) and SHOWN.match(name)
         of_datasets = path.startswith(OF_DATASETS) and TASK.search(name) and not ALLOWED.search(line)
@@ -39,13 +41,14 @@ def test_the_words_of_the_field_are_used():
     ends = ("py", "md", "yaml", "sh")
     files = [path for folder in folders for end in ends for path in (ROOT / folder).rglob(f"*.{end}")]
     files = [path for path in files if path != Path(__file__) and "fixtures" not in path.parts]
-    files += [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    files += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
     assert len(texts) > 600
     assert not {path: lines for path, text in texts.items() if (lines := wrong(path, text))}
 
 
 def test_they_are_seen():
+    assert wrong("docs/x.md", "one\n<<<<<<< HEAD\ntwo\n=======\n>>>>>>> main") == ["<<<<<<< HEAD", ">>>>>>> main"]
     assert wrong("launcher/x.py", "taught_by = 1\nx = '''of lessons'''") == ["taught_by = 1", "x = '''of lessons'''"]
     assert wrong("distill_engine/train/x.py", "shown = model()\nx = 'shown'") == ["shown = model()"]
     assert wrong("distill_engine/data/x.py", "class TokenisedTask: ...\nbar.add_task()\nx = data.tasks") == [
