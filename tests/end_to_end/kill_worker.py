@@ -27,6 +27,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from distill_engine import run
 from distill_engine.assembly import launch as assemble
@@ -255,6 +256,10 @@ def warm_up(modules: Path, teacher: str) -> None:
 def main() -> None:
     assert assemble  # imported to be warm
     torch.set_num_threads(1)
+    # tqdm's own lock is a semaphore that forked processes share: one killed while it holds it would stop all others.
+    # Its thread may hold the lock while this process forks.
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
     for line in sys.stdin:
         order = json.loads(line)
         if "warm_up" in order:
