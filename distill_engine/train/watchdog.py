@@ -31,6 +31,9 @@ REPORT_SECONDS = 15.0
 # to notice and to write their own stacks: this share of the limit, within these bounds.
 GRACE_SHARE = 0.05
 GRACE_SECONDS = (3.0, 60.0)
+# How long the others wait until the one that says who is behind has said it: the first to end ends them all.
+SAY_SECONDS = 5.0
+_HUNG = "[watchdog] hung: "
 # Reading and sharding models begins few things, and takes as long as the file system does: the limit is not shorter.
 LOADING_SECONDS = 1800.0
 
@@ -174,13 +177,24 @@ class Watchdog:
         if self._evidence is None or self._world_size == 1:
             return
         positions = read_positions(self._folder, self._world_size)
-        line = f"[watchdog] hung: {name_behind(positions, self._world_size)}\n"
+        line = f"{_HUNG}{name_behind(positions, self._world_size)}\n"
+        first = min(positions, default=self._rank)
         with suppress(OSError, ValueError):
-            if self._rank == min(positions, default=self._rank):
+            if self._rank == first:
                 sys.stderr.write(line)
                 sys.stderr.flush()
+            else:
+                self._wait_for(self._folder / f"rank_{first}.txt")
         with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
             file.write(line)
+
+    def _wait_for(self, file: Path) -> None:
+        """Until the rank whose file it is has said of this hang who is behind. Files keep what was said of earlier
+        ones. Raises OSError."""
+        said = _times_said(self._file)
+        until = time.monotonic() + SAY_SECONDS
+        while _times_said(file) <= said and time.monotonic() < until:
+            time.sleep(SAY_SECONDS / 100)
 
     def _to_stderr(self, head: str) -> None:
         sys.stderr.write(head)
@@ -202,3 +216,7 @@ class Watchdog:
             return self._file.open("a", encoding="utf-8")
         except OSError:
             return None
+
+
+def _times_said(file: Path) -> int:
+    return file.read_text(encoding="utf-8").count(_HUNG) if file.is_file() else 0

@@ -68,7 +68,12 @@ class Reached:
         return b"the last collectives"
 
 
-def test_a_hang_leaves_how_far_the_rank_has_come_and_names_who_is_behind(tmp_path, ended, capfd):
+@pytest.mark.parametrize("says", [False, True])
+def test_a_hang_leaves_how_far_the_rank_has_come_and_names_who_is_behind(tmp_path, ended, capfd, says, monkeypatch):
+    """It ends after rank 0 has said who is behind, or when that has taken too long."""
+    monkeypatch.setattr(module, "SAY_SECONDS", 60.0 if says else 0.1)
+    if says:
+        (tmp_path / "rank_0.txt").write_text("[watchdog] hung: rank 1 is behind\n")
     ahead = {"node": "n1", "doing": "agreeing", "tracks": {"own": {"number": 5, "ended": 4, "name": "sum"}}}
     behind.leave_position(tmp_path, 0, ahead)
     with Watchdog(0.2, tmp_path, 1, 3, ended, Reached()) as dog:
