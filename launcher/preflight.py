@@ -26,6 +26,7 @@ from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.facts import ClusterError, read_cluster
 from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.hostlist import expand_hostlist
+from distill_engine.cluster.naming import first_of
 from launcher import disk
 from launcher.reachability import MEETING_SECONDS, unreached_nodes
 
@@ -84,7 +85,7 @@ def look(run_dir: Path, node: str, environment: Mapping[str, str]) -> NodeFacts:
 def _tell(missing: Sequence[str], waited: float) -> None:
     """While nodes are waited for; standard output is the report's."""
     how_long = f"not here after {waited:.0f} s, up to {MEETING_SECONDS:.0f} s"
-    sys.stderr.write(f"preflight: waiting for {_some(missing)}: {how_long}\n")
+    sys.stderr.write(f"preflight: waiting for {first_of(missing, _NAMED)}: {how_long}\n")
 
 
 def heed_warning(run_dir: Path) -> None:
@@ -272,7 +273,7 @@ def _unreached(found: list[NodeFacts], missed: Collection[str]) -> list[str]:
                 callers.setdefault(node, []).append(one)
     problems = []
     for node, failed in callers.items():
-        callers_named = _some([one.node for one in failed])
+        callers_named = first_of([one.node for one in failed], _NAMED)
         problems.append(f"{callers_named} cannot connect to {node} ({failed[0].unreached[node]}).")
     pairs = {frozenset((one.node, node)) for node, failed in callers.items() for one in failed}
     suspects: list[str] = []
@@ -291,7 +292,3 @@ def _unreached(found: list[NodeFacts], missed: Collection[str]) -> list[str]:
 
 def _exclude(one: NodeFacts) -> str:
     return f"Exclude it (sbatch --exclude={one.node}) or have it repaired."
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

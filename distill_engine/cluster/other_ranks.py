@@ -16,6 +16,7 @@ from types import TracebackType
 
 from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.cluster.files import replace_text
+from distill_engine.cluster.naming import first_of
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 120.0  # a busy file system may keep a rank from telling for so long
@@ -74,11 +75,10 @@ class OtherRanks:
         now = _moment(self._alive)
         gone = [rank for rank in sorted(set(owing) - {self._rank}) if self._is_gone(rank, now)]
         if gone:
-            named = ", ".join(map(str, gone[:_NAMED])) + (f" and {len(gone) - _NAMED} more" * (len(gone) > _NAMED))
             what = "rank" if len(gone) == 1 else "ranks"
             raise OthersFailedError(
-                f"{missing} will not come: {what} {named} of {self._world_size} gave no sign of life for "
-                f"{SILENT_SECONDS:g} s. Killed, without memory, or the node is gone: its log may tell",
+                f"{missing} will not come: {what} {first_of(gone, _NAMED)} of {self._world_size} gave no sign of life "
+                f"for {SILENT_SECONDS:g} s. Killed, without memory, or the node is gone: its log may tell",
                 True,
             )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distill_engine.cluster.naming import first_of
+
 NAMED = 4  # weights in one line
 
 
@@ -11,9 +13,8 @@ def advice(dtype: str, bad_weights: Sequence[str]) -> str:
     """What to do about gradients that are never finite, by the student's floating type and its weights that are not
     finite: a step that is skipped changes none, so these were so from the start or in the checkpoint."""
     if bad_weights:
-        more = f" and {len(bad_weights) - NAMED} more" if len(bad_weights) > NAMED else ""
         return (
-            f"The student's own weights are not finite: {', '.join(bad_weights[:NAMED])}{more}. Skipped steps do not "
+            f"The student's own weights are not finite: {first_of(bad_weights, NAMED)}. Skipped steps do not "
             "change weights: they came from the teacher (student.init) or out of the checkpoint. No precision or "
             "learning rate repairs them: use a teacher without them, or remove the checkpoint that has them."
         )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from distill_engine.cluster.naming import first_of
+
 _POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
 _NAMED = 8  # ranks in one message
@@ -74,8 +76,7 @@ def call_roll(
 def describe(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     """`rank 3 (gpu07), rank 4 (gpu07)`; only the number where the node is not known."""
     named = [f"rank {rank}" + (f" ({hosts[rank]})" if rank < len(hosts) and hosts[rank] else "") for rank in ranks]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return ", ".join(named[:_NAMED]) + more
+    return first_of(named, _NAMED)
 
 
 def exclude(ranks: Sequence[int], hosts: Sequence[str]) -> str:

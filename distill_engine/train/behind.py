@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_engine.cluster.files import replace_text
+from distill_engine.cluster.naming import first_of
 
 OWN = "own"  # the program's own collectives; every other track is a process group of torch
 _NAMED = 8
@@ -81,5 +82,4 @@ def _difference(
 
 def _ranks(ranks: list[int], positions: Mapping[int, Mapping[str, Any]]) -> str:
     named = [f"rank {rank}" + (f" ({positions[rank]['node']})" if rank in positions else "") for rank in ranks]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return ", ".join(named[:_NAMED]) + more
+    return first_of(named, _NAMED)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from distill_engine.cluster.naming import first_of
 from distill_engine.cluster.ranks import Ranks
 from distill_engine.values import TermValue
 
@@ -157,5 +158,4 @@ def _sentence(term: str, of_ranks: Mapping[int, Found]) -> str:
 def _listed(noun: str, numbers: list[int], of: int | None = None) -> str:
     if of == len(numbers) and of > NAMED:
         return f"all {of} {noun}s"
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:NAMED]))}{more}"
+    return f"{noun}{'s' * (len(numbers) > 1)} {first_of(numbers, NAMED)}"
