@@ -43,7 +43,7 @@ class Trainer:
     hooks: Hooks
 
     def __post_init__(self) -> None:
-        self.progress = Progress()
+        self.progress, self._now = Progress(), self.objective  # `_now`: without the terms that are idle
         self._watch = Stopwatch(self.ranks.device)
         self._clock = time.perf_counter()
         self._saver = Saver(self.checkpoints, self.student, self.ranks.rank, self._stateful, self.hooks.begins)
@@ -83,7 +83,7 @@ class Trainer:
             group = self.rollout.batches(group, self.teacher, self.student)
         # counts before any forward pass: every micro-batch divides by the same global counts
         divisors = self.objective.divisors(group, self.ranks.sum, self.ranks.world_size)
-        self._now = self.objective.for_factors(self.policies.factors())
+        self._now = self._now.for_factors(self.policies.factors())
         features = repeat(None) if self.teacher is None else self.teacher.features(group, self._now.teacher_request())
         for batch, divisor in zip(group, divisors, strict=True):
             self._micro_batch(batch, features, divisor, len(group))
