@@ -41,7 +41,7 @@ from distill_engine.checkpoint.manifest import (
 )
 from distill_engine.checkpoint.retention import Retention, Saved
 from distill_engine.checkpoint.trust import refuse_foreign
-from distill_engine.cluster.files import rename_synced, replace_text, sync_folder
+from distill_engine.cluster.files import rename_synced, replacing, sync_folder
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
@@ -123,8 +123,9 @@ class CheckpointFolder:
         but a line for people. May run in any thread, before the next `prepare`."""
         try:
             fault_point("before_pointer")
-            replace_text(self.path / POINTER, f"{new}\n", sync=True)
-            protect(self.path / POINTER)
+            with replacing(self.path / POINTER, sync=True) as pointer:
+                pointer.write(f"{new}\n")
+                protect(Path(pointer.name))  # before it has its name
             self._prune(new)
         except Exception as error:
             reason = write_failure(error, self.path)
