@@ -62,12 +62,12 @@ def check(recipe: RecipeOption = DEFAULT_RECIPE, overrides: SetOption = []) -> N
     for split, labels, datasets in splits:
         for label, dataset in zip(labels, datasets, strict=True):
             for line in dataset.left_out:
-                _OUT.print(f"{label}, {split}: {line}", markup=False, highlight=False, soft_wrap=True)
+                say(f"{label}, {split}: {line}")
             _show_features(dataset)
-    if ready.recipe.student.init == "teacher_width":
+    if ready.recipe.student.narrowed:
         from distill_engine.assembly.narrowing import told
 
-        _OUT.print(told(ready), markup=False, highlight=False, soft_wrap=True)
+        say(told(ready))
     _show_generation(ready)
 
 
@@ -119,10 +119,9 @@ def _show_features(dataset: Any) -> None:
         return
     title, sounds = f"features of {dataset.source}", f"{len(dataset):,} sounds"
     if dataset.stored is not None:
-        line = f"{title}: {readable_bytes(dataset.stored.size)} are kept for {sounds}"
+        say(f"{title}: {readable_bytes(dataset.stored.size)} are kept for {sounds}")
     else:
-        line = f"{title}: computed each time; {sounds} would take about {readable_bytes(bytes_of(dataset))}"
-    _OUT.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"{title}: computed each time; {sounds} would take about {readable_bytes(bytes_of(dataset))}")
 
 
 def _show_generation(ready: Any) -> None:

@@ -11,14 +11,13 @@ from distill_engine.families.shape import Shape
 from distill_engine.values import Stack
 from launcher.job import FULL, Job
 
-NARROW = "teacher_width"
 AT_ONCE = 8  # examples of a batch, of distill_engine.assembly.narrowing; a test keeps them equal
 _DOUBLE = 8
 
 
 def narrowing(job: Job) -> float:
     """The teacher whole and in 32 bits, what its layers read and give on one batch, and the sums of least squares."""
-    if job.teacher is None or job.recipe.student.init != NARROW:
+    if job.teacher is None or not job.recipe.student.narrowed:
         return 0.0
     data, teacher = job.recipe.data, job.teacher
     seen = looked_at(teacher, AT_ONCE * data.context_tokens, AT_ONCE * data.label_tokens)

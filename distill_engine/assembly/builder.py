@@ -162,9 +162,10 @@ class Builder:
 
     def _narrow(self, module: StudentModule, objective: Objective, teacher_ds: dict[str, Any]) -> None:
         """Only at the first start: later ones have a checkpoint, and find all values there."""
-        if self._recipe.student.init != "teacher_width":
+        if not self._recipe.student.narrowed:
             return
-        if self._ranks.broadcast(newest_step(self._folder / "checkpoints")) is not None:
+        resumes = self._ranks.rank == 0 and newest_step(self._folder / "checkpoints") is not None
+        if self._ranks.broadcast(resumes):
             return
         self._beat("looking at what matters in the teacher")
         placement, _ = placement_of(self._recipe, self._ranks.world_size, teacher_ds)

@@ -17,7 +17,7 @@ def a_narrowed_teacher_is_whole(recipe: Recipe) -> Iterator[Problem]:
     """It is run once, and all of its norms are fitted."""
     student = recipe.student
     default = StudentSection.model_fields["importance_examples"].default
-    if student.init != NARROW:
+    if not student.narrowed:
         if student.importance_examples != default:
             what = f"is {student.importance_examples}, but student.init is {student.init}"
             rule = "They say what a narrower student keeps of its teacher"
@@ -49,7 +49,7 @@ def a_narrowed_teacher_is_whole(recipe: Recipe) -> Iterator[Problem]:
 def a_narrow_student_fits_into_its_teacher(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Each size is at most the teacher's, and one is smaller."""
     student = recipe.student
-    if student.init != NARROW:
+    if not student.narrowed:
         return
     if family_named(teacher.family).inputs != "tokens":
         yield Problem(

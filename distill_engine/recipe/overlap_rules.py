@@ -19,9 +19,7 @@ def a_teacher_ahead_is_one_whole_model(recipe: Recipe) -> Iterator[Problem]:
         return
     fine = {
         "teacher.source": (teacher.source, ("live",), "A cache is read ahead anyway"),
-        "teacher.placement": (
-            teacher.placement, ("auto", "replica"), _WHY_WHOLE
-        ),
+        "teacher.placement": (teacher.placement, ("auto", "replica"), _WHY_WHOLE),
         "teacher.window": (teacher.window, (False,), "In a window no micro-batch has a pass of its own"),
         "rollout.source": (rollout.source, ("gold",), "The student's next text is not there yet"),
         "student.share_encoder": (student.share_encoder, (False,), "The encoder runs when a step begins"),

@@ -149,6 +149,11 @@ class StudentSection(Section):
         return self.init != "random"
 
     @property
+    def narrowed(self) -> bool:
+        """Whether it begins with parts of them."""
+        return self.init == "teacher_width"
+
+    @property
     def encoder_is_frozen(self) -> bool:
         """By either switch."""
         return self.freeze_encoder or self.share_encoder
