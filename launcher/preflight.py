@@ -26,7 +26,7 @@ from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.facts import ClusterError, read_cluster
 from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.hostlist import expand_hostlist
-from distill_engine.cluster.naming import first_of
+from distill_engine.cluster.ranks import first_of
 from launcher import disk
 from launcher.reachability import MEETING_SECONDS, unreached_nodes
 

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.cluster.files import replace_text
-from distill_engine.cluster.naming import first_of
+from distill_engine.cluster.ranks import first_of
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 120.0  # a busy file system may keep a rank from telling for so long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -42,3 +43,9 @@ class Alone:
     def broadcast(self, value: T) -> T:
         """It is rank 0."""
         return value
+
+
+def first_of(names: Sequence[object], most: int) -> str:
+    """`a, b and 7 more`, of ranks, nodes and the like: at most so many by name, and how many there are besides."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more

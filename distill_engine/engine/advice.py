@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill_engine.cluster.naming import first_of
+from distill_engine.cluster.ranks import first_of
 
 NAMED = 4  # weights in one line
 

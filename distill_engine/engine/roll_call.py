@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from distill_engine.cluster.naming import first_of
+from distill_engine.cluster.ranks import first_of
 
 _POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5

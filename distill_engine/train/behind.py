@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_engine.cluster.files import replace_text
-from distill_engine.cluster.naming import first_of
+from distill_engine.cluster.ranks import first_of
 
 OWN = "own"  # the program's own collectives; every other track is a process group of torch
 _NAMED = 8

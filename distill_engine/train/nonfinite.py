@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill_engine.cluster.naming import first_of
-from distill_engine.cluster.ranks import Ranks
+from distill_engine.cluster.ranks import Ranks, first_of
 from distill_engine.values import TermValue
 
 NAMED = 4  # ranks and layers in one line
