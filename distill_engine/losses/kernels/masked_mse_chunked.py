@@ -25,7 +25,7 @@ from distill_engine.arithmetic.products import add_product_, product
 from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zero_unless_
 
 # Tokens per chunk. W is read once per chunk, and so is its gradient: 256 tokens take up to 8 % longer than 512, and 192
-# up to 20 %, but a chunk has to stay small beside the whole. Without W nothing but the call speaks against small chunks.
+# up to 20 %, but a chunk has to stay small beside the whole. Without W only the call itself speaks against small ones.
 _TOKENS, _PLAIN_TOKENS = 256, 64
 _GPU_TOKENS = 4096  # launches are what costs there
 
