@@ -122,7 +122,8 @@ def _examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iter
 def _all_examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[_Asked]:
     data, encoder = ready.recipe.data, encoder_of(ready.recipe, ready.tokenizer, ready.layout)
     seconds = None if ready.frontend is None else ready.frontend.seconds
-    for episode in kind_of(source).read(source, "train", Reading(data.root, data.max_bad_rows, seconds)):
+    reading = Reading(data.root, data.max_bad_rows, seconds, ready.languages.of_rows.keys())
+    for episode in kind_of(source).read(source, "train", reading):
         entries: list[str] = []
         found: list[_Asked] = []
         for turn in episode.turns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -52,6 +52,7 @@ class Reading:
 
     root          folder of downloaded datasets (data.root), or None
     seconds       length of the window that a model hears; longer sounds are wrong. None: nothing is heard
+    languages     codes that rows may name; None: those that the model knows are not known here
     max_bad_rows  rows that may be left out because they are wrong, all files of a split together
     bad           one message for each row that was
     dropped       reason -> rows that the source's own filters left out
@@ -60,6 +61,7 @@ class Reading:
     root: str | None = None
     max_bad_rows: int = 0
     seconds: float | None = None
+    languages: Collection[str] | None = None
     bad: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -141,6 +143,10 @@ class Kind(Protocol):
     def languages(self, source: Source) -> tuple[str | None, str | None]:
         """The options `source_language` and `target_language` of a kind that has them: codes of the tokenizer."""
         return None, None
+
+    def language_column(self, source: Source) -> str | None:
+        """The option `language` of a kind whose rows may each name a target language: their column."""
+        return None
 
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """The files that a split is read from: with `facts` all that decides what `read` gives. None: it makes its

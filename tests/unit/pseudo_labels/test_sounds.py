@@ -20,6 +20,7 @@ from distill_engine.recipe.rules import read_recipe
 from distill_engine.setup.prepare import prepare
 
 SOUNDS = 6
+GERMAN = (0, 1, 2, 3)  # rows without a language; the others are in English
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def folder(tmp_path_factory):
     file = tones(folder, SOUNDS)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     tone(folder / "long.wav")
+    rows = [row | ({} if number in GERMAN else {"language": "en"}) for number, row in enumerate(rows)]
     listed(folder, file.name, [*rows[:2], {"audio": "long.wav", "text": "high " * 30}, *rows[2:]])
     teacher = tiny_speaker.save(folder / "teacher")
     model = WhisperForConditionalGeneration.from_pretrained(teacher)
@@ -40,7 +42,8 @@ def folder(tmp_path_factory):
         "name": "speech",
         "teacher": {"path": str(teacher)},
         "student": {"decoder_layers": 1},
-        "data": {"tasks": [{"kind": "speech", "target_language": "de", "train": str(file)}], "label_tokens": 24,
+        "data": {"tasks": [{"kind": "speech", "target_language": "de", "language": "language", "train": str(file)}],
+                 "label_tokens": 24,
                  "max_bad_rows": 1, "cache_dir": str(folder / "cache")},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
         "validation": {"patience": None},
@@ -63,20 +66,22 @@ def plain_texts(folder) -> list[str]:
     extractor = AutoFeatureExtractor.from_pretrained(folder / "teacher")
     heard = [soundfile.read(folder / f"train{number}.wav", dtype="float32")[0] for number in range(SOUNDS)]
     features = extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features
-    ids = model.generate(features, language="de", max_new_tokens=8)
+    languages = ["de" if number in GERMAN else "en" for number in range(SOUNDS)]
+    ids = model.generate(features, language=languages, max_new_tokens=8)
     return AutoTokenizer.from_pretrained(folder / "teacher").batch_decode(ids, skip_special_tokens=True)
 
 
 def test_the_teachers_transcripts_are_a_list_that_a_recipe_mixes_with_gold(folder):
     (entry,) = yaml.safe_load(pseudo_label(folder).stdout)
-    assert {key: entry[key] for key in ("kind", "label", "target_language")} == {
-        "kind": "speech", "label": "speech_pseudo", "target_language": "de",
+    assert {key: entry[key] for key in ("kind", "label", "target_language", "language")} == {
+        "kind": "speech", "label": "speech_pseudo", "target_language": "de", "language": "language",
     }  # fmt: skip
     texts = plain_texts(folder)
     whole = [number for number, text in enumerate(texts) if "\ufffd" not in text]  # else 3 bytes for each of 8 tokens
     assert 0 < len(whole) < SOUNDS
     rows = [json.loads(line) for line in Path(entry["train"]).read_text().splitlines()]
-    assert rows == [{"audio": str(folder / f"train{number}.wav"), "text": texts[number]} for number in whole]
+    own = {number: {} if number in GERMAN else {"language": "en"} for number in whole}
+    assert rows == [{"audio": str(folder / f"train{n}.wav"), "text": texts[n], **own[n]} for n in whole]
     assert summary(folder)["left_out"] == {"longer than data.label_tokens": SOUNDS - len(whole)}
 
     pseudo_label(folder, "--at-most", "wer=0.5", code=78)
@@ -88,6 +93,7 @@ def test_the_teachers_transcripts_are_a_list_that_a_recipe_mixes_with_gold(folde
     gold, pseudo = prepare(read_recipe(folder / "mixed.yaml"), "mixed").train_datasets
     assert (len(gold), len(pseudo)) == (SOUNDS, len(whole))
     for own, number in enumerate(whole):
+        assert pseudo.example(own).prompt == gold.example(number).prompt
         np.testing.assert_array_equal(pseudo.sound(own).samples, gold.sound(number).samples)
 
 
