@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -89,6 +89,19 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Writer:
+    """Writes examples of a source with other answers.
+
+    row    (entries, answer, note) -> the object. entries: the history with what is answered as its last one, of data
+           without a history that alone; note: of the turn that is answered. May raise OSError, DataError
+    files  names of all files that the objects so far need in the folder of `Kind.writer`
+    """
+
+    row: Callable[[Sequence[str], str, str], Mapping[str, object]]
+    files: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
 class Guess:
     """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that; what such data
     is judged by, where that is not the kind's first metric."""
@@ -103,7 +116,7 @@ class Kind(Protocol):
 
     Recipes are checked with `Options` and `problems`; set-up asks `has` and `facts` at every start, and `read` when a
     split's tokens are not in the cache; `distill data show` prints `words`; `distill new` asks `guess` and the
-    metrics, `distill pseudo-label` `written` and `entry`. It is this small because tokenising, limits, caching, mixing,
+    metrics, `distill pseudo-label` `writer` and `entry`. It is this small because tokenising, limits, caching, mixing,
     batching and validating are the same for all kinds. Made once, shared, without state.
 
     name     in recipes; the name it is registered by
@@ -171,17 +184,16 @@ class Kind(Protocol):
         files that are not there."""
         return None
 
-    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
-        """An example with another answer, as an object of JSON lines which `entry` reads.
+    def writer(self, source: Source, folder: Path) -> Writer:
+        """Writes the source's examples with other answers, as objects of JSON lines which `entry` reads.
 
-        entries  the history with what is answered as its last one; of data without a history that alone
-        note     of the turn that is answered; empty where it is only asked whether the source can be written
+        folder  beside those lines: for files that examples need and that are nowhere yet; made with the first of them
         Raises ValueError where a kind cannot write its examples.
         """
         raise ValueError(f"{source.title} is of kind {self.name}, which does not say how examples are written")
 
     def entry(self, source: Source) -> Mapping[str, object]:
-        """Keys of the entry of data.tasks, beside its file, label and weight, that reads what `written` gives of a
+        """Keys of the entry of data.tasks, beside its file, label and weight, that reads what `writer` gives of a
         source."""
         return {"kind": self.name}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from distill_engine.data.kinds.files import HubSource, file_problems, origin_problems
-from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source, Writer
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.section import Positive
 
@@ -107,20 +107,23 @@ class Speech(Kind):
         why = f"{place} is read as speech: {audio!r} leads to sound files, {text!r} holds what is said"
         return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why)
 
-    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
-        """See Kind: the path of the sound file, and the answer."""
+    def writer(self, source: Source, folder: Path) -> Writer:
+        """See Kind: the path of the sound file, and the answer. A sound that its row holds is written to a file, byte
+        for byte."""
         from distill_engine.data.audio.clips import Place
-        from distill_engine.data.audio.lists import Manifest
+        from distill_engine.data.audio.lists import sound_file
 
-        listed = _listed(_own(source), "train")
-        if not isinstance(listed, Manifest):
-            raise ValueError(
-                f"{source.title} holds its sounds in rows of a dataset, and answers are written beside paths of sound "
-                "files. Write its sounds to files, and a list of them (.jsonl) that the recipe names."
-            )
-        place = Place.of(note) if note else Place("", 0, 1, "")
-        path = listed.source(place.at).resolve() if note else ""
-        return {"audio": str(path), "text": answer, **({"language": place.language} if place.language else {})}
+        listed, files = _listed(_own(source), "train"), set[str]()
+
+        def row(_entries: Sequence[str], answer: str, note: str) -> Mapping[str, object]:
+            place = Place.of(note)
+            file = sound_file(listed, place.at, folder)
+            if file.parent == folder:
+                files.add(file.name)
+            path = f"{folder.name}/{file.name}" if file.parent == folder else str(file)
+            return {"audio": path, "text": answer, **({"language": place.language} if place.language else {})}
+
+        return Writer(row, files)
 
     def entry(self, source: Source) -> Mapping[str, object]:
         """See Kind."""

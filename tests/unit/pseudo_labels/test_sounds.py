@@ -15,7 +15,6 @@ from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditio
 from typer.testing import CliRunner
 
 from distill_engine.cli import app
-from distill_engine.data.kinds.speech import KIND, SpeechSource
 from distill_engine.recipe.rules import read_recipe
 from distill_engine.setup.prepare import prepare
 
@@ -105,7 +104,36 @@ def summary(folder) -> dict:
     return dataset
 
 
-def test_sounds_in_rows_have_no_paths_to_write():
-    rows = SpeechSource(kind="speech", train="sounds.parquet")
-    with pytest.raises(ValueError, match=r"speech holds its sounds in rows.*Write its sounds to files"):
-        KIND.written(rows, [""], "")
+def test_sounds_that_rows_hold_are_written_beside_the_transcripts(folder):
+    """Byte for byte, those of the kept examples and no others; what has a file of its own stays there."""
+    datasets = pytest.importorskip("datasets")
+    names = [f"train{number}.wav" for number in range(4)]
+    held = [(folder / name).read_bytes() for name in names]
+    rows = [{"audio": {"bytes": content, "path": name}, "text": "low tone"}
+            for name, content in zip(names[:3], held, strict=False)]  # fmt: skip
+    rows.append({"audio": {"bytes": None, "path": names[3]}, "text": "high tone"})
+    datasets.Dataset.from_list(rows).to_parquet(str(folder / "sounds.parquet"))
+    data = f"data.tasks=[{{kind: speech, name: held, train: {folder / 'sounds.parquet'}, target_language: de}}]"
+    (entry,) = yaml.safe_load(pseudo_label(folder, "--set", data, "--set", "data.label_tokens=28").stdout)
+    own, list_file = folder / "out" / "1-held", Path(entry["train"])
+    assert list_file == own.with_suffix(".jsonl")
+    written = [json.loads(line)["audio"] for line in list_file.read_text().splitlines()]
+    files = [f"1-held/{number:08}.wav" for number in (1, 2, 3)]
+    assert written == [*files, str(folder / names[3])]
+    assert [(list_file.parent / name).read_bytes() for name in files] == held[:3]
+    mixed = yaml.safe_load((folder / "recipe.yaml").read_text())
+    mixed["data"] |= {"tasks": [entry], "label_tokens": 28}
+    (folder / "mixed.yaml").write_text(yaml.safe_dump(mixed))
+    (pseudo,) = prepare(read_recipe(folder / "mixed.yaml"), "mixed").train_datasets
+    first, rate = soundfile.read(folder / names[0], dtype="float32")
+    np.testing.assert_array_equal(pseudo.sound(0).samples, first)
+    assert len(pseudo) == 4 and rate == pseudo.sound(0).rate
+
+    begun = (own / "00000002.wav").stat().st_mtime_ns
+    (own / "00000009.wav").write_bytes(b"kept by other filters")
+    (own / "00000001.wav").write_bytes(b"cut")
+    pseudo_label(folder, "--set", data, "--set", "data.label_tokens=28")
+    assert sorted(file.name for file in own.iterdir()) == [name.partition("/")[2] for name in files]
+    assert (own / "00000001.wav").read_bytes() == held[0] and (own / "00000002.wav").stat().st_mtime_ns == begun
+    pseudo_label(folder, "--set", data, "--set", "data.label_tokens=28", "--at-most", "wer=0", code=78)
+    assert not own.exists()
