@@ -136,7 +136,7 @@ class Builder:
             hooks=Hooks(
                 Supervision(self._beat, self._stop_request),
                 terms,
-                step_metrics(recipe, objective, terms, batches, student, ranks, self._sinks),
+                step_metrics(recipe, objective, terms, batches, student, teacher, ranks, self._sinks),
                 *self._at_validations(objective, terms, student, teacher),
                 *turns(recipe, self._sinks),
                 self.publisher,
