@@ -48,10 +48,10 @@ def test_sums_and_what_is_looked_at_are_as_large_as_real_ones(name):
         made.done()
     held = sum(size(fit._start, fit._zz, fit._xz, fit.solved()[0]) for fit in made.fits)
     assert sums(shape_of(teacher.config), own) == pytest.approx(held, rel=0.1)  # biases add a row to sums
-    (seen,) = watched.look([batch])
+    (seen,) = watched.look([batch], made._used, watched.norms)
     read = size(*(tensor for one in (*seen.norms, *seen.linears) for tensor in (one.read, one.given)))
     positions = int(batch.context_mask.sum()), int(batch.label_mask.sum())
-    assert looked_at(shape_of(teacher.config), *positions) == read
+    assert looked_at(shape_of(teacher.config), own, *positions) == read
 
 
 @pytest.mark.parametrize("placement", ["zero3", "replica"])
