@@ -19,12 +19,10 @@ from transformers import PreTrainedModel
 from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.data.tokens.tokenised import ids_without_row
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
-from distill_engine.evaluate.measure import ModelError, adapters_of, measured, prediction_kernel
+from distill_engine.evaluate.measure import ModelError, adapters_of, labels_alone, measured, prediction_kernel
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.families.lookup import shape_of
-from distill_engine.losses.config import LossWeights
-from distill_engine.losses.objective import Objective
 from distill_engine.metrics.named import token_metrics
 from distill_engine.metrics.replies import Answered, reply_values, values_by_length
 from distill_engine.metrics.tally import Tally
@@ -191,13 +189,12 @@ def _compute(
     """This process's batches of all models; the teacher runs once per batch."""
     done = {name: set(store.read()) for name, store in stores.items()}
     adapters, teacher_adapter = adapters_of(models, teacher)
-    plain = Objective(LossWeights({"task": 1.0}), {})  # asks for logits alone
     for number in range(work.rank, len(examples), work.world_size):
         missing = [name for name in models if number not in done[name]]
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
-        objective = plain.with_prediction(prediction_kernel(models, teacher, batch))
+        objective = labels_alone().with_prediction(prediction_kernel(models, teacher, batch))
         asked = {name: adapters[name] for name in missing}
         found = measured(asked, teacher_adapter, batch, objective, tally, datasets)
         for name in missing:
