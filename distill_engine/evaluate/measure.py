@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from distill_engine.families.lookup import family_of, shape_of, start_of
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Implementation, choose
-from distill_engine.losses.objective import Objective
+from distill_engine.losses.objective import Objective, TermValue
 from distill_engine.metrics.scores import Scores
 from distill_engine.metrics.tally import Tally
 from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint, local_copy
-from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, TermValue
+from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features
 
 FeatureFunction = Callable[[Batch, FeatureRequest], Features]
 
