@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
@@ -229,7 +230,7 @@ class Run:
             save or Every(), limits, metric, save_after_validation, quantized_from=quantized_from,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
-            folder, self.ranks, identity={}, keep_last=2, keep_best=keep_best, allowed_globals=(),
+            folder, self.ranks, identity={}, keep=Retention(2, keep_best, anew=quantized_from), allowed_globals=(),
             warn=self.sinks.messages.append,
         )  # fmt: skip
         validator = Scripted(self, validations) if validations else Watched(self, real)
