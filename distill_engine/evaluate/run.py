@@ -28,7 +28,8 @@ from distill_engine.metrics.replies import Answered, reply_values, values_by_len
 from distill_engine.metrics.tally import Tally
 
 _FORMAT = 3  # of the partial results; another number makes older files unused
-_POLL_SECONDS = 0.2
+_LEAST_POLL_SECONDS = 0.2
+_POLL_SHARE = 0.1  # of the time that is spent reading what others have made
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def run_evaluation(
     stores = _stores(models, teacher, examples, tally, work, spoken)
     with work.shared(next(iter(stores.values()))) as others:
         _compute(models, teacher, examples, tally, len(labels), tokenizer, work, spoken, stores)
-        results = {name: _all_batches(store, len(examples), work, name, others) for name, store in stores.items()}
+        results = {name: all_batches(store, len(examples), work, name, others) for name, store in stores.items()}
     values = {
         name: _values(of_model, examples, labels, tally, spoken is not None) for name, of_model in results.items()
     }
@@ -158,9 +159,9 @@ def _stores(
     for name, model in models.items():
         facts = {
             "format": _FORMAT,
-            "model": _identity(model),
+            "model": identity_of(model),
             "dtype": str(model.dtype),
-            "teacher": None if teacher is None else [*_identity(teacher), str(teacher.dtype)],
+            "teacher": None if teacher is None else [*identity_of(teacher), str(teacher.dtype)],
             "metrics": [(metric.name, metric.columns) for metric in tally.metrics],
             "data": data,
             "spoken": None if spoken is None else own_settings(model, spoken.new_tokens, spoken.changed),
@@ -171,7 +172,8 @@ def _stores(
     return stores
 
 
-def _identity(model: PreTrainedModel) -> list[Any]:
+def identity_of(model: PreTrainedModel) -> list[Any]:
+    """What partial results know a model by."""
     return model_identity(str(model.name_or_path), getattr(model.config, "_commit_hash", None))
 
 
@@ -208,9 +210,10 @@ def _compute(
             work.tell(name, len(done[name]), len(examples))
 
 
-def _all_batches(store: PartialResults, batches: int, work: Work, name: str, others: OtherRanks) -> list[BatchResult]:
+def all_batches(store: PartialResults, batches: int, work: Work, name: str, others: OtherRanks) -> list[BatchResult]:
     """Every batch in order; waits for other processes. Raises OthersFailedError if one has given up or died."""
     while True:
+        begun = time.perf_counter()
         found = store.read()
         work.tell(name, len(found), batches)
         if len(found) == batches:
@@ -218,7 +221,7 @@ def _all_batches(store: PartialResults, batches: int, work: Work, name: str, oth
         others.require(work.owing(batches, found), f"{batches - len(found)} batches of {name!r}")
         if work.world_size == 1:
             raise OSError(f"{batches - len(found)} batches of {name!r} are not in the partial results just written.")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(max(_LEAST_POLL_SECONDS, (time.perf_counter() - begun) / _POLL_SHARE))
 
 
 def _values(
