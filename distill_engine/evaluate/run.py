@@ -204,7 +204,7 @@ def _compute(
             if spoken is not None:
                 settings = own_settings(models[name], spoken.new_tokens, spoken.changed)
                 with same_draws(models[name].device, seed=number):  # whoever computes the batch, and when
-                    said = replies(models[name], tokenizer, batch.inputs, settings)
+                    said = replies(models[name], tokenizer, batch.inputs, settings, examples.prompts(batch))
             stores[name].add(BatchResult(number, found[name].sums.tolist(), said))
             done[name].add(number)
             work.tell(name, len(done[name]), len(examples))

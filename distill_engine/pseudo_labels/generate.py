@@ -65,7 +65,7 @@ def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
     named = {source.title: kind_of(source).languages(source)[1] for source in sources}
     wanted = set(named.values())
     told = {"forced_bos_token_id", "decoder_start_token_id", "language"} & set(changed)
-    if len(wanted) > 1 or (wanted != {None} and not told):
+    if (len(wanted) > 1 and not ready.family.prompts) or (wanted != {None} and not told):
         raise PseudoLabelError(
             f"target languages are {named}, but a model's generation settings begin all texts with one token. Give "
             "datasets of one language, and its token (--generation forced_bos_token_id=ID; language=CODE of sound)."
@@ -97,14 +97,14 @@ def _generate(job: Job, work: Work, store: PartialResults, together: Ranks | Non
         done, settings = together.broadcast(done), settings | {"synced_gpus": together.world_size > 1}
     for number, counts in _turns(done, total, work, equally_many=together is not None):
         work.tell(job.name, len(done), total)
-        inputs = job.examples.batch(number).to(job.model.device).inputs
+        batch = job.examples.batch(number).to(job.model.device)
         try:
             with same_draws(job.model.device, _draws(job.seed, number)):  # whoever computes the batch, and when
-                said = replies(job.model, job.tokenizer, inputs, settings)
+                said = replies(job.model, job.tokenizer, batch.inputs, settings, job.examples.prompts(batch))
         except torch.OutOfMemoryError as error:
             raise PseudoLabelError(
-                f"memory ran out at batch {number + 1} of {total} ({inputs.length} tokens a context; the longest come "
-                "first). Lower --batch-size or num_beams (--generation num_beams=1), or give --dtype bf16."
+                f"memory ran out at batch {number + 1} of {total} ({batch.inputs.length} tokens a context; the longest "
+                "come first). Lower --batch-size or num_beams (--generation num_beams=1), or give --dtype bf16."
             ) from error
         if counts:
             store.add(BatchResult(number, [], said))
