@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from distill_engine.families.lookup import family_named
 from distill_engine.families.shape import Shape
+from distill_engine.recipe.batch_rules import longest_example
 from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
@@ -136,9 +137,7 @@ class Job:
     @property
     def example_length(self) -> int:
         """Positions that the longest example takes up of batch.max_tokens, as the run counts them."""
-        multiple = self.recipe.batch.pad_to_multiple_of
-        padded = (-(-length // multiple) * multiple for length in (self.context_length, self.recipe.data.label_tokens))
-        return sum(padded) + family_named(self.student.family).decoder_skips
+        return longest_example(self.recipe, self.context_length, family_named(self.student.family).decoder_skips)
 
     @property
     def contexts(self) -> int:

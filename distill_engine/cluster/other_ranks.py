@@ -8,7 +8,9 @@ then. All times are the file system's, of which the nodes' clocks need to know n
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +51,8 @@ class OtherRanks:
         if self._world_size > 1:
             self._alive.touch()
             self._begun = _moment(self._alive)
+            # not `begun`: another rank may have come and failed while this one was still loading
+            self._born = self._begun - _own_age_seconds()
             self._thread.start()
         return self
 
@@ -63,30 +67,26 @@ class OtherRanks:
                 replace_text(self._failed, f"{_MAY_PASS if may_pass(error) else ''}\n{type(error).__name__}: {error}")
 
     def require(self, owing: Iterable[int], missing: str) -> None:
-        """Raises OthersFailedError where parts will not come: a rank has given up since this one began, or one of those
-        that owe parts (`owing`) has died. `missing`: what is not there yet, in words."""
+        """Raises OthersFailedError where parts will not come: a rank has given up since this process was born, or one
+        of those that owe parts (`owing`) has died. `missing`: what is not there yet, in words."""
         if self._world_size == 1:
             return
-        marks = [one for one in sorted(self._folder.glob("rank-*.failed")) if _moment(one) >= self._begun]
+        marks = [one for one in sorted(self._folder.glob("rank-*.failed")) if _moment(one) >= self._born]
         if marks:
             said = [mark.read_text(encoding="utf-8").partition("\n") for mark in marks]
             text = "; ".join(f"{mark.stem}: {words}" for mark, (_, _, words) in zip(marks, said, strict=True))
             raise OthersFailedError(f"{missing} will not come: {text}", all(first == _MAY_PASS for first, _, _ in said))
         now = _moment(self._alive)
-        gone = [rank for rank in sorted(set(owing) - {self._rank}) if self._is_gone(rank, now)]
-        if gone:
-            what = "rank" if len(gone) == 1 else "ranks"
-            raise OthersFailedError(
-                f"{missing} will not come: {what} {first_of(gone, _NAMED)} of {self._world_size} gave no sign of life "
-                f"for {SILENT_SECONDS:g} s. Killed, without memory, or the node is gone: its log may tell",
-                True,
-            )
-
-    def _is_gone(self, rank: int, now: float) -> bool:
-        heard = _moment(self._file(rank))
-        if heard < self._begun:  # not yet in this start, unless it died at once
-            return now - self._begun > ABSENT_SECONDS
-        return now - heard > SILENT_SECONDS
+        heard = {rank: _moment(self._file(rank)) for rank in sorted(set(owing) - {self._rank})}
+        silent = [rank for rank, then in heard.items() if self._born <= then < now - SILENT_SECONDS]
+        absent = [rank for rank, then in heard.items() if then < self._born and now - self._begun > ABSENT_SECONDS]
+        for gone, what in (
+            (silent, f"gave no sign of life for {SILENT_SECONDS:g} s. Killed, without memory, or the node is gone"),
+            (absent, f"did not come within {ABSENT_SECONDS:g} s. Failed while it loaded, killed, or never started"),
+        ):
+            if gone:
+                ranks = f"{'rank' if len(gone) == 1 else 'ranks'} {first_of(gone, _NAMED)} of {self._world_size}"
+                raise OthersFailedError(f"{missing} will not come: {ranks} {what}: its log may tell", True)
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):
@@ -99,6 +99,16 @@ class OtherRanks:
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.alive"
+
+
+def _own_age_seconds() -> float:
+    """How long this process lives; 0 where the system does not tell (no /proc)."""
+    try:
+        status = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+        born = int(status.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # after boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - born
+    except (OSError, AttributeError):
+        return 0.0
 
 
 def _moment(file: Path) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
+from distill_engine.recipe.batch_rules import budget_problems
 from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
 from distill_engine.recipe.narrow_rules import a_narrow_student_fits_into_its_teacher
 from distill_engine.recipe.problem import Problem, shown
@@ -253,16 +254,12 @@ def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
         yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", rule)
 
 
-def token_budget_holds_a_window(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
-    """batch.max_tokens has room for a window of sound and the longest text."""
-    budget = recipe.batch.max_tokens
-    if budget is None or teacher.window is None:
-        return
-    needed = teacher.window.positions + recipe.data.label_tokens + family_named(teacher.family).decoder_skips
-    if needed > budget:
-        what = f"is {budget}, but a window of sound and a text may take up {needed} positions"
-        fix = f"Set it to {needed} or more, or remove it: windows are equally long, batch.per_rank says as much"
-        yield Problem("batch.max_tokens", what, "A micro-batch holds at least one example", fix)
+def token_budget_holds_an_example(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """batch.max_tokens has room for the longest text, or a window of sound, and what the decoder reads and writes."""
+    window, skipped = teacher.window, family_named(teacher.family).decoder_skips
+    context = recipe.data.context_tokens if window is None else window.positions
+    called = "data.context_tokens" if window is None else "a window of sound of"
+    yield from budget_problems(recipe, context, skipped, called)
 
 
 TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]
@@ -278,7 +275,7 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     a_narrow_student_fits_into_its_teacher,
     positions_can_be_copied,
     tokens_fit_the_position_table,
-    token_budget_holds_a_window,
+    token_budget_holds_an_example,
     the_student_runs,
     a_shared_encoder_is_the_teachers,
     a_frozen_table_has_no_terms,
