@@ -49,7 +49,7 @@ def options_over_seeds(
 
 
 def this_machine(ranks: int | None = None, ds_config: Path | None = None) -> Machine:
-    """So many ranks, else two: on GPUs where there are any (fp16), else on the CPU; `ds_config`: another JSON than that.
+    """So many ranks, else two: on GPUs where there are any (fp16), else on the CPU. ds_config: another JSON than that.
 
     On a CPU in float32: bf16, which zero2.json falls back to there, is emulated by most CPUs and slower.
     """
