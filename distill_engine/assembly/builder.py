@@ -38,6 +38,7 @@ from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.recipe.overlap_rules import require_replica
 from distill_engine.recipe.placement import placement_of
+from distill_engine.recipe.quantize_rules import quantized_from
 from distill_engine.recipe.schema import Recipe
 from distill_engine.rollouts.encoded import EncodedOnce
 from distill_engine.setup.prepare import Prepared, fingerprints
@@ -122,10 +123,7 @@ class Builder:
                     "student_parameters": student.parameter_count(),
                     **({} if teacher is None else teacher.identity),
                 },
-                keep_last=recipe.checkpoint.keep_last,
-                keep_best=recipe.checkpoint.keep_best,
-                keep_every=recipe.checkpoint.keep_every,
-                direction=recipe.validation.better,
+                keep=self._keep(),
                 resize=self._resize,
                 allowed_globals=CHECKPOINT_CLASSES,
                 warn=self._sinks.message,
@@ -218,11 +216,13 @@ class Builder:
         own = teacher.resized(Sizes(width=student.width, heads=student.heads))
         return max(own.largest_head, teacher.largest_head)
 
+    def _keep(self) -> Retention:
+        part, better = self._recipe.checkpoint, self._recipe.validation.better
+        return Retention(part.keep_last, part.keep_best, part.keep_every, better, quantized_from(self._recipe))
+
     def _check_space(self, student: StudentEngine) -> None:
         """Before the teacher is loaded, which takes longest. Raises RunFolderError."""
-        part, validation = self._recipe.checkpoint, self._recipe.validation
-        keep = Retention(part.keep_last, part.keep_best, part.keep_every, validation.better)
-        space = Space(student.checkpoint_bytes(), student.export_bytes(), keep, self._recipe.stop.max_steps)
+        space = Space(student.checkpoint_bytes(), student.export_bytes(), self._keep(), self._recipe.stop.max_steps)
         check_space(self._folder, self._ranks, space, self._sinks.message)
 
     def _seed_everything(self) -> None:

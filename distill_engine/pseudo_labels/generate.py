@@ -11,27 +11,23 @@ pass that all ranks make together: they take as many turns, the last ones with a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.order.shuffle import key_of
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
-from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
-from distill_engine.evaluate.run import Work, check_fits
+from distill_engine.evaluate.partial_results import BatchResult, PartialResults, question_key
+from distill_engine.evaluate.run import Work, all_batches, check_fits, identity_of
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.setup.prepare import Prepared
 
 _FORMAT = 1  # of the partial results; another number makes older files unused
-_LEAST_POLL_SECONDS = 0.2
-_POLL_SHARE = 0.1  # of the time that is spent reading what others have made
 
 
 class PseudoLabelError(ValueError):
@@ -89,7 +85,10 @@ def generate(job: Job, work: Work, together: Ranks | None = None) -> list[list[R
     store = _store(job, work)
     with work.shared(store) as others:
         _generate(job, work, store, together)
-        return _collected(job, work, store, others) if work.rank == 0 else None
+        if work.rank != 0:
+            return None
+        # (those of a model in shards end together, and leave nothing to wait for)
+        return _in_order(job.examples, all_batches(store, len(job.examples), work, job.name, others))
 
 
 def _generate(job: Job, work: Work, store: PartialResults, together: Ranks | None) -> None:
@@ -126,25 +125,9 @@ def _draws(seed: int, batch: int) -> int:
     return int(key_of(seed, "pseudo-labels", batch)) & 0xFFFF_FFFF
 
 
-def _collected(job: Job, work: Work, store: PartialResults, others: OtherRanks) -> list[list[Reply]]:
-    """Waits for the batches of the other ranks. (Those of a model in shards end together, and leave nothing to wait
-    for.)"""
-    total = len(job.examples)
-    while True:
-        begun = time.perf_counter()
-        found = store.read()
-        work.tell(job.name, len(found), total)
-        if len(found) == total:
-            return _in_order(job.examples, found)
-        others.require(work.owing(total, found), f"{total - len(found)} of {total} batches")
-        if work.world_size == 1:
-            raise OSError(f"{total - len(found)} of {total} batches are not in the partial results just written.")
-        time.sleep(max(_LEAST_POLL_SECONDS, (time.perf_counter() - begun) / _POLL_SHARE))
-
-
-def _in_order(examples: EvaluationSet, found: Mapping[int, BatchResult]) -> list[list[Reply]]:
+def _in_order(examples: EvaluationSet, found: Sequence[BatchResult]) -> list[list[Reply]]:
     answers: list[dict[int, Reply]] = [{} for _ in examples.datasets]
-    for number, result in found.items():
+    for number, result in enumerate(found):
         for (dataset, index), reply in zip(examples.ids(number), result.replies or [], strict=True):
             answers[dataset][index] = reply
     return [[of_dataset[index] for index in range(len(of_dataset))] for of_dataset in answers]
@@ -154,7 +137,7 @@ def _store(job: Job, work: Work) -> PartialResults:
     """Where this question's answers are kept: model, precision, data, batches, settings and seed."""
     facts = {
         "format": _FORMAT,
-        "model": model_identity(str(job.model.name_or_path), getattr(job.model.config, "_commit_hash", None)),
+        "model": identity_of(job.model),
         "dtype": str(job.model.dtype),
         "data": job.examples.fingerprint(),
         "settings": job.settings,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from distill_engine.cluster.ranks import Ranks, first_of
-from distill_engine.values import Batch, TermValue
+from distill_engine.losses.objective import TermValue
+from distill_engine.values import Batch
 
 NAMED = 4  # ranks and layers in one line
 LONGEST_PAUSE = 512  # attempts between two lines

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distill_engine.losses.objective import Hits
+from distill_engine.losses.objective import Hits, TermValue
 from distill_engine.train.decisions import TrainingError
 from distill_engine.train.hooks import Hook
 from distill_engine.train.meter import Meter, memory_gib
 from distill_engine.train.nonfinite import NonFiniteReport
 from distill_engine.train.progress import Progress
 from distill_engine.train.roles import Batches, Ranks, Sinks
-from distill_engine.values import Batch, TermValue
+from distill_engine.values import Batch
 
 
 class StepMetrics(Hook):

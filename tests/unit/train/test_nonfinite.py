@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from distill_engine.losses.config import LossWeights
-from distill_engine.losses.objective import Hits, Objective
+from distill_engine.losses.objective import Hits, Objective, TermValue
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.decisions import TrainingError
 from distill_engine.train.meter import Meter
 from distill_engine.train.nonfinite import Found, LayerSearch, NonFinite, NonFiniteReport, Pace
 from distill_engine.train.policies import Every
-from distill_engine.values import Stack, TermValue
+from distill_engine.values import Stack
 
 NAN, INF = math.nan, math.inf
 
