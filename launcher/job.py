@@ -29,7 +29,7 @@ class Job:
     """What is run and on how many ranks.
 
     student_ds, teacher_ds  the two DeepSpeed JSONs, as read
-    others                  teachers beside the first, of which probabilities alone are asked
+    others                  teachers beside the first
     triton                  whether the GPU can run the Triton kernels of the losses
     """
 
@@ -76,6 +76,12 @@ class Job:
         return None if self.cached else self.teacher
 
     @property
+    def compared(self) -> Shape | None:
+        """The teacher whose hidden states and attention are compared."""
+        number = self.recipe.features_of
+        return self.others[number - 1] if number else self.teacher
+
+    @property
     def all_loaded(self) -> tuple[Shape, ...]:
         """All teachers that are in memory, the first one first."""
         return () if self.loaded is None else (self.loaded, *self.others)
@@ -106,7 +112,7 @@ class Job:
     @property
     def weights(self) -> int:
         """Parameters of student and projections."""
-        return self.student.parameters + projection_parameters(self.recipe, self.student, self.teacher)
+        return self.student.parameters + projection_parameters(self.recipe, self.student, self.compared)
 
     @property
     def trained(self) -> int:
@@ -170,7 +176,7 @@ def kernel(job: Job, group: str) -> Implementation:
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"
-    heads = [shape.largest_head for shape in (job.student, job.teacher) if shape is not None]
+    heads = [shape.largest_head for shape in (job.student, job.compared) if shape is not None]
     fits = group != "attention" or max(heads) <= LARGEST_HEAD
     return "triton" if job.triton and fits else "chunked"
 

@@ -170,11 +170,11 @@ def _decoder_flops(shape: Shape, job: Job) -> float:
 
 def _loss_flops(job: Job) -> float:
     """Products of the terms themselves, forward and backward: projections and attention scores (docs/kernels.md)."""
-    if job.teacher is None:
+    if job.compared is None:
         return 0.0
-    own, width = job.student.width, job.teacher.width
+    own, width = job.student.width, job.compared.width
     products = 3 if kernel(job, "hidden") == "reference" else 4
-    projected = has_projections(job.recipe, job.student, job.teacher)
+    projected = has_projections(job.recipe, job.student, job.compared)
     linear = 2.0 * products * sum(compared_tokens(job)) * own * width if projected else 0.0
     pairs = sum(one.layers * one.scores for one in attentions(job))
     again = 0 if kernel(job, "attention") == "reference" else 2 * (own + width)  # the backward pass forms scores again
@@ -183,7 +183,7 @@ def _loss_flops(job: Job) -> float:
 
 def _loss_bytes(job: Job) -> float:
     """Passes over whole matrices, where the reference builds them."""
-    if job.teacher is None or kernel(job, "attention") != "reference":
+    if job.compared is None or kernel(job, "attention") != "reference":
         return 0.0
-    scores = sum(one.layers * one.scores for one in attentions(job)) * job.teacher.heads
+    scores = sum(one.layers * one.scores for one in attentions(job)) * job.compared.heads
     return float(_PASSES_OVER_SCORES * FULL * scores)

@@ -71,6 +71,8 @@ def vocabulary_is_of_texts(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
 def heads_agree(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Attention terms compare head by head."""
     heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
+    if recipe.features_of:  # see features_compare
+        return
     for term in recipe.losses.weights.terms:
         if term.operand == "scores":
             kinds = term.needs(_NO_LAYERS).attention
@@ -145,9 +147,20 @@ def _maps_in_use(recipe: Recipe, stack: str) -> dict[str, LayerMap]:
     if recipe.student.from_teacher:
         maps[f"student.{stack}_init_map"] = getattr(recipe.student, f"{stack}_init_map")
     asked = recipe.losses.weights.request(_NO_LAYERS)
-    if Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
+    if not recipe.features_of and Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
         maps[f"losses.{stack}_layer_map"] = getattr(recipe.losses, f"{stack}_layer_map")
     return maps
+
+
+def features_compare(recipe: Recipe, first: Shape, compared: Shape) -> Iterator[Problem]:
+    """What the rules above say of another teacher than the first, whose features alone are compared."""
+    part = recipe.student
+    own = first.resized(Sizes(part.encoder_layers, part.decoder_layers, heads=part.heads))
+    sizes = {"encoder_layers": own.encoder_layers, "decoder_layers": own.decoder_layers, "heads": own.heads}
+    student = part.model_copy(update={"init": "random", **sizes})
+    alone = recipe.model_copy(update={"student": student, "teachers": []})
+    for rule in (heads_agree, student_is_not_deeper, explicit_maps_point_into_the_teacher):
+        yield from rule(alone, compared)
 
 
 def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:

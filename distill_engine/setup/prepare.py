@@ -71,6 +71,12 @@ class Prepared:
         """The teacher's sizes."""
         return None if self.teacher_config is None else self.family.shape(self.teacher_config)
 
+    @property
+    def compared_shape(self) -> Shape | None:
+        """Sizes of the teacher whose hidden states and attention are compared."""
+        number = self.recipe.features_of
+        return self.others[number - 1].shape if number else self.teacher_shape
+
 
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
     """Load and check teacher configuration, tokenizer and data (memory-mapped from the token cache where it can be).
