@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,20 @@ _CUT_BELOW_LARGEST = 1000.0
 
 
 @torch.no_grad()
-def searched(show: Callable[[Batch, FeatureRequest], Features], every_layer: FeatureRequest, batch: Batch) -> str:
-    """`first_overflow` by one more pass of a model; where its encoder has run already, from the encoder's output on."""
+def searched(adapter: Any, batch: Batch, show: Callable[[Batch, FeatureRequest], Features] | None = None) -> str:
+    """`first_overflow` by one more pass of a model, without dropout; where its encoder has run already, from the
+    encoder's output on.
+
+    adapter  models.adapter's; it is left in the mode that it was in    show  runs it; None: it is called
+    """
+    request, training = adapter.every_layer, adapter.training
     if isinstance(batch.inputs, Encoded):
-        every_layer = replace(every_layer, hidden={Stack.DECODER: every_layer.hidden[Stack.DECODER]})
-    return first_overflow(show(batch, every_layer), batch)
+        request = replace(request, hidden={Stack.DECODER: request.hidden[Stack.DECODER]})
+    adapter.eval()
+    try:
+        return first_overflow((show or adapter)(batch, request), batch)
+    finally:
+        adapter.train(training)
 
 
 def first_overflow(features: Features, batch: Batch) -> str:

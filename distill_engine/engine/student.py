@@ -133,12 +133,7 @@ class StudentEngine:
 
     def overflow(self, batch: Batch) -> str:
         """The first layer whose output is not finite, or cut, in one more pass without dropout; else empty."""
-        adapter, training = self.module.adapter, self.module.training
-        self.eval()
-        try:
-            return searched(adapter, adapter.every_layer, batch)
-        finally:
-            self._engine.train(training)
+        return searched(self.module.adapter, batch)
 
     def encoded(self, batch: Batch) -> Batch:
         """A batch with its encoder's output, which the teacher's decoder reads, too: a frozen one is not run again."""

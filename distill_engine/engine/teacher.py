@@ -85,7 +85,7 @@ class TeacherEngine:
 
     def overflow(self, batch: Batch) -> str:
         """The first layer whose output is not finite, or cut, in one more pass; else empty. Collective, too."""
-        return searched(self.features, self._module.every_layer, batch)
+        return searched(self._module, batch, self.features)
 
     def share_encoder(self, student: PreTrainedModel) -> None:
         """Let a whole teacher's encoder be the student's, which is frozen: one copy in memory. Shards stay where they

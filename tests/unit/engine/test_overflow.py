@@ -76,8 +76,8 @@ def test_where_an_encoder_has_run_already_the_search_begins_behind_it(stack):
         getattr(model, stack).final_layer_norm.weight[0] = float("inf")
     adapter = adapt(model)
     batch = adapter.encoded(BATCH)
-    found = searched(adapter, adapter.every_layer, batch)
+    found = searched(adapter.train(), batch)
     assert found.startswith("the encoder, behind all its layers, is" if stack == "encoder" else "the output over the")
-    assert searched(adapter, adapter.every_layer, BATCH) == found
+    assert searched(adapter, BATCH) == found and adapter.training
     whole = adapt(tiny_families.model("flan-t5-small"))
-    assert searched(whole, whole.every_layer, whole.encoded(BATCH)) == ""
+    assert searched(whole, whole.encoded(BATCH)) == ""
