@@ -41,7 +41,7 @@ def main() -> int:
     parser = options_over_seeds(__doc__, "ablation", "whose student is taken apart")
     parser.add_argument("--rows", type=_rows, default=ROWS, help=f"some of {','.join(ROWS)} to make; default: all")
     given = parser.parse_args()
-    machine = this_machine(given.ranks)
+    machine = this_machine(given.ranks, given.ds_config)
     arms = arms_of(given.recipe)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for seed in range(1, given.seeds + 1):

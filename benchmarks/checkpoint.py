@@ -27,6 +27,7 @@ from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration  #
 
 from distill_engine.checkpoint.checkpoints import Checkpoints  # noqa: E402
 from distill_engine.checkpoint.parts import RngPart  # noqa: E402
+from distill_engine.checkpoint.retention import Retention  # noqa: E402
 from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.config import OptimizerSection  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, student_config  # noqa: E402
@@ -92,7 +93,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
     """Both ways in turn, so that whatever else the machine does hits both alike."""
     ranks = distributed.start()
     engine = student(ranks)
-    checkpoints = Checkpoints(folder, ranks, identity={}, keep_last=1, allowed_globals=CHECKPOINT_CLASSES)
+    checkpoints = Checkpoints(folder, ranks, identity={}, keep=Retention(1), allowed_globals=CHECKPOINT_CLASSES)
     for _ in range(2):
         step(engine)
     waited(checkpoints, engine, 1)  # the first one pays for what all later ones find ready

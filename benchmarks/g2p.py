@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from runs import ROOT, Machine, RunFailedError, complete, start_run, this_machine
+from runs import ROOT, RunFailedError, complete, start_run, this_machine
 
 sys.path.insert(0, str(ROOT / "recipes" / "g2p"))
 from g2p_data import references_of, write_data
@@ -87,7 +87,7 @@ def main() -> int:
 
 def trained(arm: str, seed: int, overrides: Sequence[str], ds_config: Path | None) -> Path:
     """The best student of a run that has ended; raises RunFailedError."""
-    machine, folder = Machine(1, ds_config or this_machine().ds_config), ROOT / "runs" / "g2p" / f"{arm}-{seed}"
+    machine, folder = this_machine(1, ds_config), ROOT / "runs" / "g2p" / f"{arm}-{seed}"
     own = [*ARMS[arm], f"seed={seed}", f"name=g2p-{arm.replace('_', '-')}-{seed}", *overrides]
     if not complete(folder, own, RECIPE):
         start_run(folder, machine, own, recipe=RECIPE)

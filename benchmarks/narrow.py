@@ -32,7 +32,7 @@ def main() -> int:
     """Make what is missing, write, and return 0; 1 if no seed is complete yet."""
     parser = options_over_seeds(__doc__, "narrow", ranks=1)
     given = parser.parse_args()
-    machine = this_machine(given.ranks)
+    machine = this_machine(given.ranks, given.ds_config)
     found: dict[int, dict[str, Any]] = {}
     for seed in range(1, given.seeds + 1):
         for name, own in ARMS.items():

@@ -47,7 +47,7 @@ def main() -> int:
     """Make what is missing, measure, write, and return 0; 1 if nothing is complete yet."""
     parser = options_over_seeds(__doc__, "quantization", "whose student is trained")
     given = parser.parse_args()
-    machine = this_machine(given.ranks)
+    machine = this_machine(given.ranks, given.ds_config)
     rows: list[dict[str, Any]] = []
     facts = {"recipe": given.recipe.name, "overrides": given.overrides, "ranks": machine.ranks}
     for seed in range(1, given.seeds + 1):

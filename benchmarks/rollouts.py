@@ -1,7 +1,7 @@
 """Whose text a student learns on, and by which divergence: gold, the teacher's, its own, and mixes of them.
 
     python benchmarks/rollouts.py [--recipe FILE] [--seeds 3] [--texts NAME,...] [--divergences NAME,...]
-                                  [--set a.b=value] [--run-dir DIR] [--no-run]
+                                  [--replies 64] [--set a.b=value] [--run-dir DIR] [--no-run]
 
 The teacher's text is made once (`distill pseudo-label`). Same student, teacher, weights and steps in all rows. Runs are
 kept in --run-dir, and one that is complete there is not repeated; all rows of one seed come before the next seed, and
@@ -38,7 +38,7 @@ TEXTS: dict[str, tuple[str, tuple[str, ...]]] = {  # row -> data, and what it ch
     "teacher + student": ("teacher", (*OWN, "rollout.share=0.5")),
 }
 MEASURED = ("ppl", "teacher_agreement", "f1", "wer", "rouge_l")  # those of them that validations have
-REPLIES = 64  # of each dataset at a validation, for what is measured of texts
+LABELS_AT_A_TIME = 256
 ALMOST_NEVER = 1e-6  # a weight: gold is there to validate on
 
 
@@ -49,8 +49,9 @@ def main() -> int:
     parser.add_argument(
         "--divergences", type=_some(None), default=DIVERGENCES, help=f"default: {','.join(DIVERGENCES)}"
     )
+    parser.add_argument("--replies", type=int, default=64, help="of each dataset at a validation (0: texts unmeasured)")
     given = parser.parse_args()
-    machine = this_machine(given.ranks)
+    machine = this_machine(given.ranks, given.ds_config)
     recipes = recipes_of(given.recipe, given.overrides, given.run_dir, make=not given.no_run)
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(1, given.seeds + 1):
@@ -59,7 +60,7 @@ def main() -> int:
                 data, own = TEXTS[text]
                 name = f"{text}, {divergence}"
                 folder = given.run_dir / f"{name.replace(' ', '').replace(',', '-')}-{seed}"
-                overrides = overrides_of(own, divergence, seed)
+                overrides = overrides_of(own, divergence, seed, given.replies)
                 if data in recipes and not given.no_run:
                     finished(folder, machine, overrides, recipes[data])
                 if data in recipes and complete(folder, overrides, recipes[data]):
@@ -81,10 +82,10 @@ def _some(known: tuple[str, ...] | None) -> Any:
     return names
 
 
-def overrides_of(own: Sequence[str], divergence: str, seed: int) -> list[str]:
-    """What a run changes in its recipe."""
-    replies = f"validation.generate_examples={REPLIES}"
-    return [*own, f"losses.divergence={divergence}", replies, "validation.samples=0", f"seed={seed}"]
+def overrides_of(own: Sequence[str], divergence: str, seed: int, replies: int) -> list[str]:
+    """What a run changes in its recipe; `replies` of each dataset are generated at a validation."""
+    generated = f"validation.generate_examples={replies}"
+    return [*own, f"losses.divergence={divergence}", generated, "validation.samples=0", f"seed={seed}"]
 
 
 def recipes_of(recipe: Path, overrides: Sequence[str], folder: Path, *, make: bool) -> dict[str, Path]:
@@ -97,7 +98,8 @@ def recipes_of(recipe: Path, overrides: Sequence[str], folder: Path, *, make: bo
     if make and not entries.is_file():
         entries.parent.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "distill_engine.cli", "pseudo-label", str(files["gold"])]
-        done = subprocess.run([*command, "--out", str(entries.parent)], check=True, stdout=subprocess.PIPE, text=True)
+        command += ["--out", str(entries.parent), "--batch-size", str(LABELS_AT_A_TIME)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         entries.write_text(done.stdout, encoding="utf-8")
     if entries.is_file():
         labelled = yaml.safe_load(entries.read_text(encoding="utf-8"))

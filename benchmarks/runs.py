@@ -41,22 +41,23 @@ def options_over_seeds(
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
                         help="change one value of the recipe in all runs")  # fmt: skip
     parser.add_argument("--ranks", type=int, default=ranks, help=f"ranks of a run (default: {ranks or 'as the demo'})")
+    parser.add_argument("--ds-config", type=Path, default=None, help="DeepSpeed JSON (default: as the demo)")
     parser.add_argument("--no-run", action="store_true", help="only use what is complete")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / name, help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}_demo.json")
     return parser
 
 
-def this_machine(ranks: int | None = None) -> Machine:
-    """So many ranks, else two: on GPUs where there are any (fp16), else on the CPU.
+def this_machine(ranks: int | None = None, ds_config: Path | None = None) -> Machine:
+    """So many ranks, else two: on GPUs where there are any (fp16), else on the CPU. ds_config: another JSON than that.
 
     On a CPU in float32: bf16, which zero2.json falls back to there, is emulated by most CPUs and slower.
     """
     import torch
 
     if torch.cuda.is_available():
-        return Machine(ranks or min(2, torch.cuda.device_count()), ROOT / "ds_configs" / "zero2.json")
-    return Machine(ranks or 2, ROOT / "ds_configs" / "zero2_fp32.json")
+        return Machine(ranks or min(2, torch.cuda.device_count()), ds_config or ROOT / "ds_configs" / "zero2.json")
+    return Machine(ranks or 2, ds_config or ROOT / "ds_configs" / "zero2_fp32.json")
 
 
 class RunFailedError(RuntimeError):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # recipes and the launcher read these words on machines without torch
     import torch
@@ -198,14 +198,9 @@ class Batch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same with every tensor changed, those of `inputs` as well."""
-        return replace(
-            self,
-            inputs=self.inputs.each(change),
-            decoder_input_ids=change(self.decoder_input_ids),
-            labels=change(self.labels),
-            example_ids=change(self.example_ids),
-            dataset_ids=change(self.dataset_ids),
-        )
+        tensors = ("decoder_input_ids", "labels", "example_ids", "dataset_ids")
+        changed: dict[str, Any] = {one: change(getattr(self, one)) for one in tensors}
+        return replace(self, inputs=self.inputs.each(change), **changed)
 
 
 @dataclass(frozen=True)
@@ -222,22 +217,6 @@ class FeatureRequest:
     embeddings: frozenset[Stack] = frozenset()
     hidden: Mapping[Stack, tuple[int, ...]] = field(default_factory=dict)
     attention: Mapping[AttentionKind, tuple[int, ...]] = field(default_factory=dict)
-
-    @staticmethod
-    def together(requests: Iterable[FeatureRequest]) -> FeatureRequest:
-        """All that any of them asks for; logits only where one does."""
-        hidden: dict[Stack, tuple[int, ...]] = {}
-        attention: dict[AttentionKind, tuple[int, ...]] = {}
-        logits = head = encoder_output = False
-        embeddings: frozenset[Stack] = frozenset()
-        for one in requests:
-            logits, head = logits or one.logits, head or one.head
-            encoder_output, embeddings = encoder_output or one.encoder_output, embeddings | one.embeddings
-            for stack, layers in one.hidden.items():
-                hidden[stack] = tuple(sorted({*hidden.get(stack, ()), *layers}))
-            for kind, layers in one.attention.items():
-                attention[kind] = tuple(sorted({*attention.get(kind, ()), *layers}))
-        return FeatureRequest(logits, head, encoder_output, embeddings, hidden, attention)
 
 
 @dataclass(frozen=True)
@@ -316,19 +295,3 @@ class Features:
             return self.logits.shape[-1]
         assert self.head is not None, "neither logits nor head were asked for"
         return len(self.head.embedding)
-
-
-@dataclass(frozen=True)
-class TermValue:
-    """One loss term of one micro-batch on one rank: `sum` still has to be divided.
-
-    sum       [] float32 with gradient: summed over elements, mean over mapped layers
-    count     [] float32: what the sum is divided by to become this micro-batch's own mean
-    per_layer [M] float32 without gradient: the same sum for each mapped layer alone (empty if the term has none)
-    idle      it was not computed: its weight has become 0
-    """
-
-    sum: Tensor
-    count: Tensor
-    per_layer: Tensor
-    idle: bool = False

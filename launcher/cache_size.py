@@ -32,7 +32,7 @@ class CacheSize:
 
 def cache_size(job: Job, k: int | None) -> CacheSize | None:
     """Of a cache with k tokens of each position (None: all logits) in the run's precision; None without a teacher."""
-    teacher, word = job.teacher, job.word
+    teacher, word = job.compared, job.word
     if teacher is None:
         return None
     width = {Stack.ENCODER: 0, Stack.DECODER: 0}

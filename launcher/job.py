@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from distill_engine.families.lookup import family_named
 from distill_engine.families.shape import Shape
+from distill_engine.recipe.batch_rules import longest_example
 from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
@@ -28,7 +29,7 @@ class Job:
     """What is run and on how many ranks.
 
     student_ds, teacher_ds  the two DeepSpeed JSONs, as read
-    others                  teachers beside the first, of which probabilities alone are asked
+    others                  teachers beside the first
     triton                  whether the GPU can run the Triton kernels of the losses
     """
 
@@ -75,6 +76,12 @@ class Job:
         return None if self.cached else self.teacher
 
     @property
+    def compared(self) -> Shape | None:
+        """The teacher whose hidden states and attention are compared."""
+        number = self.recipe.features_of
+        return self.others[number - 1] if number else self.teacher
+
+    @property
     def all_loaded(self) -> tuple[Shape, ...]:
         """All teachers that are in memory, the first one first."""
         return () if self.loaded is None else (self.loaded, *self.others)
@@ -105,7 +112,7 @@ class Job:
     @property
     def weights(self) -> int:
         """Parameters of student and projections."""
-        return self.student.parameters + projection_parameters(self.recipe, self.student, self.teacher)
+        return self.student.parameters + projection_parameters(self.recipe, self.student, self.compared)
 
     @property
     def trained(self) -> int:
@@ -136,9 +143,7 @@ class Job:
     @property
     def example_length(self) -> int:
         """Positions that the longest example takes up of batch.max_tokens, as the run counts them."""
-        multiple = self.recipe.batch.pad_to_multiple_of
-        padded = (-(-length // multiple) * multiple for length in (self.context_length, self.recipe.data.label_tokens))
-        return sum(padded) + family_named(self.student.family).decoder_skips
+        return longest_example(self.recipe, self.context_length, family_named(self.student.family).decoder_skips)
 
     @property
     def contexts(self) -> int:
@@ -171,7 +176,7 @@ def kernel(job: Job, group: str) -> Implementation:
     small = group == "prediction" and FULL * _logit_rows(job) * job.student.vocab < SMALL_LOGITS_BYTES
     if choice == "reference" or (choice == "auto" and small):
         return "reference"
-    heads = [shape.largest_head for shape in (job.student, job.teacher) if shape is not None]
+    heads = [shape.largest_head for shape in (job.student, job.compared) if shape is not None]
     fits = group != "attention" or max(heads) <= LARGEST_HEAD
     return "triton" if job.triton and fits else "chunked"
 

@@ -69,9 +69,9 @@ def captured(job: Job) -> float:
 
     A teacher layer mapped to several student layers is kept once.
     """
-    if job.teacher is None:
+    if job.compared is None:
         return 0.0
-    width = job.teacher.width
+    width = job.compared.width
     asked = job.recipe.losses.weights.request(different_layers(job))
     tokens = job.contexts if asked.encoder_output else 0
     tokens += sum(job.positions(stack) for stack in asked.embeddings)
@@ -80,17 +80,17 @@ def captured(job: Job) -> float:
     for kind, layers in asked.attention.items():
         rows += (job.positions(kind.query_stack) + job.positions(key_stack(kind))) * len(layers)
     # a head's factor, or the logits themselves: they are asked for even where no term needs them (agreement)
-    logits = job.labels * (job.teacher.vocab if _whole_logits(job) else width)
-    held = (width * tokens + job.teacher.attention_width * rows + logits) * job.word * job.held_batches
-    held += position_biases(job, job.teacher, asked) * job.word
+    logits = job.labels * (job.compared.vocab if _whole_logits(job) else width)
+    held = (width * tokens + job.compared.attention_width * rows + logits) * job.word * job.held_batches
+    held += position_biases(job, job.compared, asked) * job.word
     # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
-    return float(held + (job.labels * job.teacher.vocab * (3 * FULL - job.word) if len(job.all_loaded) > 1 else 0))
+    return float(held + (job.labels * job.compared.vocab * (3 * FULL - job.word) if len(job.all_loaded) > 1 else 0))
 
 
 def different_layers(job: Job) -> dict[Stack, tuple[int, ...]]:
     """As many numbers as different teacher layers are compared, of each stack."""
-    assert job.teacher is not None
-    losses, student, teacher = job.recipe.losses, job.student, job.teacher
+    assert job.compared is not None
+    losses, student, teacher = job.recipe.losses, job.student, job.compared
     encoder = _different(losses.encoder_layer_map, student.encoder_layers, teacher.encoder_layers)
     decoder = _different(losses.decoder_layer_map, student.decoder_layers, teacher.decoder_layers)
     return {Stack.ENCODER: tuple(range(encoder)), Stack.DECODER: tuple(range(decoder))}
@@ -131,8 +131,8 @@ def losses(job: Job) -> float:
     """Everything that the terms add, at the largest moment: at the end of a group's forward pass, or in the backward
     pass of the vocabulary, which comes first in the forward pass and so last in the backward pass."""
     vocabulary, groups = _vocabulary(job), list[_Group]()
-    if job.teacher is not None:
-        groups = [of(job, job.teacher) for of in (_hidden, _attention, _relations)]
+    if job.compared is not None:
+        groups = [of(job, job.compared) for of in (_hidden, _attention, _relations)]
     held, moments = vocabulary.held, [vocabulary.held + vocabulary.passing]
     for group in groups:
         held += group.held
@@ -154,7 +154,7 @@ def _vocabulary(job: Job) -> _Group:
     """Terms over the vocabulary. Whole: softmaxes in 32 bits; in blocks: one block of both models' logits."""
     tokens, vocab, losses = job.labels, job.student.vocab, job.recipe.losses
     asking = [term for term in losses.weights.terms if term.distils and term.operand == "logits"]
-    distils = job.teacher is not None and bool(asking)
+    distils = job.compared is not None and bool(asking)
     logits = tokens * vocab
     of_hidden = tokens * job.student.width
     if kernel(job, "prediction") == "reference":
@@ -164,7 +164,7 @@ def _vocabulary(job: Job) -> _Group:
         tempered = 3 if distils and losses.temperature != 1.0 else 0
         rounded = job.word if job.word < FULL else 0
         return _Group(logits * FULL * (softmaxes + tempered), 0.0, logits * (FULL + rounded))
-    models = 1 if job.teacher is None else 2
+    models = 1 if job.compared is None else 2
     block = min(models * logits * job.word, LOGIT_BLOCK_BYTES)
     in_torch = kernel(job, "prediction") == "chunked" or not losses.measure.twin
     slopes = block / models / job.word * FULL if distils and _needs_a_pass(losses) and in_torch else 0.0

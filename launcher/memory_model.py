@@ -39,6 +39,13 @@ def memory(job: Job) -> dict[str, float]:
     }
 
 
+def memory_before(job: Job) -> dict[str, float]:
+    """Bytes on rank 0's GPU before the first step, where nothing of `memory` is there yet: for a teacher that is looked
+    at there."""
+    looking = narrowing(job) if job.placement == "replica" else 0.0
+    return {"narrowing": looking, "runtime": _RUNTIME} if looking else {}
+
+
 def host_memory(job: Job) -> dict[str, float]:
     """Bytes in the memory of each node's host, for what is offloaded to it, all its ranks together; and, before the
     first step and on rank 0's alone, for a teacher that is looked at there."""

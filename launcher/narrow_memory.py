@@ -20,21 +20,22 @@ def narrowing(job: Job) -> float:
     if job.teacher is None or not job.recipe.student.narrowed:
         return 0.0
     data, teacher = job.recipe.data, job.teacher
-    seen = looked_at(teacher, AT_ONCE * data.context_tokens, AT_ONCE * data.label_tokens)
+    seen = looked_at(teacher, job.student, AT_ONCE * data.context_tokens, AT_ONCE * data.label_tokens)
     return float(teacher.parameters * FULL + seen + sums(teacher, job.student))
 
 
-def looked_at(teacher: Shape, contexts: int, labels: int) -> int:
-    """Of all linear maps of layers and all norms: a copy of what each reads and of what it gives."""
+def looked_at(teacher: Shape, own: Shape, contexts: int, labels: int) -> int:
+    """Of the linear maps of layers that are copied, and of all norms: a copy of what each reads and of what it
+    gives."""
     found, norms = 0, 2 * teacher.width
     for stack, positions in ((Stack.ENCODER, contexts), (Stack.DECODER, labels)):
         one = teacher.width + teacher.inner_of(stack)  # read and given by a map of an attention
         wide = teacher.width + teacher.ffn_of(stack)
-        own = 4 * one + (3 if teacher.form.gated else 2) * wide + 2 * norms
-        layer = positions * own
+        layer = positions * (4 * one + (3 if teacher.form.gated else 2) * wide)
         if stack is Stack.DECODER:
-            layer += labels * (2 * one + norms) + contexts * 2 * one
-        found += teacher.depth(stack) * layer + positions * teacher.form.outer_norms * norms
+            layer += labels * 2 * one + contexts * 2 * one
+        of_layers = (2 if stack is Stack.ENCODER else 3) * teacher.depth(stack)
+        found += own.depth(stack) * layer + positions * (of_layers + teacher.form.outer_norms) * norms
     return found * FULL
 
 

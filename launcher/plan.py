@@ -12,7 +12,7 @@ from distill_engine.families.shape import Shape
 from launcher.hardware import Gpu
 from launcher.job import FULL, Job, has_projections, kernel
 from launcher.loss_memory import attentions, compared_tokens
-from launcher.memory_model import host_memory, memory
+from launcher.memory_model import host_memory, memory, memory_before
 from launcher.traffic import (
     HOOK_SECONDS,
     HOP_BETWEEN,
@@ -36,6 +36,7 @@ class Plan:
     """The answer.
 
     memory   item -> bytes on each GPU
+    before   item -> bytes on rank 0's GPU before the first step, where all of `memory` is yet to come
     host     item -> bytes in each node's host memory
     traffic  who -> what moves in an optimizer step
     times    part of a step -> seconds; they add up to a step
@@ -44,19 +45,20 @@ class Plan:
     job: Job
     gpu: Gpu
     memory: dict[str, float]
+    before: dict[str, float]
     host: dict[str, float]
     traffic: dict[str, Traffic]
     times: dict[str, float]
 
     @property
     def needed(self) -> float:
-        """Bytes on each GPU."""
+        """Bytes on each GPU while it trains."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
         """Whether that is less than a GPU can really give."""
-        return self.needed <= self.gpu.memory * USABLE_MEMORY
+        return fits(self.job, self.gpu)
 
     @property
     def seconds(self) -> float:
@@ -78,12 +80,12 @@ class Plan:
 def make_plan(job: Job, gpu: Gpu) -> Plan:
     """Everything about one set-up."""
     moved = traffic(job)
-    return Plan(job, gpu, memory(job), host_memory(job), moved, _times(job, gpu, moved))
+    return Plan(job, gpu, memory(job), memory_before(job), host_memory(job), moved, _times(job, gpu, moved))
 
 
 def fits(job: Job, gpu: Gpu) -> bool:
-    """Whether each GPU can hold it."""
-    return sum(memory(job).values()) <= gpu.memory * USABLE_MEMORY
+    """Whether each GPU can hold it, before the first step and after."""
+    return max(sum(moment(job).values()) for moment in (memory, memory_before)) <= gpu.memory * USABLE_MEMORY
 
 
 def assumptions(gpu: Gpu) -> dict[str, str]:
@@ -168,11 +170,11 @@ def _decoder_flops(shape: Shape, job: Job) -> float:
 
 def _loss_flops(job: Job) -> float:
     """Products of the terms themselves, forward and backward: projections and attention scores (docs/kernels.md)."""
-    if job.teacher is None:
+    if job.compared is None:
         return 0.0
-    own, width = job.student.width, job.teacher.width
+    own, width = job.student.width, job.compared.width
     products = 3 if kernel(job, "hidden") == "reference" else 4
-    projected = has_projections(job.recipe, job.student, job.teacher)
+    projected = has_projections(job.recipe, job.student, job.compared)
     linear = 2.0 * products * sum(compared_tokens(job)) * own * width if projected else 0.0
     pairs = sum(one.layers * one.scores for one in attentions(job))
     again = 0 if kernel(job, "attention") == "reference" else 2 * (own + width)  # the backward pass forms scores again
@@ -181,7 +183,7 @@ def _loss_flops(job: Job) -> float:
 
 def _loss_bytes(job: Job) -> float:
     """Passes over whole matrices, where the reference builds them."""
-    if job.teacher is None or kernel(job, "attention") != "reference":
+    if job.compared is None or kernel(job, "attention") != "reference":
         return 0.0
-    scores = sum(one.layers * one.scores for one in attentions(job)) * job.teacher.heads
+    scores = sum(one.layers * one.scores for one in attentions(job)) * job.compared.heads
     return float(_PASSES_OVER_SCORES * FULL * scores)

@@ -135,6 +135,8 @@ def _print(made: Plan, nodes: int, per_node: int, gpu: str) -> None:
     for name, size in made.memory.items():
         table.add_row(name, f"{size / 1e9:,.2f}")
     table.add_row("together", f"{made.needed / 1e9:,.2f} of {made.gpu.memory * USABLE_MEMORY / 1e9:,.1f} usable")
+    for name, size in made.before.items():
+        table.add_row(f"on rank 0's before the first step: {name}", f"{size / 1e9:,.2f}")
     for name, size in made.host.items():
         table.add_row(f"on each node's host: {name}", f"{size / 1e9:,.2f}")
     moved = Table("moved per step", "GB into a GPU", "GB between nodes, into a node", "GB from and to the host")
@@ -156,6 +158,7 @@ def _numbers(made: Plan, help_found: list[str], kept: KeptFeatures | None) -> di
         "fits": made.fits,
         "remedies": help_found,
         "memory_bytes": made.memory | {"together": made.needed},
+        "memory_bytes_before": made.before,
         "host_memory_bytes": made.host,
         "disk_bytes": {
             "checkpoint": space.checkpoint,

@@ -30,7 +30,7 @@ from distill_engine.engine.ds_config import precision_of
 from distill_engine.engine.student import CHECKPOINT_CLASSES, StudentEngine
 from distill_engine.evaluate.measured_replies import MeasuredReplies, Replies, measures_replies
 from distill_engine.evaluate.teacher_replies import sample_guard
-from distill_engine.families.shape import Shape, Sizes
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Choice, Implementation, Kernels, choose
 from distill_engine.losses.objective import Objective
@@ -38,7 +38,7 @@ from distill_engine.recipe.cache_rules import holds_head
 from distill_engine.recipe.identity import recipe_digest
 from distill_engine.recipe.overlap_rules import require_replica
 from distill_engine.recipe.placement import placement_of
-from distill_engine.recipe.schema import Recipe
+from distill_engine.recipe.quantize_rules import quantized_from
 from distill_engine.rollouts.encoded import EncodedOnce
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.setup.space import check_space
@@ -122,10 +122,7 @@ class Builder:
                     "student_parameters": student.parameter_count(),
                     **({} if teacher is None else teacher.identity),
                 },
-                keep_last=recipe.checkpoint.keep_last,
-                keep_best=recipe.checkpoint.keep_best,
-                keep_every=recipe.checkpoint.keep_every,
-                direction=recipe.validation.better,
+                keep=self._keep(),
                 resize=self._resize,
                 allowed_globals=CHECKPOINT_CLASSES,
                 warn=self._sinks.message,
@@ -136,7 +133,7 @@ class Builder:
             hooks=Hooks(
                 Supervision(self._beat, self._stop_request),
                 terms,
-                step_metrics(recipe, objective, terms, batches, student, ranks, self._sinks),
+                step_metrics(recipe, objective, terms, batches, student, teacher, ranks, self._sinks),
                 *self._at_validations(objective, terms, student, teacher),
                 *turns(recipe, self._sinks),
                 self.publisher,
@@ -178,7 +175,7 @@ class Builder:
         weights = losses.weights
         return Objective(
             weights,
-            supervision_of(self._recipe, self._ready.teacher_shape),
+            supervision_of(self._ready),
             losses.definition,
             losses.temperature,
             losses.clamp,
@@ -213,17 +210,19 @@ class Builder:
 
     def _largest_head(self) -> int:
         """Elements of one attention head, of teacher or student; 0 without a teacher."""
-        teacher, student = self._ready.teacher_shape, self._recipe.student
-        if teacher is None:
+        teacher, compared, student = self._ready.teacher_shape, self._ready.compared_shape, self._recipe.student
+        if teacher is None or compared is None:
             return 0
         own = teacher.resized(Sizes(width=student.width, heads=student.heads))
-        return max(own.largest_head, teacher.largest_head)
+        return max(own.largest_head, compared.largest_head)
+
+    def _keep(self) -> Retention:
+        part, better = self._recipe.checkpoint, self._recipe.validation.better
+        return Retention(part.keep_last, part.keep_best, part.keep_every, better, quantized_from(self._recipe))
 
     def _check_space(self, student: StudentEngine) -> None:
         """Before the teacher is loaded, which takes longest. Raises RunFolderError."""
-        part, validation = self._recipe.checkpoint, self._recipe.validation
-        keep = Retention(part.keep_last, part.keep_best, part.keep_every, validation.better)
-        space = Space(student.checkpoint_bytes(), student.export_bytes(), keep, self._recipe.stop.max_steps)
+        space = Space(student.checkpoint_bytes(), student.export_bytes(), self._keep(), self._recipe.stop.max_steps)
         check_space(self._folder, self._ranks, space, self._sinks.message)
 
     def _seed_everything(self) -> None:
@@ -252,15 +251,18 @@ class Builder:
         return kernels.prediction
 
 
-def supervision_of(recipe: Recipe, teacher: Shape | None) -> dict[Stack, tuple[int, ...]]:
-    """Teacher layer of each student layer, by stack; none without a teacher."""
-    losses = recipe.losses
+def supervision_of(ready: Prepared) -> dict[Stack, tuple[int, ...]]:
+    """Teacher layer of each student layer, of stacks whose layers are compared."""
+    losses, teacher, compared = ready.recipe.losses, ready.teacher_shape, ready.compared_shape
     found: dict[Stack, tuple[int, ...]] = {Stack.ENCODER: (), Stack.DECODER: ()}
-    if teacher is not None and losses.weights.needs_teacher:
+    if teacher is not None and compared is not None and losses.weights.needs_teacher:
+        asked = losses.weights.request(found)
+        layered = {*asked.hidden, *(kind.query_stack for kind in asked.attention)}
         for stack, choice in by_stack(losses.encoder_layer_map, losses.decoder_layer_map).items():
-            depth = teacher.depth(stack)
-            own = getattr(recipe.student, f"{stack.value}_layers") or depth
-            found[stack] = resolve_layer_map(choice, depth, own)
+            if stack not in layered:
+                continue
+            own = getattr(ready.recipe.student, f"{stack.value}_layers") or teacher.depth(stack)
+            found[stack] = resolve_layer_map(choice, compared.depth(stack), own)
     return found
 
 

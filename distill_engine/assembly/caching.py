@@ -293,7 +293,7 @@ def cache_maker_of(ready: Prepared, folder: Path, settings: Settings, share: Sha
     """The same of what is prepared already."""
     assert ready.teacher_folder is not None
     device = own_device()
-    objective = Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
+    objective = Objective(ready.recipe.losses.weights, supervision_of(ready))
     teacher = teacher_alone(ready, settings.precision, device)
     known_by, request = made_of(ready, Alone()), objective.teacher_request()
     return CacheMaker(ready, known_by, teacher, request, folder, settings, device, share)

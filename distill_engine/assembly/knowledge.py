@@ -8,16 +8,17 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from torch.nn import functional
 
 from distill_engine.data.order.collate import Picks
 from distill_engine.data.order.loader import picked_batch
+from distill_engine.evaluate.measure import labels_alone, measured
 from distill_engine.evaluate.teacher_doubts import chance
+from distill_engine.metrics.tally import Tally
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared
 from distill_engine.teachers.protocol import Engine
-from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest
+from distill_engine.values import Batch
 
 _BATCHES = 8  # of two examples: a forward pass of the teacher each, at every start; more where datasets or tokens ask
 _MOST_BATCHES = 32  # for the sake of tokens
@@ -38,7 +39,7 @@ def gold_batches(ready: Prepared) -> Iterator[Batch]:
         if len(two) == 0 or (count >= least and tokens >= _FEWEST_TOKENS):
             return
         batch = picked_batch(datasets, Picks(two[:, 0], two[:, 1]), ready.layout, ready.recipe.batch.pad_to_multiple_of)
-        tokens += int((batch.labels != IGNORED_LABEL).sum())
+        tokens += int(batch.label_mask.sum())
         yield batch
 
 
@@ -52,13 +53,11 @@ def require_knowledge(
     """
     total, tokens, vocabulary = 0.0, 0, 0
     for batch in batches:
-        logits = teacher.features(batch, FeatureRequest()).logits
-        assert logits is not None, "asked for logits"
-        labels = batch.labels.flatten()
-        total += float(functional.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORED_LABEL,
-                                                reduction="sum"))  # fmt: skip
-        tokens += int((labels != IGNORED_LABEL).sum())
-        vocabulary = logits.shape[-1]
+        datasets = 1 + int(batch.dataset_ids.max())
+        found = measured({key: teacher.features}, None, batch, labels_alone(), Tally(), datasets)[key]
+        total += float(found.scores.loss.sum())
+        tokens += int(found.scores.tokens.sum())
+        vocabulary = found.vocabulary
     total = agreed(total)  # other hardware rounds otherwise
     if tokens < _FEWEST_TOKENS or not math.isfinite(total) or total / tokens <= chance(vocabulary):
         return

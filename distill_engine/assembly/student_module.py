@@ -92,7 +92,7 @@ def layer_maps(ready: Prepared) -> dict[Stack, tuple[int, ...]]:
 
 
 def _projections(ready: Prepared, objective: Objective, config: Any) -> Projections | None:
-    teacher, width = ready.teacher_shape, shape_of(config).width
+    teacher, width = ready.compared_shape, shape_of(config).width
     if teacher is None or not objective.weights.needs_teacher:
         return None
     if width == teacher.width and ready.recipe.student.projections == "auto":

@@ -35,7 +35,6 @@ from distill_engine.checkpoint.retention import Retention
 from distill_engine.checkpoint.search import files_of, newest_that_verifies
 from distill_engine.checkpoint.trust import scan_pickles
 from distill_engine.cluster.ranks import Ranks
-from distill_engine.metrics.direction import Direction
 
 TIDY_THREAD_NAME = "checkpoint-tidier"
 _LOG = logging.getLogger(__name__)
@@ -51,8 +50,7 @@ class Checkpoints:
     """The checkpoints of one run, in one folder that all ranks share.
 
     identity          what must not change between saving and resuming (flat; JSON values): recipe, data, tokenizer...
-    keep_last, keep_best, keep_every, direction
-                      which complete checkpoints are kept (train.retention)
+    keep              which complete checkpoints are
     max_failed_saves  saves in a row that may fail before the run is ended
     resize            whether a checkpoint of another number of ranks may be taken up
     allowed_globals   classes that the parts' own pickles (*.pt) may name; every such file is read by torch's restricted
@@ -72,10 +70,7 @@ class Checkpoints:
         ranks: Ranks,
         *,
         identity: Mapping[str, Any],
-        keep_last: int,
-        keep_best: int = 0,
-        keep_every: int | None = None,
-        direction: Direction = "min",
+        keep: Retention,
         max_failed_saves: int = 3,
         resize: bool = False,
         allowed_globals: Collection[Callable[..., object]] | None = None,
@@ -94,7 +89,6 @@ class Checkpoints:
         self._writing: Writing | None = None
         self._tidying: Task[str | None] | None = None
         self._first = first
-        keep = Retention(keep_last, keep_best, keep_every, direction)
         self._disk = CheckpointFolder(folder, keep=keep, patience=patience)
 
     @property
@@ -105,7 +99,7 @@ class Checkpoints:
     def save(self, step: int, parts: Mapping[str, Part], value: float | None = None) -> bool:
         """Write a checkpoint of `step`; whether there is one now.
 
-        `value`: the metric that `keep_best` goes by, if it was measured at this very step; the same on every rank.
+        `value`: the metric that `keep.best` goes by, if it was measured at this very step; the same on every rank.
 
         A failure on any rank (a full disk, say) leaves the earlier checkpoints as they are, warns, and lets training
         go on; `max_failed_saves` failures in a row raise CheckpointError on all ranks. `parts` has the same names in

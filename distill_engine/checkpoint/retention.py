@@ -27,12 +27,14 @@ class Retention:
     best       those of the best so many validated steps; of equal values the earlier
     every      the first checkpoint at or after every so many steps, for ever
     direction  which way the metric is better
+    anew       values of later steps are of another arithmetic: as soon as there are any, only these are compared
     """
 
     last: int
     best: int = 0
     every: int | None = None
     direction: Direction = "min"
+    anew: int | None = None
 
     def __post_init__(self) -> None:
         if self.last < 1:
@@ -56,6 +58,8 @@ class Retention:
     def _best(self, ordered: Sequence[Saved]) -> list[Saved]:
         sign = 1.0 if self.direction == "min" else -1.0
         validated = [(sign * saved.value, saved) for saved in ordered if saved.value is not None]
+        if self.anew is not None:
+            validated = [pair for pair in validated if pair[1].step > self.anew] or validated
         return [saved for _, saved in sorted(validated, key=lambda pair: pair[0])[: self.best]]  # a stable order
 
     def _milestones(self, ordered: Sequence[Saved]) -> list[Saved]:

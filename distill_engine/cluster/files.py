@@ -42,6 +42,12 @@ def replace_text(file: Path, text: str, *, sync: bool = False) -> None:
         fresh.write(text)
 
 
+def replace_bytes(file: Path, content: bytes, *, sync: bool = False) -> None:
+    """The same for bytes."""
+    with replacing(file, sync=sync) as fresh:
+        fresh.buffer.write(content)
+
+
 def create_text(file: Path, text: str) -> None:
     """The same for a file that another process may have made first: then that one stays. Raises OSError."""
     fresh = _beside(file)

@@ -77,20 +77,16 @@ class OtherRanks:
             text = "; ".join(f"{mark.stem}: {words}" for mark, (_, _, words) in zip(marks, said, strict=True))
             raise OthersFailedError(f"{missing} will not come: {text}", all(first == _MAY_PASS for first, _, _ in said))
         now = _moment(self._alive)
-        gone = [rank for rank in sorted(set(owing) - {self._rank}) if self._is_gone(rank, now)]
-        if gone:
-            what = "rank" if len(gone) == 1 else "ranks"
-            raise OthersFailedError(
-                f"{missing} will not come: {what} {first_of(gone, _NAMED)} of {self._world_size} gave no sign of life "
-                f"for {SILENT_SECONDS:g} s. Killed, without memory, or the node is gone: its log may tell",
-                True,
-            )
-
-    def _is_gone(self, rank: int, now: float) -> bool:
-        heard = _moment(self._file(rank))
-        if heard < self._born:  # not yet in this start, unless it died at once
-            return now - self._begun > ABSENT_SECONDS
-        return now - heard > SILENT_SECONDS
+        heard = {rank: _moment(self._file(rank)) for rank in sorted(set(owing) - {self._rank})}
+        silent = [rank for rank, then in heard.items() if self._born <= then < now - SILENT_SECONDS]
+        absent = [rank for rank, then in heard.items() if then < self._born and now - self._begun > ABSENT_SECONDS]
+        for gone, what in (
+            (silent, f"gave no sign of life for {SILENT_SECONDS:g} s. Killed, without memory, or the node is gone"),
+            (absent, f"did not come within {ABSENT_SECONDS:g} s. Failed while it loaded, killed, or never started"),
+        ):
+            if gone:
+                ranks = f"{'rank' if len(gone) == 1 else 'ranks'} {first_of(gone, _NAMED)} of {self._world_size}"
+                raise OthersFailedError(f"{missing} will not come: {ranks} {what}: its log may tell", True)
 
     def _beat(self) -> None:
         while not self._left.wait(BEAT_SECONDS):

@@ -108,13 +108,14 @@ def _print_examples(label: str, dataset: TokenisedDataset, words: Words, tokeniz
     for index in shown:
         example = dataset.example(index)
         _OUT.rule(Text(f"{label}, example {index + 1:,} of {len(dataset):,}"), align="left", characters="-")
-        texts = [(words[0], example.context_ids, contexts[index]), (words[1], example.label_ids, labels[index])]
+        label_ids = example.label_ids.tolist()
+        texts = [(words[0], example.context_ids.tolist(), contexts[index]), (words[1], label_ids, labels[index])]
         if example.clip is not None:
             _print_sound(words[0], dataset, index)
-            texts = texts[1:]
+            texts = [(f"read before the {words[1]}", list(example.prompt), len(example.prompt)), *texts[1:]]
         for name, ids, whole in texts:
             cut = f", {whole - len(ids)} cut" if whole > len(ids) else ""
-            text = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             _OUT.print(Text(f"{name} ({len(ids)} tokens{cut})", style="bold"))
             _OUT.print(Text(text), soft_wrap=True)
 

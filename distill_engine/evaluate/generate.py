@@ -12,11 +12,14 @@ import yaml
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.families.lookup import family_of
 from distill_engine.models.generation_settings import ONE_REPLY, Decoder, settle
 from distill_engine.models.own_settings import GenerationError
 from distill_engine.recipe.problem import did_you_mean
-from distill_engine.values import Inputs
+from distill_engine.values import Batch, Inputs
+
+Prompts = Sequence[Sequence[int] | None]
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,19 @@ def same_draws(device: torch.device, seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()  # not inference_mode: what a sharded model gathers in it could not be used outside it
-def generate_ids(model: PreTrainedModel, inputs: Inputs, settings: Mapping[str, Any]) -> Tensor:
+def generate_ids(
+    model: PreTrainedModel, inputs: Inputs, settings: Mapping[str, Any], prompts: Prompts | None = None
+) -> Tensor:
     """[B, T] int64 generated ids, the decoder's start token left out, right-padded.
 
+    prompts  of rows that begin otherwise than settings say (see `row_prompts`)
     Raises GenerationError with transformers' reason if it refuses.
     """
+    family = family_of(model.config)
     try:
-        return family_of(model.config).generate(model, inputs.keywords, {**settings, **ONE_REPLY})
+        if prompts is not None:
+            settings = {**settings, **family.begins_rows(prompts, {**_own(model).to_dict(), **settings})}
+        return family.generate(model, inputs.keywords, {**settings, **ONE_REPLY})
     except (ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise GenerationError(f"transformers refuses to generate with {dict(settings)}: {reason}") from error
@@ -95,9 +104,24 @@ def spoken_lengths(ids: Tensor, pad_id: int, end_ids: Sequence[int]) -> Tensor:
     return (~after & (ids != pad_id)).sum(dim=1)
 
 
-def replies(model: PreTrainedModel, tokenizer: Any, inputs: Inputs, settings: Mapping[str, Any]) -> list[Reply]:
-    """A reply to each row of the inputs; raises GenerationError as `generate_ids` does."""
-    ids = generate_ids(model, inputs, settings)
+def row_prompts(batch: Batch, layout: SequenceLayout) -> Prompts | None:
+    """What the decoder reads behind its start before each row's label, None for rows where that is what it is in the
+    run; None where all rows are such."""
+    usual = list(layout.decoder_prefix)
+    rows = batch.decoder_input_ids[:, : len(usual)].tolist()
+    found = [None if row == usual else row[1:] for row in rows]
+    return found if any(found) else None
+
+
+def replies(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    inputs: Inputs,
+    settings: Mapping[str, Any],
+    prompts: Prompts | None = None,
+) -> list[Reply]:
+    """A reply to each row of the inputs; raises GenerationError, and `prompts` are, as in `generate_ids`."""
+    ids = generate_ids(model, inputs, settings, prompts)
     ends = settings.get("eos_token_id", getattr(model.generation_config, "eos_token_id", None))
     lengths = spoken_lengths(ids, tokenizer.pad_token_id, [ends] if isinstance(ends, int) else list(ends or []))
     return [

@@ -15,13 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill_engine.families.lookup import family_of, shape_of, start_of
+from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import Implementation, choose
-from distill_engine.losses.objective import Objective
+from distill_engine.losses.objective import Objective, TermValue
 from distill_engine.metrics.scores import Scores
 from distill_engine.metrics.tally import Tally
 from distill_engine.models.adapter import adapt
 from distill_engine.models.loading import Checkpoint, local_copy
-from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features, TermValue
+from distill_engine.values import IGNORED_LABEL, Batch, FeatureRequest, Features
 
 FeatureFunction = Callable[[Batch, FeatureRequest], Features]
 
@@ -63,6 +64,11 @@ def prediction_kernel(
     largest = max(shape_of(config).vocab for config in configs)
     kernels, _ = choose({}, batch.labels.device, 4 * batch.labels.numel() * largest)
     return kernels.prediction
+
+
+def labels_alone() -> Objective:
+    """Asks for logits alone: how labels are predicted."""
+    return Objective(LossWeights({"task": 1.0}), {})
 
 
 class Measured(NamedTuple):

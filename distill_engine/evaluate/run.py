@@ -19,18 +19,17 @@ from transformers import PreTrainedModel
 from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.data.tokens.tokenised import ids_without_row
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
-from distill_engine.evaluate.measure import ModelError, adapters_of, measured, prediction_kernel
+from distill_engine.evaluate.measure import ModelError, adapters_of, labels_alone, measured, prediction_kernel
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.families.lookup import shape_of
-from distill_engine.losses.config import LossWeights
-from distill_engine.losses.objective import Objective
 from distill_engine.metrics.named import token_metrics
 from distill_engine.metrics.replies import Answered, reply_values, values_by_length
 from distill_engine.metrics.tally import Tally
 
 _FORMAT = 3  # of the partial results; another number makes older files unused
-_POLL_SECONDS = 0.2
+_LEAST_POLL_SECONDS = 0.2
+_POLL_SHARE = 0.1  # of the time that is spent reading what others have made
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def run_evaluation(
     stores = _stores(models, teacher, examples, tally, work, spoken)
     with work.shared(next(iter(stores.values()))) as others:
         _compute(models, teacher, examples, tally, len(labels), tokenizer, work, spoken, stores)
-        results = {name: _all_batches(store, len(examples), work, name, others) for name, store in stores.items()}
+        results = {name: all_batches(store, len(examples), work, name, others) for name, store in stores.items()}
     values = {
         name: _values(of_model, examples, labels, tally, spoken is not None) for name, of_model in results.items()
     }
@@ -160,9 +159,9 @@ def _stores(
     for name, model in models.items():
         facts = {
             "format": _FORMAT,
-            "model": _identity(model),
+            "model": identity_of(model),
             "dtype": str(model.dtype),
-            "teacher": None if teacher is None else [*_identity(teacher), str(teacher.dtype)],
+            "teacher": None if teacher is None else [*identity_of(teacher), str(teacher.dtype)],
             "metrics": [(metric.name, metric.columns) for metric in tally.metrics],
             "data": data,
             "spoken": None if spoken is None else own_settings(model, spoken.new_tokens, spoken.changed),
@@ -173,7 +172,8 @@ def _stores(
     return stores
 
 
-def _identity(model: PreTrainedModel) -> list[Any]:
+def identity_of(model: PreTrainedModel) -> list[Any]:
+    """What partial results know a model by."""
     return model_identity(str(model.name_or_path), getattr(model.config, "_commit_hash", None))
 
 
@@ -191,13 +191,12 @@ def _compute(
     """This process's batches of all models; the teacher runs once per batch."""
     done = {name: set(store.read()) for name, store in stores.items()}
     adapters, teacher_adapter = adapters_of(models, teacher)
-    plain = Objective(LossWeights({"task": 1.0}), {})  # asks for logits alone
     for number in range(work.rank, len(examples), work.world_size):
         missing = [name for name in models if number not in done[name]]
         if not missing:
             continue
         batch = examples.batch(number).to(models[missing[0]].device)
-        objective = plain.with_prediction(prediction_kernel(models, teacher, batch))
+        objective = labels_alone().with_prediction(prediction_kernel(models, teacher, batch))
         asked = {name: adapters[name] for name in missing}
         found = measured(asked, teacher_adapter, batch, objective, tally, datasets)
         for name in missing:
@@ -205,15 +204,16 @@ def _compute(
             if spoken is not None:
                 settings = own_settings(models[name], spoken.new_tokens, spoken.changed)
                 with same_draws(models[name].device, seed=number):  # whoever computes the batch, and when
-                    said = replies(models[name], tokenizer, batch.inputs, settings)
+                    said = replies(models[name], tokenizer, batch.inputs, settings, examples.prompts(batch))
             stores[name].add(BatchResult(number, found[name].sums.tolist(), said))
             done[name].add(number)
             work.tell(name, len(done[name]), len(examples))
 
 
-def _all_batches(store: PartialResults, batches: int, work: Work, name: str, others: OtherRanks) -> list[BatchResult]:
+def all_batches(store: PartialResults, batches: int, work: Work, name: str, others: OtherRanks) -> list[BatchResult]:
     """Every batch in order; waits for other processes. Raises OthersFailedError if one has given up or died."""
     while True:
+        begun = time.perf_counter()
         found = store.read()
         work.tell(name, len(found), batches)
         if len(found) == batches:
@@ -221,7 +221,7 @@ def _all_batches(store: PartialResults, batches: int, work: Work, name: str, oth
         others.require(work.owing(batches, found), f"{batches - len(found)} batches of {name!r}")
         if work.world_size == 1:
             raise OSError(f"{batches - len(found)} batches of {name!r} are not in the partial results just written.")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(max(_LEAST_POLL_SECONDS, (time.perf_counter() - begun) / _POLL_SHARE))
 
 
 def _values(

@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 
 from distill_engine.data.order.collate import collate
 from distill_engine.data.tokens.tokenised import Example, TokenisedDataset
-from distill_engine.evaluate.generate import GenerationError, Reply, decoded, own_settings, replies, same_draws
+from distill_engine.evaluate.generate import (
+    GenerationError,
+    Reply,
+    decoded,
+    own_settings,
+    replies,
+    row_prompts,
+    same_draws,
+)
 from distill_engine.metrics.text.repetition import repetition
 from distill_engine.setup.prepare import Prepared
 from distill_engine.train.roles import Sinks
@@ -115,7 +123,7 @@ def answers(
     with same_draws(device, seed):
         for batch in prompts:
             given = collate([one.example for one in batch], ready.layout, 1).to(device)
-            said += replies(model, ready.tokenizer, given.inputs, settings)
+            said += replies(model, ready.tokenizer, given.inputs, settings, row_prompts(given, ready.layout))
     return said
 
 

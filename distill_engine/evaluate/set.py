@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from distill_engine.data.order.loader import length_sorted_batches, picked_batch
 from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
+from distill_engine.evaluate.generate import Prompts, row_prompts
 from distill_engine.values import Batch
 
 
@@ -78,6 +79,10 @@ class EvaluationSet:
         """Batch `number`, 0 <= number < len(self), on the CPU."""
         return picked_batch(self.datasets, self._picks[number], self._layout, 1)
 
+    def prompts(self, batch: Batch) -> Prompts | None:
+        """What replies to one of its batches begin with, where rows name languages of their own."""
+        return row_prompts(batch, self._layout)
+
     def texts(self, number: int) -> list[Example]:
         """The texts of batch `number`, in its order."""
         datasets, indices = self._picks[number]
@@ -94,7 +99,7 @@ class EvaluationSet:
         """16 hexadecimal digits that change with any token, limit, layout or the batches."""
         digest = hashlib.sha256(repr((self._layout, [len(datasets) for datasets, _ in self._picks])).encode())
         for dataset in self.datasets:
-            digest.update(repr((dataset.limits, dataset.digest)).encode())
+            digest.update(repr((dataset.limits, dataset.layout, dataset.digest)).encode())
         return digest.hexdigest()[:16]
 
     def _texts_of(self, dataset: int, index: int) -> Example:

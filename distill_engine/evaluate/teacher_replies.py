@@ -99,7 +99,7 @@ def _question(
         "prompts": [[prompt.example.context_ids.tolist() for prompt in batch] for batch in prompts],
     }
     if ready.layout.window is not None:
-        facts["sounds"] = [[prompt.context for prompt in batch] for batch in prompts]
+        facts["sounds"] = [[(prompt.context, prompt.example.prompt) for prompt in batch] for batch in prompts]
     return digest_of(facts)[:16]
 
 

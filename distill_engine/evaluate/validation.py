@@ -75,10 +75,12 @@ class Validator:
             on_batch()
             counts = bool(batch.label_mask.any())
             read = self._encoded(batch.to(device))
+            if not counts:  # a filler: it takes part in the teacher's collectives, that is all
+                if imitated is not None:
+                    vocabulary = imitated(read, self._objective.teacher_request()).vocabulary
+                continue
             found = measured(models, imitated, read, self._objective, tally, datasets)["student"]
             vocabulary = found.vocabulary
-            if not counts:  # a filler: it took part in the teacher's collectives, that is all
-                continue
             quality += found.sums
             if teacher is not None:
                 doubts += doubt_sums(found.scores)

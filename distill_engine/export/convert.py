@@ -85,15 +85,6 @@ def export_student(
     return step
 
 
-def open_export(folder: Path) -> Generates | None:
-    """What generates from a folder that `export_student` wrote; None for any other folder."""
-    record = folder / RECORD
-    if not record.is_file():
-        return None
-    opened: Generates | None = load("exports", json.loads(record.read_text(encoding="utf-8"))["format"]).open(folder)
-    return opened
-
-
 def converted(student: Path, name: str, quantize: str | None, folder: Path) -> Generates:
     """The same for measurements: written into a folder of the caller's, not compared, not recorded."""
     chosen: Target = load("exports", name)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.manifest import CheckpointError
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.cluster.files import sync_folder, sync_tree
 from distill_engine.cluster.ranks import Alone
 from distill_engine.data.tokens.tokenize import load_tokenizer
@@ -73,7 +74,7 @@ def _copy_best(best: Path, target: Path) -> int:
 
 def _rebuild_last(run: Path, files: Path, target: Path, say: Callable[[str], None]) -> int:
     """Weights from the checkpoint; architecture, generation settings and tokenizer are those in `files`."""
-    newest = Checkpoints(run / "checkpoints", Alone(), identity={}, keep_last=1).latest_complete()
+    newest = Checkpoints(run / "checkpoints", Alone(), identity={}, keep=Retention(1)).latest_complete()
     if newest is None:
         raise CheckpointError(f"{run / 'checkpoints'} holds no complete checkpoint.")
     shards = sorted((newest.folder / "student").rglob("mp_rank_00_model_states.pt"))

@@ -118,6 +118,10 @@ class BartLike:
         del settings
         return {"forced_bos_token_id": special.forced, "decoder_start_token_id": special.decoder_start}
 
+    def begins_rows(self, prompts: Sequence[Sequence[int] | None], settings: Mapping[str, Any]) -> dict[str, Any]:
+        del settings
+        raise ValueError(f"rows begin with {list(prompts)}, but {self.name} is told one beginning of all replies")
+
     def fitted(self, settings: Mapping[str, Any], copied: Sequence[int]) -> dict[str, Any]:
         del settings, copied
         return {}

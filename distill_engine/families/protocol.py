@@ -121,6 +121,10 @@ class Family(Protocol):
         """Generation settings, by name, that begin replies with these tokens (None: nothing is known of it);
         `settings`: a model's own."""
 
+    def begins_rows(self, prompts: Sequence[Sequence[int] | None], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for rows of one batch that begin with these ids behind the decoder's start, of families that prompt;
+        None: as `settings` say. Raises ValueError where they cannot be asked for."""
+
     def fitted(self, settings: Mapping[str, Any], copied: Sequence[int]) -> dict[str, Any]:
         """Changes of a teacher's generation settings for a decoder that has copies of these layers (none: random)."""
 

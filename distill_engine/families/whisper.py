@@ -102,8 +102,25 @@ class Whisper(BartLike):
         return replace(special, prompt=(language, *special.prompt[1:]))
 
     def begins(self, special: SpecialTokens, settings: Mapping[str, Any]) -> dict[str, Any]:
-        named = {number: code for code, number in (settings.get("lang_to_id") or {}).items()}
-        return {"language": named.get(special.prompt[0])} if special.prompt else {}
+        languages, tasks = ({number: name for name, number in (settings.get(key) or {}).items()}
+                            for key in ("lang_to_id", "task_to_id"))  # fmt: skip
+        if not special.prompt:
+            return {}
+        # the task beside it: where a language is named and no task, `generate` transcribes
+        task = next((tasks[token] for token in special.prompt[1:2] if token in tasks), None)
+        return {"language": languages.get(special.prompt[0]), "task": task}
+
+    def begins_rows(self, prompts: Sequence[Sequence[int] | None], settings: Mapping[str, Any]) -> dict[str, Any]:
+        usual = SpecialTokens(0, 0, prompt=self.prompt(settings))
+        asked = [self.begins(usual if prompt is None else replace(usual, prompt=tuple(prompt)), settings)
+                 for prompt in prompts]  # fmt: skip
+        languages = [one.get("language") for one in asked]
+        if None in languages:
+            raise ValueError(
+                f"row {languages.index(None) + 1} begins with {prompts[languages.index(None)]}, a language that the "
+                "model's generation settings do not name (lang_to_id), or have not said"
+            )
+        return {"language": languages, "task": settings.get("task") or asked[0]["task"]}
 
     def fitted(self, settings: Mapping[str, Any], copied: Sequence[int]) -> dict[str, Any]:
         """`alignment_heads`, (layer, head) pairs that follow the sound, go where their layers went."""

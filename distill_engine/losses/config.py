@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, ValidationError, ValidationInfo, field_validator
@@ -13,7 +13,7 @@ from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.terms.protocol import Term
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, PositiveInt, Section, name_of
 from distill_engine.registry import load, names
-from distill_engine.values import FeatureRequest, Stack
+from distill_engine.values import AttentionKind, FeatureRequest, Stack
 
 LayerMapName = Literal["parlai", "uniform", "first_last", "first"]
 LayerMap = LayerMapName | list[int]
@@ -87,7 +87,23 @@ class LossWeights(RootModel[dict[str, float]]):
         """
         compared = {stack: tuple(numbers) for stack, numbers in layers.items()}
         asking = (term for term in self.terms if (term.distils or not of_teacher) and term.name not in idle)
-        return FeatureRequest.together(term.needs(compared) for term in asking)
+        return _together(term.needs(compared) for term in asking)
+
+
+def _together(requests: Iterable[FeatureRequest]) -> FeatureRequest:
+    """All that any of them asks for; logits only where one does."""
+    hidden: dict[Stack, tuple[int, ...]] = {}
+    attention: dict[AttentionKind, tuple[int, ...]] = {}
+    logits = head = encoder_output = False
+    embeddings: frozenset[Stack] = frozenset()
+    for one in requests:
+        logits, head = logits or one.logits, head or one.head
+        encoder_output, embeddings = encoder_output or one.encoder_output, embeddings | one.embeddings
+        for stack, layers in one.hidden.items():
+            hidden[stack] = tuple(sorted({*hidden.get(stack, ()), *layers}))
+        for kind, layers in one.attention.items():
+            attention[kind] = tuple(sorted({*attention.get(kind, ()), *layers}))
+    return FeatureRequest(logits, head, encoder_output, embeddings, hidden, attention)
 
 
 class DecoderWeights(LossWeights):

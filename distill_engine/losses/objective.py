@@ -35,9 +35,25 @@ from distill_engine.losses.kernels.dispatch import REFERENCE, Implementation, Ke
 from distill_engine.losses.quality import TokenScores
 from distill_engine.losses.terms.protocol import Term
 from distill_engine.losses.vocabulary import Hits, Sums, Vocabulary
-from distill_engine.values import Batch, FeatureRequest, Features, Stack, TermValue
+from distill_engine.values import Batch, FeatureRequest, Features, Stack
 
 Factors = Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class TermValue:
+    """One loss term of one micro-batch on one rank: `sum` still has to be divided.
+
+    sum       [] float32 with gradient: summed over elements, mean over mapped layers
+    count     [] float32: what the sum is divided by to become this micro-batch's own mean
+    per_layer [M] float32 without gradient: the same sum for each mapped layer alone (empty if the term has none)
+    idle      it was not computed: its weight has become 0
+    """
+
+    sum: Tensor
+    count: Tensor
+    per_layer: Tensor
+    idle: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class TextMetric(Protocol):
 
     name, unit, better, meaning  as a TokenMetric's
     pooled   of many texts together (BLEU): over several datasets it is the value of all texts, not the mean of values
-    library  module that it needs beside the engine's own (extra `metrics`); empty: none
+    libraries  modules that it needs beside the engine's own (extra `metrics`)
     """
 
     name: str
@@ -70,15 +70,16 @@ class TextMetric(Protocol):
     better: Better
     meaning: str
     pooled: bool = False
-    library: str = ""
+    libraries: tuple[str, ...] = ()
     measures: Literal["texts"] = "texts"
 
     def missing(self) -> str:
         """Why it cannot be computed here, as the continuation of its name; empty where it can. It is left out then,
         and no recipe may choose it."""
-        if not self.library or find_spec(self.library):
+        missing = [name for name in self.libraries if not find_spec(name)]
+        if not missing:
             return ""
-        return f"needs the package {self.library}. Install it with `pip install 'distill-engine[metrics]'`"
+        return f"needs the package {' and '.join(missing)}. Install it with `pip install 'distill-engine[metrics]'`"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """Of at least one text, and the right answers to each, at least one."""

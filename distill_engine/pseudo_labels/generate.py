@@ -11,27 +11,23 @@ pass that all ranks make together: they take as many turns, the last ones with a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.cluster.ranks import Ranks
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.order.shuffle import key_of
 from distill_engine.evaluate.generate import Reply, own_settings, replies, same_draws
-from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
-from distill_engine.evaluate.run import Work, check_fits
+from distill_engine.evaluate.partial_results import BatchResult, PartialResults, question_key
+from distill_engine.evaluate.run import Work, all_batches, check_fits, identity_of
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.setup.prepare import Prepared
 
 _FORMAT = 1  # of the partial results; another number makes older files unused
-_LEAST_POLL_SECONDS = 0.2
-_POLL_SHARE = 0.1  # of the time that is spent reading what others have made
 
 
 class PseudoLabelError(ValueError):
@@ -69,7 +65,7 @@ def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
     named = {source.title: kind_of(source).languages(source)[1] for source in sources}
     wanted = set(named.values())
     told = {"forced_bos_token_id", "decoder_start_token_id", "language"} & set(changed)
-    if len(wanted) > 1 or (wanted != {None} and not told):
+    if (len(wanted) > 1 and not ready.family.prompts) or (wanted != {None} and not told):
         raise PseudoLabelError(
             f"target languages are {named}, but a model's generation settings begin all texts with one token. Give "
             "datasets of one language, and its token (--generation forced_bos_token_id=ID; language=CODE of sound)."
@@ -89,7 +85,10 @@ def generate(job: Job, work: Work, together: Ranks | None = None) -> list[list[R
     store = _store(job, work)
     with work.shared(store) as others:
         _generate(job, work, store, together)
-        return _collected(job, work, store, others) if work.rank == 0 else None
+        if work.rank != 0:
+            return None
+        # (those of a model in shards end together, and leave nothing to wait for)
+        return _in_order(job.examples, all_batches(store, len(job.examples), work, job.name, others))
 
 
 def _generate(job: Job, work: Work, store: PartialResults, together: Ranks | None) -> None:
@@ -98,14 +97,14 @@ def _generate(job: Job, work: Work, store: PartialResults, together: Ranks | Non
         done, settings = together.broadcast(done), settings | {"synced_gpus": together.world_size > 1}
     for number, counts in _turns(done, total, work, equally_many=together is not None):
         work.tell(job.name, len(done), total)
-        inputs = job.examples.batch(number).to(job.model.device).inputs
+        batch = job.examples.batch(number).to(job.model.device)
         try:
             with same_draws(job.model.device, _draws(job.seed, number)):  # whoever computes the batch, and when
-                said = replies(job.model, job.tokenizer, inputs, settings)
+                said = replies(job.model, job.tokenizer, batch.inputs, settings, job.examples.prompts(batch))
         except torch.OutOfMemoryError as error:
             raise PseudoLabelError(
-                f"memory ran out at batch {number + 1} of {total} ({inputs.length} tokens a context; the longest come "
-                "first). Lower --batch-size or num_beams (--generation num_beams=1), or give --dtype bf16."
+                f"memory ran out at batch {number + 1} of {total} ({batch.inputs.length} tokens a context; the longest "
+                "come first). Lower --batch-size or num_beams (--generation num_beams=1), or give --dtype bf16."
             ) from error
         if counts:
             store.add(BatchResult(number, [], said))
@@ -126,25 +125,9 @@ def _draws(seed: int, batch: int) -> int:
     return int(key_of(seed, "pseudo-labels", batch)) & 0xFFFF_FFFF
 
 
-def _collected(job: Job, work: Work, store: PartialResults, others: OtherRanks) -> list[list[Reply]]:
-    """Waits for the batches of the other ranks. (Those of a model in shards end together, and leave nothing to wait
-    for.)"""
-    total = len(job.examples)
-    while True:
-        begun = time.perf_counter()
-        found = store.read()
-        work.tell(job.name, len(found), total)
-        if len(found) == total:
-            return _in_order(job.examples, found)
-        others.require(work.owing(total, found), f"{total - len(found)} of {total} batches")
-        if work.world_size == 1:
-            raise OSError(f"{total - len(found)} of {total} batches are not in the partial results just written.")
-        time.sleep(max(_LEAST_POLL_SECONDS, (time.perf_counter() - begun) / _POLL_SHARE))
-
-
-def _in_order(examples: EvaluationSet, found: Mapping[int, BatchResult]) -> list[list[Reply]]:
+def _in_order(examples: EvaluationSet, found: Sequence[BatchResult]) -> list[list[Reply]]:
     answers: list[dict[int, Reply]] = [{} for _ in examples.datasets]
-    for number, result in found.items():
+    for number, result in enumerate(found):
         for (dataset, index), reply in zip(examples.ids(number), result.replies or [], strict=True):
             answers[dataset][index] = reply
     return [[of_dataset[index] for index in range(len(of_dataset))] for of_dataset in answers]
@@ -154,7 +137,7 @@ def _store(job: Job, work: Work) -> PartialResults:
     """Where this question's answers are kept: model, precision, data, batches, settings and seed."""
     facts = {
         "format": _FORMAT,
-        "model": model_identity(str(job.model.name_or_path), getattr(job.model.config, "_commit_hash", None)),
+        "model": identity_of(job.model),
         "dtype": str(job.model.dtype),
         "data": job.examples.fingerprint(),
         "settings": job.settings,

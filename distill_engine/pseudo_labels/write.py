@@ -1,7 +1,8 @@
 """Generated answers as data of the examples' own kind: a JSON-lines file per dataset, and the recipe's entry for it.
 
 The source and the history are the dataset's own texts, whole; the answer alone is the model's. Files are complete or
-absent, and their lines follow the order of the dataset's examples.
+absent, and their lines follow the order of the dataset's examples. What an example needs beside its line, such as a
+sound that a row of the dataset holds, lies in a folder called as the file: of the examples that were kept, no others.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Written:
 def check_kinds(ready: Prepared) -> None:
     """Raises ValueError for a dataset whose kind cannot write examples, before anything is generated."""
     for source in ready.recipe.data.tasks:
-        kind_of(source).written(source, [""], "")
+        kind_of(source).writer(source, Path())
 
 
 def write(ready: Prepared, answers: Sequence[Sequence[Reply]], filters: Filters, folder: Path) -> list[Written]:
@@ -67,7 +68,8 @@ def _write(
     ready: Prepared, source: Source, tokens: TokenisedDataset, said: Sequence[Reply], filters: Filters, file: Path
 ) -> Written:
     kind, left_out, count = kind_of(source), Counter[str](), 0
-    too_long = _too_long(ready, kind)
+    too_long, beside = _too_long(ready, kind), file.with_suffix("")
+    writer = kind.writer(source, beside)
     with replacing(file, sync=True) as lines:
         for count, (entries, gold, note) in enumerate(_examples(ready, source, tokens), 1):
             if count > len(said):
@@ -76,14 +78,26 @@ def _write(
             if reason := filters.reason(text, gold, ready.tokenizer) or too_long(text):
                 left_out[reason] += 1
             else:
-                lines.write(json.dumps(kind.written(source, entries, text, note), ensure_ascii=False) + "\n")
+                lines.write(json.dumps(writer.row(entries, text, note), ensure_ascii=False) + "\n")
         if count != len(said):
             raise DataError(f"{source.title} has changed while it was answered. Start again when its files rest.")
+    _remove_others(beside, writer.files)
     kept = count - left_out.total()
     # a generated example is an episode of its own: where weights count episodes, this makes it weigh what gold's do
     turns = len(tokens) / tokens.episodes if ready.recipe.data.weights_mean == "episodes" else 1.0
     entry = _entry(source, file, source.weight * turns) if kept else None
     return Written(source.title, file, entry, count, dict(left_out.most_common()))
+
+
+def _remove_others(folder: Path, needed: Collection[str]) -> None:
+    """What examples needed that other filters kept."""
+    if not folder.is_dir():
+        return
+    for file in folder.iterdir():
+        if file.name not in needed:
+            file.unlink()
+    if not needed:
+        folder.rmdir()
 
 
 def _entry(source: Source, file: Path, weight: float) -> dict[str, Any]:
@@ -122,7 +136,8 @@ def _examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iter
 def _all_examples(ready: Prepared, source: Source, tokens: TokenisedDataset) -> Iterator[_Asked]:
     data, encoder = ready.recipe.data, encoder_of(ready.recipe, ready.tokenizer, ready.layout)
     seconds = None if ready.frontend is None else ready.frontend.seconds
-    for episode in kind_of(source).read(source, "train", Reading(data.root, data.max_bad_rows, seconds)):
+    reading = Reading(data.root, data.max_bad_rows, seconds, ready.languages.of_rows.keys())
+    for episode in kind_of(source).read(source, "train", reading):
         entries: list[str] = []
         found: list[_Asked] = []
         for turn in episode.turns:

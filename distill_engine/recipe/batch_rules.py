@@ -17,22 +17,36 @@ def skipped_positions(recipe: Recipe) -> int:
     return family_named(family).decoder_skips if family in names("families") else 0
 
 
+def longest_example(recipe: Recipe, context: int, skipped: int) -> int:
+    """Positions that it takes up of batch.max_tokens, as the run counts them (data.order.buckets.Cost).
+
+    context  positions of an encoder that reads or hears all it may    skipped  of the decoder, before the first label
+    """
+    multiple = recipe.batch.pad_to_multiple_of
+    padded = (-(-length // multiple) * multiple for length in (context, recipe.data.label_tokens))
+    return sum(padded) + skipped
+
+
 def token_budget_holds_an_example(recipe: Recipe) -> Iterator[Problem]:
-    """batch.max_tokens has room for the longest text that there may be; the teacher's rules know windows of sound."""
-    budget, multiple = recipe.batch.max_tokens, recipe.batch.pad_to_multiple_of
-    if budget is None or all(kind_of(source).inputs == "audio" for source in recipe.data.tasks):
-        return
-    lengths = (recipe.data.context_tokens, recipe.data.label_tokens)
-    context, label = (-(-length // multiple) * multiple for length in lengths)
-    needed = context + label + skipped_positions(recipe)
-    if needed > budget:
+    """batch.max_tokens has room for the longest text that there may be; the teacher's rules know windows of sound, and
+    what the decoder of its family reads before a text."""
+    if any(kind_of(source).inputs != "audio" for source in recipe.data.tasks):
+        yield from budget_problems(recipe, recipe.data.context_tokens, skipped_positions(recipe), "data.context_tokens")
+
+
+def budget_problems(recipe: Recipe, context: int, skipped: int, called: str) -> Iterator[Problem]:
+    """A token budget below the longest example; arguments as `longest_example`, `called`: what the context is."""
+    budget, needed, rows = recipe.batch.max_tokens, longest_example(recipe, context, skipped), recipe.batch.per_rank
+    if budget is not None and needed > budget:
+        begun = f", and {skipped} before it" if skipped else ""
         yield Problem(
             "batch.max_tokens",
-            f"is {budget}, but one example may take up {needed} positions (data.context_tokens {context}, "
-            f"data.label_tokens {label}, both rounded up to batch.pad_to_multiple_of)",
+            f"is {budget}, but one example may take up {needed} positions ({called} {context}, data.label_tokens "
+            f"{recipe.data.label_tokens}, both rounded up to batch.pad_to_multiple_of {recipe.batch.pad_to_multiple_of}"
+            f"{begun})",
             "A micro-batch holds at least one example",
-            f"Set batch.max_tokens: {needed * recipe.batch.per_rank} for batches like those of "
-            f"batch.per_rank: {recipe.batch.per_rank}, or at least {needed}",
+            f"Set batch.max_tokens: {needed * rows} for batches like those of batch.per_rank: {rows}, or at least "
+            f"{needed}",
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.losses.config import LayerMap
+from distill_engine.recipe.batch_rules import budget_problems
 from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
 from distill_engine.recipe.narrow_rules import a_narrow_student_fits_into_its_teacher
 from distill_engine.recipe.problem import Problem, shown
@@ -70,6 +71,8 @@ def vocabulary_is_of_texts(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
 def heads_agree(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Attention terms compare head by head."""
     heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
+    if recipe.features_of:  # see features_compare
+        return
     for term in recipe.losses.weights.terms:
         if term.operand == "scores":
             kinds = term.needs(_NO_LAYERS).attention
@@ -144,9 +147,20 @@ def _maps_in_use(recipe: Recipe, stack: str) -> dict[str, LayerMap]:
     if recipe.student.from_teacher:
         maps[f"student.{stack}_init_map"] = getattr(recipe.student, f"{stack}_init_map")
     asked = recipe.losses.weights.request(_NO_LAYERS)
-    if Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
+    if not recipe.features_of and Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
         maps[f"losses.{stack}_layer_map"] = getattr(recipe.losses, f"{stack}_layer_map")
     return maps
+
+
+def features_compare(recipe: Recipe, first: Shape, compared: Shape) -> Iterator[Problem]:
+    """What the rules above say of another teacher than the first, whose features alone are compared."""
+    part = recipe.student
+    own = first.resized(Sizes(part.encoder_layers, part.decoder_layers, heads=part.heads))
+    sizes = {"encoder_layers": own.encoder_layers, "decoder_layers": own.decoder_layers, "heads": own.heads}
+    student = part.model_copy(update={"init": "random", **sizes})
+    alone = recipe.model_copy(update={"student": student, "teachers": []})
+    for rule in (heads_agree, student_is_not_deeper, explicit_maps_point_into_the_teacher):
+        yield from rule(alone, compared)
 
 
 def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
@@ -253,16 +267,12 @@ def the_student_runs(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
         yield Problem("student.decoder_layers", f"is {own.decoder_layers}, but {reason}", rule)
 
 
-def token_budget_holds_a_window(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
-    """batch.max_tokens has room for a window of sound and the longest text."""
-    budget = recipe.batch.max_tokens
-    if budget is None or teacher.window is None:
-        return
-    needed = teacher.window.positions + recipe.data.label_tokens + family_named(teacher.family).decoder_skips
-    if needed > budget:
-        what = f"is {budget}, but a window of sound and a text may take up {needed} positions"
-        fix = f"Set it to {needed} or more, or remove it: windows are equally long, batch.per_rank says as much"
-        yield Problem("batch.max_tokens", what, "A micro-batch holds at least one example", fix)
+def token_budget_holds_an_example(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
+    """batch.max_tokens has room for the longest text, or a window of sound, and what the decoder reads and writes."""
+    window, skipped = teacher.window, family_named(teacher.family).decoder_skips
+    context = recipe.data.context_tokens if window is None else window.positions
+    called = "data.context_tokens" if window is None else "a window of sound of"
+    yield from budget_problems(recipe, context, skipped, called)
 
 
 TeacherRule = Callable[[Recipe, Shape], Iterator[Problem]]
@@ -278,7 +288,7 @@ TEACHER_RULES: tuple[TeacherRule, ...] = (
     a_narrow_student_fits_into_its_teacher,
     positions_can_be_copied,
     tokens_fit_the_position_table,
-    token_budget_holds_a_window,
+    token_budget_holds_an_example,
     the_student_runs,
     a_shared_encoder_is_the_teachers,
     a_frozen_table_has_no_terms,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from html import escape
+from re import sub
 
 _MANY_COLUMNS = 9  # from more on a table is set closer, to fit the width of a laptop's screen
+_LONG_NAME = 20  # characters
 _STYLE = """
 :root { color-scheme: light dark; --line: #8883; --soft: #8881; --quiet: #6b6b6b; --card: #fff; }
 @media (prefers-color-scheme: dark) { :root { --quiet: #9a9a9a; --card: #191919; } }
@@ -29,7 +31,7 @@ table { border-collapse: collapse; margin: .4rem 0; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { white-space: nowrap; }
-.close { font-size: .87rem; } .close th, .close td { padding: .25rem .4rem; }
+.close { font-size: .87rem; } .close th, .close td { padding: .25rem .35rem; }
 tr.best td { font-weight: 600; background: var(--soft); }
 pre { background: var(--soft); padding: .8rem; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; }
@@ -84,18 +86,23 @@ def table(
     numbers: bool | Collection[int] = True,
     best: int | None = None,
 ) -> str:
-    """A table of plain texts; `numbers`: columns set to the right, True for all but the first; `best`: a row to
-    mark."""
+    """A table of plain texts; `numbers`: columns set to the right, True for all but the first; `best`: a row to mark.
+    Where there are many columns, header and long names may break behind `/`, `_` and `-`."""
+    crowded = len(header) > _MANY_COLUMNS
 
     def kind(column: int) -> str:
         right = numbers if isinstance(numbers, bool) else column in numbers
         return "" if column == 0 else ' class="number"' if right else ' class="text"'
 
+    def inside(tag: str, column: int, cell: str) -> str:
+        breaks = crowded and (tag == "th" or (column == 0 and len(cell) > _LONG_NAME))
+        return sub(r"(?<=\w[/_-])(?=\w)", "<wbr>", escape(cell)) if breaks else escape(cell)
+
     def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}{kind(i)}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
+        return "".join(f"<{tag}{kind(i)}>{inside(tag, i, cell)}</{tag}>" for i, cell in enumerate(row))
 
     lines = [f"<tr{' class=best' if index == best else ''}>{cells('td', row)}</tr>" for index, row in enumerate(rows)]
-    look = ' class="close"' if len(header) > _MANY_COLUMNS else ""
+    look = ' class="close"' if crowded else ""
     return f'<div class="scroll"><table{look}><tr>{cells("th", header)}</tr>{"".join(lines)}</table></div>'
 
 

@@ -74,15 +74,14 @@ class StudentSamples:
     @torch.no_grad()
     def _generated(self, batch: Batch, model: Any) -> Tensor:
         """[B, N] int64 sampled ids, right-padded with anything."""
-        prefix = self._parts.layout.decoder_prefix
-        start = batch.labels.new_tensor(prefix).expand(len(batch), -1)
+        start = batch.decoder_input_ids[:, : len(self._parts.layout.decoder_prefix)]
         given = batch.inputs.keywords.items()
         inputs = {name: one.to(model.dtype) if one.is_floating_point() else one for name, one in given}
         with _settings(model, self._config(self._limit(batch))):
             # not model.generate, which speech models replace by one for long recordings
             ids = GenerationMixin.generate(model, **inputs, decoder_input_ids=start)
         assert isinstance(ids, Tensor)
-        return ids[:, len(prefix) :]
+        return ids[:, start.shape[1] :]
 
     def _config(self, limit: int) -> GenerationConfig:
         parts = self._parts
@@ -142,7 +141,7 @@ def relabelled(batch: Batch, ids: Tensor, parts: RolloutParts) -> Batch:
     labels[:, layout.label_pad_prefix :][:, :longest] = torch.where(counted, ids, IGNORED_LABEL)[:, :longest]
     read = torch.full_like(labels, layout.pad_id)
     first = len(layout.decoder_prefix)
-    read[:, :first] = ids.new_tensor(layout.decoder_prefix)
+    read[:, :first] = batch.decoder_input_ids[:, :first]
     read[:, first:][:, : longest - 1] = torch.where(counted[:, 1:], ids[:, :-1], layout.pad_id)[:, : longest - 1]
     return replace(batch, decoder_input_ids=read, labels=labels, sampled=True)
 

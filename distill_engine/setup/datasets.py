@@ -26,12 +26,14 @@ from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.kinds.protocol import Reading, Source
 from distill_engine.data.tokens.cache import Content, TokenCache
 from distill_engine.data.tokens.entries import UnwritableError
-from distill_engine.data.tokens.layout import SequenceLayout
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.data.tokens.tokenize import DialogueTokenizer
-from distill_engine.setup.listening import with_sounds
+from distill_engine.setup.languages import Wrappings
+from distill_engine.setup.listening import with_whole_texts
 
 _WORTH_A_LINE_SECONDS = 10.0
+_USUAL = Wrappings()
+Prompts = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,16 @@ class RecipeData:
     valid: tuple[TokenisedDataset, ...]
 
 
-Layouts = Mapping[str, SequenceLayout]  # of the datasets that are wrapped otherwise than the rest, by their titles
-
-
 def load_datasets(
-    data: DataSection, encoder: DialogueTokenizer, layouts: Layouts | None = None, frontend: Frontend | None = None
+    data: DataSection, encoder: DialogueTokenizer, wrappings: Wrappings = _USUAL, frontend: Frontend | None = None
 ) -> RecipeData:
     """Training and validation splits of all datasets. Raises DataError for files that are bad or hold no example.
 
     frontend  of a model that hears
     """
     cache = _cache(data)
-    train = _split(data, encoder, "train", cache, layouts or {}, frontend)
-    valid = _split(data, encoder, "valid", cache, layouts or {}, frontend)
+    train = _split(data, encoder, "train", cache, wrappings, frontend)
+    valid = _split(data, encoder, "valid", cache, wrappings, frontend)
     return RecipeData(tuple(train), tuple(train.values()), tuple(valid), tuple(valid.values()))
 
 
@@ -68,12 +67,12 @@ def load_split(
     data: DataSection,
     encoder: DialogueTokenizer,
     split: Split,
-    layouts: Layouts | None = None,
+    wrappings: Wrappings = _USUAL,
     frontend: Frontend | None = None,
 ) -> dict[str, TokenisedDataset]:
     """One split of the datasets by their names, in the recipe's order; datasets of files that name none for it are left
     out, except for training. Raises DataError for files that are bad or hold no example."""
-    return _split(data, encoder, split, _cache(data), layouts or {}, frontend)
+    return _split(data, encoder, split, _cache(data), wrappings, frontend)
 
 
 def cache_folder(data: DataSection) -> Path:
@@ -94,7 +93,7 @@ def _split(
     encoder: DialogueTokenizer,
     split: Split,
     cache: TokenCache,
-    layouts: Layouts,
+    wrappings: Wrappings,
     frontend: Frontend | None,
 ) -> dict[str, TokenisedDataset]:
     loaded = {}
@@ -102,8 +101,8 @@ def _split(
         if split != "train" and not kind_of(source).has(source, split):
             continue
         own = encoder.keeping(kind_of(source).keep or "last")
-        own = own.within(layouts[source.title]) if source.title in layouts else own
-        loaded[source.title] = _loaded(data, source, split, own, cache, frontend)
+        own = own.within(wrappings.layouts[source.title]) if source.title in wrappings.layouts else own
+        loaded[source.title] = _loaded(data, source, split, own, cache, wrappings.prompts, frontend)
     return loaded
 
 
@@ -113,15 +112,17 @@ def _loaded(
     split: Split,
     encoder: DialogueTokenizer,
     cache: TokenCache,
+    prompts: Prompts,
     frontend: Frontend | None,
 ) -> TokenisedDataset:
     """One dataset's split, with its sounds where it has some."""
     title, heard = f"{source.title}, {split}", frontend if kind_of(source).inputs == "audio" else None
     with _display(f"tokenising {title}", "episodes", _speaks()) as display:
-        content = _content(data, source, split, heard, display)
+        content = _content(data, source, split, prompts, heard, display)
         dataset = cache.dataset(content, encoder, display.add)
         if heard is not None:
-            dataset = with_sounds(dataset, kind_of(source).sounds(source, split), heard, title, data, display.say)
+            sounds = kind_of(source).sounds(source, split)
+            dataset = with_whole_texts(SpeechDataset.of(dataset, title, sounds, heard, prompts), data, display.say)
     if len(dataset) == 0:
         raise DataError(f"Dataset {source.title!r} has no {split} example. Correct its file, or leave it out.")
     if isinstance(dataset, SpeechDataset) and kind_of(source).stores_features(source):
@@ -143,7 +144,9 @@ def _with_features(dataset: SpeechDataset, folder: Path) -> SpeechDataset:
         return FeatureCache(folder, _say if _speaks() else _keep_quiet).stored(dataset, begin, display.add)
 
 
-def _content(data: DataSection, source: Source, split: Split, frontend: Frontend | None, display: Display) -> Content:
+def _content(
+    data: DataSection, source: Source, split: Split, prompts: Prompts, frontend: Frontend | None, display: Display
+) -> Content:
     """What the token cache knows a split by, and how it is read."""
     kind = kind_of(source)
     facts = {"kind": source.kind, "version": kind.version, "max_bad_rows": data.max_bad_rows}
@@ -151,13 +154,14 @@ def _content(data: DataSection, source: Source, split: Split, frontend: Frontend
     seconds = None if frontend is None else frontend.seconds
     if seconds is not None:
         facts["seconds"] = seconds
-
+    if kind.language_column(source) is not None:
+        facts["languages_known"] = sorted(prompts)  # rows that name others are wrong
     title = f"{source.title}, {split}"
     left_out: list[str] = []
 
     def episodes() -> Iterator[Episode]:
         display.begin()
-        reading = Reading(data.root, data.max_bad_rows, seconds)
+        reading = Reading(data.root, data.max_bad_rows, seconds, prompts.keys())
         yield from kind.read(source, split, reading)
         left_out[:] = reading.lines
         for line in left_out:

@@ -1,8 +1,9 @@
 """The languages that a recipe's data is in, as a tokenizer's tokens: around sources, and at the decoder's start.
 
 The target language is one in a run: a student's generation settings, its export's too, name one. Sources may be in
-several. Where the decoder reads the language after its start token, that position predicts nothing: the language is
-asked for, not learnt.
+several. Where `generate` can be told each row's language (Family.prompts), datasets may have target languages of their
+own, and so may rows: the run's is then what replies begin with where nothing else is asked. Where the decoder reads the
+language after its start token, that position predicts nothing: the language is asked for, not learnt.
 """
 
 from __future__ import annotations
@@ -33,17 +34,33 @@ def language_codes(tokenizer: Any) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class Wrappings:
+    """What stands around texts where it is not what stands around the run's.
+
+    layouts  by the dataset's title
+    prompts  what the decoder reads before a text, by the code of the language that its row names
+    """
+
+    layouts: Mapping[str, SequenceLayout] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Languages:
     """What a recipe says of languages.
 
     reads   dataset -> token before or after its sources, of those that say it
     writes  the token that replies begin with, or None: what the teacher's settings say
     codes   of the tokenizer, for `export`: (source where it is one, target)
+    own     dataset -> token that its texts begin with, of those where that is another than `writes`
+    of_rows code -> token of the languages that rows may name; none where no dataset's rows name one
     """
 
     reads: Mapping[str, int] = field(default_factory=dict)
     writes: int | None = None
     codes: tuple[str | None, str | None] = (None, None)
+    own: Mapping[str, int] = field(default_factory=dict)
+    of_rows: Mapping[str, int] = field(default_factory=dict)
 
     def set_in(self, tokenizer: Any) -> None:
         """Let a tokenizer wrap texts so; it is exported with the student."""
@@ -58,27 +75,45 @@ class Languages:
         aimed = None if self.writes is None else family.towards(special, self.writes)
         return aimed or special
 
-    def of_source(self, special: SpecialTokens, title: str) -> SpecialTokens:
+    def of_dataset(self, family: Family, special: SpecialTokens, title: str) -> SpecialTokens:
         """The special tokens of a dataset."""
-        return replace(special, source=self.reads.get(title, special.source))
+        special = replace(special, source=self.reads.get(title, special.source))
+        aimed = family.towards(special, self.own[title]) if title in self.own else None
+        return aimed or special
 
-    def layouts(
-        self, family: Family, special: SpecialTokens, ends: bool, window: Window | None
-    ) -> dict[str, SequenceLayout]:
-        """Of the datasets whose texts are in a language that the recipe names."""
-        own = {title: family.layout(self.of_source(special, title), ends) for title in self.reads}
-        return {title: replace(layout, window=window) for title, layout in own.items()}
+    def refused_rows(self, family: Family, special: SpecialTokens) -> str:
+        """Why rows cannot name languages of their own; empty where they can, or none does."""
+        aimed = [family.towards(special, number) or special for number in self.of_rows.values()]
+        return family.unsettled(aimed[0]) if aimed else ""
+
+    def wrappings(self, family: Family, special: SpecialTokens, ends: bool, window: Window | None) -> Wrappings:
+        """Of datasets and rows whose texts are in a language that the recipe or the row names."""
+        own = {title: family.layout(self.of_dataset(family, special, title), ends)
+               for title in (*self.reads, *self.own)}  # fmt: skip
+        rows = {code: family.towards(special, number) or special for code, number in self.of_rows.items()}
+        return Wrappings(
+            {title: replace(layout, window=window) for title, layout in own.items()},
+            {code: family.layout(aimed, ends).decoder_prefix for code, aimed in rows.items()},
+        )
 
 
 def languages_of(data: DataSection, tokenizer: Any) -> Languages:
-    """Of a recipe without `language_problems`."""
+    """Of a recipe without `language_problems`. Of several target languages the first is the run's."""
     known = language_codes(tokenizer)
     named = {source.title: kind_of(source).languages(source) for source in data.tasks}
     reads = {title: read for title, (read, _) in named.items() if read is not None}
     writes = next((written for _, written in named.values() if written is not None), None)
     one = next(iter(reads.values())) if len(set(reads.values())) == 1 and len(reads) == len(named) else None
     target = None if writes is None else known[writes]
-    return Languages({title: known[code] for title, code in reads.items()}, target, (one, writes))
+    own = {title: known[code] for title, (_, code) in named.items() if code is not None and code != writes}
+    rows = known if row_languages(data) else {}
+    return Languages({title: known[code] for title, code in reads.items()}, target, (one, writes), own, rows)
+
+
+def row_languages(data: DataSection) -> dict[int, str]:
+    """Number of the dataset -> column of its rows' own languages."""
+    columns = {index: kind_of(source).language_column(source) for index, source in enumerate(data.tasks)}
+    return {index: column for index, column in columns.items() if column is not None}
 
 
 def language_problems(data: DataSection, family: Family, tokenizer: Any) -> Iterator[Problem]:
@@ -100,7 +135,11 @@ def language_problems(data: DataSection, family: Family, tokenizer: Any) -> Iter
                 yield Problem(path, f"is {code!r}, which the tokenizer has no token for", _codes_of(known), fix)
             if key == _TARGET:
                 targets.setdefault(code, index)
-    if len(targets) > 1:
+    for index, column in row_languages(data).items():
+        if not speaks or not known:
+            what = f"is {column!r}, but this teacher's texts begin with no language"
+            yield Problem(f"data.tasks.{index}.language", what, _codes_of(known), "Remove it")
+    if len(targets) > 1 and not family.prompts:
         (first, where), (second, there) = list(targets.items())[:2]
         yield Problem(
             f"data.tasks.{there}.{_TARGET}", f"is {second!r}, but data.tasks.{where}.{_TARGET} is {first!r}",
@@ -114,7 +153,7 @@ def told_language(
     """What begins replies in another language than a model's own settings say, by transformers' names; `own` obeys."""
     settings = {} if own is None else own.config.to_dict()
     old, new = (family.begins(special, settings) for special in (before, after))
-    told = {name: value for name, value in new.items() if value is not None and value != old[name]}
+    told = {name: value for name, value in new.items() if value not in (None, settings.get(name)) and new != old}
     if own is not None:
         obey(own.config, told)
     return told

@@ -11,12 +11,10 @@ import numpy as np
 
 from distill_engine.data.audio.clips import SpeechDataset
 from distill_engine.data.audio.frontend import Frontend, load_frontend
-from distill_engine.data.audio.sound import Sounds
 from distill_engine.data.config import DataSection
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.data.tokens.summary import uncut_lengths
-from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.families.protocol import Family
 from distill_engine.families.shape import Shape
 from distill_engine.recipe.problem import Problem, raise_if_any
@@ -53,17 +51,10 @@ def input_problems(data: DataSection, family: Family) -> Iterator[Problem]:
             yield Problem(f"data.tasks.{index}.kind", what, rule, "Name data of another kind, or another teacher")
 
 
-def with_sounds(
-    texts: TokenisedDataset,
-    sounds: Sounds,
-    frontend: Frontend,
-    title: str,
-    data: DataSection,
-    say: Callable[[str], None],
-) -> SpeechDataset:
-    """Texts and their sounds. Raises DataError for more texts than may be that data.label_tokens would cut: a model
-    would learn to stop before the speaker does."""
-    dataset = SpeechDataset.of(texts, title, sounds, frontend)
+def with_whole_texts(dataset: SpeechDataset, data: DataSection, say: Callable[[str], None]) -> SpeechDataset:
+    """The same without texts that data.label_tokens would cut: a model would learn to stop before the speaker does.
+    Raises DataError where there are more of them than may be."""
+    title = dataset.source
     _, lengths = uncut_lengths(dataset)
     fits = lengths <= data.label_tokens
     long = np.flatnonzero(~fits)

@@ -15,7 +15,7 @@ from distill_engine.families.shape import Shape
 from distill_engine.models.loading import local_copy
 from distill_engine.recipe.problem import Problem, raise_if_any, shown
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.teacher_rules import tokens_fit_the_position_table
+from distill_engine.recipe.teacher_rules import features_compare, tokens_fit_the_position_table
 from distill_engine.registry import names
 
 _RULE = "Teachers are averaged token by token: they have one family, one vocabulary and one layout of texts"
@@ -68,14 +68,6 @@ def print_of(folder: Path, config: Mapping[str, Any] | None) -> str:
     return digest_of([sorted((file.name, file.stat().st_size) for file in weights), dict(config or {})])[:16]
 
 
-def _unlike(own: Shape, first: Shape) -> str:
-    """What of the sizes that students are mapped to is another; empty where nothing is."""
-    sizes = ("width", "encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "head_size")
-    apart = [f"{name} is {getattr(own, name)}, the first teacher's {getattr(first, name)}" for name in sizes
-             if getattr(own, name) != getattr(first, name)]  # fmt: skip
-    return "; ".join(apart)
-
-
 def _differences(
     recipe: Recipe, number: int, own: Mapping[str, Any], first: Mapping[str, Any], folder: Path, tokenizer: Any
 ) -> Iterator[str]:
@@ -89,8 +81,9 @@ def _differences(
         yield f"whose config.json lacks {', '.join(missing)}"
         return
     shape, rows = family.shape(own), family.shape(first).vocab
-    if recipe.teachers[number].features and (apart := _unlike(shape, family.shape(first))):
-        yield f"whose features are compared, but {apart}; students are mapped to layers of one size"
+    compared = features_compare(recipe, family.shape(first), shape) if recipe.features_of == number else ()
+    for problem in compared:
+        yield f"whose features are compared: {problem.path} {problem.what}"
     if shape.vocab != rows:
         yield f"which has {shape.vocab} embedding rows, the first teacher {rows}"
     for key in _IDS:

@@ -29,7 +29,7 @@ from distill_engine.recipe.problem import Problem, raise_if_any
 from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer, id_without_row
 from distill_engine.setup.datasets import cache_folder, load_datasets, load_split
-from distill_engine.setup.languages import Languages, language_problems, languages_of, told_language
+from distill_engine.setup.languages import Languages, language_problems, languages_of, row_languages, told_language
 from distill_engine.setup.listening import frontend_of
 from distill_engine.setup.other_teachers import OtherTeacher, other_teachers, print_of
 from distill_engine.setup.teacher_folder import check_weights, read_config, teacher_folder
@@ -70,6 +70,12 @@ class Prepared:
     def teacher_shape(self) -> Shape | None:
         """The teacher's sizes."""
         return None if self.teacher_config is None else self.family.shape(self.teacher_config)
+
+    @property
+    def compared_shape(self) -> Shape | None:
+        """Sizes of the teacher whose hidden states and attention are compared."""
+        number = self.recipe.features_of
+        return self.others[number - 1].shape if number else self.teacher_shape
 
 
 def prepare(recipe: Recipe, source: Path | str) -> Prepared:
@@ -117,8 +123,8 @@ def _prepare(recipe: Recipe, source: Path | str) -> Prepared:
     for one in () if folder is None else (folder, *(other.folder for other in others)):
         check_weights(one)
     generation = _generation(recipe, _decoder(recipe, layout, family, shape, len(tokenizer)), layout, own, source)
-    layouts = languages.layouts(family, special, recipe.data.history_end_token, window)
-    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), layouts, frontend)
+    wrappings = languages.wrappings(family, special, recipe.data.history_end_token, window)
+    datasets = load_datasets(recipe.data, encoder_of(recipe, tokenizer, layout), wrappings, frontend)
     if shape is not None:
         misfit = ids_without_row((*datasets.train, *datasets.valid), shape.read_vocab, shape.vocab)
         raise_if_any(source, [] if misfit is None else [id_without_row(*misfit)])
@@ -153,8 +159,8 @@ def datasets_of(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]:
         return dict(zip(ready.valid_labels, ready.valid_datasets, strict=True))
     encoder = encoder_of(ready.recipe, ready.tokenizer, ready.layout)
     ends = ready.recipe.data.history_end_token
-    layouts = ready.languages.layouts(ready.family, ready.special, ends, ready.layout.window)
-    return load_split(ready.recipe.data, encoder, split, layouts, ready.frontend)
+    wrappings = ready.languages.wrappings(ready.family, ready.special, ends, ready.layout.window)
+    return load_split(ready.recipe.data, encoder, split, wrappings, ready.frontend)
 
 
 def encoder_of(recipe: Recipe, tokenizer: Any, layout: SequenceLayout) -> DialogueTokenizer:
@@ -214,6 +220,11 @@ def _languages(
         rule = "Students are trained on replies in one language"
         fix = "Name it as the data's `target_language`, or in the teacher's generation_config.json"
         raise_if_any(source, [Problem("teacher.path", f"is {recipe.teacher.path!r}, {reason}", rule, fix)])
+    reason = languages.refused_rows(family, special)
+    if reason:
+        rule = f"The teacher is {recipe.teacher.path!r}, {reason}"
+        raise_if_any(source, [Problem(f"data.tasks.{index}.language", f"is {column!r}", rule, "Remove it")
+                              for index, column in row_languages(recipe.data).items()])  # fmt: skip
     return languages, special
 
 

@@ -123,10 +123,9 @@ def _measure(
         found.read[name] = _Moments(size if into is Axis.VALUE else 1)
         if out in (Axis.QUERY, Axis.KEY) and own.head_of(watched.stack(name)) < size:
             found.given[name] = _Moments(size)
-    for seen in watched.look(batches):
+    for seen in watched.look(batches, linears=names):
         for one in seen.linears:
-            if one.name in found.read:
-                found.read[one.name].add(one.read)
+            found.read[one.name].add(one.read)
             if one.name in found.given:
                 found.given[one.name].add(one.given)
         for read, _ in seen.last:

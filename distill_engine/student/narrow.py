@@ -78,7 +78,7 @@ class _Narrowing:
         watched, kept = self._watched, self._choice.channels
         fits: dict[str, NormFit] = {}
         logits, before_logits = LogitsFit(), None
-        for seen in watched.look(self._batches):
+        for seen in watched.look(self._batches, norms=watched.norms):
             for norm in seen.norms:
                 read = normalised(watched.norms[norm.name], norm.read[:, kept])
                 fits.setdefault(norm.name, NormFit()).add(read, norm.given[:, kept])
@@ -127,9 +127,9 @@ class _Narrowing:
         fits: dict[str, LinearFit] = {}
         place: dict[str, str] = {}  # linear map -> where its fit is: maps that read one norm have one
         narrowed = {name for name in self._used if self._is_narrowed(name)}
-        for seen in self._watched.look(self._batches):
+        for seen in self._watched.look(self._batches, narrowed, self._watched.norms):
             fed = set()
-            for one in (linear for linear in seen.linears if linear.name in narrowed):
+            for one in seen.linears:
                 place[one.name] = one.name if one.norm is None else one.norm.name
                 if place[one.name] in fed:
                     continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,19 +77,25 @@ class Watched:
         return Stack.ENCODER if name in self._encoders else Stack.DECODER
 
     @torch.no_grad()
-    def look(self, batches: Iterable[Batch]) -> Iterator[Seen]:
-        """What happens on each batch."""
+    def look(
+        self, batches: Iterable[Batch], linears: Collection[str] = (), norms: Collection[str] = ()
+    ) -> Iterator[Seen]:
+        """What happens on each batch in these linear maps and norms; the norm that a map reads is told if it is one of
+        these."""
         device = next(self.model.parameters()).device
         for batch in batches:
             here = batch.to(device)
             masks = {True: here.context_mask, False: here.label_mask}
-            with self._hooked(lambda name, masks=masks: masks[name in self._of_contexts]) as (seen, made):  # type: ignore[misc]
+            of = lambda name, masks=masks: masks[name in self._of_contexts]  # noqa: E731  # type: ignore[misc]
+            with self._hooked(of, linears, norms) as (seen, made):
                 output = self.parts.decode(here, self.parts.encode(here))
                 seen.last.append((output[here.label_mask], made.get(output.data_ptr())))
                 yield seen
 
     @contextmanager
-    def _hooked(self, mask: Callable[[str], Tensor]) -> Iterator[tuple[Seen, dict[int, Norm]]]:
+    def _hooked(
+        self, mask: Callable[[str], Tensor], linears: Collection[str], norms: Collection[str]
+    ) -> Iterator[tuple[Seen, dict[int, Norm]]]:
         """Inputs are known by where they lie: outputs of norms are kept until the end, so no place is used twice."""
         seen, made, kept = Seen(), dict[int, Norm](), list[Tensor]()
 
@@ -109,8 +115,8 @@ class Watched:
 
             return hook
 
-        handles = [module.register_forward_hook(normed(name)) for name, module in self.norms.items()]
-        handles += [module.register_forward_hook(mapped(name)) for name, module in self.linears.items()]
+        handles = [self.norms[name].register_forward_hook(normed(name)) for name in norms]
+        handles += [self.linears[name].register_forward_hook(mapped(name)) for name in linears]
         try:
             yield seen, made
         finally:

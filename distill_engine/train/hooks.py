@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from distill_engine.checkpoint.parts import Stateful
-from distill_engine.losses.objective import Hits
+from distill_engine.losses.objective import Hits, TermValue
 from distill_engine.train.progress import Progress
 from distill_engine.train.stop_request import StopRequest
-from distill_engine.values import Batch, Features, TermValue
+from distill_engine.values import Batch, Features
 
 
 class Hook:

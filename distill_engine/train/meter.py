@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from distill_engine.losses.objective import Hits, Objective
+from distill_engine.losses.objective import Hits, Objective, TermValue
 from distill_engine.train.balance import CurrentFactors, no_factors
 from distill_engine.train.nonfinite import NonFinite
-from distill_engine.values import Batch, TermValue
+from distill_engine.values import Batch
 
 _PREDICTED = ("train/token_accuracy", "train/teacher_agreement")
 _ROLLOUT = ("train/rollout/sampled_share", "train/rollout/sample_tokens")

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "distill_engine"
 ANYTHING = frozenset({"*"})
+MOST_LINES = 300
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ def our_objection(room: str, rule: Law, module: str) -> str:
 def test_the_import_law_holds(path):
     found = breaches(path, path.read_text(encoding="utf-8"))
     assert not found, "\n" + "\n".join(found)
+
+
+def test_no_file_has_more_lines_than_a_concept_needs():
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    assert {file: count for file, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_the_package_itself_is_empty():

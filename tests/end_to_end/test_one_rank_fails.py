@@ -3,7 +3,6 @@
 import re
 import signal
 import socket
-import time
 from pathlib import Path
 
 import psutil
@@ -37,9 +36,8 @@ def start(program, base_recipe, write_recipe, fp32, tmp_path):
     ids=["a full disk", "a defect"],
 )
 def test_the_error_of_one_rank_is_said_first_and_ends_the_job(start, tmp_path, hostile, fault, code, error):
-    began = time.monotonic()
-    ended = start(hostile, cold=code == RETRY, DISTILL_FAULT=fault).ended()  # once by DeepSpeed's own launcher
-    assert time.monotonic() - began < 120, "seconds, not the half hour of a collective"
+    # once by DeepSpeed's own launcher; `ended` waits for minutes, not for the half hour of a collective
+    ended = start(hostile, cold=code == RETRY, DISTILL_FAULT=fault).ended()
     assert ended.code in (code, FAILED), ended.said  # DeepSpeed's launcher may tell of either rank
     head = re.search(r"^\[rank 1 of 2 on (\S+), process \d+\] \d{4}-\S+: failed while it was (.*)$", ended.err, re.M)
     assert head, ended.said

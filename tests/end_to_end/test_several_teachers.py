@@ -8,7 +8,7 @@ def test_two_ranks_learn_from_the_mean_of_two_teachers_on_their_own_samples(
 ):
     made = base_recipe()
     second = make_teacher(tmp_path / "second", "blenderbot", decoder_layers=2, d_model=16)
-    made["teachers"] = [{"path": made.pop("teacher")["path"], "weight": 2.0}, {"path": str(second)}]
+    made["teachers"] = [{"path": made.pop("teacher")["path"], "weight": 2.0}, {"path": str(second), "features": True}]
     made["teacher"] = {"allow_noise": True}  # their weights are random
     made["rollout"] = {"source": "student", "share": 0.5, "new_tokens": 6}
     made["losses"] |= {"temperature": 2.0, "divergence": "reverse_kl"}
@@ -22,6 +22,7 @@ def test_two_ranks_learn_from_the_mean_of_two_teachers_on_their_own_samples(
     trained = [one["values"] for one in records if one["kind"] == "train"]
     assert [values["train/rollout/sampled_share"] for values in trained].count(0.5) >= 1
     assert all(values["train/term/prediction/raw"] > 0 for values in trained)
+    assert all(values["train/term/decoder_hidden/raw"] > 0 for values in trained), "of the second one's width"
     (validated,) = (one["values"] for one in records if one["kind"] == "valid")
     assert validated["valid/teacher_ppl"] > 1 and validated["valid/term/prediction/raw"] > 0
     checkpoint = folder / "checkpoints" / "step-00000004"

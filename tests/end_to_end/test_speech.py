@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
 import tiny_speaker
 import yaml
-from tones import RATE, WORDS, tones
+from tones import RATE, WORDS, listed, tones
 from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTokenizer
 
 from distill_engine.metrics.text import error_rate
@@ -19,7 +20,11 @@ from distill_engine.metrics.text import error_rate
 def recipe(folder, **data):
     teacher = tiny_speaker.save(folder / "teacher")
     files = {split: str(tones(folder, rows, f"{split}.jsonl")) for split, rows in (("train", 12), ("valid", 5))}
-    entry = {"kind": "speech", "target_language": "de", "cache_features": True, **files, **data}
+    for file in map(Path, files.values()):  # each third row is in another language than the rest
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        listed(folder, file.name, [{**row, **({} if n % 3 else {"language": "en"})} for n, row in enumerate(rows)])
+    languages = {"target_language": "de", "language": "language"}
+    entry = {"kind": "speech", "cache_features": True, **languages, **files, **data}
     return {
         "name": "speech",
         "teacher": {"path": str(teacher), "allow_noise": True},  # its weights are random
@@ -64,7 +69,8 @@ def test_a_student_hears_as_plain_transformers_does(program, tmp_path, fp32):
         AutoFeatureExtractor.from_pretrained(tmp_path / "teacher"),
     )
     heard = [soundfile.read(tmp_path / f"valid{number}.wav", dtype="float32")[0] for number in range(5)]
-    ids = student.generate(extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features)
+    languages = ["de" if number % 3 else "en" for number in range(5)]
+    ids = student.generate(extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features, language=languages)
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     (values,) = json.loads(out.read_text()).values()
     golds = [[f"{word} tone"] for word in (*WORDS.values(), *WORDS.values())][:5]

@@ -21,11 +21,11 @@ from transformers import AutoModelForSeq2SeqLM
 
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.kernels.dispatch import REFERENCE, Kernels
-from distill_engine.losses.objective import Objective
+from distill_engine.losses.objective import Objective, TermValue
 from distill_engine.models.adapter import adapt
 from distill_engine.student.layer_map import resolve_layer_map
 from distill_engine.student.projections import Projections, StudentModule
-from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, TermValue, Tokens
+from distill_engine.values import AttentionKind, Batch, FeatureRequest, Features, Stack, Tokens
 
 HERE = Path(__file__).parent
 TERM_NAMES = {

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.parts import JsonPart, RngPart
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.setup.run_folder import RunLock, check_run_folder
 from distill_engine.train.policies import EarlyStopping
 
@@ -98,7 +99,7 @@ def train(scenario: dict, ranks: GlooRanks, folder: Path, report: dict) -> None:
         folder / "checkpoints",
         ranks,
         identity=scenario.get("identity", {"recipe": "a"}),
-        keep_last=scenario.get("keep_last", 2),
+        keep=Retention(scenario.get("keep_last", 2)),
         warn=report["warnings"].append,
         patience=scenario.get("patience", 30.0),
     )

@@ -10,6 +10,7 @@ from engine_worker_bench import ADAM, Bench, digest
 from engine_worker_validation import loader
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.data.order.ahead import AheadLoader
 from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
@@ -109,7 +110,7 @@ def make_trainer(
             quantized_from=quantized_from,
         ),
         checkpoints=Checkpoints(
-            bench.folder / name, bench.ranks, identity={}, keep_last=2, allowed_globals=CHECKPOINT_CLASSES
+            bench.folder / name, bench.ranks, identity={}, keep=Retention(2), allowed_globals=CHECKPOINT_CLASSES
         ),
         ranks=bench.ranks,
         sinks=sinks,

@@ -25,7 +25,7 @@ SILENT = {
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory) -> SimpleNamespace:
-    """One group for each fault: exit code of each rank, seconds until the last one ended, what each said."""
+    """One group for each fault: exit code of each rank that ended by itself, and what each said."""
     folder = tmp_path_factory.mktemp("groups")
     strangers = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "OMPI_", "PMI_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
@@ -39,7 +39,7 @@ def groups(tmp_path_factory) -> SimpleNamespace:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     said = {file.name: file.read_text() for file in folder.iterdir()}
-    return SimpleNamespace(codes=found["codes"], seconds=found["seconds"], said=said)
+    return SimpleNamespace(codes=found["codes"], said=said)
 
 
 def test_good_ranks_start_without_a_word(groups):
@@ -67,7 +67,6 @@ def test_a_silent_rank_is_named_with_its_node_and_the_others_end(groups, fault):
         assert groups.codes.get(f"{fault}-{rank}") == 3, groups.said[f"{fault}-{rank}"]
         said = groups.said[f"{fault}-{rank}"]
         assert SILENT[fault] in said and "sbatch --exclude=" in said, said
-    assert groups.seconds[fault] < CHECK_SECONDS + JOIN_SECONDS + 40
 
 
 def test_while_a_rank_is_waited_for_rank_0_says_which_on_which_node(groups):

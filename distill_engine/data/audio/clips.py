@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -23,6 +24,7 @@ class Place:
     at       as its row has it: a path, or the number of the row that holds it
     samples  of each channel      rate  samples a second      where  its line or row
     digest   of its file; empty where no more than its header was read
+    language of what is said, where the row names one
     """
 
     at: At
@@ -30,6 +32,7 @@ class Place:
     rate: int
     where: str
     digest: str = ""
+    language: str = ""
 
     @property
     def seconds(self) -> float:
@@ -63,19 +66,28 @@ class SpeechDataset(TokenisedDataset):
     """All examples of one dataset and split, whose contexts are windows of sound.
 
     source    names the data for people, with its file
+    prompts   what the decoder reads before a text, by the language that its row names; else it is the layout's
     stored    features by example; None: they are computed whenever an example is asked for
     """
 
     source: str
     sounds: Sounds
     frontend: Frontend
+    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     stored: Stored | None = None
 
     @classmethod
-    def of(cls, texts: TokenisedDataset, source: str, sounds: Sounds, frontend: Frontend) -> SpeechDataset:
+    def of(
+        cls,
+        texts: TokenisedDataset,
+        source: str,
+        sounds: Sounds,
+        frontend: Frontend,
+        prompts: Mapping[str, tuple[int, ...]],
+    ) -> SpeechDataset:
         """Of texts with notes of their sounds."""
         held = {field.name: getattr(texts, field.name) for field in fields(TokenisedDataset)}
-        return cls(**held, source=source, sounds=sounds, frontend=frontend)
+        return cls(**held, source=source, sounds=sounds, frontend=frontend, prompts=prompts)
 
     def place(self, index: int) -> Place:
         """Where an example's sound is."""
@@ -92,7 +104,8 @@ class SpeechDataset(TokenisedDataset):
         place = self.place(index)
         title = f"{place.at if isinstance(place.at, str) else place.where} ({place.seconds:.1f} s)"
         clip = Clip(title, place.seconds, partial(self._features, index))
-        return Example(np.empty(0, np.int32), self._label(index), clip)
+        prompt = self.prompts[place.language] if place.language else self.layout.decoder_prefix
+        return Example(np.empty(0, np.int32), self._label(index), clip, prompt)
 
     def sound(self, index: int) -> Sound:
         """An example's sound. Raises DataError where it is not what it was when the data was read."""

@@ -9,7 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distill_engine.data.audio.sound import At, Sound, SoundError, file_stamp, read_sound
+from distill_engine.cluster.files import replace_bytes
+from distill_engine.data.audio.sound import At, Sound, SoundError, ending, file_stamp, read_sound
 from distill_engine.data.episodes import Split
 from distill_engine.data.errors import DataError
 from distill_engine.data.formats.hf_datasets import held_dataset, opened, split_files
@@ -50,6 +51,10 @@ class Manifest:
         if not isinstance(value, str) or not value.strip():
             raise SoundError(f"no path of a sound file but {value!r:.80}")
         return value
+
+    def place_of(self, at: At) -> Path | bytes:
+        """What is decoded, by where it is."""
+        return self.source(at)
 
     def source(self, value: object) -> Path:
         """What is decoded, by the same value."""
@@ -120,7 +125,11 @@ class Rows:
 
     def read(self, at: At) -> Sound:
         """See Sounds."""
-        return read_sound(self.source(at if isinstance(at, str) else self._value(at)))
+        return read_sound(self.place_of(at))
+
+    def place_of(self, at: At) -> Path | bytes:
+        """See Manifest."""
+        return self.source(at if isinstance(at, str) else self._value(at))
 
     def stamp(self, at: At) -> object:
         """See Sounds: bytes are part of the dataset, which `identity` knows."""
@@ -146,6 +155,19 @@ class Rows:
 
 
 Listed = Manifest | Rows
+
+
+def sound_file(listed: Listed, at: At, folder: Path) -> Path:
+    """The file of a sound; of one that its row holds a copy in `folder`, byte for byte, named after the row: complete
+    or absent, made where it is not there. Raises SoundError, OSError."""
+    place = listed.place_of(at)
+    if isinstance(place, Path):
+        return place.resolve()
+    file = folder / f"{at:08}.{ending(place)}"
+    if not (file.is_file() and file.read_bytes() == place):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_bytes(file, place, sync=True)
+    return file
 
 
 def placed_rows(listed: Listed) -> Iterator[tuple[int, str, object]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from distill_engine.data.episodes import Episode, Split, Turn
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.formats.records import checked_text
 from distill_engine.data.kinds.protocol import Reading
+from distill_engine.recipe.problem import did_you_mean
 
 FIX = "Correct the row, remove it, or let data.max_bad_rows leave some out."
 _AHEAD = 64  # rows whose sounds are looked at meanwhile
@@ -42,7 +43,7 @@ class Options(Protocol):
     @property
     def language(self) -> str | None: ...
     @property
-    def target_language(self) -> str | None: ...
+    def languages(self) -> Sequence[str] | None: ...
     @property
     def max_seconds(self) -> float | None: ...
     @property
@@ -58,13 +59,12 @@ def read_examples(options: Options, listed: Listed, split: Split, reading: Readi
     """The examples of a split, each with a note of its sound's place. Raises DataError with file and line."""
     require_libraries()
     table = listed.table()
-    for key, column in (("audio", options.audio), ("text", options.text), ("language", options.language)):
-        if column is not None:
-            require_column(table, column, key, options.title)
-    look, count, limit = _Look(options, listed, reading.seconds), 0, options.limit(split)
+    for key, column in (("audio", options.audio), ("text", options.text)):
+        require_column(table, column, key, options.title)
+    look, count, limit = _Look(options, listed, reading), 0, options.limit(split)
     for found in _ahead(look, placed_rows(listed)):
         if limit is not None and count >= limit:
-            return
+            break
         if isinstance(found, DataError):
             reading.leave_out(found)
         elif isinstance(found, str):
@@ -72,6 +72,8 @@ def read_examples(options: Options, listed: Listed, split: Split, reading: Readi
         else:
             count += 1
             yield Episode((found,))
+    if options.language is not None and not look.saw_language:  # which a row may leave out, JSON lines' first one too
+        require_column(table, options.language, "language", options.title)
     if not count:
         raise DataError(
             f"{table.title} holds no example for the {split} split of {options.title!r}"
@@ -82,10 +84,12 @@ def read_examples(options: Options, listed: Listed, split: Split, reading: Readi
 class _Look:
     """A row's example, the filter that leaves it out, or what is wrong with it."""
 
-    def __init__(self, options: Options, listed: Listed, window: float | None) -> None:
+    def __init__(self, options: Options, listed: Listed, reading: Reading) -> None:
         self._options = options
         self._listed = listed
-        self._window = window
+        self._window = reading.seconds
+        self._known = reading.languages
+        self.saw_language = False
 
     def __call__(self, placed: tuple[int, str, object]) -> Turn | str | DataError:
         number, where, row = placed
@@ -102,8 +106,13 @@ class _Look:
 
     def _example(self, number: int, where: str, row: Mapping[str, object]) -> Turn | str:
         asked = self._options
-        if asked.language is not None and row.get(asked.language) != asked.target_language:
-            return "language"
+        language = ""
+        if asked.language is not None and asked.language in row:
+            self.saw_language = True
+            language = _language(row[asked.language], where, asked.language)
+        if language and asked.languages is not None and language not in asked.languages:
+            return "languages"
+        _require_known(language, self._known, where)
         for column in (asked.audio, asked.text):
             if row.get(column) is None:
                 raise DataError(f"{where}: no column {column!r}; it has {', '.join(map(str, row))}. {FIX}")
@@ -132,12 +141,27 @@ class _Look:
             samples = len(sound.samples)  # headers of some files promise more
             self._check(sound, str(_named(at)))
         text = f" {text}" if asked.leading_space else text
-        return Turn("", text, note=Place(at, samples, rate, where.rpartition(", ")[2], digest).note)
+        return Turn("", text, note=Place(at, samples, rate, where.rpartition(", ")[2], digest, language).note)
 
     def _check(self, sound: Sound, name: str) -> None:
         reason = unusable_header(len(sound.samples), sound.rate) or unusable(sound)
         if reason:
             raise SoundError(f"{name} {reason}")
+
+
+def _language(value: object, where: str, column: str) -> str:
+    """The code that a row names; empty where it names none."""
+    return "" if value is None else checked_text(value, where, column, FIX).strip()
+
+
+def _require_known(language: str, known: Collection[str] | None, where: str) -> None:
+    if not language or known is None or language in known:
+        return
+    some = ", ".join(sorted(known)[:8])
+    raise DataError(
+        f"{where}: the language is {language!r}, which the tokenizer has no token for; of its {len(known)} languages "
+        f"some are {some}. {did_you_mean(language, known)} {FIX}"
+    )
 
 
 def _named(at: object) -> str:

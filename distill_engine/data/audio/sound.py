@@ -91,6 +91,16 @@ def header(source: Path | bytes) -> tuple[int, int]:
     return int(facts.frames), int(facts.samplerate)
 
 
+def ending(source: Path | bytes) -> str:
+    """What the name of such a file ends with: `flac`, `wav`. Raises SoundError for what is no sound file."""
+    import soundfile
+
+    try:
+        return str(soundfile.info(_opened(source)).format).lower()
+    except (OSError, RuntimeError) as error:
+        raise SoundError(_unreadable(source, error)) from error
+
+
 def read_sound(source: Path | bytes) -> Sound:
     """A whole file, its channels averaged. Raises SoundError where it cannot be read or is empty."""
     import soundfile

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from distill_engine.data.kinds.files import file_problems, neighbour
-from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source, Writer
 from distill_engine.recipe.problem import Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class Dialogue(Kind):
             return None
         return Guess({"name": named[0], **data}, f"{data['train']} is read as {named[0]}, because {named[1]}")
 
-    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
+    def writer(self, source: Source, folder: Path) -> Writer:
         """See Kind: a conversation that ends with the answer."""
         from distill_engine.data.formats.conversations import as_line
 
-        return as_line(entries, answer)
+        return Writer(lambda entries, answer, _: as_line(entries, answer))
 
     def entry(self, source: Source) -> Mapping[str, object]:
         """See Kind."""

@@ -6,7 +6,7 @@ dataset of the Hub by name; two of their columns are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from distill_engine.data.kinds.files import HubSource, file_problems, origin_problems
-from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source, Writer
 from distill_engine.recipe.problem import Problem, did_you_mean
 from distill_engine.recipe.section import PositiveInt
 
@@ -78,9 +78,10 @@ class Pairs(Kind):
         judged = ("chrf",) if source.startswith("translation.") else ()
         return Guess({"kind": self.name, **files, "source": source, "target": target}, why, judged)
 
-    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
+    def writer(self, source: Source, folder: Path) -> Writer:
         """See Kind: the prefix is not part of a source."""
-        return {"source": entries[-1].removeprefix(_own(source).prefix), "target": answer}
+        prefix = _own(source).prefix
+        return Writer(lambda entries, answer, _: {"source": entries[-1].removeprefix(prefix), "target": answer})
 
     def entry(self, source: Source) -> Mapping[str, object]:
         """See Kind."""

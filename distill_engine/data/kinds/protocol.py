@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -52,6 +52,7 @@ class Reading:
 
     root          folder of downloaded datasets (data.root), or None
     seconds       length of the window that a model hears; longer sounds are wrong. None: nothing is heard
+    languages     codes that rows may name; None: those that the model knows are not known here
     max_bad_rows  rows that may be left out because they are wrong, all files of a split together
     bad           one message for each row that was
     dropped       reason -> rows that the source's own filters left out
@@ -60,6 +61,7 @@ class Reading:
     root: str | None = None
     max_bad_rows: int = 0
     seconds: float | None = None
+    languages: Collection[str] | None = None
     bad: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -87,6 +89,19 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Writer:
+    """Writes examples of a source with other answers.
+
+    row    (entries, answer, note) -> the object. entries: the history with what is answered as its last one, of data
+           without a history that alone; note: of the turn that is answered. May raise OSError, DataError
+    files  names of all files that the objects so far need in the folder of `Kind.writer`
+    """
+
+    row: Callable[[Sequence[str], str, str], Mapping[str, object]]
+    files: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
 class Guess:
     """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that; what such data
     is judged by, where that is not the kind's first metric."""
@@ -101,7 +116,7 @@ class Kind(Protocol):
 
     Recipes are checked with `Options` and `problems`; set-up asks `has` and `facts` at every start, and `read` when a
     split's tokens are not in the cache; `distill data show` prints `words`; `distill new` asks `guess` and the
-    metrics, `distill pseudo-label` `written` and `entry`. It is this small because tokenising, limits, caching, mixing,
+    metrics, `distill pseudo-label` `writer` and `entry`. It is this small because tokenising, limits, caching, mixing,
     batching and validating are the same for all kinds. Made once, shared, without state.
 
     name     in recipes; the name it is registered by
@@ -142,6 +157,10 @@ class Kind(Protocol):
         """The options `source_language` and `target_language` of a kind that has them: codes of the tokenizer."""
         return None, None
 
+    def language_column(self, source: Source) -> str | None:
+        """The option `language` of a kind whose rows may each name a target language: their column."""
+        return None
+
     def files(self, source: Source, split: Split, root: str | None) -> list[Path]:
         """The files that a split is read from: with `facts` all that decides what `read` gives. None: it makes its
         examples up, which are not cached. Raises DataError where they are not there."""
@@ -165,17 +184,16 @@ class Kind(Protocol):
         files that are not there."""
         return None
 
-    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
-        """An example with another answer, as an object of JSON lines which `entry` reads.
+    def writer(self, source: Source, folder: Path) -> Writer:
+        """Writes the source's examples with other answers, as objects of JSON lines which `entry` reads.
 
-        entries  the history with what is answered as its last one; of data without a history that alone
-        note     of the turn that is answered; empty where it is only asked whether the source can be written
+        folder  beside those lines: for files that examples need and that are nowhere yet; made with the first of them
         Raises ValueError where a kind cannot write its examples.
         """
         raise ValueError(f"{source.title} is of kind {self.name}, which does not say how examples are written")
 
     def entry(self, source: Source) -> Mapping[str, object]:
-        """Keys of the entry of data.tasks, beside its file, label and weight, that reads what `written` gives of a
+        """Keys of the entry of data.tasks, beside its file, label and weight, that reads what `writer` gives of a
         source."""
         return {"kind": self.name}
 

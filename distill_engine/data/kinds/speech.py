@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from distill_engine.data.kinds.files import HubSource, file_problems, origin_problems
-from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source, Writer
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.section import Positive
 
@@ -39,11 +39,11 @@ class SpeechSource(HubSource):
     text: str = Field("text", description="Column of what is said.")
     target_language: str | None = Field(
         None,
-        description="Language of the texts, by the tokenizer's code (`en`); null: the one of the teacher's settings.",
+        description="Language of texts whose rows name none, by the tokenizer's code (`en`); null: the run's, which is "
+        "the first that a dataset names, else the one of the teacher's settings.",
     )
-    language: str | None = Field(
-        None, description="Column of each row's language: rows in another one than target_language are left out."
-    )
+    language: str | None = Field(None, description="Column of each row's own language, by the tokenizer's code.")
+    languages: list[str] | None = Field(None, description="Leave out rows that name another language than these.")
     max_seconds: Positive | None = Field(
         None, description="Leave out longer sounds; null: one that is longer than the teacher's window is an error."
     )
@@ -68,7 +68,7 @@ class Speech(Kind):
     inputs = "audio"
     metrics = ("wer", "cer")
     words = ("sound", "text")
-    version = 2
+    version = 3
     Options = SpeechSource
 
     def problems(self, source: Source, root: str | None) -> Iterator[Problem]:
@@ -81,9 +81,9 @@ class Speech(Kind):
         yield from origin_problems(own, "Speech comes", "Speech is read")
         if own.audio == own.text:
             yield Problem("text", f"is {own.text!r}, and so is audio", "A row has a sound and a text")
-        if own.language is not None and own.target_language is None:
-            what = f"is {own.language!r}, but target_language is null"
-            yield Problem("language", what, "Rows in other languages than that are left out", "Name target_language")
+        if own.languages is not None and own.language is None:
+            what = f"is {own.languages}, but language is null"
+            yield Problem("languages", what, "It is compared with the column of languages", "Name the column")
         if own.min_seconds is not None and own.max_seconds is not None and own.min_seconds >= own.max_seconds:
             yield Problem(
                 "min_seconds", f"is {own.min_seconds:g}, max_seconds {own.max_seconds:g}", "Sounds lie between"
@@ -107,24 +107,29 @@ class Speech(Kind):
         why = f"{place} is read as speech: {audio!r} leads to sound files, {text!r} holds what is said"
         return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why)
 
-    def written(self, source: Source, entries: Sequence[str], answer: str, note: str = "") -> Mapping[str, object]:
-        """See Kind: the path of the sound file, and the answer."""
+    def writer(self, source: Source, folder: Path) -> Writer:
+        """See Kind: the path of the sound file, and the answer. A sound that its row holds is written to a file, byte
+        for byte."""
         from distill_engine.data.audio.clips import Place
-        from distill_engine.data.audio.lists import Manifest
+        from distill_engine.data.audio.lists import sound_file
 
-        listed = _listed(_own(source), "train")
-        if not isinstance(listed, Manifest):
-            raise ValueError(
-                f"{source.title} holds its sounds in rows of a dataset, and answers are written beside paths of sound "
-                "files. Write its sounds to files, and a list of them (.jsonl) that the recipe names."
-            )
-        path = listed.source(Place.of(note).at).resolve() if note else ""
-        return {"audio": str(path), "text": answer}
+        listed, files = _listed(_own(source), "train"), set[str]()
+
+        def row(_entries: Sequence[str], answer: str, note: str) -> Mapping[str, object]:
+            place = Place.of(note)
+            file = sound_file(listed, place.at, folder)
+            if file.parent == folder:
+                files.add(file.name)
+            path = f"{folder.name}/{file.name}" if file.parent == folder else str(file)
+            return {"audio": path, "text": answer, **({"language": place.language} if place.language else {})}
+
+        return Writer(row, files)
 
     def entry(self, source: Source) -> Mapping[str, object]:
         """See Kind."""
         kept = {"target_language", "leading_space", "read_all", "cache_features"}
-        return {"kind": self.name, **_own(source).model_dump(include=kept, exclude_defaults=True)}
+        rows = {} if _own(source).language is None else {"language": "language"}
+        return {"kind": self.name, **_own(source).model_dump(include=kept, exclude_defaults=True), **rows}
 
     def has(self, source: Source, split: Split) -> bool:
         """See Kind: of a dataset by name, the splits that it has."""
@@ -134,11 +139,14 @@ class Speech(Kind):
         """See Kind: sound needs no word of its language."""
         return None, _own(source).target_language
 
+    def language_column(self, source: Source) -> str | None:
+        """See Kind."""
+        return _own(source).language
+
     def facts(self, source: Source, split: Split) -> Mapping[str, object]:
-        """See Kind: where features are kept decides nothing, the language only which rows are; one list in two folders
+        """See Kind: where features are kept decides nothing, nor what stands before texts; one list in two folders
         leads to other sounds."""
-        own = _own(source)
-        beside = {"cache_features"} | ({"target_language"} if own.language is None else set())
+        own, beside = _own(source), ("cache_features", "target_language")
         facts = {key: value for key, value in super().facts(source, split).items() if key not in beside}
         file = None if own.file(split) is None else Path(str(own.file(split))).expanduser().resolve()
         return facts | {"folder": None if file is None else str(file if file.is_dir() else file.parent)}

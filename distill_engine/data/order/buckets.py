@@ -57,7 +57,7 @@ class PlainPlan:
 
     @property
     def fingerprint(self) -> str:
-        """That of the mixture: the rows do not change the order."""
+        """That of the mixture: neither rows nor sorting change which examples a step has."""
         return self._mixture.fingerprint
 
     def take(self, position: int, count: int) -> list[Picks]:
@@ -66,7 +66,7 @@ class PlainPlan:
         return [Picks(*self._mixture.window(start, start + self._rows)) for start in starts]
 
 
-class SortedStepPlan:
+class SortedStepPlan(PlainPlan):
     """What `PlainPlan` gives a step, cut into micro-batches by length: the same examples, less padding.
 
     The ranks' micro-batches of one moment are about equally long, so that none waits for another; which lengths come
@@ -75,15 +75,9 @@ class SortedStepPlan:
 
     def __init__(self, mixture: Mixture, rows: int, lengths: Lengths, ranks: int) -> None:
         """`take` is to be asked for whole steps: a multiple of `ranks` micro-batches of `rows` examples."""
-        self._mixture = mixture
-        self._rows = rows
+        super().__init__(mixture, rows)
         self._lengths = lengths
         self._ranks = ranks
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the mixture: no step has other examples."""
-        return self._mixture.fingerprint
 
     def take(self, position: int, count: int) -> list[Picks]:
         """The next `count` micro-batches; any position will do."""

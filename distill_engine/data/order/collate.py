@@ -42,7 +42,9 @@ def collate(
     decoder_inputs = np.full(labels.shape, layout.pad_id, np.int64)
     for row, example in enumerate(examples):
         labels[row, layout.label_pad_prefix :][: len(example.label_ids)] = example.label_ids
-        decoder_input = np.concatenate([layout.decoder_prefix, example.label_ids[:-1]])
+        prompt = example.prompt or layout.decoder_prefix
+        assert len(prompt) == len(layout.decoder_prefix), (prompt, layout)
+        decoder_input = np.concatenate([prompt, example.label_ids[:-1]])
         decoder_inputs[row, : len(decoder_input)] = decoder_input
     datasets, numbers = picks or (np.zeros(rows, np.int64), np.arange(rows))
     if layout.window is None:

@@ -35,11 +35,13 @@ class Example:
 
     context_ids  [S] int32; none where a clip is read
     label_ids    [T] int32, ends with the end token unless it was cut
+    prompt       what the decoder reads before this label, as many ids as the layout's own; empty: the layout's own
     """
 
     context_ids: NDArray[np.int32]
     label_ids: NDArray[np.int32]
     clip: Clip | None = None
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Word and character error rates are of texts without case, punctuation and brackets, by Whisper's language-neutral
 normaliser. The English one is by Whisper's normaliser for English, which also writes out contractions and titles, makes
-numbers digits and leaves fillers out; its table of British spellings lies in tokenizers' folders and is not used. The
-token error rate takes texts as they are: words and punctuation marks, case included.
+numbers digits, leaves fillers out and spells as Americans do, by the table of whisper-normalizer. The token error rate
+takes texts as they are: words and punctuation marks, case included.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 class ErrorRate(TextMetric):
     """All errors / all words (characters, tokens) of the references, of several the nearest; may exceed 1."""
 
-    unit, better, pooled, library = "share", "min", True, "jiwer"
+    unit, better, pooled = "share", "min", True
 
-    def __init__(self, name: str, meaning: str, parts: Callable[[str], list[str]]) -> None:
-        self.name, self.meaning = name, meaning
+    def __init__(self, name: str, meaning: str, parts: Callable[[str], list[str]], *libraries: str) -> None:
+        self.name, self.meaning, self.libraries = name, meaning, ("jiwer", *libraries)
         self._parts = parts
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -66,8 +66,10 @@ def _words(text: str) -> list[str]:
 @cache
 def _english_normaliser() -> Any:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+    from whisper_normalizer.english import EnglishSpellingNormalizer
 
-    return EnglishTextNormalizer({})
+    # the table alone: the text normaliser beside it has a rule that Whisper's has not
+    return EnglishTextNormalizer(EnglishSpellingNormalizer().mapping)
 
 
 def _english_words(text: str) -> list[str]:
@@ -79,6 +81,8 @@ def _characters(text: str) -> list[str]:
 
 
 WORDS = ErrorRate("wer", "word error rate after Whisper's basic normaliser", _words)
-ENGLISH = ErrorRate("wer_english", "word error rate after Whisper's normaliser for English", _english_words)
+ENGLISH = ErrorRate(
+    "wer_english", "word error rate after Whisper's normaliser for English", _english_words, "whisper_normalizer"
+)
 CHARACTERS = ErrorRate("cer", "character error rate after Whisper's basic normaliser", _characters)
 TOKENS = ErrorRate("token_error_rate", "error rate of words and punctuation marks, case kept", _TOKEN.findall)

@@ -13,7 +13,7 @@ from distill_engine.metrics.text.words import mean
 class Rouge(TextMetric):
     """Mean F-measure over texts, with the best of several references."""
 
-    unit, better, library = "share", "max", "rouge_score"
+    unit, better, libraries = "share", "max", ("rouge_score",)
 
     def __init__(self, name: str, kind: str, meaning: str) -> None:
         self.name, self.meaning = name, meaning

@@ -14,7 +14,7 @@ _TOKENS = "flores200"
 class SpBleu(TextMetric):
     """sacrebleu's BLEU-4 with the FLORES-200 tokens. Their model is downloaded once, by sacrebleu, not by a run."""
 
-    name, unit, better, pooled, library = "spbleu", "", "max", True, "sentencepiece"
+    name, unit, better, pooled, libraries = "spbleu", "", "max", True, ("sentencepiece",)
     meaning = "corpus BLEU-4 of sacrebleu over FLORES-200's SentencePiece tokens, 0 to 100"
 
     def missing(self) -> str:

@@ -1,7 +1,6 @@
 """Run folders that cannot be used; and bad input as users meet it, with the program in processes of its own."""
 
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -57,9 +56,7 @@ def test_the_run_folder_is_read_only(case, call, small_disk, complaints):
 def test_a_bad_recipe_dies_before_anything_heavy_is_loaded(case, program, write_recipe, complaints):
     case.set("student.encoder_layer", 1)
     recipe = write_recipe(case.recipe)
-    started = time.monotonic()
     ended = program.run("--recipe", recipe, "--run-dir", case.run_dir, env={"PYTHONPROFILEIMPORTTIME": "1"}, cold=True)
-    assert time.monotonic() - started < 30, "it takes less than a second on a free machine"
     imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines() if line.startswith("import time:")}
     assert "pydantic" in imported and not imported & {"torch", "deepspeed", "transformers"}
     said = "\n".join(line for line in ended.err.splitlines() if not line.startswith("import time:"))

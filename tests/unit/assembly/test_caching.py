@@ -100,7 +100,7 @@ def teacher(place):
 
 @pytest.fixture(scope="module")
 def goal(ready):
-    return Objective(ready.recipe.losses.weights, supervision_of(ready.recipe, ready.teacher_shape))
+    return Objective(ready.recipe.losses.weights, supervision_of(ready))
 
 
 def maker(ready, teacher, goal, folder, k=None, dtype="fp32", shard_bytes=20_000, share=ALONE):

@@ -6,6 +6,7 @@ import pytest
 
 from distill_engine.assembly.resizing import ResizeError, batch_split
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.recipe.schema import Recipe
 
 
@@ -40,7 +41,7 @@ def written(tmp_path):
     """Writes a checkpoint: `written(step, ranks, identity)`."""
 
     def write(step: int, ranks: int, identity: dict) -> None:
-        checkpoints = Checkpoints(tmp_path, Ranks(1), identity=identity, keep_last=9)
+        checkpoints = Checkpoints(tmp_path, Ranks(1), identity=identity, keep=Retention(9))
         checkpoints._ranks.world_size = ranks
         assert checkpoints.save(step, {"part": Nothing()})
 

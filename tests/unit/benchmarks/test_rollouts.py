@@ -15,10 +15,10 @@ def test_rows_are_sound_recipes_that_differ_in_text_alone(tmp_path):
     (labels / "entries.yaml").write_text(yaml.safe_dump([entry]))
     recipes = bench.recipes_of(DEMO_RECIPE, ["stop.max_steps=10", "schedule.warmup_steps=2"], tmp_path, make=False)
     assert set(recipes) == {data for data, _ in bench.TEXTS.values()}
-    plain = read_recipe(recipes["gold"], bench.overrides_of((), "forward_kl", 1))
-    assert plain.stop.max_steps == 10 and plain.validation.generate_examples == bench.REPLIES
+    plain = read_recipe(recipes["gold"], bench.overrides_of((), "forward_kl", 1, 64))
+    assert plain.stop.max_steps == 10 and plain.validation.generate_examples == 64
     for text, (data, own) in bench.TEXTS.items():
-        made = read_recipe(recipes[data], bench.overrides_of(own, "reverse_kl", 2))
+        made = read_recipe(recipes[data], bench.overrides_of(own, "reverse_kl", 2, 0))
         assert check_recipe(made) == [], text
         assert (made.rollout.source == "student") == ("student" in text)
         assert (made.rollout.share == 1.0) == (text == "student")

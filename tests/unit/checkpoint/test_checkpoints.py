@@ -12,6 +12,7 @@ import torch
 from distill_engine.checkpoint.checkpoints import CheckpointError, Checkpoints
 from distill_engine.checkpoint.manifest import RefusedCheckpoint
 from distill_engine.checkpoint.parts import JsonPart
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.train.policies import KeepBest
 
 
@@ -49,7 +50,7 @@ class Run:
     def __init__(self, folder: Path, world_size: int = 1, **options) -> None:
         self.warnings: list[str] = []
         self.part = Text()
-        options = {"identity": {"recipe": "a"}, "keep_last": 2, "patience": 0.0, **options}
+        options = {"identity": {"recipe": "a"}, "keep": Retention(2), "patience": 0.0, **options}
         self.checkpoints = Checkpoints(
             folder / "checkpoints", OneRank(world_size), warn=self.warnings.append, **options
         )
@@ -87,7 +88,7 @@ def test_round_trip_and_facts(tmp_path):
 
 
 def test_retention_keeps_the_newest_by_step_whatever_the_clock_says(tmp_path):
-    run = Run(tmp_path, keep_last=2)
+    run = Run(tmp_path)
     for step in (8, 9, 10, 100):
         run.save(step, str(step))
         os.utime(tmp_path / "checkpoints" / f"step-{step:08d}", (2e9 - step, 2e9 - step))
@@ -96,7 +97,7 @@ def test_retention_keeps_the_newest_by_step_whatever_the_clock_says(tmp_path):
 
 
 def test_saving_the_same_step_again_replaces_it_without_a_moment_of_none(tmp_path):
-    run = Run(tmp_path, keep_last=1)
+    run = Run(tmp_path, keep=Retention(1))
     for text in ("first", "second", "third"):
         assert run.save(5, text)
     assert names(tmp_path) == ["latest", "step-00000005.2"]
@@ -259,7 +260,7 @@ def small_disk(tmp_path):
 
 def test_a_save_that_will_not_fit_is_given_up_before_it_begins(small_disk):
     """Too few bytes (a tenth to spare is asked for) or too few files for one more like the last."""
-    run = Run(small_disk, keep_last=1)
+    run = Run(small_disk, keep=Retention(1))
     text = "x" * 300_000
     assert run.save(1, text)
     space = os.statvfs(small_disk)
@@ -329,11 +330,6 @@ def test_known_classes_are_loaded(tmp_path):
     part = Pickled()
     assert Run(tmp_path, allowed_globals=[KeepBest]).checkpoints.resume({"model": part}) == 5
     assert isinstance(part.value, KeepBest)
-
-
-def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="keep_last is 0"):
-        Run(tmp_path, keep_last=0)
 
 
 def others_writable(folder: Path) -> None:

@@ -26,6 +26,9 @@ def saved(step: int, value: float | None = None, again: int = 0) -> Saved:
         (Retention(1, best=1), [saved(1, 1.0), saved(2, 1.0), saved(3)], "1 3"),
         (Retention(1, best=1, direction="max"), [saved(1, 0.5), saved(2, 0.7), saved(3, 0.6)], "2 3"),
         (Retention(1, best=1), [saved(1, 1.0), saved(1, None, again=1), saved(2, 5.0), saved(3)], "2 3"),
+        (Retention(1, best=2, anew=2), [saved(1, 1.0), saved(2, 2.0), saved(4)], "1 2 4"),
+        (Retention(1, best=2, anew=2), [saved(1, 1.0), saved(2, 2.0), saved(3, 9.0), saved(4)], "3 4"),
+        (Retention(1, best=1, anew=2), [saved(2, 1.0), saved(3, 9.0), saved(4, 8.0), saved(5)], "4 5"),
         (Retention(1, best=9), [saved(1), saved(2), saved(3)], "3"),
         (Retention(1, every=10), [saved(s) for s in (3, 9, 12, 14, 20, 27, 41, 45, 46)], "12 20 41 46"),
         (Retention(1, every=10), [saved(10), saved(10, again=1), saved(11)], "10.1 11"),
@@ -50,10 +53,10 @@ histories = st.lists(
 )
 
 
-@given(histories, st.integers(1, 4), st.integers(0, 3), st.none() | st.integers(1, 12))
-def test_pruning_after_each_save_loses_nothing_that_counts_in_the_end(history, last, best, every):
+@given(histories, st.integers(1, 4), st.integers(0, 3), st.none() | st.integers(1, 12), st.none() | st.integers(0, 60))
+def test_pruning_after_each_save_loses_nothing_that_counts_in_the_end(history, last, best, every, anew):
     """What would be kept of the whole history is still there when everything else went as soon as it could."""
-    rule = Retention(last, best, every)
+    rule = Retention(last, best, every, anew=anew)
     step, everything, present = 0, [], []
     for distance, value in history:
         step += distance
@@ -97,7 +100,7 @@ KILLS = ["before_part", "after_parts", "in_manifest", "before_rename", "after_re
 class Run:
     """A run that is started again and again in one folder, with a diary of what was completed in it."""
 
-    KEEP = {"keep_last": 2, "keep_best": 2, "keep_every": 10}  # noqa: RUF012
+    KEEP = Retention(2, 2, 10)
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.part = folder, Text()
@@ -108,7 +111,7 @@ class Run:
     def start(self) -> None:
         """As a program starts: takes up the newest, which must be the last one that was completed."""
         self.checkpoints = Checkpoints(
-            self.folder, OneRank(), identity={}, max_failed_saves=99, warn=lambda _text: None, **self.KEEP
+            self.folder, OneRank(), identity={}, max_failed_saves=99, warn=lambda _text: None, keep=self.KEEP
         )
         found = self.checkpoints.resume({"part": self.part})
         assert found == (self.completed[-1].step if self.completed else None)
@@ -145,8 +148,7 @@ class Run:
         return {path.name for path in self.folder.iterdir() if path.name.startswith("step-")}
 
     def wanted(self) -> set[str]:
-        rule = Retention(self.KEEP["keep_last"], self.KEEP["keep_best"], self.KEEP["keep_every"])
-        return {f"step-{int(name):08d}" for name in rule.kept(self.completed)}
+        return {f"step-{int(name):08d}" for name in self.KEEP.kept(self.completed)}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -172,7 +174,7 @@ def test_whatever_happens_what_must_be_kept_is_there_and_loads(tmp_path, seed):
     for name in run.wanted():  # each of them alone would do
         others = [path for path in run.folder.iterdir() if path.name != name]
         hidden = [path.rename(tmp_path / path.name) for path in others]
-        alone = Checkpoints(run.folder, OneRank(), identity={}, keep_last=1, warn=lambda _text: None)
+        alone = Checkpoints(run.folder, OneRank(), identity={}, keep=Retention(1), warn=lambda _text: None)
         assert alone.resume({"part": run.part}) == int(name.removeprefix("step-"))
         for path in hidden:
             path.rename(run.folder / path.name)
@@ -180,14 +182,14 @@ def test_whatever_happens_what_must_be_kept_is_there_and_loads(tmp_path, seed):
 
 def test_values_outlive_a_restart(tmp_path):
     for step, value in ((1, 5.0), (2, 1.0), (3, 4.0), (4, None), (5, 9.0)):
-        start = Checkpoints(tmp_path, OneRank(), identity={}, keep_last=1, keep_best=2)
+        start = Checkpoints(tmp_path, OneRank(), identity={}, keep=Retention(1, best=2))
         assert start.save(step, {"part": Text()}, value)
     assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["2", "3", "5"]
 
 
 def test_a_best_checkpoint_that_was_damaged_goes_and_counts_for_none(tmp_path):
-    options = {"identity": {}, "keep_last": 1, "keep_best": 1, "warn": lambda _text: None}
-    run = Checkpoints(tmp_path, OneRank(), **{**options, "keep_last": 2})
+    options = {"identity": {}, "keep": Retention(1, best=1), "warn": lambda _text: None}
+    run = Checkpoints(tmp_path, OneRank(), **{**options, "keep": Retention(2, best=1)})
     for step, value in ((1, 2.0), (2, 1.0)):
         run.save(step, {"part": Text()}, value)
     (tmp_path / "step-00000002" / "part" / "a.txt").write_text("damaged")

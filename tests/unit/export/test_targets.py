@@ -19,7 +19,7 @@ from distill_engine.cluster.exit_codes import BAD_INPUT
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.evaluate.agreement import Prompts, agreement
 from distill_engine.evaluate.measure import load_model
-from distill_engine.export.convert import export_student, open_export
+from distill_engine.export.convert import export_student
 from distill_engine.export.protocol import RECORD, TargetError
 from distill_engine.registry import RegistryError, load
 
@@ -100,7 +100,8 @@ def test_every_reply_is_the_students_or_the_family_is_refused(students, tmp_path
     assert export_student(students(family), tmp_path / "out", name, None, compared) is None
     told = json.loads((tmp_path / "out" / RECORD).read_text())
     assert (told["format"], told["quantize"], told["agreement"]) == (name, None, 1.0)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and open_export(tmp_path / "out") is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load("exports", name).open(tmp_path / "out") is not None
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -164,6 +165,6 @@ def test_arithmetic_that_the_machine_lacks_is_named(students, tmp_path, monkeypa
 
 def test_a_copy_for_transformers_and_the_table_of_the_docs(students, tmp_path, root):
     assert export_student(students("bart-large-cnn"), tmp_path / "hf", "hf", None, lambda *_: {}) is None
-    assert open_export(tmp_path / "hf") is None and (tmp_path / "hf" / "model.safetensors").is_file()
+    assert not (tmp_path / "hf" / RECORD).exists() and (tmp_path / "hf" / "model.safetensors").is_file()
     printed = CliRunner().invoke(app, ["list", "exports", "--markdown"]).stdout
     assert printed in (root / "docs" / "exports.md").read_text(encoding="utf-8")

@@ -3,18 +3,21 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from distill_engine.families.shape import Sizes
 from distill_engine.losses.divergences.reverse_kl import REVERSE_KL, ReverseKL
 from distill_engine.losses.kernels.prediction import divergence_sum, task_sum
 from distill_engine.losses.kernels.projection_ways import faster_way
+from distill_engine.recipe.schema import TeacherShare
 from launcher.hardware import GPUS
 from launcher.job import Job
 from launcher.job_files import read_job
-from launcher.loss_memory import LIBRARY_DEPTH, compared_tokens, losses
+from launcher.loss_memory import LIBRARY_DEPTH, captured, compared_tokens, different_layers, losses
 
 ONLY = ("encoder", "embedding", "hidden", "self_attention", "cross_attention")
 
@@ -55,6 +58,21 @@ def test_projections_in_the_librarys_products_hold_what_waits(root):
     assert losses(projected) >= held > losses(plain) > 0
     plain, projected = (planned("zero2_fp32.json", how) for how in ("auto", "always"))
     assert losses(projected) - losses(plain) < held / 2
+
+
+def test_features_of_another_teacher_have_its_sizes(root):
+    """Of two teachers, one of half the width: what is held of the one that is compared, and maps to its width."""
+    one = job(root)
+    assert one.teacher is not None
+    small = one.teacher.resized(Sizes(width=one.teacher.width // 2))
+
+    def of(features: int) -> Job:
+        teachers = [TeacherShare(path=name, features=number == features) for number, name in enumerate("ab")]
+        return replace(one, others=(small,), recipe=one.recipe.model_copy(update={"teachers": teachers}))
+
+    first, second = of(0), of(1)
+    assert captured(second) < captured(first) and different_layers(first) == different_layers(second)
+    assert one.weights - one.student.parameters == 2 * (second.weights - one.student.parameters) > 0, "projections"
 
 
 @pytest.mark.parametrize("tokens", [1, 2048, 65536])

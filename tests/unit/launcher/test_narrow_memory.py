@@ -1,5 +1,7 @@
 """What rank 0 holds while it narrows a student out of its teacher, beside the tensors of a real one."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_families as tiny
 import torch
@@ -13,8 +15,10 @@ from distill_engine.student.watched import Watched
 from distill_engine.values import Stack
 from launcher.hardware import GPUS
 from launcher.job_files import read_job
-from launcher.memory_model import host_memory
+from launcher.memory_model import host_memory, memory, memory_before
 from launcher.narrow_memory import AT_ONCE, looked_at, sums
+from launcher.plan import fits
+from launcher.remedies import remedies
 
 MAPS = {Stack.ENCODER: (0, 2), Stack.DECODER: (1,)}
 HALF = Sizes(2, 1, tiny.WIDTH // 2, tiny.FFN // 2, 1)
@@ -44,14 +48,14 @@ def test_sums_and_what_is_looked_at_are_as_large_as_real_ones(name):
         made.done()
     held = sum(size(fit._start, fit._zz, fit._xz, fit.solved()[0]) for fit in made.fits)
     assert sums(shape_of(teacher.config), own) == pytest.approx(held, rel=0.1)  # biases add a row to sums
-    (seen,) = watched.look([batch])
+    (seen,) = watched.look([batch], made._used, watched.norms)
     read = size(*(tensor for one in (*seen.norms, *seen.linears) for tensor in (one.read, one.given)))
     positions = int(batch.context_mask.sum()), int(batch.label_mask.sum())
-    assert looked_at(shape_of(teacher.config), *positions) == read
+    assert looked_at(shape_of(teacher.config), own, *positions) == read
 
 
 @pytest.mark.parametrize("placement", ["zero3", "replica"])
-def test_a_plan_says_it_of_the_host_where_the_teacher_is_whole_there(root, placement):
+def test_a_plan_says_it_of_where_the_teacher_is_whole(root, placement):
     files = root / "ds_configs" / "zero2.json", root / "ds_configs" / "teacher_zero3.json"
     given = ["student.init=teacher_width", "student.width=1280", "student.heads=16", "student.ffn_width=5120"]
     given.append(f"teacher.placement={placement}")
@@ -60,5 +64,11 @@ def test_a_plan_says_it_of_the_host_where_the_teacher_is_whole_there(root, place
     assert AT_ONCE == real._AT_ONCE
     if placement == "replica":
         assert found == {}
+        looking = memory_before(job)["narrowing"]
+        assert sum(memory(job).values()) < 30e9 < looking
+        assert not fits(job, replace(GPUS["h100"], memory=32e9))
+        assert remedies(job, replace(GPUS["h100"], memory=40e9))[0].startswith("teacher.placement: ")
     else:
-        assert found["narrowing (rank 0's node, before the first step)"] > 4 * job.teacher.parameters
+        assert memory_before(job) == {}
+        looking = found["narrowing (rank 0's node, before the first step)"]
+    assert looking > 4 * job.teacher.parameters

@@ -145,6 +145,9 @@ def value_of(name, texts, golds):
         ("wer", "The cat, sat!", ["the cat sat on"], 1 / 4),  # one word is missing; marks and case are nothing
         ("wer_english", "uh it's twenty two, Mister Smith", ["It is 22 Mr. Smith"], 0.0),
         ("wer_english", "it is a cat", ["it's a hat"], 1 / 4),
+        ("wer_english", "the color of the airplane", ["The colour of the aeroplane, organised"], 1 / 6),
+        ("wer", "the color of it", ["the colour of it"], 1 / 4),
+        ("wer_english", "the cause of it", ["because of it"], 2 / 3),
         ("cer", "cet", ["cat"], 1 / 3),
         ("token_error_rate", "The cat, sat", ["the cat sat"], 2 / 3),  # case, and a mark too many
         ("wer", "a b c d", ["a"], 3.0),  # more errors than words
@@ -168,6 +171,7 @@ def test_without_its_library_a_metric_is_left_out_and_says_so(monkeypatch):
     assert {"rouge_l", "wer", "chrf"} <= everything
     monkeypatch.setattr("distill_engine.metrics.protocol.find_spec", lambda name: None)
     assert "pip install 'distill-engine[metrics]'" in load("metrics", "wer").missing()
+    assert "the package jiwer and whisper_normalizer." in load("metrics", "wer_english").missing()
     assert set(reply_metrics([Answered("a b", 2, ["a b"])])) == everything - {
         "rouge_1", "rouge_2", "rouge_l", "wer", "wer_english", "cer", "token_error_rate", "spbleu"
     }  # fmt: skip

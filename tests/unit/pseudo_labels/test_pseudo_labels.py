@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from distill_engine.cli import app
 from distill_engine.data.tokens.tokenize import load_tokenizer
+from distill_engine.families.lookup import family_named
 from distill_engine.pseudo_labels.filters import FilterError, Filters, parse_limits
 from distill_engine.pseudo_labels.generate import PseudoLabelError, check_language
 from distill_engine.recipe.rules import read_recipe
@@ -162,7 +163,7 @@ def test_without_a_teacher_somebody_has_to_be_named(recipe, tmp_path):
 def test_datasets_of_other_target_languages_are_refused():
     """A model's settings begin all texts with one token: it has to be told, and be one for all datasets."""
 
-    def check(*targets, **changed):
+    def check(*targets, family="m2m_100", **changed):
         pairs = {"kind": "pairs", "train": "x.tsv", "source_language": "eng_Latn"}
         tasks = [
             {**pairs, "label": str(number), **({} if target is None else {"target_language": target})}
@@ -170,11 +171,12 @@ def test_datasets_of_other_target_languages_are_refused():
         ]
         section = {"tasks": tasks}
         recipe = Recipe.model_validate({"name": "x", "data": section, "optimizer": {"learning_rate": 1.0}})
-        check_language(SimpleNamespace(recipe=recipe), changed)
+        check_language(SimpleNamespace(recipe=recipe, family=family_named(family)), changed)
 
     check(None, None)
     check("deu_Latn", "deu_Latn", forced_bos_token_id=7)
     check("deu_Latn", decoder_start_token_id=7)
+    check("deu_Latn", "fra_Latn", family="whisper", language="de")  # which is told each row's
     for targets, changed in [
         (("deu_Latn",), {}),
         (("deu_Latn", "fra_Latn"), {"forced_bos_token_id": 7}),

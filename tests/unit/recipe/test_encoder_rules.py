@@ -75,3 +75,18 @@ def test_what_cannot_be_is_refused(sections, path, said):
     found = [*check_recipe(recipe), *check_against_teacher(recipe, CONFIG)]
     assert [problem.path for problem in found] == [path]
     assert said in str(found[0])
+
+
+@pytest.mark.parametrize("multiple, needed", [(1, 100 + 33 + 3), (8, 104 + 40 + 3)])
+def test_a_token_budget_holds_a_window_of_sound_as_the_run_counts_it(multiple, needed):
+    def found(budget: int) -> list[str]:
+        batch = {"max_tokens": budget, "pad_to_multiple_of": multiple, "per_rank": 2}
+        recipe = recipe_of(batch=batch, data={"label_tokens": 33})
+        return [str(problem) for problem in check_against_teacher(recipe, CONFIG)]
+
+    (said,) = found(needed - 1)
+    assert (
+        f"{needed} positions (a window of sound of 100, data.label_tokens 33" in said
+        and f"max_tokens: {2 * needed}" in said
+    )
+    assert found(needed) == []

@@ -415,6 +415,12 @@ MISFITS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
         "is 129, but the teacher's position table has 128 rows",
     ),
     ({}, {"model_type": "bart"}, "data.label_tokens", "A bart model needs 129 for them. Set data.label_tokens: 127"),
+    (
+        {"data": {"label_tokens": 127}, "batch": {"max_tokens": 256, "pad_to_multiple_of": 8}},
+        {"model_type": "bart"},
+        "batch.max_tokens",
+        "may take up 257 positions.*both rounded up to batch.pad_to_multiple_of 8, and 1 before it",
+    ),
     ({}, {"model_type": "gpt2"}, "teacher.path", "has model_type 'gpt2'. Teachers can be: blenderbot"),
     ({}, {"d_model": None}, "teacher.path", "has a config.json with d_model null"),
 ]

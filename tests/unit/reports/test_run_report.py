@@ -15,7 +15,7 @@ from distill_engine.telemetry.jsonl import JsonlSink
 from distill_engine.telemetry.metrics import terms
 from distill_engine.telemetry.sinks import Record
 
-VOID = {"meta", "br", "img", "link", "input", "hr"}
+VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
 LOADS = ("src", "href", "srcset", "action", "data", "poster", "xlink:href")
 
 

@@ -53,6 +53,10 @@ def test_samples_are_laid_out_as_labels_and_are_what_the_student_predicts_there(
     dropout = "dropout_rate" if "t5" in name else "dropout"
     parts, model = parts_of(name, top_p=1e-6), tiny_families.model(name, **{dropout: 0.4})
     batch, engine = tiny_families.batch(name), Engine(model)
+    if "whisper" in name:  # a row in another language than the run's
+        assert batch.decoder_input_ids[1, 1] == tiny_families.OTHER_LANGUAGE
+        batch.decoder_input_ids[1, 1] = tiny_families.LANGUAGE
+    begun = batch.decoder_input_ids[:, : len(parts.layout.decoder_prefix)].tolist()
     own = model.generation_config
     before = torch.random.get_rng_state()
     (sampled,) = STUDENT.open(parts).batches([batch], None, engine)
@@ -60,12 +64,12 @@ def test_samples_are_laid_out_as_labels_and_are_what_the_student_predicts_there(
     assert model.training and all(module.training for module in model.modules()) and model.generation_config is own
     assert sampled.sampled and not batch.sampled and torch.equal(sampled.example_ids, batch.example_ids)
     layout = parts.layout
-    for read, labels in zip(sampled.decoder_input_ids.tolist(), sampled.labels, strict=True):
+    for read, prompt, labels in zip(sampled.decoder_input_ids.tolist(), begun, sampled.labels, strict=True):
         said = said_by(labels)
         assert labels[: layout.label_pad_prefix].eq(IGNORED_LABEL).all() and labels[layout.label_pad_prefix] >= 0
         assert 1 <= len(said) <= LIMIT and layout.end_id not in said[:-1] and layout.pad_id not in said
         assert len(said) == LIMIT or said[-1] == layout.end_id
-        expected = [*layout.decoder_prefix, *said[:-1]]
+        expected = [*prompt, *said[:-1]]
         assert read == expected + [layout.pad_id] * (len(read) - len(expected))
     with torch.no_grad():
         logits = adapt(model.eval())(sampled, FeatureRequest()).logits

@@ -50,7 +50,7 @@ def section(folder: Path, file: Path, **keys) -> DataSection:
 
 
 def loaded(data: DataSection, frontend):
-    return load_datasets(data, encoder(data.label_tokens), None, frontend).train[0]
+    return load_datasets(data, encoder(data.label_tokens), frontend=frontend).train[0]
 
 
 def test_features_are_the_extractors_and_kept_ones_are_the_same(tmp_path, frontend):
@@ -144,7 +144,7 @@ def test_a_sound_that_is_another_than_before_is_refused(tmp_path, frontend):
     tone(tmp_path / "train1.wav", 440, 0.9)
     with pytest.raises(DataError, match=r"train1.wav has 7,200 samples at 8000 Hz; it had 2,800"):
         dataset.example(1).clip.features()
-    again = load_datasets(section(tmp_path, file), encoder(), None, frontend).train[0]  # the list is as it was
+    again = load_datasets(section(tmp_path, file), encoder(), frontend=frontend).train[0]  # the list is as it was
     assert again.digest == dataset.digest
 
 

@@ -36,12 +36,12 @@ def folder(root, tmp_path):
     return make
 
 
-def read(folder, *paths, **more):
+def read(folder, *paths, weights="{prediction: 1}", **more):
     entries = [f"  - {{path: {path}, weight: {number}}}" for number, path in enumerate(paths, 1)]
     lines = [f"{key}: {value}" for key, value in more.items()]
     file = folder / "recipe.yaml"
     file.write_text(
-        "\n".join(["name: several", "teachers:", *entries, *lines, "losses: {weights: {prediction: 1}}",
+        "\n".join(["name: several", "teachers:", *entries, *lines, f"losses: {{weights: {weights}}}",
                    "data: {tasks: [{name: demo}]}", "optimizer: {learning_rate: 0.001}",
                    "validation: {every_steps: 5}"])
     )  # fmt: skip
@@ -56,13 +56,35 @@ def test_the_first_is_the_teacher_and_the_others_stand_beside_it(folder, tmp_pat
     (found,) = other_teachers(recipe, config, load_tokenizer(str(first)), "recipe")
     assert (found.folder, found.weight, found.shape.encoder_layers) == (second, 2.0, 5)
     assert print_of(first, config) != print_of(second, found.config)
-    recipe.teachers[1].__dict__["features"] = True
-    with pytest.raises(RecipeError, match=r"features are compared, but encoder_layers is 5, the first .* 2; students"):
-        other_teachers(recipe, config, load_tokenizer(str(first)), "recipe")
     again = read(tmp_path, "first", "second", teacher=f"{{path: {first}}}")
     assert check_recipe(again) == []
     (problem,) = check_recipe(read(tmp_path, "first", "second", teacher=f"{{path: {second}}}"))
     assert problem.path == "teacher.path" and "teachers begins with" in problem.what
+
+
+def test_features_of_another_teacher_are_those_of_other_sizes_where_terms_can_compare_them(folder, tmp_path):
+    first, tokens = folder("first", encoder_layers=3, decoder_layers=2), load_tokenizer(str(folder("second")))
+    (
+        folder("wide", d_model=320, decoder_layers=5),
+        folder("flat", encoder_layers=1),
+        folder("few", encoder_layers=3, encoder_attention_heads=16),
+    )
+    config = json.loads((first / "config.json").read_text())
+
+    def said(other, weights, **student):
+        recipe = read(tmp_path, "first", other, weights=weights, student=json.dumps(student))
+        recipe.teachers[1].__dict__["features"] = True
+        try:
+            other_teachers(recipe, config, tokens, "recipe")
+        except RecipeError as refused:
+            return str(refused)
+        return ""
+
+    assert said("wide", "{hidden: 1}", encoder_layers=2) == said("flat", "{prediction: 1}") == ""
+    assert "compared: student.encoder_layers is 3, but the teacher's encoder has 1" in said("flat", "{hidden: 1}")
+    assert "encoder has 1" not in said("flat", "{hidden: 1}", encoder_layers=1)
+    heads = "compared: losses.weights.self_attention is 1, but the teacher has 16 heads and the student 32"
+    assert heads in said("few", "{self_attention: 1}") and said("few", "{hidden: 1}") == ""
 
 
 def test_what_cannot_be_averaged_is_refused_with_the_difference(folder, tmp_path):

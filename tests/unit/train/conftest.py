@@ -3,7 +3,6 @@ policies and checkpoints. Nothing here knows DeepSpeed."""
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.evaluate.validation import Validation, Validator
 from distill_engine.losses.config import LossWeights
 from distill_engine.losses.objective import Objective
@@ -34,11 +34,13 @@ VOCABULARY, BATCHES, MICRO_BATCHES = 29, 6, 2
 
 
 class ToyRanks:
-    """One process whose agreed clock goes on by one second per agreement, and by `pause` at the next."""
+    """One process whose agreed clock goes on by one second per agreement, and by `pause` at the next, however long
+    they really take."""
 
     rank, world_size, device = 0, 1, torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.agreed_steps: list[int] = []
         self.pause = 0.0
 
@@ -54,7 +56,9 @@ class ToyRanks:
     def agree(self, step, stop, seconds):
         self.agreed_steps.append(step)
         pause, self.pause = self.pause, 0.0
-        return stop, math.floor(seconds) + 1.0 + pause
+        agreed = self.run.trainer.progress.seconds
+        assert agreed <= seconds
+        return stop, agreed + 1.0 + pause
 
 
 class ToyTeacher:
@@ -213,7 +217,7 @@ class Run:
         self.published: list[tuple[dict, int]] = []
         self.stop_at_attempt, self.failing_saves = stop_at_attempt, failing_saves
         self.validation_seconds = validation_seconds
-        self.ranks, self.sinks, self.batches = ToyRanks(), ToySinks(self), ToyBatches(tiny)
+        self.ranks, self.sinks, self.batches = ToyRanks(self), ToySinks(self), ToyBatches(tiny)
         self.student, self.teacher = ToyStudent(self, set(skipped)), ToyTeacher() if teacher else None
         self.module = ToyModule(self.student)
         weights = LossWeights(task=1.0, prediction=2.0 if teacher else 0.0)
@@ -226,7 +230,7 @@ class Run:
             save or Every(), limits, metric, save_after_validation, quantized_from=quantized_from,
         )  # fmt: skip
         self.checkpoints = Checkpoints(
-            folder, self.ranks, identity={}, keep_last=2, keep_best=keep_best, allowed_globals=(),
+            folder, self.ranks, identity={}, keep=Retention(2, keep_best, anew=quantized_from), allowed_globals=(),
             warn=self.sinks.messages.append,
         )  # fmt: skip
         validator = Scripted(self, validations) if validations else Watched(self, real)

@@ -261,9 +261,12 @@ def test_an_error_while_publishing_is_not_swallowed(toy):
         run.trainer.run()
 
 
-def test_a_checkpoint_knows_what_was_measured_at_its_own_step_only(toy):
-    """Saves at every step, validations at every second: the best one stays besides the newest two."""
-    run = toy(max_steps=8, validate=Every(steps=2), save=Every(steps=1), validations=[5.0, 1.0, 3.0, 4.0], keep_best=1)
+@pytest.mark.parametrize(("quantized_from", "best"), [(None, {"4": 1.0}), (4, {"6": 3.0})])
+def test_a_checkpoint_knows_what_was_measured_at_its_own_step_only(toy, quantized_from, best):
+    """Saves at every step, validations at every second: the best one stays besides the newest two, among those of int8
+    where there are any."""
+    often = {"validate": Every(steps=2), "save": Every(steps=1), "validations": [5.0, 1.0, 3.0, 4.0]}
+    run = toy(max_steps=8, keep_best=1, quantized_from=quantized_from, **often)
     run.trainer.run()
     values = {path.name[-1]: read_manifest(path).value for path in run.checkpoints.folder.glob("step-*")}
-    assert values == {"4": 1.0, "7": None, "8": 4.0}
+    assert values == best | {"7": None, "8": 4.0}

@@ -13,6 +13,7 @@ import pytest
 from distill_engine.checkpoint.background import THREAD_NAME, Writing
 from distill_engine.checkpoint.checkpoints import CheckpointError, Checkpoints
 from distill_engine.checkpoint.parts import JsonPart, RngPart
+from distill_engine.checkpoint.retention import Retention
 from distill_engine.train.policies import Every, KeepBest
 
 
@@ -61,7 +62,7 @@ def warnings() -> list[str]:
 
 @pytest.fixture
 def checkpoints(tmp_path, warnings) -> Checkpoints:
-    return Checkpoints(tmp_path, OneRank(), identity={}, keep_last=2, warn=warnings.append)
+    return Checkpoints(tmp_path, OneRank(), identity={}, keep=Retention(2), warn=warnings.append)
 
 
 def test_it_holds_what_was_when_it_began_and_counts_when_it_is_finished(checkpoints, part):
@@ -109,7 +110,7 @@ def test_failures_are_told_with_the_part_and_counted(checkpoints, part, warnings
 
 
 def test_the_value_it_was_validated_with_decides_whether_it_stays(tmp_path, part):
-    checkpoints = Checkpoints(tmp_path, OneRank(), identity={}, keep_last=1, keep_best=1)
+    checkpoints = Checkpoints(tmp_path, OneRank(), identity={}, keep=Retention(1, best=1))
     part.go.set()
     for step, value in ((1, 5.0), (2, 3.0), (3, 4.0), (4, math.nan), (5, None)):
         assert checkpoints.begin(step, {"slow": part}, value) and checkpoints.finish(wait=True)
@@ -139,7 +140,9 @@ def test_old_ones_are_deleted_while_training_goes_on_and_before_the_next_save(ch
 
 def test_a_checkpoint_is_not_complete_before_what_it_takes_for_granted(tmp_path, part):
     exported = threading.Event()
-    checkpoints = Checkpoints(tmp_path, OneRank(), identity={}, keep_last=2, first=lambda: exported.wait(30) or None)
+    checkpoints = Checkpoints(
+        tmp_path, OneRank(), identity={}, keep=Retention(2), first=lambda: exported.wait(30) or None
+    )
     part.go.set()
     assert checkpoints.begin(1, {"slow": part})
     assert checkpoints.finish(wait=False) is None and checkpoints.latest_complete() is None

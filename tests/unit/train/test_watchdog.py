@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -160,9 +159,8 @@ with Watchdog(0.3, Path(sys.argv[1]), 0, 1, lambda: None) as dog:
 
 
 def test_a_library_that_keeps_pythons_lock_cannot_hide(tmp_path):
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", LOCKED, str(tmp_path)], capture_output=True, timeout=50)
-    assert done.returncode == 1 and time.monotonic() - started < 50
+    assert done.returncode == 1
     assert "in keeps_the_lock" in (tmp_path / "rank_0.txt").read_text()
 
 

@@ -98,12 +98,33 @@ def test_filters_count_what_they_leave_out(tmp_path):
     rows = [{"audio": f"{name}.wav", "text": "x", "lang": language}
             for name, language in (("good", "de"), ("long", "en"), ("short", "en"), ("good", "en"))]  # fmt: skip
     file, reading = listed(tmp_path, "a.jsonl", rows), Reading(seconds=1.0)
-    own = {"max_seconds": 1.0, "min_seconds": 0.2, "language": "lang", "target_language": "en"}
+    own = {"max_seconds": 1.0, "min_seconds": 0.2, "language": "lang", "languages": ["en"]}
     assert [one.where for one, _ in read(file, reading, **own)] == ["line 4"]
-    assert dict(reading.dropped) == {"language": 1, "max_seconds": 1, "min_seconds": 1}
-    assert KIND.languages(source(file, **own)) == (None, "en")
+    assert dict(reading.dropped) == {"languages": 1, "max_seconds": 1, "min_seconds": 1}
     with pytest.raises(DataError, match=r"holds no example.*filters left out 4 rows"):
         read(file, min_seconds=5)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_rows_name_languages_of_their_own(tmp_path, name):
+    tone(tmp_path / "a.wav")
+    said = [None, "de", " en ", "", "xx"]
+    rows = [{"audio": "a.wav", "text": "x", "lang": code} for code in said]
+    if name == "a.jsonl":
+        del rows[0]["lang"]  # as a row may, the first one too
+    file, reading = listed(tmp_path, name, rows), Reading(max_bad_rows=1, languages={"de", "en", "fr"})
+    own = {"language": "lang", "target_language": "fr"}
+    assert [place.language for place, _ in read(file, reading, **own)] == ["", "de", "en", ""]
+    (bad,) = reading.bad
+    assert f"{file}, line {5 + (name == 'a.csv')}: the language is 'xx'" in bad and "some are de, en, fr" in bad
+    with pytest.raises(DataError, match="'xx', which the tokenizer has no token for"):
+        read(file, Reading(languages={"de", "en", "fr"}), **own)
+    assert (KIND.languages(source(file, **own)), KIND.language_column(source(file, **own))) == ((None, "fr"), "lang")
+    with pytest.raises(DataError, match=r"no column 'language' \(language of 'speech'\)"):
+        read(file, language="language")
+    numbered = listed(tmp_path, "b.jsonl", [{"audio": "a.wav", "text": "x", "lang": 3}])
+    with pytest.raises(DataError, match="line 1: no string under `lang`: 3"):
+        read(numbered, **own)
 
 
 def _odd(folder: Path) -> None:
@@ -184,7 +205,7 @@ def test_problems_that_need_no_reading(tmp_path, monkeypatch):
     assert "train is set beside dataset" in told(file, dataset="x")
     assert "config is 'y', but dataset is null" in told(file, config="y")
     assert "so is audio" in told(file, text="audio")
-    assert "target_language is null" in told(file, language="lang")
+    assert "language is null" in told(file, languages=["en"])
     assert "max_seconds 1" in told(file, min_seconds=2, max_seconds=1)
     assert "Lists of sounds end with" in told(str(tone(tmp_path / "one.wav")))
     monkeypatch.setattr(sound, "import_module", lambda name: __import__("no_such_library"))
