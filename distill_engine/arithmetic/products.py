@@ -64,8 +64,9 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right without gradients, all of one dtype."""
-    if not _better(left, right):
+    """total += left @ right without gradients, all of one dtype. Either factor may be the large one: of a gradient no
+    row has to keep its bits in another batch."""
+    if not (_better(left, right) or _better(right, left)):
         total.addmm_(left, right)
         return
     for part, rows in zip(total.split(_ADDED), left.split(_ADDED), strict=True):

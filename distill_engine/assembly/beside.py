@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.student import StudentEngine
+from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.evaluate.validation import Validation, Validator, as_read
 from distill_engine.losses.objective import Objective
 from distill_engine.recipe.quantize_rules import quantized_from
@@ -22,6 +23,7 @@ from distill_engine.train.fade import Fade
 from distill_engine.train.hooks import Turn
 from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.meter import Meter
+from distill_engine.train.nonfinite import Layered, LayerSearch
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
 from distill_engine.train.progress import Limits
 from distill_engine.train.roles import Batches
@@ -35,13 +37,18 @@ def step_metrics(
     terms: LossTerms,
     batches: Batches,
     student: StudentEngine,
+    teacher: Teacher | None,
     ranks: Ranks,
     sinks: SinkGroup,
 ) -> StepMetrics:
     """What is logged of steps."""
     samples = recipe.rollout.source != "gold"
     meter = Meter(objective, Averages(ranks.device), ranks.world_size, terms.factors, samples=samples)
-    return StepMetrics(meter, batches, ranks, sinks, recipe.stop.max_skipped_steps, student.advice)
+    models: dict[str, Layered] = {"student": student}
+    if teacher is not None and isinstance(teacher.engine, TeacherEngine):
+        models = {"teacher": teacher.engine, **models}
+    search = LayerSearch(models, ranks)
+    return StepMetrics(meter, batches, ranks, sinks, recipe.stop.max_skipped_steps, student.advice, search)
 
 
 def validation(

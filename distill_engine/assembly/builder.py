@@ -14,7 +14,7 @@ import torch
 from distill_engine.arithmetic import products
 from distill_engine.assembly.beside import loss_terms, policies_of, step_metrics, turns, validation
 from distill_engine.assembly.narrowing import narrow_from_teacher
-from distill_engine.assembly.overlap import overlapped
+from distill_engine.assembly.overlap import ending_on_time, overlapped
 from distill_engine.assembly.publishing import BestPublisher
 from distill_engine.assembly.resizing import newest_step
 from distill_engine.assembly.rollout import rollout_of
@@ -103,7 +103,7 @@ class Builder:
         self._beat("asking the teacher for sample replies and making the rest")
         self.publisher = BestPublisher(self._ready, student, self._folder, ranks, self._sinks.message)
         terms = loss_terms(recipe, objective, student, ranks)
-        return Trainer(
+        trainer = Trainer(
             student=student,
             teacher=ahead,
             objective=objective,
@@ -133,13 +133,14 @@ class Builder:
             hooks=Hooks(
                 Supervision(self._beat, self._stop_request),
                 terms,
-                step_metrics(recipe, objective, terms, batches, student, ranks, self._sinks),
+                step_metrics(recipe, objective, terms, batches, student, teacher, ranks, self._sinks),
                 *self._at_validations(objective, terms, student, teacher),
                 *turns(recipe, self._sinks),
                 self.publisher,
                 Remembered(wandb=StoredRunId(self._folder), **_stateful(teacher=teacher, rollout=rollout)),
             ),
         )
+        return ending_on_time(trainer)
 
     def _at_validations(
         self, objective: Objective, terms: LossTerms, student: StudentEngine, teacher: Teacher | None

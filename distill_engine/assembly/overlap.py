@@ -11,6 +11,7 @@ from distill_engine.data.order.loader import TrainLoader
 from distill_engine.recipe.schema import Recipe
 from distill_engine.teachers.ahead import AheadTeacher
 from distill_engine.teachers.protocol import Teacher
+from distill_engine.train.loop import Trainer
 
 
 def overlapped(
@@ -24,6 +25,14 @@ def overlapped(
         return teacher, loader
     ahead = AheadLoader(loader, device)
     return AheadTeacher(teacher, ahead.upcoming, device), ahead
+
+
+def ending_on_time(trainer: Trainer) -> Trainer:
+    """The same trainer, whose step that is known to be the last begins nothing for another."""
+    batches, limits = trainer.batches, trainer.policies.limits
+    if isinstance(batches, AheadLoader):
+        batches.goes_on = lambda: not limits.last(trainer.progress.steps + 1, batches.epoch)
+    return trainer
 
 
 def has_streams(device: torch.device) -> bool:

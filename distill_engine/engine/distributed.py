@@ -19,6 +19,7 @@ from torch import Tensor
 from distill_engine.cluster.facts import ClusterError, ClusterFacts, hosts_of_ranks, read_cluster
 from distill_engine.engine.collectives import CollectiveCount, flight_record, groups_reached, record_flights
 from distill_engine.engine.group_check import CHECK_SECONDS, WrongSumError, check_group, own_node
+from distill_engine.engine.host_memory import keep_freed_memory
 from distill_engine.engine.rendezvous import agree_over_mpi, meet
 from distill_engine.engine.roll_call import AbsentError, call_roll, describe, exclude
 
@@ -174,6 +175,7 @@ def _choose_device(facts: ClusterFacts) -> None:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         _share_cores(facts)
+        keep_freed_memory()
         return
     shown = accelerator.device_count()
     if facts.local_rank >= shown:

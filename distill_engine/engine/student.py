@@ -25,6 +25,7 @@ from distill_engine.engine.advice import advice
 from distill_engine.engine.config import OptimizerSection
 from distill_engine.engine.gradient_norm import read_once
 from distill_engine.engine.host_copy import host_copy
+from distill_engine.engine.overflow import searched
 from distill_engine.engine.shards import SavedShards, divided_anew, layouts_of
 from distill_engine.values import Batch, FeatureRequest, Features
 
@@ -129,6 +130,10 @@ class StudentEngine:
         """One forward pass, projected to the teacher's width."""
         features, _ = self._engine(batch, request)
         return features
+
+    def overflow(self, batch: Batch) -> str:
+        """The first layer whose output is not finite, or cut, in one more pass without dropout; else empty."""
+        return searched(self.module.adapter, batch)
 
     def encoded(self, batch: Batch) -> Batch:
         """A batch with its encoder's output, which the teacher's decoder reads, too: a frozen one is not run again."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.ds_config import Placement
-from distill_engine.engine.overflow import first_overflow
+from distill_engine.engine.overflow import searched
 from distill_engine.engine.teacher_weights import TeacherError, load_teacher
 from distill_engine.values import Batch, FeatureRequest, Features
 
@@ -83,6 +83,10 @@ class TeacherEngine:
                 raise TeacherError("the teacher was asked for its head, and was made without (keeps_head).")
             return replace(features, head=replace(features.head, embedding=self._embedding))
 
+    def overflow(self, batch: Batch) -> str:
+        """The first layer whose output is not finite, or cut, in one more pass; else empty. Collective, too."""
+        return searched(self._module, batch, self.features)
+
     def share_encoder(self, student: PreTrainedModel) -> None:
         """Let a whole teacher's encoder be the student's, which is frozen: one copy in memory. Shards stay where they
         are; they are gathered where the teacher generates, and in no pass for features.
@@ -117,15 +121,13 @@ class TeacherEngine:
         assert logits is not None
         finite = all(self._ranks.gather(bool(torch.isfinite(logits).all())))
         if not finite or logits.dtype == torch.float16:
-            self._look_into_layers(batch, finite)
+            self._look_into_layers(batch, finite, logits.dtype)
         self._require_one_teacher(torch.softmax(logits[0].float(), dim=-1).mean(dim=0).cpu())
         return logits
 
-    def _look_into_layers(self, batch: Batch, finite: bool) -> None:
+    def _look_into_layers(self, batch: Batch, finite: bool, dtype: torch.dtype) -> None:
         """Collective. Raises TeacherError where the logits are not finite."""
-        features = self.features(batch, self._module.every_layer)
-        assert features.logits is not None
-        dtype, where = features.logits.dtype, first_overflow(features, batch)
+        where = self.overflow(batch)
         remedy = "Use a bf16 DeepSpeed config (ds_configs/zero2_bf16.json): its numbers reach as far as 32 bits do."
         if not finite:
             if dtype != torch.float16:

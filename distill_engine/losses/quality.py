@@ -46,8 +46,14 @@ def accuracy_counts(
 
 def _hits(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor | None]:
     """[B, T] bool each: predicted the label; predicted what the teacher predicts."""
-    predicted = student_logits.argmax(dim=-1)
+    predicted = _highest(student_logits)
     correct = predicted == labels  # a label of -100 is no prediction
     if teacher_logits is None:
         return correct, None
-    return correct, (predicted == teacher_logits.argmax(dim=-1)) & (labels != IGNORED_LABEL)
+    return correct, (predicted == _highest(teacher_logits)) & (labels != IGNORED_LABEL)
+
+
+def _highest(logits: Tensor) -> Tensor:
+    """[B, T]: the likeliest token; on CPUs a search in half precision takes three times as long as in a wider copy."""
+    half = logits.device.type == "cpu" and logits.element_size() == 2
+    return (logits.float() if half else logits).argmax(dim=-1)

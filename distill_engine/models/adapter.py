@@ -114,9 +114,9 @@ class Adapter(nn.Module):
 
     @property
     def every_layer(self) -> FeatureRequest:
-        """The output of each layer, and the logits: what a search for where numbers go wrong looks at."""
-        stacks = self._parts[0].stacks
-        return FeatureRequest(hidden={stack: tuple(range(len(one.layers))) for stack, one in stacks.items()})
+        """Outputs of each layer and of the encoder, and logits: what a search for where numbers go wrong looks at."""
+        layers = {stack: tuple(range(len(one.layers))) for stack, one in self._parts[0].stacks.items()}
+        return FeatureRequest(encoder_output=True, hidden=layers)
 
     @property
     def _output(self) -> nn.Module:

@@ -39,9 +39,9 @@ class _Begun:
 class AheadTeacher(Teacher):
     """Another teacher, one micro-batch ahead, into the next optimizer step too."""
 
-    def __init__(self, teacher: Teacher, upcoming: Callable[[], Batch], device: torch.device) -> None:
-        """`upcoming`: the first micro-batch of the step after this one, on the device. On a CPU there is no stream, and
-        only the order is another."""
+    def __init__(self, teacher: Teacher, upcoming: Callable[[], Batch | None], device: torch.device) -> None:
+        """`upcoming`: the first micro-batch of the step after this one, on the device, or None. On a CPU there is no
+        stream, and only the order is another."""
         self.provides, self.identity, self.engine = teacher.provides, teacher.identity, teacher.engine
         self._teacher = teacher
         self._upcoming = upcoming
@@ -52,7 +52,8 @@ class AheadTeacher(Teacher):
         """As the protocol says; those of the next micro-batch are on their way meanwhile."""
         for number, batch in enumerate(group):
             found = [self._of(batch, request)]
-            self._begun = self._begin(group[number + 1] if number + 1 < len(group) else self._upcoming(), request)
+            coming = group[number + 1] if number + 1 < len(group) else self._upcoming()
+            self._begun = None if coming is None else self._begin(coming, request)
             yield found.pop()  # nothing here keeps it
 
     def _of(self, batch: Batch, request: FeatureRequest) -> Features:

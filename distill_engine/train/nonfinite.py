@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from distill_engine.cluster.ranks import Ranks, first_of
 from distill_engine.losses.objective import TermValue
+from distill_engine.values import Batch
 
 NAMED = 4  # ranks and layers in one line
 LONGEST_PAUSE = 512  # attempts between two lines
@@ -111,20 +112,52 @@ class Pace:
         return True
 
 
+class Layered(Protocol):
+    """A model that can be looked into (engine.student, engine.teacher)."""
+
+    def overflow(self, batch: Batch) -> str:
+        """The first layer whose output is not finite, in one more pass over a micro-batch; else empty."""
+
+
+class LayerSearch:
+    """Finds the layer where numbers stop being finite, by one more pass of each model."""
+
+    def __init__(self, models: Mapping[str, Layered], ranks: Ranks) -> None:
+        self._models, self._ranks = models, ranks
+
+    def __call__(self, group: Sequence[Batch]) -> str:
+        """The first in the micro-batches of a step, of each model, as part of a sentence; empty where all is finite.
+        Collective; needs memory for the hidden states of all layers."""
+        own = {name: [model.overflow(batch) for batch in group] for name, model in self._models.items()}
+        found = [(name, rank, where) for rank, of_rank in enumerate(self._ranks.gather(own))
+                 for name, layers in of_rank.items() for where in layers if where]  # fmt: skip
+        first = {name: f"in the {name} {where} (rank {rank})" for name, rank, where in reversed(found)}
+        return "; ".join(first[name] for name in self._models if name in first)
+
+
 class NonFiniteReport:
     """Says where numbers were not finite. Every method is collective: ranks meet the same events at the same step."""
 
-    def __init__(self, counted: NonFinite, ranks: Ranks, say: Callable[[str], None]) -> None:
-        self._counted, self._ranks, self._say = counted, ranks, say
+    def __init__(
+        self,
+        counted: NonFinite,
+        ranks: Ranks,
+        say: Callable[[str], None],
+        search: Callable[[Sequence[Batch]], str] = lambda _group: "",
+    ) -> None:
+        """`search`: see LayerSearch."""
+        self._counted, self._ranks, self._say, self._search = counted, ranks, say, search
         self._steps, self._logs = Pace(), Pace()
 
-    def after_step(self, attempt: int, applied: bool, grad_norm: float | None, loss_scale: float) -> None:
-        """Tell of a step that was skipped, or whose gradient norm is not finite."""
+    def after_step(
+        self, attempt: int, applied: bool, grad_norm: float | None, loss_scale: float, group: Sequence[Batch]
+    ) -> None:
+        """Tell of a step that was skipped, or whose gradient norm is not finite. `group`: its micro-batches."""
         healthy = applied and (grad_norm is None or math.isfinite(grad_norm))
         if healthy or not self._steps.due(attempt):
             return
         what = f"had a gradient norm of {grad_norm}" if applied else "was skipped"
-        self._say(f"optimizer step {attempt} {what}: {self.named()} (loss scale {loss_scale:g})")
+        self._say(f"optimizer step {attempt} {what}: {self.named(group)} (loss scale {loss_scale:g})")
 
     def after_reading(self, attempt: int, micro_batches: float) -> None:
         """Tell of the interval that was just read, in which so many micro-batches of all ranks were affected."""
@@ -134,14 +167,17 @@ class NonFiniteReport:
                 f"terms: {self.named()}"
             )
 
-    def named(self) -> str:
-        """The terms that were not finite since the last record, with their layers and ranks, as part of a sentence."""
+    def named(self, group: Sequence[Batch] = ()) -> str:
+        """The terms that were not finite since the last record, with their layers and ranks, as part of a sentence; and
+        the layer of a model where that began in these micro-batches, which costs a pass over each."""
         of_ranks = self._ranks.gather(self._counted.found())
         terms = list(dict.fromkeys(term for found in of_ranks for term in found))
         if not terms:
             return "all loss terms were finite, the gradient was not"
         by_rank = {term: {n: found[term] for n, found in enumerate(of_ranks) if term in found} for term in terms}
-        return f"not finite were {'; '.join(_sentence(term, found) for term, found in by_rank.items())}"
+        told = f"not finite were {'; '.join(_sentence(term, found) for term, found in by_rank.items())}"
+        where = self._search(group) if group else ""
+        return f"{told}. {where[:1].upper()}{where[1:]}" if where else told
 
 
 def _sentence(term: str, of_ranks: Mapping[int, Found]) -> str:

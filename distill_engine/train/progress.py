@@ -76,6 +76,11 @@ class Limits:
             return EndReason.MAX_SECONDS
         return None
 
+    def last(self, step: int, epoch: float) -> bool:
+        """Whether this step, if it is applied, is known to be the last when `epoch` epochs are handed out with it."""
+        by_steps = self.max_steps is not None and step >= self.max_steps
+        return by_steps or (self.max_epochs is not None and epoch >= self.max_epochs)
+
     def seconds_left(self, progress: Progress) -> float | None:
         """Until max_steps, at the pace so far; None without such a limit or a pace."""
         if self.max_steps is None or not progress.steps:

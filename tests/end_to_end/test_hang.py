@@ -47,6 +47,7 @@ def test_a_run_that_diverges_names_the_terms(program, base_recipe, write_recipe,
     assert ended.code == FAILED and "Traceback" not in ended.said, ended.said
     told = [line for line in ended.said.splitlines() if "was skipped: not finite were task (NaN in" in line]
     assert told and len(told) == len(set(told)), "one rank speaks"
+    assert all("layer" in line.partition(" In the student ")[2] for line in told), "where it began"
     error = next(line for line in ended.err.splitlines() if line.startswith("TrainingError"))
     assert "3 optimizer steps in a row were skipped" in error and "decoder_hidden (layers 0, 1; NaN" in error
     assert "micro-batches of ranks 0, 1)" in error

@@ -36,6 +36,7 @@ def _parity(bench: Bench, family: str) -> dict:
     return {
         "features": feature_tensors(features),
         "wanted": wanted,
+        "searched": teacher.overflow(batch),
         "probe_is_logits": torch.equal(probe, teacher.features(common, FeatureRequest()).logits),
         "held": sum(p.ds_tensor.numel() for p in parameters),
         "whole_left": sum(p.numel() for p in parameters),

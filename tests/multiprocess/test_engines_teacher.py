@@ -13,7 +13,7 @@ def test_a_sharded_teacher_shows_what_the_plain_model_shows(on_2, family):
         assert len(found["features"]) == len(found["wanted"]) == 17
         for found_here, wanted in zip(found["features"], found["wanted"], strict=True):
             torch.testing.assert_close(found_here, wanted, rtol=0, atol=1e-6)
-        assert found["probe_is_logits"]
+        assert found["probe_is_logits"] and found["searched"] == "", "a search is a pass like others"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

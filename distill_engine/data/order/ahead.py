@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -21,6 +21,7 @@ class AheadLoader:
         self._loader = loader
         self._device = device
         self._waiting: list[Batch] | None = None
+        self.goes_on: Callable[[], bool] = lambda: True  # whether a step is known to follow the one that was taken
         self._remember()
 
     @property
@@ -33,15 +34,22 @@ class AheadLoader:
         """As the loader's."""
         return self._epoch
 
-    def upcoming(self) -> Batch:
-        """The first micro-batch of the group that comes next. Raises what making it raised."""
+    def upcoming(self) -> Batch | None:
+        """The first micro-batch of the group that comes next; None where none comes, or where making it failed: what
+        is wrong with it is `next_group`'s to say, should the run get there."""
         if self._waiting is None:
-            self._waiting = self._fetched()
+            if not self.goes_on():
+                return None
+            try:
+                group = self._loader.next_group()
+            except Exception:  # whatever it was: the loader raises it again
+                return None
+            self._waiting = self._here(group)
         return self._waiting[0]
 
     def next_group(self) -> list[Batch]:
         """As the loader's."""
-        group, self._waiting = self._waiting or self._fetched(), None
+        group, self._waiting = self._waiting or self._here(self._loader.next_group()), None
         self._remember()
         return group
 
@@ -59,8 +67,8 @@ class AheadLoader:
         """As the loader's."""
         self._loader.close()
 
-    def _fetched(self) -> list[Batch]:
-        return [batch.to(self._device) for batch in self._loader.next_group()]
+    def _here(self, group: list[Batch]) -> list[Batch]:
+        return [batch.to(self._device) for batch in group]
 
     def _remember(self) -> None:
         loader = self._loader

@@ -26,7 +26,8 @@ BLOCK_QUERIES = 128
 
 def block_limits(device: torch.device) -> tuple[int, int]:
     """Most scores of a block, and most examples that it spans."""
-    return (BLOCK_SCORES, 1) if device.type == "cpu" else (GPU_BLOCK_SCORES, GPU_BLOCK_SCORES)
+    scores = BLOCK_SCORES if device.type == "cpu" else GPU_BLOCK_SCORES
+    return scores, scores
 
 
 def attention_mse_sums(

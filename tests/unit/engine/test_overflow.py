@@ -4,7 +4,7 @@ import pytest
 import tiny_families
 import torch
 
-from distill_engine.engine.overflow import first_overflow
+from distill_engine.engine.overflow import first_overflow, searched
 from distill_engine.models.adapter import adapt
 from distill_engine.values import FeatureRequest
 
@@ -66,3 +66,18 @@ def test_padding_does_not_count():
 def test_the_search_asks_for_every_layer():
     request = adapt(tiny_families.model("flan-t5-small")).every_layer
     assert isinstance(request, FeatureRequest) and {len(layers) for layers in request.hidden.values()} == {3}
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_where_an_encoder_has_run_already_the_search_begins_behind_it(stack):
+    """As a student that shares its teacher's encoder is searched."""
+    model = tiny_families.model("flan-t5-small")
+    with torch.no_grad():
+        getattr(model, stack).final_layer_norm.weight[0] = float("inf")
+    adapter = adapt(model)
+    batch = adapter.encoded(BATCH)
+    found = searched(adapter.train(), batch)
+    assert found.startswith("the encoder, behind all its layers, is" if stack == "encoder" else "the output over the")
+    assert searched(adapter, BATCH) == found and adapter.training
+    whole = adapt(tiny_families.model("flan-t5-small"))
+    assert searched(whole, whole.encoded(BATCH)) == ""

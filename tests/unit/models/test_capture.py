@@ -126,6 +126,28 @@ def test_no_pass_waits_for_the_device_and_the_logits_are_transformers_own(family
     assert torch.equal(found[..., 2:], expected[..., 2:])
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_half_precision_attention_with_gradients_is_that_of_32_bits_on_a_cpu(biased):
+    """Where its backward pass is slow; without gradients PyTorch's own stays."""
+    drawn = torch.Generator().manual_seed(3)
+    exact = [torch.randn(2, 3, 5, 4, generator=drawn) for _ in range(3)]
+    halves = [one.bfloat16().requires_grad_() for one in exact]
+    wide = [one.detach().float().requires_grad_() for one in halves]
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)
+    bias = torch.randn(1, 3, 5, 5, generator=drawn).bfloat16()
+    more = {"position_bias": bias} if biased else {}
+    found, _ = capture._capturing_attention(torch.nn.Module(), *halves, mask, dropout=0.0, **more)
+    seen = mask.float().log() + (bias.float() if biased else 0.0)
+    expected = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=seen).transpose(1, 2)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.bfloat16(), rtol=2**-8, atol=1e-6)
+    found.sum().backward()
+    expected.sum().backward()
+    for half, one in zip(halves, wide, strict=True):
+        assert half.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(half.grad, one.grad.bfloat16(), rtol=2**-7, atol=1e-5)
+
+
 def test_captured_query_and_key_are_the_models_own(family, tiny):
     """softmax(scale q k^T + mask) equals the attention weights that the eager implementation returns."""
     model, batch = tiny.model(family, heads=4), tiny.batch(family)

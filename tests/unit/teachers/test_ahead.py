@@ -73,6 +73,16 @@ def test_what_was_not_foreseen_has_a_pass_of_its_own(tiny, model):
     assert found.logits is None
 
 
+def test_nothing_is_begun_where_nothing_comes(tiny, model):
+    engine = Counting(model)
+    batches = [tiny.batch("blenderbot", (3,), (2,), seed=n) for n in range(2)]
+    teacher = AheadTeacher(LiveTeacher(engine), lambda: None, CPU)
+    for number, _ in enumerate(teacher.features(batches, REQUEST)):
+        assert len(engine.passes) == 2, number
+    next(teacher.features(batches[:1], REQUEST))  # a step that was skipped and did not count as the last after all
+    assert len(engine.passes) == 3
+
+
 def test_a_pass_leaves_nothing_with_its_batch(tiny, model):
     """Masks that a batch keeps are made where they are first asked for: counts are, before a pass is waited for."""
     batch = tiny.batch("blenderbot", (3, 5), (2, 4))

@@ -11,7 +11,7 @@ from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.metrics import describe
 from distill_engine.train.decisions import TrainingError
 from distill_engine.train.meter import Meter
-from distill_engine.train.nonfinite import Found, NonFinite, NonFiniteReport, Pace
+from distill_engine.train.nonfinite import Found, LayerSearch, NonFinite, NonFiniteReport, Pace
 from distill_engine.train.policies import Every
 from distill_engine.values import Stack
 
@@ -107,7 +107,7 @@ def test_a_skipped_step_names_terms_layers_and_ranks():
     other = {"decoder_hidden": Found(2, 1, (0, 1), 2), "prediction": Found(0, 1)}
     counted, told = report({}, other, said=said)
     counted.sift({"task": value(1.0), "decoder_hidden": value(NAN, 1.0, NAN)})
-    told.after_step(7, False, None, 1.0)
+    told.after_step(7, False, None, 1.0, [])
     assert said == [
         "optimizer step 7 was skipped: not finite were decoder_hidden (layers 0, 1; NaN in 3 and inf in 1 micro-"
         "batches of ranks 0, 2); prediction (inf in 1 micro-batches of rank 2) (loss scale 1)"
@@ -125,10 +125,10 @@ def test_long_lists_are_cut():
 def test_an_overflow_of_the_gradient_alone_is_said_as_such():
     said: list[str] = []
     told = report(said=said)[1]
-    told.after_step(1, False, None, 65536.0)
-    told.after_step(1000, True, INF, 1.0)
-    told.after_step(1001, True, 3.0, 1.0)
-    told.after_step(1002, True, None, 1.0)
+    told.after_step(1, False, None, 65536.0, [])
+    told.after_step(1000, True, INF, 1.0, [])
+    told.after_step(1001, True, 3.0, 1.0, [])
+    told.after_step(1002, True, None, 1.0, [])
     assert said == [
         "optimizer step 1 was skipped: all loss terms were finite, the gradient was not (loss scale 65536)",
         "optimizer step 1000 had a gradient norm of inf: all loss terms were finite, the gradient was not "
@@ -140,6 +140,40 @@ def test_alike_events_are_told_ever_more_seldom():
     pace = Pace()
     assert [n for n in range(1, 3000) if pace.due(n)] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1536, 2048, 2560]
     assert pace.due(9000) and pace.due(9001) and not pace.due(9002)
+
+
+class Layers:
+    """A model with an overflow in some micro-batches, that counts its passes."""
+
+    def __init__(self, *where: str):
+        self.where, self.passes = where, 0
+
+    def overflow(self, batch):
+        self.passes += 1
+        return self.where[batch]
+
+
+def test_the_layer_where_it_began_is_looked_for_once_there_is_something_to_tell():
+    said: list[str] = []
+    counted, other = NonFinite(), {"teacher": ["", "decoder layer 4 of 6 is the first"], "student": ["", ""]}
+    models = {"teacher": Layers("", ""), "student": Layers("", "encoder layer 1 of 2 is the first")}
+    ranks = Gathered({"task": Found(1, 0)})
+    of_search = Gathered(other)
+    told = NonFiniteReport(counted, ranks, said.append, LayerSearch(models, of_search))
+    told.after_step(1, True, 3.0, 1.0, [0, 1])
+    assert models["teacher"].passes == models["student"].passes == 0, "nothing to tell"
+    told.after_step(2, False, None, 8.0, [0, 1])
+    assert models["teacher"].passes == models["student"].passes == 2, "all micro-batches, on every rank"
+    assert said == [
+        "optimizer step 2 was skipped: not finite were task (NaN in 1 micro-batches of rank 1). In the teacher decoder "
+        "layer 4 of 6 is the first (rank 1); in the student encoder layer 1 of 2 is the first (rank 0) (loss scale 8)"
+    ]
+    told.after_step(3, False, None, 8.0, [0, 1])
+    told.after_step(4, False, None, 8.0, [0, 1])
+    assert models["student"].passes == 4, "as seldom as it is told"
+    quiet = NonFiniteReport(counted, Gathered({}), said.append, LayerSearch(models, of_search))
+    quiet.after_step(1, False, None, 8.0, [0, 1])
+    assert models["student"].passes == 4 and "the gradient was not" in said[-1], "the usual loss-scale skip"
 
 
 # ---- in the loop -----------------------------------------------------------------------------------------------------

@@ -337,3 +337,20 @@ def test_looking_ahead_changes_nothing(accumulation, resumed_at):
                 assert ahead.upcoming() is first and said(ahead) == before
     assert plain.epoch > 1
     ahead.close()
+
+
+def test_what_never_comes_is_not_looked_at_and_an_error_waits_for_its_step():
+    loader = train_loader([12], 2, 1, 0, 1)
+    ahead = AheadLoader(loader, torch.device("cpu"))
+    first = ahead.next_group()
+    ahead.goes_on = lambda: False
+    before = said(loader)
+    assert ahead.upcoming() is None and said(loader) == before
+    ahead.goes_on = lambda: True
+    make, loader._prefetcher = loader._prefetcher, Prefetcher(lambda _: picks(first[0]).no_such_thing)
+    assert ahead.upcoming() is None, "the run may end before it needs this"
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        ahead.next_group()
+    assert said(ahead) == before
+    make.close()
+    ahead.close()
