@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from distill_engine.cluster.files import replacing
 from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.named import kind_of
-from distill_engine.data.kinds.protocol import Kind, Reading, Source
+from distill_engine.data.kinds.protocol import Kind, Reading, Source, Writer
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.generate import Reply
 from distill_engine.pseudo_labels.filters import Filters
@@ -81,7 +82,7 @@ def _write(
                 lines.write(json.dumps(writer.row(entries, text, note), ensure_ascii=False) + "\n")
         if count != len(said):
             raise DataError(f"{source.title} has changed while it was answered. Start again when its files rest.")
-    _remove_others(beside, writer.files)
+    _remove_others(beside, writer)
     kept = count - left_out.total()
     # a generated example is an episode of its own: where weights count episodes, this makes it weigh what gold's do
     turns = len(tokens) / tokens.episodes if ready.recipe.data.weights_mean == "episodes" else 1.0
@@ -89,15 +90,14 @@ def _write(
     return Written(source.title, file, entry, count, dict(left_out.most_common()))
 
 
-def _remove_others(folder: Path, needed: Collection[str]) -> None:
-    """What examples needed that other filters kept."""
-    if not folder.is_dir():
-        return
-    for file in folder.iterdir():
-        if file.name not in needed:
+def _remove_others(folder: Path, writer: Writer) -> None:
+    """What examples needed that other filters kept; nothing that anybody else has put there."""
+    for file in folder.glob(writer.names) if writer.names else ():
+        if file.name not in writer.files:
             file.unlink()
-    if not needed:
-        folder.rmdir()
+    if not writer.files:
+        with suppress(OSError):  # not there, or not empty
+            folder.rmdir()
 
 
 def _entry(source: Source, file: Path, weight: float) -> dict[str, Any]:

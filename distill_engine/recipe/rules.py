@@ -15,6 +15,7 @@ from distill_engine.losses.config import LayerMap, LossWeights
 from distill_engine.recipe.balance_rules import BALANCE_RULES
 from distill_engine.recipe.batch_rules import BATCH_RULES, skipped_positions
 from distill_engine.recipe.cache_rules import CACHE_RULES
+from distill_engine.recipe.compare_rules import map_problems
 from distill_engine.recipe.data_rules import DATA_RULES
 from distill_engine.recipe.encoder_rules import ENCODER_RULES
 from distill_engine.recipe.load import load_recipe
@@ -166,18 +167,6 @@ def layer_maps_fit(recipe: Recipe) -> Iterator[Problem]:
         yield from map_problems(f"student.{stack}_init_map", getattr(recipe.student, f"{stack}_init_map"), depth)
         supervision: LayerMap = getattr(recipe.losses, f"{stack}_layer_map")
         yield from map_problems(f"losses.{stack}_layer_map", supervision, depth)
-
-
-def map_problems(path: str, layer_map: LayerMap, depth: int | None) -> Iterator[Problem]:
-    """What is wrong with one map for a student stack of `depth` layers (None: not known yet)."""
-    if isinstance(layer_map, str):
-        return
-    negative = [layer for layer in layer_map if layer < 0]
-    if negative:
-        yield Problem(path, f"is {layer_map}, with the entry {negative[0]}", "Teacher layers are counted from 0")
-    if depth is not None and len(layer_map) != depth:
-        what = f"has {len(layer_map)} entries, but the student has {depth} layers there"
-        yield Problem(path, what, "A map names one teacher layer for each student layer")
 
 
 def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:

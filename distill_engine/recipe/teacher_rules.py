@@ -7,19 +7,16 @@ from typing import Any
 
 from distill_engine.families.lookup import family_named, family_of
 from distill_engine.families.shape import Shape, Sizes
-from distill_engine.losses.config import LayerMap
 from distill_engine.recipe.batch_rules import budget_problems
+from distill_engine.recipe.compare_rules import explicit_maps_point_into_the_teacher, heads_agree, student_is_not_deeper
 from distill_engine.recipe.encoder_rules import a_frozen_table_has_no_terms, a_shared_encoder_is_the_teachers
 from distill_engine.recipe.narrow_rules import a_narrow_student_fits_into_its_teacher
 from distill_engine.recipe.problem import Problem, shown
 from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
-from distill_engine.values import Stack
 
 # Vocabularies are padded so that their size suits the hardware; a larger gap is another vocabulary.
 MAX_UNUSED_ROWS = 256
-
-_NO_LAYERS: Mapping[Stack, tuple[int, ...]] = dict.fromkeys(Stack, ())  # which features, not how many
 
 
 def check_against_teacher(recipe: Recipe, teacher_config: Mapping[str, Any]) -> list[Problem]:
@@ -68,27 +65,6 @@ def vocabulary_is_of_texts(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
         )
 
 
-def heads_agree(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
-    """Attention terms compare head by head."""
-    heads, stacks = recipe.student.heads, dict[str, list[Stack]]()
-    if recipe.features_of:  # see features_compare
-        return
-    for term in recipe.losses.weights.terms:
-        if term.operand == "scores":
-            kinds = term.needs(_NO_LAYERS).attention
-            stacks.setdefault(term.weight, []).extend(kind.query_stack for kind in kinds)
-    for name, asked in stacks.items():
-        wrong = [stack.value for stack in asked if heads is not None and heads != teacher.heads_of(stack.value)]
-        if wrong:
-            has, weight = teacher.heads_of(wrong[0]), recipe.losses.weights[name]
-            yield Problem(
-                f"losses.weights.{name}",
-                f"is {weight:g}, but the teacher has {has} heads and the student {heads} (student.heads)",
-                "Attention matrices can only be compared head by head",
-                f"Set student.heads: {has}, or losses.weights.{name}: 0",
-            )
-
-
 def width_divides(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
     """Heads divide the width, where one of the two is the teacher's and heads have no size of their own."""
     student = recipe.student
@@ -108,59 +84,6 @@ def width_divides(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
                 "Set student.width and student.heads",
             )
             return
-
-
-def student_is_not_deeper(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
-    """A named layer map picks different teacher layers; a deeper student has too few to pick from."""
-    for stack in ("encoder", "decoder"):
-        depth = getattr(recipe.student, f"{stack}_layers")
-        maps = [path for path, layer_map in _maps_in_use(recipe, stack).items() if isinstance(layer_map, str)]
-        if depth is not None and depth > teacher.depth(stack) and maps:
-            yield Problem(
-                f"student.{stack}_layers",
-                f"is {depth}, but the teacher's {stack} has {teacher.depth(stack)} layers",
-                "A student is at most as deep as its teacher",
-                f"Set student.{stack}_layers: {teacher.depth(stack)} or less, or list teacher layers in "
-                f"{' and '.join(maps)}",
-            )
-
-
-def explicit_maps_point_into_the_teacher(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:
-    """Every entry of an explicit map is a layer that the teacher has."""
-    for stack in ("encoder", "decoder"):
-        depth = teacher.depth(stack)
-        for path, layer_map in _maps_in_use(recipe, stack).items():
-            if isinstance(layer_map, str):
-                continue
-            beyond = [layer for layer in layer_map if layer >= depth]
-            if beyond:
-                rule = f"The teacher's {stack} has {depth} layers, numbered 0 to {depth - 1}"
-                yield Problem(path, f"is {layer_map}, with the entry {beyond[0]}", rule)
-            if getattr(recipe.student, f"{stack}_layers") is None and len(layer_map) != depth:
-                what = f"has {len(layer_map)} entries, but student.{stack}_layers is null, so the student has {depth}"
-                yield Problem(path, what, fix=f"Set student.{stack}_layers: {len(layer_map)}")
-
-
-def _maps_in_use(recipe: Recipe, stack: str) -> dict[str, LayerMap]:
-    """Path -> map, for the maps of this stack that decide something."""
-    maps = {}
-    if recipe.student.from_teacher:
-        maps[f"student.{stack}_init_map"] = getattr(recipe.student, f"{stack}_init_map")
-    asked = recipe.losses.weights.request(_NO_LAYERS)
-    if not recipe.features_of and Stack(stack) in {*asked.hidden, *(kind.query_stack for kind in asked.attention)}:
-        maps[f"losses.{stack}_layer_map"] = getattr(recipe.losses, f"{stack}_layer_map")
-    return maps
-
-
-def features_compare(recipe: Recipe, first: Shape, compared: Shape) -> Iterator[Problem]:
-    """What the rules above say of another teacher than the first, whose features alone are compared."""
-    part = recipe.student
-    own = first.resized(Sizes(part.encoder_layers, part.decoder_layers, heads=part.heads))
-    sizes = {"encoder_layers": own.encoder_layers, "decoder_layers": own.decoder_layers, "heads": own.heads}
-    student = part.model_copy(update={"init": "random", **sizes})
-    alone = recipe.model_copy(update={"student": student, "teachers": []})
-    for rule in (heads_agree, student_is_not_deeper, explicit_maps_point_into_the_teacher):
-        yield from rule(alone, compared)
 
 
 def copied_layers_have_equal_widths(recipe: Recipe, teacher: Shape) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.families.lookup import family_of
 from distill_engine.families.shape import Shape
 from distill_engine.models.loading import local_copy
+from distill_engine.recipe.compare_rules import features_compare
 from distill_engine.recipe.problem import Problem, raise_if_any, shown
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.teacher_rules import features_compare, tokens_fit_the_position_table
+from distill_engine.recipe.teacher_rules import tokens_fit_the_position_table
 from distill_engine.registry import names
 
 _RULE = "Teachers are averaged token by token: they have one family, one vocabulary and one layout of texts"
@@ -54,10 +55,14 @@ def other_teachers(
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             problems.append(Problem(key, f"is {one.path!r}, which cannot be read: {reason}"))
             continue
-        differences = list(_differences(recipe, number, own, config, folder, tokenizer))
+        differences = list(_differences(recipe, own, config, folder, tokenizer))
         problems += [Problem(key, f"is {one.path!r}, {difference}", _RULE) for difference in differences]
         if not differences:
             found.append(OtherTeacher(folder, own, one.weight))
+            if recipe.features_of == number:
+                first = family_of(config).shape(config)
+                problems += [replace(problem, what=f"{problem.what} (of {one.path!r}, whose features are compared)")
+                             for problem in features_compare(recipe, first, found[-1].shape)]  # fmt: skip
     raise_if_any(source, problems)
     return tuple(found)
 
@@ -69,7 +74,7 @@ def print_of(folder: Path, config: Mapping[str, Any] | None) -> str:
 
 
 def _differences(
-    recipe: Recipe, number: int, own: Mapping[str, Any], first: Mapping[str, Any], folder: Path, tokenizer: Any
+    recipe: Recipe, own: Mapping[str, Any], first: Mapping[str, Any], folder: Path, tokenizer: Any
 ) -> Iterator[str]:
     """From the first teacher, each as the continuation of `is <path>, ...`."""
     kind, wanted = own.get("model_type"), first.get("model_type")
@@ -81,9 +86,6 @@ def _differences(
         yield f"whose config.json lacks {', '.join(missing)}"
         return
     shape, rows = family.shape(own), family.shape(first).vocab
-    compared = features_compare(recipe, family.shape(first), shape) if recipe.features_of == number else ()
-    for problem in compared:
-        yield f"whose features are compared: {problem.path} {problem.what}"
     if shape.vocab != rows:
         yield f"which has {shape.vocab} embedding rows, the first teacher {rows}"
     for key in _IDS:

@@ -155,6 +155,7 @@ class Rows:
 
 
 Listed = Manifest | Rows
+SOUND_FILES = f"{'[0-9]' * 8}.*"  # names that `sound_file` gives
 
 
 def sound_file(listed: Listed, at: At, folder: Path) -> Path:

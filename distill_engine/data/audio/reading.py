@@ -157,10 +157,10 @@ def _language(value: object, where: str, column: str) -> str:
 def _require_known(language: str, known: Collection[str] | None, where: str) -> None:
     if not language or known is None or language in known:
         return
-    some = ", ".join(sorted(known)[:8])
+    some, close = ", ".join(sorted(known)[:8]), did_you_mean(language, known)
     raise DataError(
         f"{where}: the language is {language!r}, which the tokenizer has no token for; of its {len(known)} languages "
-        f"some are {some}. {did_you_mean(language, known)} {FIX}"
+        f"some are {some}. {f'{close} ' if close else ''}{FIX}"
     )
 
 

@@ -95,10 +95,12 @@ class Writer:
     row    (entries, answer, note) -> the object. entries: the history with what is answered as its last one, of data
            without a history that alone; note: of the turn that is answered. May raise OSError, DataError
     files  names of all files that the objects so far need in the folder of `Kind.writer`
+    names  which such files have, as a pattern (`*.wav`): those that no object needs are removed; empty: none is made
     """
 
     row: Callable[[Sequence[str], str, str], Mapping[str, object]]
     files: set[str] = field(default_factory=set)
+    names: str = ""
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ class Speech(Kind):
         """See Kind: the path of the sound file, and the answer. A sound that its row holds is written to a file, byte
         for byte."""
         from distill_engine.data.audio.clips import Place
-        from distill_engine.data.audio.lists import sound_file
+        from distill_engine.data.audio.lists import SOUND_FILES, sound_file
 
-        listed, files = _listed(_own(source), "train"), set[str]()
+        listed, files, named = _listed(_own(source), "train"), set[str](), _own(source).language is not None
 
         def row(_entries: Sequence[str], answer: str, note: str) -> Mapping[str, object]:
             place = Place.of(note)
@@ -121,9 +121,9 @@ class Speech(Kind):
             if file.parent == folder:
                 files.add(file.name)
             path = f"{folder.name}/{file.name}" if file.parent == folder else str(file)
-            return {"audio": path, "text": answer, **({"language": place.language} if place.language else {})}
+            return {"audio": path, "text": answer, **({"language": place.language or None} if named else {})}
 
-        return Writer(row, files)
+        return Writer(row, files, SOUND_FILES)
 
     def entry(self, source: Source) -> Mapping[str, object]:
         """See Kind."""

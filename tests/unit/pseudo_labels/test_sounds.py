@@ -79,7 +79,7 @@ def test_the_teachers_transcripts_are_a_list_that_a_recipe_mixes_with_gold(folde
     whole = [number for number, text in enumerate(texts) if "\ufffd" not in text]  # else 3 bytes for each of 8 tokens
     assert 0 < len(whole) < SOUNDS
     rows = [json.loads(line) for line in Path(entry["train"]).read_text().splitlines()]
-    own = {number: {} if number in GERMAN else {"language": "en"} for number in whole}
+    own = {number: {"language": None if number in GERMAN else "en"} for number in whole}
     assert rows == [{"audio": str(folder / f"train{n}.wav"), "text": texts[n], **own[n]} for n in whole]
     assert summary(folder)["left_out"] == {"longer than data.label_tokens": SOUNDS - len(whole)}
 
@@ -137,3 +137,6 @@ def test_sounds_that_rows_hold_are_written_beside_the_transcripts(folder):
     assert (own / "00000001.wav").read_bytes() == held[0] and (own / "00000002.wav").stat().st_mtime_ns == begun
     pseudo_label(folder, "--set", data, "--set", "data.label_tokens=28", "--at-most", "wer=0", code=78)
     assert not own.exists()
+    (own / "notes").mkdir(parents=True)
+    pseudo_label(folder, "--set", data, "--set", "data.label_tokens=28", "--at-most", "wer=0", code=78)
+    assert (own / "notes").is_dir(), "not the command's"

@@ -1,12 +1,15 @@
 """Teachers beside the first: refused, all at once, where averages would mix words that mean something else."""
 
 import json
+import re
 import shutil
 
 import pytest
 from transformers import BlenderbotConfig
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
+from distill_engine.families.lookup import family_of
+from distill_engine.recipe.compare_rules import features_compare
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
 from distill_engine.recipe.rules import check_recipe
@@ -71,8 +74,9 @@ def test_features_of_another_teacher_are_those_of_other_sizes_where_terms_can_co
     )
     config = json.loads((first / "config.json").read_text())
 
-    def said(other, weights, **student):
+    def said(other, weights, maps="uniform", **student):
         recipe = read(tmp_path, "first", other, weights=weights, student=json.dumps(student))
+        recipe.losses.__dict__["encoder_layer_map"] = maps
         recipe.teachers[1].__dict__["features"] = True
         try:
             other_teachers(recipe, config, tokens, "recipe")
@@ -81,10 +85,19 @@ def test_features_of_another_teacher_are_those_of_other_sizes_where_terms_can_co
         return ""
 
     assert said("wide", "{hidden: 1}", encoder_layers=2) == said("flat", "{prediction: 1}") == ""
-    assert "compared: student.encoder_layers is 3, but the teacher's encoder has 1" in said("flat", "{hidden: 1}")
-    assert "encoder has 1" not in said("flat", "{hidden: 1}", encoder_layers=1)
-    heads = "compared: losses.weights.self_attention is 1, but the teacher has 16 heads and the student 32"
+    assert re.search(
+        r"student.encoder_layers is 3, but the teacher's encoder has 1 layers \(of '.*flat', whose features are "
+        r"compared\). A student is at most as deep as its teacher. Set student.encoder_layers: 1 or less",
+        said("flat", "{hidden: 1}"),
+    )
+    assert said("flat", "{hidden: 1}", encoder_layers=1) == said("flat", "{hidden: 1}", [0, 0, 0]) == ""
+    assert "encoder_layer_map has 1 entries, but the student has 3 layers" in said("flat", "{hidden: 1}", [0])
+    assert "encoder_layer_map is [0, 0, 1], with the entry 1" in said("flat", "{hidden: 1}", [0, 0, 1])
+    heads = "losses.weights.self_attention is 1, but the teacher has 16 heads and the student 32"
     assert heads in said("few", "{self_attention: 1}") and said("few", "{hidden: 1}") == ""
+    assert heads in said("few", "{self_attention: 1}", heads=32)
+    few = family_of(config).shape({**config, "encoder_attention_heads": 16})  # as few as its student's, and its own
+    assert list(features_compare(read(tmp_path, "few", "few", weights="{self_attention: 1}"), few, few)) == []
 
 
 def test_what_cannot_be_averaged_is_refused_with_the_difference(folder, tmp_path):
