@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.store import difference
 
-_WORK = ".work"
+WORK = ".work"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -49,12 +49,14 @@ def write_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], rank: int) ->
 
 
 @contextmanager
-def one_of_the_writers(folder: Path, rank: int, world_size: int) -> Iterator[OtherRanks]:
-    """This rank alone under its number. What earlier starts have left unfinished is removed. Raises CacheError where
-    another start writes there, OSError."""
-    work = folder / _WORK
+def one_of_the_writers(
+    folder: Path, rank: int, world_size: int, entered: OtherRanks | None = None
+) -> Iterator[OtherRanks]:
+    """This rank alone under its number; `entered`: the ranks of this start, where they have been already. What earlier
+    starts have left unfinished is removed. Raises CacheError where another start writes there, OSError."""
+    work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
-    with _held(folder, rank), OtherRanks(work, rank, world_size) as others:
+    with _held(folder, rank), nullcontext(entered) if entered else OtherRanks(work, rank, world_size) as others:
         for left in unfinished(folder):
             owner = int(left.name.split(".")[-2])
             if owner == rank or (rank == 0 and owner >= world_size and _is_free(folder, owner)):
@@ -105,7 +107,7 @@ def _is_free(folder: Path, rank: int) -> bool:
 
 
 def _lock_file(folder: Path, rank: int) -> Path:
-    return folder / _WORK / f"rank-{rank}.lock"
+    return folder / WORK / f"rank-{rank}.lock"
 
 
 def manifest_differences(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

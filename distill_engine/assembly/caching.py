@@ -165,11 +165,11 @@ class CacheMaker:
         note = f"; {idle} ranks have nothing to do, smaller shards (--shard-mib) would help" if idle > 0 else ""
         return f"{line} for {examples:,} examples; {readable_bytes(free)} are free{note}"
 
-    def write(self, advance: Callable[[int], None]) -> None:
-        """This rank's share of the shards that are missing; `advance` hears of so many examples more. Rank 0 returns
-        when all ranks' are there. Raises OSError, CacheError, OthersFailedError; the other ranks are told, and what is
-        finished stays."""
-        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size) as others:
+    def write(self, advance: Callable[[int], None], entered: OtherRanks | None = None) -> None:
+        """This rank's share of the shards that are missing; `advance` hears of so many examples more; `entered`: the
+        ranks of this start, where they have been already. Rank 0 returns when all ranks' are there. Raises OSError,
+        CacheError, OthersFailedError; the other ranks are told, and what is finished stays."""
+        with one_of_the_writers(self._folder, self._share.rank, self._share.world_size, entered) as others:
             if read_json(self._folder / MANIFEST) is None:
                 replace_text(self._folder / MANIFEST, _as_text(self._manifest), sync=True)
             self._require_same()

@@ -11,18 +11,19 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.cluster.facts import ClusterFacts
 from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.ranks import first_of
 
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 120.0  # a busy file system may keep a rank from telling for so long
-ABSENT_SECONDS = 900.0  # until it has imported and loaded everything, after another has
+ABSENT_SECONDS = 900.0  # until it has imported (without `ranks_of_step`: and loaded) everything, after another has
 _MAY_PASS = "may pass"  # first line of a mark
 _NAMED = 8  # ranks in one message
 
@@ -99,6 +100,21 @@ class OtherRanks:
 
     def _file(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.alive"
+
+
+@contextmanager
+def ranks_of_step(folder: Path, facts: ClusterFacts) -> Iterator[OtherRanks | None]:
+    """The ranks of a step of srun, to be entered before anything is loaded: who fails or dies meanwhile is heard of.
+    `folder`: for files of all steps.
+
+    None for one process, and under other launchers: they end all ranks when one has failed, and do not say what tells
+    one start from another.
+    """
+    if facts.world_size == 1 or facts.launcher != "srun":
+        yield None
+        return
+    with OtherRanks(folder / facts.job, facts.rank, facts.world_size) as others:
+        yield others
 
 
 def _own_age_seconds() -> float:

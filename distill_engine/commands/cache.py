@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill_engine.commands.evaluate import ranks
+from distill_engine.cluster.other_ranks import ranks_of_step
+from distill_engine.commands.evaluate import facts_of_start
 from distill_engine.commands.terminal import ERR, SetOption, end, refuse, tell
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -39,21 +40,24 @@ def cache(
     """
     if k != "all" and (not k.isdecimal() or int(k) < 1):
         refuse(ValueError(f"--k is {k!r}. It is a number of tokens, such as 64, or all."))
+    from distill_engine.assembly.cache_files import WORK
     from distill_engine.assembly.caching import Settings, Share, cache_maker
     from distill_engine.recipe.rules import read_recipe
 
-    rank, world_size = ranks()
+    facts = facts_of_start()
+    rank = facts.rank
     try:
         read = read_recipe(recipe, overrides)
         per_batch = batch_size or read.validation.per_rank_batch or read.batch.per_rank
         kept = None if k == "all" else int(k)
         settings = Settings(kept, dtype or precision, precision, per_batch, int(shard_mib * _MIB))
-        maker = cache_maker(read, recipe, out, settings, Share(rank, world_size))
-        said = maker.require_fit()
-        if rank == 0:
-            tell(said)
-        with _progress(rank == 0, maker.missing()[2]) as advance:
-            maker.write(advance)
+        with ranks_of_step(out / WORK, facts) as others:
+            maker = cache_maker(read, recipe, out, settings, Share(rank, facts.world_size))
+            said = maker.require_fit()
+            if rank == 0:
+                tell(said)
+            with _progress(rank == 0, maker.missing()[2]) as advance:
+                maker.write(advance, others)
     except (ValueError, OSError) as error:
         end(error, out)
     if rank == 0:

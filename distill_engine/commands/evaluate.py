@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from distill_engine.cluster.facts import ClusterError, read_cluster
+from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluster
+from distill_engine.cluster.other_ranks import OtherRanks, ranks_of_step
 from distill_engine.commands.terminal import SetOption, end, refuse, tell
 from distill_engine.metrics.replies import length_groups
 
@@ -44,6 +45,7 @@ PartialOption = Annotated[
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="Go on from partial results, or begin afresh.")]
 DEFAULT_PARTIAL = Path("runs") / ".evaluations"
+_STEPS = ".steps"  # beside partial results
 
 # shown in this order, those that there are
 _COLUMNS = (
@@ -81,14 +83,15 @@ def evaluate(
     """
     rank, _ = ranks()
     try:
-        loaded = loaded_models(models, recipe, overrides, teacher, dtype, split)
-        if rank == 0 and loaded.without_split:
-            # a mean over fewer datasets is another number
-            tell(f"without a {loaded.split} split, and left out: {', '.join(loaded.without_split)}")
-        spoken = reply_settings(loaded, generation) if generate or generation else None
-        if rank == 0 and spoken is not None:
-            say_generation_notes(loaded, spoken)
-        done = measured(loaded, spoken, batch_size, partial, resume)
+        with ranks_of_step(partial / _STEPS, facts_of_start()) as others:
+            loaded = loaded_models(models, recipe, overrides, teacher, dtype, split)
+            if rank == 0 and loaded.without_split:
+                # a mean over fewer datasets is another number
+                tell(f"without a {loaded.split} split, and left out: {', '.join(loaded.without_split)}")
+            spoken = reply_settings(loaded, generation) if generate or generation else None
+            if rank == 0 and spoken is not None:
+                say_generation_notes(loaded, spoken)
+            done = measured(loaded, spoken, batch_size, partial, resume, others)
         rows = with_sizes(loaded, done.values)
         if latency and rank == 0:
             add_latency(loaded, rows)
@@ -104,12 +107,17 @@ def evaluate(
 # ---- shared with report-card -------------------------------------------------------------------------------------
 
 
-def ranks() -> tuple[int, int]:
-    """Rank and world size as the launcher says it; (0, 1) without one. Refuses a contradictory environment."""
+def facts_of_start() -> ClusterFacts:
+    """What the launcher says. Refuses a contradictory environment."""
     try:
-        facts = read_cluster(os.environ)
+        return read_cluster(os.environ)
     except ClusterError as error:
         refuse(error)
+
+
+def ranks() -> tuple[int, int]:
+    """Rank and world size of it; (0, 1) without a launcher."""
+    facts = facts_of_start()
     return facts.rank, facts.world_size
 
 
@@ -147,7 +155,14 @@ def say_generation_notes(loaded: Loaded, spoken: ReplySettings) -> None:
             tell(f"{name}: {note}")
 
 
-def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, partial: Path, resume: bool) -> Evaluation:
+def measured(
+    loaded: Loaded,
+    spoken: ReplySettings | None,
+    batch_size: int,
+    partial: Path,
+    resume: bool,
+    others: OtherRanks | None = None,
+) -> Evaluation:
     """The evaluation, with a progress bar per model on rank 0's stderr."""
     from distill_engine.evaluate.compare import evaluation_set
     from distill_engine.evaluate.run import Work, run_evaluation
@@ -160,7 +175,7 @@ def measured(loaded: Loaded, spoken: ReplySettings | None, batch_size: int, part
             evaluation_set(loaded, batch_size),
             list(loaded.datasets),
             loaded.ready.tokenizer,
-            Work(partial, rank, world_size, resume, advance),
+            Work(partial, rank, world_size, resume, advance, others),
             spoken,
         )
 

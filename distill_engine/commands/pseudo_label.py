@@ -14,10 +14,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from distill_engine.cluster.other_ranks import OtherRanks, ranks_of_step
 from distill_engine.commands.evaluate import (
     BatchOption,
     Dtype,
     GenerationOption,
+    facts_of_start,
     progress_bars,
     ranks,
 )
@@ -72,11 +74,12 @@ def pseudo_label(
     rank, _ = ranks()
     try:
         filters = Filters(length_ratio, repetition, parse_limits(at_most, at_least))
-        ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
-        with nullcontext() if shards is None else shards.to_the_end():
-            written = _made(ready, job, filters, out, shards)
-            if rank == 0:
-                _write_summary(job, filters, written, out)
+        with ranks_of_step(out / WORK, facts_of_start()) as others:
+            ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
+            with nullcontext() if shards is None else shards.to_the_end():
+                written = _made(ready, job, filters, out, shards, others)
+                if rank == 0:
+                    _write_summary(job, filters, written, out)
     except (ValueError, OSError) as error:
         end(error, out)
     if rank == 0:
@@ -158,7 +161,9 @@ def _job(
     return ready, Job(name, loaded, examples, ready.tokenizer, new_tokens, changed, seed), shards
 
 
-def _made(ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shards | None) -> list[Written]:
+def _made(
+    ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shards | None, others: OtherRanks | None
+) -> list[Written]:
     """Generate this rank's share; rank 0 writes what all have generated, the others return nothing."""
     from distill_engine.evaluate.run import Work
     from distill_engine.pseudo_labels.generate import generate
@@ -166,7 +171,7 @@ def _made(ready: Prepared, job: Job, filters: Filters, out: Path, shards: _Shard
 
     rank, world_size = ranks()
     with _progress(rank == 0) as advance:
-        work = Work(out / WORK, rank, world_size, advance=advance)
+        work = Work(out / WORK, rank, world_size, advance=advance, others=others)
         answers = generate(job, work, None if shards is None else shards.ranks)
         return [] if answers is None else write(ready, answers, filters, out)
 

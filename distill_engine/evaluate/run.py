@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Work:
     folder   of partial results; shared by all processes
     resume   False: begin afresh
     advance  called with (model name, batches done of all, batches) after each batch
+    others   the ranks of this start, where they have been entered already
     """
 
     folder: Path
@@ -57,10 +59,11 @@ class Work:
     world_size: int = 1
     resume: bool = True
     advance: Callable[[str, int, int], None] | None = None
+    others: OtherRanks | None = None
 
-    def shared(self, results: PartialResults) -> OtherRanks:
+    def shared(self, results: PartialResults) -> AbstractContextManager[OtherRanks]:
         """Who else computes them, to be entered around this process's part."""
-        return OtherRanks(results.folder, self.rank, self.world_size)
+        return nullcontext(self.others) if self.others else OtherRanks(results.folder, self.rank, self.world_size)
 
     def owing(self, batches: int, found: Collection[int]) -> set[int]:
         """The ranks whose batches are not among those found."""

@@ -20,7 +20,7 @@ from distill_engine.assembly.ending import exit_code_of
 from distill_engine.assembly.frozen_teacher import Frozen, teacher_alone
 from distill_engine.assembly.made_of import made_of
 from distill_engine.cluster.exit_codes import may_pass
-from distill_engine.cluster.other_ranks import OthersFailedError
+from distill_engine.cluster.other_ranks import OtherRanks, OthersFailedError
 from distill_engine.cluster.ranks import Alone
 from distill_engine.data.order.collate import Picks, filler_batch
 from distill_engine.data.order.loader import picked_batch
@@ -246,7 +246,11 @@ def test_three_ranks_make_the_same_bytes_and_tell_each_other_when_they_cannot(re
     with pytest.raises(OthersFailedError, match=r"shards will not come: rank-1: OSError: .* a broken wire") as error:
         of(0).write(lambda examples: begun.append(examples) or (len(begun) == 1 and not others_fail(of, fails)))
     assert may_pass(error.value) and "nothing to do" not in of(0).require_fit()
-    of(2).write(lambda _: None)
+    with OtherRanks(tmp_path / "step", 2, 3) as entered:
+        (tmp_path / "step" / "rank-0.failed").write_text("\nValueError: while it loaded")
+        of(2).write(lambda _: None, entered)
+        with pytest.raises(OthersFailedError, match="rank-0: ValueError: while it loaded"):
+            of(0).write(lambda _: None, entered)
     of(1).write(lambda _: None)
     of(0).write(lambda _: pytest.fail("rank 0 had made its share"))
     assert tree(tmp_path / "shared") == tree(whole)

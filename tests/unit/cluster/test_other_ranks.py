@@ -3,13 +3,15 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distill_engine.cluster import other_ranks
 from distill_engine.cluster.exit_codes import may_pass
-from distill_engine.cluster.other_ranks import OtherRanks, OthersFailedError
+from distill_engine.cluster.facts import ClusterFacts
+from distill_engine.cluster.other_ranks import OtherRanks, OthersFailedError, ranks_of_step
 
 TEN_DAYS = 864_000.0  # longer than this process lives
 
@@ -99,6 +101,20 @@ def test_a_rank_that_never_comes_is_waited_for_longer(tmp_path, monkeypatch):
             OthersFailedError, match="ranks 0, 3, 4, 5, 6, 7, 8, 9 and 2 more of 12 did not come within"
         ):
             others.require([0, 1, *range(3, 12)], "a batch")
+
+
+def test_a_step_of_srun_is_entered_before_anything_is_loaded(tmp_path):
+    facts = ClusterFacts(1, 2, 1, 2, 0, 1, "here", 29500, "srun", "slurm-7.0.0")
+    for other in (replace(facts, launcher="torchrun", job="given"), replace(facts, rank=0, world_size=1)):
+        with ranks_of_step(tmp_path, other) as others:
+            assert others is None and list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="no such model"), ranks_of_step(tmp_path, facts):
+        raise ValueError("no such model")
+    heard = pytest.raises(OthersFailedError, match="rank-1: ValueError: no such model")
+    with heard, ranks_of_step(tmp_path, replace(facts, rank=0)) as others:
+        others.require([1], "a batch")
+    with ranks_of_step(tmp_path, replace(facts, rank=0, job="slurm-7.0.1")) as others:
+        others.require([1], "a batch")  # the next start
 
 
 def test_one_process_alone_leaves_no_files(tmp_path):

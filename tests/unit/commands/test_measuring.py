@@ -78,6 +78,17 @@ def test_evaluate_prints_tables_and_writes_json(run, recipe, student, tmp_path):
     assert len(kept) == 2
 
 
+def test_a_rank_of_srun_that_fails_while_it_loads_is_heard(run, recipe, tmp_path, monkeypatch):
+    step = {"JOB_ID": "7", "STEP_ID": "0", "STEP_NUM_TASKS": "2", "STEP_TASKS_PER_NODE": "2", "STEP_NODELIST": "here"}
+    (tmp_path / "nowhere").mkdir()
+    for rank, model in (("1", tmp_path / "nowhere"), ("0", TEACHER)):
+        for name, value in {**step, "PROCID": rank, "LOCALID": rank, "NODEID": "0"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        failed = run("evaluate", model, "--recipe", recipe, code=78)
+    assert re.search(r"batches of .* will not come: rank-1: \w+: .*nowhere", failed.stderr)
+    assert (tmp_path / "runs" / ".evaluations" / ".steps" / "slurm-7.0.0" / "rank-1.failed").is_file()
+
+
 @pytest.fixture(scope="module")
 def with_files(tmp_path_factory, recipe) -> Path:
     """Two datasets of files: `talk` has three splits of 3, 2 and 1 examples, `few` has no test split."""

@@ -2,6 +2,7 @@
 a recipe mixes with gold."""
 
 import json
+import re
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,17 @@ def test_two_ranks_give_the_same_bytes(recipe, whole, tmp_path, monkeypatch):
     assert made(tmp_path / "two") == made(whole[0])
     shares = [file.read_bytes().count(b"\n") for file in sorted((tmp_path / "two" / "work").glob("*/*.jsonl"))]
     assert shares == [2, 1]
+
+
+def test_a_rank_of_srun_that_fails_while_it_loads_is_heard(recipe, tmp_path, monkeypatch):
+    step = {"JOB_ID": "7", "STEP_ID": "0", "STEP_NUM_TASKS": "2", "STEP_TASKS_PER_NODE": "2", "STEP_NODELIST": "here"}
+    (tmp_path / "nowhere").mkdir()
+    for rank, options in (("1", ("--model", tmp_path / "nowhere")), ("0", ())):
+        for name, value in {**step, "PROCID": rank, "LOCALID": rank, "NODEID": "0"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        failed = pseudo_label(recipe, tmp_path / "out", *options, code=78)
+    assert re.search(r"batches of .* will not come: rank-1: \w+: .*nowhere", failed.stderr)
+    assert made(tmp_path / "out") == {}
 
 
 def test_what_no_disk_takes_is_said_and_the_next_start_goes_on(recipe, whole, tmp_path):
