@@ -9,12 +9,14 @@ language after its start token, that position predicts nothing: the language is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from distill_engine.cluster.ranks import first_of
 from distill_engine.data.config import DataSection
 from distill_engine.data.kinds.named import kind_of
+from distill_engine.data.kinds.protocol import Guess
 from distill_engine.data.tokens.backends import markers
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens, Window
 from distill_engine.families.protocol import Family
@@ -159,14 +161,16 @@ def told_language(
     return told
 
 
-def languages_of_columns(
-    entry: Mapping[str, Any], family: Family, tokenizer: Any
-) -> tuple[Mapping[str, str], str | None]:
-    """Options of a first recipe's entry whose columns are called as languages (`translation.en`), and a sentence about
-    them; or what is to be filled in. Nothing for a family or a tokenizer that knows no languages, or rows without a
-    source text."""
-    known = language_codes(tokenizer)
-    if not known or family.towards(SpecialTokens(pad=0, end=0), 0) is None or "source" not in entry:
+def languages_of_columns(guess: Guess, family: Family, tokenizer: Any) -> tuple[Mapping[str, str], str | None]:
+    """Options of a first recipe's entry whose columns are called as languages (`translation.en`) or hold each row's,
+    and a sentence about them; or what is to be filled in. Nothing for a family or a tokenizer that knows no languages,
+    or rows that name none and have no source text."""
+    known, entry = language_codes(tokenizer), guess.entry
+    if not known or family.towards(SpecialTokens(pad=0, end=0), 0) is None:
+        return {}, None
+    if guess.languages is not None:
+        return _languages_of_rows(*guess.languages, known)
+    if "source" not in entry:
         return {}, None
     columns = {key: str(entry.get(name, "")) for key, name in ((_SOURCE, "source"), (_TARGET, "target"))}
     found = {key: _code_of(column.rpartition(".")[2], known) for key, column in columns.items()}
@@ -176,6 +180,17 @@ def languages_of_columns(
     return {}, (
         f"languages: columns do not say which of the teacher's {len(known)} they are in: add {_SOURCE} and {_TARGET} "
         f"to the data's entry ({some}, ...)"
+    )
+
+
+def _languages_of_rows(column: str, said: Collection[str], known: Mapping[str, int]) -> tuple[Mapping[str, str], str]:
+    unknown = sorted(set(said) - set(known))
+    if not unknown:
+        return {"language": column}, f"languages: {column!r} says each row's ({first_of(sorted(said), 4)})"
+    strange = first_of([repr(code) for code in unknown], 3)
+    return {}, (
+        f"languages: {column!r} says {strange}, which the teacher's tokenizer has no token for; with its codes there "
+        f"({', '.join(sorted(known)[:4])}, ...) add language: {column} to the data's entry"
     )
 
 

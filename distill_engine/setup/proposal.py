@@ -54,7 +54,7 @@ def propose(teacher: str, data: Sequence[str], faster: int, name: str) -> Propos
     family = family_of(config)
     shape = family.shape(config)
     guess, tokenizer = _guess(_splits(data)), load_tokenizer(str(folder))
-    spoken, languages = languages_of_columns(guess.entry, family, tokenizer)
+    spoken, languages = languages_of_columns(guess, family, tokenizer)
     guess = replace(guess, entry={**guess.entry, **spoken})
     source = options_of(guess.entry).model_validate(dict(guess.entry))
     kind = kind_of(source)

@@ -105,12 +105,16 @@ class Writer:
 
 @dataclass(frozen=True)
 class Guess:
-    """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that; what such data
-    is judged by, where that is not the kind's first metric."""
+    """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that.
+
+    metrics    what such data is judged by, where that is not the kind's first metric
+    languages  a column that seems to say each row's language, and what stands there in the first rows
+    """
 
     entry: Mapping[str, object]
     why: str
     metrics: tuple[str, ...] = ()
+    languages: tuple[str, Collection[str]] | None = None
 
 
 class Kind(Protocol):

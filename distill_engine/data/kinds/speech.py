@@ -27,6 +27,7 @@ _FORMS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 _GUESS_ROWS = 20
 # Names of columns in published datasets and in the manifests of other programs.
 _AUDIO = ("audio", "path", "audio_path", "audio_filepath", "file", "file_name", "wav")
+_LANGUAGE = ("language", "lang", "locale")
 _TEXT = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_text")
 
 
@@ -96,16 +97,17 @@ class Speech(Kind):
                 yield Problem(split, f"is {str(place)!r}", rule, "Write it in one of these forms")
 
     def guess(self, data: Mapping[str, str]) -> Guess | None:
-        """See Kind: a column with a known name that leads to sounds, and one of the known names of texts."""
+        """See Kind: a column with a known name that leads to sounds, one of the known names of texts, and one of those
+        of languages where every row has one."""
         place = Path(data["train"]).expanduser()
         if not place.exists() or (place.is_file() and place.suffix not in _FORMS):
             return None
         found = _columns(place)
         if found is None:
             return None
-        audio, text = found
+        audio, text, languages = found
         why = f"{place} is read as speech: {audio!r} leads to sound files, {text!r} holds what is said"
-        return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why)
+        return Guess({"kind": self.name, **data, "audio": audio, "text": text}, why, languages=languages)
 
     def writer(self, source: Source, folder: Path) -> Writer:
         """See Kind: the path of the sound file, and the answer. A sound that its row holds is written to a file, byte
@@ -194,8 +196,8 @@ def _listed(source: SpeechSource, split: Split) -> Listed:
     return Rows(file, source.dataset, source.config, source.revision, source.audio, split)
 
 
-def _columns(place: Path) -> tuple[str, str] | None:
-    """The columns of sounds and texts, by their names and by what the first rows hold."""
+def _columns(place: Path) -> tuple[str, str, tuple[str, set[str]] | None] | None:
+    """The columns of sounds, texts and languages, by their names and by what the first rows hold."""
     from distill_engine.data.formats.tables import open_table
 
     table = open_table(str(place), "train")
@@ -204,7 +206,15 @@ def _columns(place: Path) -> tuple[str, str] | None:
     for name in _AUDIO:
         values = [row.get(name) for row in rows]
         if name in table.columns and texts and values and all(_is_sound(value, place) for value in values):
-            return name, texts[0]
+            return name, texts[0], _languages(rows)
+    return None
+
+
+def _languages(rows: Sequence[Mapping[str, object]]) -> tuple[str, set[str]] | None:
+    for name in _LANGUAGE:
+        said = [value for row in rows if isinstance(value := row.get(name), str) and value]
+        if len(said) == len(rows):
+            return name, set(said)
     return None
 
 

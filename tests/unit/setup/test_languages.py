@@ -11,6 +11,7 @@ import tiny_translators
 import yaml
 from transformers import AutoTokenizer
 
+from distill_engine.data.kinds.protocol import Guess
 from distill_engine.families.lookup import family_named
 from distill_engine.recipe.load import load_recipe
 from distill_engine.recipe.problem import RecipeError
@@ -121,12 +122,21 @@ def test_a_first_recipe_takes_languages_from_columns_or_says_what_to_fill_in(kin
     family = tiny_translators.KINDS[kind][0]
     tokenizer = AutoTokenizer.from_pretrained(tiny_translators.save(kind, tmp_path / "teacher"))
     entry = dict(zip(("source", "target"), columns, strict=True))
-    found, said = languages_of_columns(entry, family_named(tiny_families.PUBLISHED[family][0]), tokenizer)
+    found, said = languages_of_columns(Guess(entry, ""), family_named(tiny_families.PUBLISHED[family][0]), tokenizer)
     assert tuple(found.values()) == (codes or ())
     assert said.startswith("languages: ")
     assert codes is not None or "add source_language and target_language" in said
 
 
+@pytest.mark.parametrize(("said", "taken"), [({"fr", "de"}, True), ({"fr", "german"}, False)])
+def test_a_first_recipe_takes_the_column_of_each_rows_language_where_its_codes_are_known(said, taken, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_translators.save("m2m_100", tmp_path / "teacher"))
+    guess = Guess({}, "", languages=("lang", said))
+    found, told = languages_of_columns(guess, family_named("m2m_100"), tokenizer)
+    assert found == ({"language": "lang"} if taken else {})
+    assert told.startswith("languages: 'lang' says each row's (de, fr)" if taken else "languages: 'lang' says 'german'")
+
+
 def test_a_first_recipe_says_nothing_of_languages_where_there_are_none():
-    named = {"source": "translation.en", "target": "translation.fr"}
+    named = Guess({"source": "translation.en", "target": "translation.fr"}, "", languages=("lang", {"de"}))
     assert languages_of_columns(named, family_named("t5"), tiny_translators.nllb_tokenizer()) == ({}, None)

@@ -218,6 +218,15 @@ def test_a_list_of_sounds_is_recognised_and_pairs_of_texts_are_not(tmp_path):
     file = tones(tmp_path, 3)
     guess = KIND.guess({"train": str(file)})
     assert guess.entry == {"kind": "speech", "train": str(file), "audio": "audio", "text": "text"}
+    assert guess.languages is None
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for name, codes in (("all", ["en", "de", "en"]), ("some", ["en", None, "en"])):
+        listed = tmp_path / f"{name}.jsonl"
+        listed.write_text(
+            "".join(json.dumps(row | {"lang": code}) + "\n" for row, code in zip(rows, codes, strict=True))
+        )
+    assert KIND.guess({"train": str(tmp_path / "all.jsonl")}).languages == ("lang", {"en", "de"})
+    assert KIND.guess({"train": str(tmp_path / "some.jsonl")}).languages is None
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"audio": "a question", "text": "b"}) + "\n")
     assert KIND.guess({"train": str(pairs)}) is None and KIND.guess({"train": "no/where"}) is None
