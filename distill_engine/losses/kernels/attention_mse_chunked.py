@@ -20,14 +20,14 @@ from distill_engine.losses.kernels.masked_mse import squared_sum_and_slope_, zer
 from distill_engine.values import QueryKey
 
 BLOCK_SCORES = 1 << 18  # scores of one block: 1 MiB of float32, about one core's share of the cache
-GPU_BLOCK_SCORES = 1 << 23  # 32 MiB: launches are what costs there, so blocks span examples too
+BLOCK_EXAMPLES = 4  # that one block spans: queries and keys of all of them are copied
+GPU_BLOCK_SCORES = 1 << 23  # 32 MiB: launches are what costs there, so blocks span as many examples as they can hold
 BLOCK_QUERIES = 128
 
 
 def block_limits(device: torch.device) -> tuple[int, int]:
     """Most scores of a block, and most examples that it spans."""
-    scores = BLOCK_SCORES if device.type == "cpu" else GPU_BLOCK_SCORES
-    return scores, scores
+    return (BLOCK_SCORES, BLOCK_EXAMPLES) if device.type == "cpu" else (GPU_BLOCK_SCORES, GPU_BLOCK_SCORES)
 
 
 def attention_mse_sums(
