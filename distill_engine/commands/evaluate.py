@@ -81,9 +81,10 @@ def evaluate(
     Names and numbers are ParlAI's where it has the metric. Under a launcher (torchrun, srun, deepspeed) the ranks
     share the work.
     """
-    rank, _ = ranks()
+    facts = facts_of_start()
+    rank = facts.rank
     try:
-        with ranks_of_step(partial / _STEPS, facts_of_start()) as others:
+        with ranks_of_step(partial / _STEPS, facts) as others:
             loaded = loaded_models(models, recipe, overrides, teacher, dtype, split)
             if rank == 0 and loaded.without_split:
                 # a mean over fewer datasets is another number

@@ -71,10 +71,11 @@ def pseudo_label(
     """
     from distill_engine.pseudo_labels.filters import Filters, parse_limits
 
-    rank, _ = ranks()
+    facts = facts_of_start()
+    rank = facts.rank
     try:
         filters = Filters(length_ratio, repetition, parse_limits(at_most, at_least))
-        with ranks_of_step(out / WORK, facts_of_start()) as others:
+        with ranks_of_step(out / WORK, facts) as others:
             ready, job, shards = _job(recipe, overrides, model, generation, batch_size, dtype, seed, placement)
             with nullcontext() if shards is None else shards.to_the_end():
                 written = _made(ready, job, filters, out, shards, others)
