@@ -86,6 +86,7 @@ def divergences(student: Path, k: int, overrides: list[str]) -> tuple[float, flo
     from distill_engine.assembly.frozen_teacher import Frozen
     from distill_engine.data.order.collate import Picks
     from distill_engine.data.order.loader import picked_batch
+    from distill_engine.losses.top_tokens import beside_student
     from distill_engine.recipe.rules import read_recipe
     from distill_engine.setup.prepare import prepare
     from distill_engine.teachers.columns import Form, packed, unpacked
@@ -106,7 +107,8 @@ def divergences(student: Path, k: int, overrides: list[str]) -> tuple[float, flo
         of_student = ours.double().log_softmax(dim=-1)
         for place, shown in enumerate((whole, unpacked(rows, form, {}, logits, {}))):
             assert shown.logits is not None
-            of_teacher = shown.logits.double().log_softmax(dim=-1)
+            seen = shown.logits if shown.kept is None else beside_student(shown.logits, shown.kept, ours)
+            of_teacher = seen.double().log_softmax(dim=-1)
             each = (of_teacher.exp() * (of_teacher - of_student)).nan_to_num(0.0).sum(dim=-1)
             sums[place] += each[batch.label_mask].sum()
         tokens += int(batch.label_mask.sum())

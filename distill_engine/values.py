@@ -272,6 +272,8 @@ class Features:
     """What a model showed for one batch, keyed by the model's own layer numbers.
 
     logits         [B, T, V], or None when not asked
+    kept           [B, T, k] int64: the tokens whose logits are the model's own, where only some are known; the others
+                   share the rest of the probability evenly
     head           the logits' factors, or None when not asked
     encoder_output [B, S, D]
     embeddings     stack -> [B, L, D], token embedding only: unscaled, without positions or norm
@@ -287,6 +289,7 @@ class Features:
     embeddings: Mapping[Stack, Tensor | Projected] = field(default_factory=dict)
     hidden: Mapping[tuple[Stack, int], Tensor | Projected] = field(default_factory=dict)
     attention: Mapping[tuple[AttentionKind, int], QueryKey] = field(default_factory=dict)
+    kept: Tensor | None = None
 
     @property
     def vocabulary(self) -> int:

@@ -17,6 +17,7 @@ from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels.dispatch import Implementation, vocabulary_scores, vocabulary_sums
 from distill_engine.losses.kernels.prediction import divergence_sum, task_and_prediction_sums, task_sum
 from distill_engine.losses.quality import TokenScores, accuracy_counts, token_scores
+from distill_engine.losses.top_tokens import beside_student
 from distill_engine.values import Features
 
 
@@ -96,16 +97,19 @@ class Vocabulary:
     def _from_logits(self, student: Features, teacher: Features | None, labels: Tensor) -> Sums:
         assert student.logits is not None
         if self.task and self.divergence and self.temperature == 1.0 and self.measure is FORWARD_KL:
-            return Sums(*task_and_prediction_sums(student.logits, _logits(teacher), labels))  # one softmax serves both
+            right = _logits(teacher, student.logits)
+            return Sums(*task_and_prediction_sums(student.logits, right, labels))  # one softmax serves both
         none = student.logits.new_zeros((), dtype=torch.float32)
         task = task_sum(student.logits, labels) if self.task else none
         if not self.divergence:
             return Sums(task, none)
-        right = _logits(teacher)
+        right = _logits(teacher, student.logits)
         return Sums(task, divergence_sum(self.measure, student.logits, right, labels, self.temperature))
 
 
-def _logits(teacher: Features | None) -> Tensor:
+def _logits(teacher: Features | None, student_logits: Tensor) -> Tensor:
     assert teacher is not None, "the recipe rules refuse distillation weights without a teacher"
     assert teacher.logits is not None
-    return teacher.logits
+    if teacher.kept is None:
+        return teacher.logits
+    return beside_student(teacher.logits, teacher.kept, student_logits)

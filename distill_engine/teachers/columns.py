@@ -3,9 +3,9 @@
 Of the logits either all are kept, as their factors where these are fewer numbers (the decoder's output at each
 position; the output embedding once, a constant), or the log-probabilities of the k most probable tokens and that of all
 others together. Their probability is spread evenly over them when logits are rebuilt, so the softmax of what is rebuilt
-(temperature 1) has the teacher's own probabilities for its k tokens, and the right sum for the rest. A token that is
-never predicted (OutputHead.masked_id) has no part in that. Position biases depend on a key's distance from its query
-alone: one number for each head and distance, a constant too.
+(temperature 1) has the teacher's own probabilities for its k tokens, and the right sum for the rest, which a divergence
+compares as one (losses.top_tokens). A token that is never predicted (OutputHead.masked_id) has no part in that.
+Position biases depend on a key's distance from its query alone: one number for each head and distance, a constant too.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ def unpacked(
         embeddings={stack: tables[f"embedding.{stack.value}"] for stack in Stack if stack in request.embeddings},
         hidden={(s, n): tables[f"hidden.{s.value}.{n}"] for s, layers in request.hidden.items() for n in layers},
         attention={(kind, n): pair(kind, n) for kind, layers in request.attention.items() for n in layers},
+        kept=_kept(tables["top_ids"].long(), form) if request.logits and form.k is not None else None,
     )
 
 
@@ -206,6 +207,11 @@ def _unpacked_logits(tables: Mapping[str, Tensor], form: Form, head: OutputHead 
     if form.masked_id is not None:
         logits[..., form.masked_id] = _MASKED
     return logits.scatter_(-1, ids.long(), values)
+
+
+def _kept(ids: Tensor, form: Form) -> Tensor:
+    """[B, T, k], and of a token that is never predicted as much is known."""
+    return ids if form.masked_id is None else functional.pad(ids, (0, 1), value=form.masked_id)
 
 
 def _flat(heads: Tensor) -> Tensor:

@@ -50,9 +50,11 @@ def test_everything_comes_back_to_the_bit(shown, tiny, family):
 def test_the_most_probable_tokens_keep_their_probability_and_the_others_share_the_rest(shown, tiny, dtype, tolerance):
     masked = 1 if bool((shown.logits[..., 1] < -1e19).all()) else None
     back = restored(shown, Form(5, dtype, tiny.VOCABULARY, masked))
+    assert back.kept.shape[-1] == 5 + (masked is not None)
     rebuilt, true = back.logits.softmax(dim=-1), shown.logits.softmax(dim=-1)
     values, ids = true.topk(5, dim=-1)
     torch.testing.assert_close(rebuilt.gather(-1, ids), values, rtol=tolerance, atol=1e-7)
+    torch.testing.assert_close(rebuilt.gather(-1, back.kept[..., :5]), values, rtol=tolerance, atol=1e-7)
     rest = rebuilt.scatter(-1, ids, 0.0)
     torch.testing.assert_close(rest.sum(dim=-1), 1 - values.sum(dim=-1), rtol=tolerance, atol=tolerance)
     if masked is not None:
