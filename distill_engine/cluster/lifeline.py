@@ -1,4 +1,4 @@
-"""Ranks never outlive their launcher: a thread that notices when it is gone. Standard library only.
+"""Ranks never outlive their launcher: a thread that notices when it is gone. No torch.
 
 A launcher that is killed cannot end its ranks; they would train on, or wait in a collective for ever, on GPUs that
 somebody else was given. The kernel's own parent-death signal is not enough: it is one signal, and it does not see the
@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 60.0  # for the step in hand and a checkpoint
@@ -45,13 +46,12 @@ def watch_launcher(
 
 
 def parent_of(pid: int) -> int | None:
-    """A process's parent, or None when it is gone or the system does not tell (no /proc)."""
+    """A process's parent, or None when it is gone or the system does not tell."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.ppid()
+    except psutil.Error:
         return None
-    state, parent = status.rpartition(")")[2].split()[:2]  # the name before may hold spaces and brackets
-    return None if state == "Z" else int(parent)
 
 
 def _ancestors(generations: int) -> list[tuple[int, int]]:

@@ -1,5 +1,5 @@
 """Ranks that share work through a folder, without a process group: each says that it lives, or why it has given up, and
-who waits for the parts of others hears of it. Standard library only.
+who waits for the parts of others hears of it. No torch.
 
 A launcher may end all ranks when one has died (torchrun, deepspeed, srun --kill-on-bad-exit); plain srun does not, and
 a rank that is killed (no memory, its node gone) leaves no word. So each moves the time of a file of its own now and
@@ -8,13 +8,14 @@ then. All times are the file system's, of which the nodes' clocks need to know n
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 from distill_engine.cluster.exit_codes import may_pass
 from distill_engine.cluster.facts import ClusterFacts
@@ -53,7 +54,7 @@ class OtherRanks:
             self._alive.touch()
             self._begun = _moment(self._alive)
             # not `begun`: another rank may have come and failed while this one was still loading
-            self._born = self._begun - _own_age_seconds()
+            self._born = self._begun - (time.time() - psutil.Process().create_time())
             self._thread.start()
         return self
 
@@ -115,16 +116,6 @@ def ranks_of_step(folder: Path, facts: ClusterFacts) -> Iterator[OtherRanks | No
         return
     with OtherRanks(folder / facts.job, facts.rank, facts.world_size) as others:
         yield others
-
-
-def _own_age_seconds() -> float:
-    """How long this process lives; 0 where the system does not tell (no /proc)."""
-    try:
-        status = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
-        born = int(status.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")  # after boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - born
-    except (OSError, AttributeError):
-        return 0.0
 
 
 def _moment(file: Path) -> float:

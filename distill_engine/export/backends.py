@@ -10,13 +10,13 @@ import copy
 import ctypes
 import gc
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -34,7 +34,7 @@ class Running:
     model        what generates (a transformers model, or a target's `Generates`)
     mib_on_disk  of its weights, as that program stores them
     memory_mib   that opening it and one reply added to this process's resident memory, as the operating system counts;
-                 None where it does not say (no /proc), and on a GPU, whose memory is measured while it replies
+                 None on a GPU, whose memory is measured while it replies
     """
 
     backend: str
@@ -83,7 +83,7 @@ def running(
         model = make()
         first_reply(model)
         after = _resident_mib()
-        memory = None if before is None or after is None or model.device.type != "cpu" else max(0.0, after - before)
+        memory = max(0.0, after - before) if model.device.type == "cpu" else None
         found.append(Running(backend, model, mib(model), memory))
 
     opened(TORCH, lambda: _in_torch(student, device, dtype), lambda _: files_mib(student, "*.safetensors"))
@@ -139,14 +139,12 @@ def _saved_mib(model: Any) -> float:
     return written.getbuffer().nbytes / 2**20
 
 
-def _resident_mib() -> float | None:
+def _resident_mib() -> float:
     """Of this process, after what is free has been given back; without that a second model would look smaller than it
     is, because it finds the first one's memory."""
-    statm = Path("/proc/self/statm")
-    if not statm.is_file():
-        return None
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
-    return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    resident: int = psutil.Process().memory_info().rss
+    return resident / 2**20
