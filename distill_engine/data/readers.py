@@ -20,18 +20,12 @@ from distill_engine.data.formats.conversations import read_conversations
 from distill_engine.data.formats.fbdialog import read_fbdialog
 from distill_engine.data.formats.hf_datasets import opened, read_hf_dataset, split_files
 from distill_engine.data.formats.parlai_text import read_parlai_text
-from distill_engine.data.kinds.dialogue import DialogueSource
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
 from distill_engine.recipe.problem import did_you_mean
 
 __all__ = ["READERS", "DataError", "DialogueSpec", "Episode", "LabelTurns", "Reader", "Split", "Turn"]
 
 Episodes = Iterable[Episode]
-
-
-class DialogueSpec(DialogueSource):
-    """A recipe's source of dialogues, and the folder of downloaded datasets for readers that look there."""
-
-    root: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from distill_engine.data import readers
 from distill_engine.data.formats import text_files
 from distill_engine.data.formats.conversations import as_line, sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
-from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, KIND, READABLE_DATASETS
+from distill_engine.data.kinds.dialogue import KIND
+from distill_engine.data.kinds.dialogue_source import DIALOGUE_DATASETS, READABLE_DATASETS
 from distill_engine.data.readers import (
     DataError,
     DialogueSpec,
