@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoConfig
-
 from distill_engine.families.lookup import shape_of
 from distill_engine.families.shape import Sizes
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.models.classes import config_of
 from distill_engine.models.fake_int8 import Switch, with_fake_int8
 from distill_engine.models.loading import Checkpoint
 from distill_engine.recipe.problem import Problem, RecipeError
@@ -76,7 +75,7 @@ def _config(ready: Prepared) -> Any:
         part.attention_dropout,
     )
     if ready.teacher_folder is not None:
-        return student_config(AutoConfig.from_pretrained(ready.teacher_folder, trust_remote_code=False), sizes)
+        return student_config(config_of(ready.teacher_folder), sizes)
     return fresh_config(ready.family, sizes, len(ready.tokenizer), ready.special)
 
 

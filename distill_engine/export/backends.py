@@ -31,7 +31,7 @@ TORCH, TORCH_INT8 = "torch", "torch-int8"
 class Running:
     """A student in one program.
 
-    model        what generates (a transformers model, or a target's `Generates`)
+    model        what generates (a transformers model, or a target's `ExportedModel`)
     mib_on_disk  of its weights, as that program stores them
     memory_mib   that opening it and one reply added to this process's resident memory, as the operating system counts;
                  None on a GPU, whose memory is measured while it replies
