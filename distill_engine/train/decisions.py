@@ -16,7 +16,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on, and starting again would not help."""
 
 
-class Quantizes(Protocol):
+class Quantizable(Protocol):
     """The part of the student that is told."""
 
     def quantize(self, on: bool) -> None:
@@ -87,7 +87,7 @@ class Policies:
         """Whether the passes of a step, counted from 0, are int8's: a function of the step alone."""
         return self.quantized_from is not None and step >= self.quantized_from
 
-    def quantize(self, student: Quantizes, step: int) -> None:
+    def quantize(self, student: Quantizable, step: int) -> None:
         """Let the passes of a student be those of a step."""
         if self.quantized_from is not None:
             student.quantize(self.quantizes(step))
