@@ -322,7 +322,7 @@ def test_another_teacher_other_limits_and_another_form_are_refused_with_the_diff
         maker(ready, teacher, goal, whole, k=8).require_fit()
     squared = ready.recipe.model_copy(deep=True)
     squared.losses.__dict__["divergence"] = "logit_mse"
-    with pytest.raises(CacheError, match="--k is 8, but losses.divergence is logit_mse, which compares every logit"):
+    with pytest.raises(CacheError, match=r"--k is 8, but losses\.divergence is logit_mse, which compares every logit"):
         maker(replace(ready, recipe=squared), teacher, goal, tmp_path / "none", k=8)
     shorter = prepare(recipe_of(place, label_tokens=3), "r.yaml")
     with pytest.raises(CacheError, match=r"does not hold, .*: train, train; train, valid\. It holds: train, "):
