@@ -24,8 +24,9 @@ def kept_tokens(recipe: Recipe) -> int | None:
 
 
 def against_some_tokens(recipe: Recipe, kept: str) -> str:
-    """Why the logits of some tokens do not do, if they do not; `kept`: what says that these alone are kept. Probabilities
-    add up, and so may be compared with one token for the rest; logits do not."""
+    """Why the logits of some tokens do not do, if they do not; `kept`: what says that these alone are kept.
+
+    Probabilities add up, and so may be compared with one token for the rest; logits do not."""
     losses = recipe.losses
     asking = any(term.distils and term.operand == "logits" for term in losses.weights.terms)
     if not asking or losses.measure.of != "logits":
