@@ -32,6 +32,11 @@ def by_shown_name() -> dict[str, TokenMetric | TextMetric]:
     return {getattr(metric, "parlai", "") or metric.name: metric for metric in _all()}
 
 
+def in_one_line() -> dict[str, str]:
+    """Of what a line of a terminal has room for: what it calls the metric, to the metric's name in validations."""
+    return {metric.short: f"valid/{metric.name}" for metric in token_metrics() if metric.short}
+
+
 def is_share(shown: str) -> bool:
     """Whether a value of this name is written in per cent."""
     metric = by_shown_name().get(shown)

@@ -13,22 +13,11 @@ from typing import Any
 from distill_engine.evaluate.backend_rows import BackendRow, backend_table
 from distill_engine.evaluate.latency_rows import LatencyRow
 from distill_engine.evaluate.run import Sample
-from distill_engine.metrics.named import is_share
+from distill_engine.metrics.named import by_shown_name, is_share
 from distill_engine.reports import page, plots
 
 BEGIN, END = "<!-- report card: begin -->", "<!-- report card: end -->"
 
-_HEADERS = {  # what every comparison is about
-    "ppl": "ppl",
-    "token_acc": "token accuracy",
-    "teacher_acc": "agrees with teacher",
-    "teacher_kl": "KL to teacher",
-    "f1": "F1",
-    "bleu": "BLEU",
-    "interdistinct-2": "distinct-2",
-    "repetition": "repetition",
-    "reply_tokens": "tokens/reply",
-}
 _HOW_TO_READ = "Left is faster, down is better. Bars are the 20th to the 80th percentile over the rounds."
 _SAMPLES = 8
 
@@ -65,7 +54,9 @@ class ReportCard:
 
     def shown(self, dataset: str = "") -> dict[str, str]:
         """Values of the models, of one dataset (`NAME/`) or of all, to their headers."""
-        headers = _HEADERS | {name: name.replace("_", " ") for name in self.judged if name not in _HEADERS}
+        metrics = by_shown_name().items()
+        headers = {name: one.short or name for name, one in metrics if one.short or name in self.judged}
+        headers["reply_tokens"] = "tokens/reply"
         there = {value for values in self.quality.values() for value in values}
         return {name: header for name, header in headers.items() if dataset + name in there}
 

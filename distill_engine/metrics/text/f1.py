@@ -25,6 +25,7 @@ class F1(TextMetric):
 
     name, unit, better = "f1", "share", "max"
     meaning = "harmonic mean of word precision and recall"
+    short = "F1"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""

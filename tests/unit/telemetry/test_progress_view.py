@@ -100,7 +100,9 @@ def test_lines():
     assert train_line(state, 3725.0) == (
         "1:02:05  step 130/500  loss 4.812  task 2  prediction 0.2  ppl 3.21  lr 1.0e-04  tokens/s 12.3k  left 3 min"
     )
-    assert valid_line(state) == ("step 130/500  valid ppl 3.4  best 3.39  accuracy 61.2 %  agreement 55.0 %  12 s")
+    assert valid_line(state) == (
+        "step 130/500  valid ppl 3.4  best 3.39  token accuracy 61.2 %  agreement 55.0 %  12 s"
+    )
     assert "new best" in valid_line(state_of([], best=3.4))
 
 
