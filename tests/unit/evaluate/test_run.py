@@ -20,7 +20,8 @@ from transformers import (
 
 from distill_engine.cluster.other_ranks import OthersFailedError
 from distill_engine.data.corpora.demo import demo_episodes
-from distill_engine.data.readers import DialogueSpec, read_dataset
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
+from distill_engine.data.readers import stream_dataset
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.evaluate import run as evaluation
@@ -357,7 +358,9 @@ def test_the_report_of_a_parlai_run(tmp_path, split):
     names = ("blended_skill_talk", "convai2:normalized", "empathetic_dialogues", "wizard_of_wikipedia")
     tokenizer = load_tokenizer(str(root / "toy_dict" / "hf"))
     encoder = DialogueTokenizer(tokenizer, blenderbot_layout(), "  ", 128, 128)
-    data = [encoder.tokenise(read_dataset(DialogueSpec(name=name, root=str(root / "raw")), split)) for name in names]
+    data = [
+        encoder.tokenise(list(stream_dataset(DialogueSpec(name=name, root=str(root / "raw")), split))) for name in names
+    ]
     model = from_parlai(root / "tiny_parlai" / "blender")
     batches = EvaluationSet(data, blenderbot_layout(), tokenizer, 4)
     values = run_evaluation({"m": model}, None, batches, names, tokenizer, Work(tmp_path), None).values["m"]
