@@ -209,8 +209,8 @@ class Run:
 
     def __init__(
         self, folder: Path, tiny, *, limits: StopSection, log=None, validate=None, save=None, patience=None,
-        stop_at=None, metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0, teacher=True,
-        validations=None, warmup=0, validation_seconds=0.0, keep_best=0, quantized_from=None,
+        stop_at=None, metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0,
+        teacher=True, validations=None, warmup=0, validation_seconds=0.0, keep_best=0, quantized_from=None,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self.events: list[str] = []
