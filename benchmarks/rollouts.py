@@ -5,7 +5,8 @@
 
 The teacher's text is made once (`distill pseudo-label`). Same student, teacher, weights and steps in all rows. Runs are
 kept in --run-dir, and one that is complete there is not repeated; all rows of one seed come before the next seed, and
-what is complete can be written at any time (--no-run). Writes JSON and a table (.md) beside each other.
+what is complete can be written at any time (--no-run). Writes JSON and a table (.md) beside each other; rows that --out
+has of the same recipe, changes and ranks stay beside those of this call, each with the commit that it was measured at.
 """
 
 from __future__ import annotations
@@ -68,8 +69,20 @@ def main() -> int:
     if not found:
         return 1
     facts = {"recipe": given.recipe.name, "overrides": given.overrides, "ranks": machine.ranks}
-    write(given.out, summarise(found) | facts | {"machine": machine_record()})
+    record = machine_record()
+    commits = dict.fromkeys(found, (record["git"] or {}).get("commit"))
+    before, commits_before = rows_before(given.out, facts)
+    facts |= {"commits": {**commits_before, **commits}, "machine": record}
+    write(given.out, summarise({**before, **found}) | facts)
     return 0
+
+
+def rows_before(file: Path, facts: Mapping[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str | None]]:
+    """Row -> runs, and row -> commit, of an earlier call with the same facts; nothing where there is none."""
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if any(earlier.get(name) != value for name, value in facts.items()):
+        return {}, {}
+    return earlier["runs"], earlier["commits"]
 
 
 def _some(known: tuple[str, ...] | None) -> Any:

@@ -7,6 +7,7 @@ no two ever write to one file.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from distill_engine.cluster.files import rename_synced
+from distill_engine.cluster.files import rename_synced, replace_text
 from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.teachers.columns import CacheError
 from distill_engine.teachers.store import difference
@@ -46,6 +47,11 @@ def write_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], rank: int) ->
         shutil.rmtree(fresh, ignore_errors=True)
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not folder.is_dir():
             raise
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Complete or absent. Raises OSError."""
+    replace_text(file, json.dumps(content, indent=2) + "\n", sync=True)
 
 
 @contextmanager

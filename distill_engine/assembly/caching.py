@@ -7,7 +7,6 @@ computed again: a killed command goes on, and further datasets come beside the e
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,11 +24,11 @@ from distill_engine.assembly.cache_files import (
     one_of_the_writers,
     unfinished_bytes,
     write_arrays,
+    write_json,
 )
 from distill_engine.assembly.frozen_teacher import teacher_alone
 from distill_engine.assembly.made_of import datasets, made_of
 from distill_engine.checkpoint.files import existing, free_bytes, readable_bytes
-from distill_engine.cluster.files import replace_text
 from distill_engine.cluster.other_ranks import OtherRanks
 from distill_engine.cluster.ranks import Alone
 from distill_engine.data.order.collate import Picks
@@ -37,6 +36,7 @@ from distill_engine.data.order.loader import picked_batch
 from distill_engine.data.tokens.tokenised import TokenisedDataset
 from distill_engine.evaluate.compare import own_device
 from distill_engine.losses.objective import Objective
+from distill_engine.recipe.cache_rules import against_some_tokens
 from distill_engine.recipe.schema import Recipe
 from distill_engine.setup.prepare import Prepared, prepare
 from distill_engine.teachers.columns import CacheError, Column, Form, as_json, attention_facts, constants, packed
@@ -171,7 +171,7 @@ class CacheMaker:
         CacheError, OthersFailedError; the other ranks are told, and what is finished stays."""
         with one_of_the_writers(self._folder, self._share.rank, self._share.world_size, entered) as others:
             if read_json(self._folder / MANIFEST) is None:
-                replace_text(self._folder / MANIFEST, _as_text(self._manifest), sync=True)
+                write_json(self._folder / MANIFEST, self._manifest)
             self._require_same()
             if self._share.rank == 0 and self._constants and not (self._folder / CONSTANTS).is_dir():
                 write_arrays(self._folder / CONSTANTS, self._constants, 0)
@@ -191,7 +191,7 @@ class CacheMaker:
         for one in self._datasets:
             if read_json(self._folder / one.key / DATASET) is None:
                 facts = {"title": one.title, "examples": len(one.examples)}
-                replace_text(self._folder / one.key / DATASET, _as_text(facts), sync=True)
+                write_json(self._folder / one.key / DATASET, facts)
 
     def _require_same(self) -> None:
         there = read_json(self._folder / MANIFEST)
@@ -204,6 +204,8 @@ class CacheMaker:
         assert self._ready.teacher_shape is not None
         shape, layout = self._ready.teacher_shape, self._ready.layout
         k = settings.k if settings.k is not None and settings.k < shape.vocab - 1 else None
+        if k is not None and (reason := against_some_tokens(self._ready.recipe, f"--k is {k}")):
+            raise CacheError(reason)
         head = k is None and request.logits and shape.width < shape.vocab and not self._ready.others
         return Form(k, settings.dtype, shape.vocab, self._ready.family.masked_id(layout.start_id), head)
 
@@ -269,10 +271,6 @@ class CacheMaker:
         picks = Picks(np.zeros_like(examples), examples)
         multiple = multiple or self._ready.recipe.batch.pad_to_multiple_of
         return picked_batch([dataset], picks, self._ready.layout, multiple).to(self._device)
-
-
-def _as_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
 
 
 def _name(number: int) -> str:

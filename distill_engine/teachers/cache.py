@@ -18,7 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_engine.teachers.columns import CacheError, Column, Form, from_json, names_of, unpacked
+from distill_engine.teachers.columns import (
+    LOG_PROBABILITIES,
+    CacheError,
+    Column,
+    Form,
+    from_json,
+    names_of,
+    unpacked,
+)
 from distill_engine.teachers.protocol import MadeOf, Teacher, TeacherParts
 from distill_engine.teachers.store import DATASET, FORMAT, MANIFEST, Shards, keys_of, lengths_of, read_json
 from distill_engine.values import Batch, FeatureRequest, Features, Stack
@@ -42,7 +50,7 @@ class CachedTeacher(Teacher):
         self._shards, self._form, self._columns, self._attention = shards, form, columns, attention
         self._device, self._dtype = device, dtype
         self.identity = identity
-        self._once = {name: self._moved(one) for name, one in once.items()}
+        self._once = {name: self._moved(one, name) for name, one in once.items()}
 
     def lacking(self, request: FeatureRequest) -> list[str]:
         """Columns that are not there, and the logits' factors where some of the logits were kept instead."""
@@ -63,7 +71,7 @@ class CachedTeacher(Teacher):
                 raise CacheError(self._foreign(batch, row, lengths[row].tolist(), keys[row]))
         sizes = {Stack.ENCODER.value: batch.inputs.length, Stack.DECODER.value: batch.labels.shape[1]}
         tables = {
-            name: self._moved(self._shards.rows(places, name, sizes[self._columns[name].stack]))
+            name: self._moved(self._shards.rows(places, name, sizes[self._columns[name].stack]), name)
             for name in names_of(request, self._form)
         }
         return unpacked(tables, self._form, self._attention, request, self._once)
@@ -79,10 +87,10 @@ class CachedTeacher(Teacher):
             "rollout.source: gold; or make the cache again in another folder with `distill cache RECIPE --out DIR`."
         )
 
-    def _moved(self, rows: Tensor) -> Tensor:
-        """To the device; all but token numbers in the type that the models compute in."""
+    def _moved(self, rows: Tensor, name: str) -> Tensor:
+        """To the device; features in the type that the models compute in, which is too coarse for log-probabilities."""
         moved = rows.to(self._device, non_blocking=True)
-        return moved if rows.dtype == torch.int32 else moved.to(self._dtype)
+        return moved if rows.dtype == torch.int32 or name in LOG_PROBABILITIES else moved.to(self._dtype)
 
 
 class Cache:

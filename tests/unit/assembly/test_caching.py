@@ -202,6 +202,11 @@ def test_some_tokens_and_half_precision_are_near(ready, teacher, goal, whole, tm
     assert not torch.equal(found["many"][-1], found["all"][-1])
     size, left, _ = maker(ready, teacher, goal, tmp_path / "few", k=64, dtype="bf16").missing()
     assert left == 0 and size < 0.7 * maker(ready, teacher, goal, tmp_path / "many", k=64).missing()[0]
+    (half,) = opened(ready, tmp_path / "few", torch.bfloat16).features([batch], goal.teacher_request())
+    true = teacher.features(batch, goal.teacher_request()).logits.log_softmax(dim=-1).topk(64, dim=-1)
+    found = half.logits.gather(-1, true.indices)[batch.label_mask]
+    torch.testing.assert_close(found, true.values[batch.label_mask], rtol=0, atol=3e-3)  # not those 8 bits
+    assert half.encoder_output.dtype == torch.bfloat16
     assert opened(ready, whole).identity != opened(ready, tmp_path / "few").identity
 
 
@@ -315,6 +320,10 @@ def test_another_teacher_other_limits_and_another_form_are_refused_with_the_diff
         CacheError, match=r"holds another cache:\n  k: there null, wanted 8\n  head: there true, .*\n  column top_ids"
     ):
         maker(ready, teacher, goal, whole, k=8).require_fit()
+    squared = ready.recipe.model_copy(deep=True)
+    squared.losses.__dict__["divergence"] = "logit_mse"
+    with pytest.raises(CacheError, match=r"--k is 8, but losses\.divergence is logit_mse, which compares every logit"):
+        maker(replace(ready, recipe=squared), teacher, goal, tmp_path / "none", k=8)
     shorter = prepare(recipe_of(place, label_tokens=3), "r.yaml")
     with pytest.raises(CacheError, match=r"does not hold, .*: train, train; train, valid\. It holds: train, "):
         opened(shorter, whole)

@@ -1,5 +1,7 @@
 """benchmarks/rollouts.py: rows differ in text and divergence alone, and the table says what the runs measured."""
 
+import json
+
 import rollouts as bench
 import yaml
 from runs import DEMO_RECIPE
@@ -27,6 +29,15 @@ def test_rows_are_sound_recipes_that_differ_in_text_alone(tmp_path):
         assert (weights["demo"] == 1.0) == (data != "teacher")
         assert made.losses.weights == plain.losses.weights and made.losses.divergence == "reverse_kl"
     assert "teacher" not in bench.recipes_of(DEMO_RECIPE, [], tmp_path / "new", make=False)
+
+
+def test_rows_of_an_earlier_call_stay_where_it_asked_the_same(tmp_path):
+    facts = {"recipe": "demo.yaml", "overrides": [], "ranks": 1}
+    file, runs = tmp_path / "out.json", {"gold, forward_kl": [{"valid_ppl": 1.8}]}
+    assert bench.rows_before(file, facts) == ({}, {})
+    file.write_text(json.dumps({**facts, "runs": runs, "commits": {"gold, forward_kl": "abc"}}))
+    assert bench.rows_before(file, facts) == (runs, {"gold, forward_kl": "abc"})
+    assert bench.rows_before(file, facts | {"overrides": ["seed=2"]}) == ({}, {})
 
 
 def test_what_is_said_of_runs():

@@ -13,6 +13,7 @@ from distill_engine.families.shape import Sizes
 from distill_engine.losses.divergences.reverse_kl import REVERSE_KL, ReverseKL
 from distill_engine.losses.kernels.prediction import divergence_sum, task_sum
 from distill_engine.losses.kernels.projection_ways import faster_way
+from distill_engine.losses.top_tokens import beside_student
 from distill_engine.teachers.config import TeacherShare
 from launcher.hardware import GPUS
 from launcher.job import Job
@@ -82,16 +83,20 @@ def test_the_plan_knows_from_which_width_on(tokens, width):
     assert faster_way(tokens, LIBRARY_DEPTH - 1, width) == "kernels"
 
 
-def test_whole_logits_take_what_is_planned(root):
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some_tokens"])
+def test_whole_logits_take_what_is_planned(root, some):
     """All that is allocated from the logits on, at the largest moment, beside the plan's figure."""
     vocabulary = 8008
-    small = job(root, "losses.divergence=reverse_kl", "losses.kernels.prediction=reference", "batch.per_rank=1",
-                *(f"losses.weights.{name}=0" for name in ONLY))  # fmt: skip
+    asked = ["losses.divergence=reverse_kl", "losses.kernels.prediction=reference", "batch.per_rank=1",
+             *(f"losses.weights.{name}=0" for name in ONLY)]  # fmt: skip
+    small = job(root, *asked)
+    cached = job(root, *asked, "teacher.source=cache", "teacher.cache=none")
     student, teacher = (torch.randn(1, small.labels, vocabulary) for _ in range(2))
     student.requires_grad_()
     labels = torch.randint(vocabulary, (1, small.labels))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        sums = task_sum(student, labels), divergence_sum(REVERSE_KL, student, teacher, labels, 1.0)
+        right = beside_student(teacher, teacher.topk(8, dim=-1).indices, student) if some else teacher
+        sums = task_sum(student, labels), divergence_sum(REVERSE_KL, student, right, labels, 1.0)
     now = most = 0
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda one: one.start_ns()):
@@ -99,6 +104,7 @@ def test_whole_logits_take_what_is_planned(root):
         most = max(most, now)
     assert all(torch.isfinite(one) for one in sums)
     planned = losses(small) - small.labels * small.student.vocab * small.word  # without the logits themselves
+    planned += (captured(cached) - captured(small)) * some
     assert small.student.vocab == vocabulary and most == pytest.approx(planned, rel=0.15)
 
 

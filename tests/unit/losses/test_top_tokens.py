@@ -56,7 +56,9 @@ def spelt_out(name, log_s, log_t):
 @pytest.mark.parametrize("name", MEASURES)
 def test_value_and_gradient_are_those_of_the_kept_tokens_and_one_for_the_rest(case, name, task):
     logits, teacher, labels = case
-    student = logits.clone().requires_grad_()
+    student = logits.clone()
+    student[1, 2:], student[1, 3, 0] = torch.nan, torch.inf  # nothing is predicted there
+    student.requires_grad_()
     vocabulary = Vocabulary(task, True, "reference", 1.0, MEASURES[name])
     sums, _ = vocabulary.sums_and_hits(Features(logits=student), cached(teacher), labels, (labels != IGNORED).sum())
     sums.divergence.backward()
@@ -67,6 +69,20 @@ def test_value_and_gradient_are_those_of_the_kept_tokens_and_one_for_the_rest(ca
     total.backward()
     torch.testing.assert_close(sums.divergence, total.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(student.grad, true.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_in_half_precision_is_compared_in_float32(case, dtype):
+    logits, teacher, labels = case
+    found = []
+    for student in (logits.to(dtype), logits.to(dtype).float()):
+        student.clamp_(min=torch.finfo(dtype).min).requires_grad_()
+        sums, _ = Vocabulary(True, True, "reference", 1.0).sums_and_hits(
+            Features(logits=student), cached(teacher), labels, (labels != IGNORED).sum()
+        )
+        sums.divergence.backward()
+        found.append((sums.divergence, student.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1].to(dtype))
 
 
 def test_what_is_known_stays_and_the_rest_is_the_students_in_shape_and_the_teachers_in_sum(case):
@@ -83,17 +99,25 @@ def test_what_is_known_stays_and_the_rest_is_the_students_in_shape_and_the_teach
     assert not p[..., NEVER].any()
 
 
-def test_a_student_that_is_its_teacher_in_what_was_kept_learns_nothing_of_the_rest(case):
-    _, teacher, labels = case
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_student_that_is_its_teacher_in_what_was_kept_learns_nothing_of_the_rest(case, name, temperature):
+    other, teacher, labels = case
     draw = torch.Generator().manual_seed(6)
     rest = torch.rand(2, 4, VOCABULARY, generator=draw).log()
     rest[..., NEVER] = -1e20
     ids = teacher.topk(KEPT, dim=-1).indices
-    student = beside_student(teacher, ids, rest).requires_grad_()
-    vocabulary = Vocabulary(True, True, "reference", 1.0)
-    sums, _ = vocabulary.sums_and_hits(Features(logits=student), cached(teacher), labels, (labels != IGNORED).sum())
-    sums.divergence.backward()
-    assert abs(float(sums.divergence)) < 1e-5 and float(student.grad.abs().max()) < 1e-6
+    vocabulary = Vocabulary(True, True, "reference", temperature, MEASURES[name])
+
+    def compared(logits):
+        student = logits.clone().requires_grad_()
+        sums, _ = vocabulary.sums_and_hits(Features(logits=student), cached(teacher), labels, (labels != IGNORED).sum())
+        sums.divergence.backward()
+        return float(sums.divergence.detach()), float(student.grad.abs().max())
+
+    value, slope = compared(beside_student(teacher, ids, rest) + 3.0)
+    assert abs(value) < 1e-5 and (slope < 1e-5 or name == "total_variation")  # whose slope has a jump there
+    assert min(compared(other)) > 1e-2
 
 
 def test_where_every_token_was_kept_the_teacher_is_whole(case):

@@ -265,16 +265,22 @@ BROKEN = [
 ]
 
 
-def test_fused_prediction_from_a_cache_needs_all_logits(tmp_path):
+def test_some_tokens_of_a_cache_are_not_all_logits_nor_their_factors(tmp_path):
     teacher = {**CACHED, "cache": str(tmp_path)}
-    losses = {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}
-    recipe = changed(DISTILLED, teacher=teacher, losses=losses)
-    for held, count in ((None, 0), (False, 1), (True, 0)):
-        if held is not None:
-            (tmp_path / "manifest.json").write_text(json.dumps({"form": {"head": held}}))
-        problems = check_recipe(recipe)
-        assert [problem.path for problem in problems] == ["losses.kernels.prediction"] * count
-    assert "keeps the most probable tokens" not in lines(problems)
+    fused = {**DISTILLED["losses"], "kernels": {"prediction": "fused"}}
+    squared = {**DISTILLED["losses"], "divergence": "logit_mse"}
+    some, logits, factors = ({"k": k, "head": head} for k, head in ((64, False), (None, False), (None, True)))
+    for losses, form, said in (
+        (fused, None, ""), (squared, None, ""), (fused, factors, ""), (squared, factors, ""), (squared, logits, ""),
+        (fused, some, "losses.kernels.prediction is fused, but .* keeps the 64 most probable tokens"),
+        (fused, logits, "losses.kernels.prediction is fused, but .* keeps logits themselves"),
+        (squared, some, "teacher.cache is .*, which keeps 64 tokens of each position, but .* is logit_mse"),
+        (DISTILLED["losses"], some, ""),
+    ):  # fmt: skip
+        if form is not None:
+            (tmp_path / "manifest.json").write_text(json.dumps({"form": form}))
+        problems = check_recipe(changed(DISTILLED, teacher=teacher, losses=losses))
+        assert [bool(re.search(said, str(one))) for one in problems] == [True] * bool(said), lines(problems)
 
 
 @pytest.mark.parametrize("base, changes, path, said", BROKEN, ids=[f"{row[2]}-{i}" for i, row in enumerate(BROKEN)])
