@@ -63,17 +63,7 @@ def by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:
 
 
 def _config(ready: Prepared) -> Any:
-    part = ready.recipe.student
-    sizes = Sizes(
-        part.encoder_layers,
-        part.decoder_layers,
-        part.width,
-        part.ffn_width,
-        part.heads,
-        part.positions,
-        part.dropout,
-        part.attention_dropout,
-    )
+    sizes = ready.recipe.student.sizes
     if ready.teacher_folder is not None:
         return student_config(config_of(ready.teacher_folder), sizes)
     return fresh_config(ready.family, sizes, len(ready.tokenizer), ready.special)

@@ -30,6 +30,7 @@ from distill_engine.metrics.tally import Tally
 
 _FORMAT = 3  # of the partial results; another number makes older files unused
 _LEAST_POLL_SECONDS = 0.2
+_SAMPLES = 12  # with their replies, at most
 _POLL_SHARE = 0.1  # of the time that is spent reading what others have made
 
 
@@ -257,10 +258,10 @@ def _reply_values(results: Sequence[BatchResult], examples: EvaluationSet, label
 
 
 def _samples(
-    results: Mapping[str, Sequence[BatchResult]], examples: EvaluationSet, labels: Sequence[str], most: int = 12
+    results: Mapping[str, Sequence[BatchResult]], examples: EvaluationSet, labels: Sequence[str]
 ) -> list[Sample]:
     """Some examples, evenly spread over the batches, each with every model's reply; the same for the same data."""
-    chosen = sorted({round(step * (len(examples) - 1) / max(1, most - 1)) for step in range(most)})
+    chosen = sorted({round(step * (len(examples) - 1) / (_SAMPLES - 1)) for step in range(_SAMPLES)})
     samples = []
     for position, number in enumerate(chosen):
         texts = examples.texts(number)

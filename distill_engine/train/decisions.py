@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill_engine.train.balance import CurrentFactors, no_factors
+from distill_engine.train.config import StopSection
 from distill_engine.train.learning_rate import LearningRate
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import EndReason, Limits, Progress
+from distill_engine.train.progress import EndReason, Progress
 
 
 class TrainingError(RuntimeError):
@@ -40,7 +41,7 @@ class Policies:
     log_when: Every
     validate_when: Every
     save_when: Every
-    limits: Limits = field(default_factory=Limits)
+    limits: StopSection = field(default_factory=lambda: StopSection())
     metric: str = "ppl"
     save_after_validation: bool = True
     factors: CurrentFactors = no_factors

@@ -45,25 +45,26 @@ LAWS: dict[str, Law] = {
     "registry": law("recipe.problem", HEAVY),
     "families": law("values registry data.tokens.layout"),
     "recipe": law(
-        "families losses.config engine.config telemetry.config metrics.named metrics.replies data.config data.kinds "
-        "registry values cluster.files",
+        "families losses.config engine.config telemetry.config teachers.config rollouts.config student.config "
+        "train.config checkpoint.config metrics.named metrics.replies data.config data.kinds registry values "
+        "cluster.files",
         HEAVY,
     ),
     "metrics": law("values registry losses.quality"),
     "arithmetic": law(),
     "losses": law("values arithmetic registry recipe.problem recipe.section", NOT_ENGINE | {"transformers", "wandb"}),
     "models": law("values arithmetic families data.tokens.layout"),
-    "student": law("values models families data.tokens.layout"),
+    "student": law("values models families data.tokens.layout losses.config recipe.section"),
     "data": law("values registry recipe.problem recipe.section cluster.files"),
     "cluster": law(forbidden=HEAVY),
     "engine": law("values cluster models.loading recipe.problem recipe.section", frozenset({"wandb"})),
     "telemetry": law("values arithmetic registry metrics recipe.problem recipe.section cluster.files"),
-    "checkpoint": law("metrics cluster"),
-    "teachers": law("values"),
-    "rollouts": law("values teachers.protocol data.tokens.layout data.order"),
+    "checkpoint": law("metrics cluster recipe.section"),
+    "teachers": law("values engine.config recipe.section"),
+    "rollouts": law("values teachers.protocol data.tokens.layout data.order recipe.section"),
     "train": law(
         "teachers.protocol rollouts.protocol cluster.files cluster.ranks values registry metrics checkpoint "
-        "losses.objective losses.quality",
+        "losses.objective losses.quality recipe.section",
         NOT_ENGINE | {"wandb", "transformers"},
     ),
     "setup": law(
