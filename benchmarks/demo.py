@@ -111,7 +111,7 @@ def write_reports(run_dir: Path, overrides: list[str], rounds: int) -> None:
         "report-card", DEMO_TEACHER, run_dir, *(run_dir / name for name in BASELINES),
         "--recipe", DEMO_RECIPE, "--out", run_dir / "report_card",
         "--into", run_dir / "best", "--beams", "1,4", "--batches", "1,8", "--rounds", str(rounds), "--fresh",
-        "--partial", run_dir / ".evaluations", "--set", "data.tasks.0.valid_examples=100",
+        "--partial", run_dir / ".evaluations", "--set", "data.datasets.0.valid_examples=100",
         "--backends", ",".join(installed_backends()),
         *(word for override in overrides for word in ("--set", override)),
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def recipe_overrides(accumulation: int) -> dict[str, Any]:
     return {
         "student.width": 32, "student.ffn_width": 64, "student.heads": 2, "batch.per_rank": 2,
         "batch.accumulation_steps": accumulation, "data.context_tokens": 16, "data.label_tokens": 16,
-        "student.positions": 16, "data.tasks": '[{"name": "demo"}]',
+        "student.positions": 16, "data.datasets": '[{"name": "demo"}]',
     }  # fmt: skip
 
 

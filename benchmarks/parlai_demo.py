@@ -155,9 +155,9 @@ def dialogue_lines(recipe: Recipe, split: str) -> Iterator[str]:
     """The demo's dialogues in ParlAI's text format."""
     from distill_engine.data.corpora.demo import demo_episodes
 
-    task: Any = recipe.data.tasks[0]
-    count = task.train_examples if split == "train" else task.valid_examples
-    for episode in demo_episodes(split, count, task.seed):  # type: ignore[arg-type]
+    dataset: Any = recipe.data.datasets[0]
+    count = dataset.train_examples if split == "train" else dataset.valid_examples
+    for episode in demo_episodes(split, count, dataset.seed):  # type: ignore[arg-type]
         for number, turn in enumerate(episode.turns, start=1):
             last = "\tepisode_done:True" if number == len(episode.turns) else ""
             yield f"text:{_escaped(turn.text)}\tlabels:{_escaped(turn.label)}{last}"

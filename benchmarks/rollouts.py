@@ -118,7 +118,7 @@ def recipes_of(recipe: Path, overrides: Sequence[str], folder: Path, *, make: bo
         labelled = yaml.safe_load(entries.read_text(encoding="utf-8"))
         for name, share in {"teacher": ALMOST_NEVER, "gold + teacher": 1.0}.items():
             content = yaml.safe_load(resolved_yaml(plain))
-            content["data"]["tasks"] = [*with_share(content["data"]["tasks"], share), *labelled]
+            content["data"]["datasets"] = [*with_share(content["data"]["datasets"], share), *labelled]
             files[name] = folder / f"{name.replace(' ', '')}.yaml"
             files[name].write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return files

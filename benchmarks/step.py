@@ -79,7 +79,7 @@ def recipe_of(
             },
             "losses": {"definition": preset.definition, "weights": WEIGHTS, "kernels": groups},
             "data": {
-                "tasks": [{"name": "demo"}],
+                "datasets": [{"name": "demo"}],
                 "context_tokens": preset.context_tokens,
                 "label_tokens": preset.label_tokens,
             },

@@ -71,7 +71,7 @@ def features_of(job: Job, sounds: int | None = None) -> KeptFeatures | None:
     sounds  their number where somebody knows it; else the lists' rows are counted
     """
     window = job.student.window
-    keeping = [source for source in job.recipe.data.tasks if kind_of(source).stores_features(source)]
+    keeping = [source for source in job.recipe.data.datasets if kind_of(source).stores_features(source)]
     if window is None or not keeping:
         return None
     if sounds is None:

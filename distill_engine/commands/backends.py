@@ -87,7 +87,7 @@ def judged(ready: Prepared) -> list[str]:
     """The text metrics by which this recipe's kinds of data are judged."""
     from distill_engine.data.kinds.named import kind_of
 
-    return list(dict.fromkeys(name for source in ready.recipe.data.tasks for name in kind_of(source).metrics))
+    return list(dict.fromkeys(name for source in ready.recipe.data.datasets for name in kind_of(source).metrics))
 
 
 def print_backends(rows: Sequence[BackendRow], metrics: Sequence[str]) -> None:

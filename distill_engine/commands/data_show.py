@@ -55,7 +55,7 @@ def show(
         raise typer.Exit(BAD_INPUT)
     from distill_engine.data.tokens.summary import summarise
 
-    words = {source.title: kind_of(source).words for source in ready.recipe.data.tasks}
+    words = {source.title: kind_of(source).words for source in ready.recipe.data.datasets}
     for label, dataset in chosen.items():
         _print_examples(label, dataset, words[label], ready.tokenizer, examples)
     _print_markers(chosen, ready.tokenizer)
@@ -76,9 +76,9 @@ def _prepared(
     from distill_engine.recipe.rules import read_recipe
 
     changes = [*overrides, *([f"data.root={json.dumps(str(root))}"] if root is not None else [])]
-    known = {dataset.title for dataset in load_recipe(recipe, changes).data.tasks}
+    known = {dataset.title for dataset in load_recipe(recipe, changes).data.datasets}
     if not set(wanted) <= known:
-        changes.append(f"data.tasks={json.dumps([{'name': name} for name in dict.fromkeys(wanted)])}")
+        changes.append(f"data.datasets={json.dumps([{'name': name} for name in dict.fromkeys(wanted)])}")
     sound = read_recipe(recipe, changes)
     from distill_engine.setup.prepare import prepare  # after the recipe's own problems: this import takes seconds
 
@@ -91,7 +91,7 @@ def _shares(ready: Prepared) -> dict[str, float]:
 
     data, datasets = ready.recipe.data, ready.train_datasets
     weights = example_weights(
-        [dataset.weight for dataset in data.tasks],
+        [dataset.weight for dataset in data.datasets],
         [len(dataset) for dataset in datasets],
         [dataset.episodes for dataset in datasets],
         data.weights_mean,

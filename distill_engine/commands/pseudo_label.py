@@ -215,7 +215,7 @@ def _write_summary(job: Job, filters: Filters, written: list[Written], out: Path
 
 
 def _show(written: list[Written]) -> None:
-    """Counts on stderr, and the entries for data.tasks on stdout."""
+    """Counts on stderr, and the entries for data.datasets on stdout."""
     from distill_engine.recipe.yaml_text import dump_yaml
 
     table = Table("dataset", "examples", "kept", "left out")
@@ -226,5 +226,5 @@ def _show(written: list[Written]) -> None:
     entries = [dict(one.entry) for one in written if one.entry is not None]
     if not entries:
         refuse(ValueError("the filters leave out every text. Loosen them: the texts are not generated again."))
-    tell("Add to data.tasks of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
+    tell("Add to data.datasets of a recipe; `weight` says how often they come beside gold (docs/teachers.md):")
     typer.echo(dump_yaml(entries), nl=False)

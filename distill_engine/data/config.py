@@ -13,7 +13,7 @@ from distill_engine.recipe.section import Positive, PositiveInt, Section
 class DataSection(Section):
     """Which examples, and how they become token ids."""
 
-    tasks: list[AnySource] = Field(min_length=1, description="Sources of the training mixture.")
+    datasets: list[AnySource] = Field(min_length=1, description="Sources of the training mixture.")
     weights_mean: Literal["episodes", "examples", "passes"] = Field(
         "episodes",
         description="What weights are shares of. episodes: conversations, as ParlAI's --multitask-weights; examples: "

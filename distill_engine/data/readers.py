@@ -95,7 +95,7 @@ def reader_for(name: str) -> Reader:
     if name in READERS:
         return READERS[name]
     parts = (
-        f"There is no reader for the dataset {name!r} (data.tasks).",
+        f"There is no reader for the dataset {name!r} (data.datasets).",
         did_you_mean(name, READERS),
         f"Readers: {', '.join(sorted(READERS))}. Choose one of them, or write the dataset as ParlAI text and name the "
         "files under parlai_text.",
@@ -130,7 +130,7 @@ def stream_dataset(spec: DialogueSpec, split: Split) -> Iterator[Episode]:
         source = spec.file(split) or spec.name
         raise DataError(
             f"{source} holds no example for the {split} split of dataset {spec.title!r}. An example is a text with its "
-            "answer. Check the file, label_turns and the limits in data.tasks."
+            "answer. Check the file, label_turns and the limits in data.datasets."
         )
     yield from chain([first], with_turns)
 
@@ -151,7 +151,7 @@ def _named_file(spec: DialogueSpec, split: Split) -> str:
     file = spec.file(split)
     if file is None:
         raise DataError(
-            f"Dataset {spec.title!r} names no {split} file (data.tasks). {spec.name} reads one file for each split. "
+            f"Dataset {spec.title!r} names no {split} file (data.datasets). {spec.name} reads one file for each split. "
             f"Add `{split}: FILE` to the dataset."
         )
     return file

@@ -100,8 +100,8 @@ def split_datasets(ready: Prepared, split: Split) -> dict[str, TokenisedDataset]
     held = ["train", *(["valid"] if ready.valid_datasets else [])]
     raise CompareError(
         f"recipe {ready.recipe.name}: none of its datasets ({', '.join(ready.dataset_labels)}) has a {split} split. A "
-        f"dataset of files has the splits that the recipe names files for. Add `{split}: FILE` to one (data.tasks), or "
-        f"measure on another one (--split {' or '.join(held)})."
+        "dataset of files has the splits that the recipe names files for. "
+        f"Add `{split}: FILE` to one (data.datasets), or measure on another one (--split {' or '.join(held)})."
     )
 
 

@@ -61,7 +61,7 @@ class Job:
 def check_language(ready: Prepared, changed: Mapping[str, Any]) -> None:
     """Of a model that is not the recipe's teacher. Raises PseudoLabelError where datasets name other languages than its
     settings can be known to write."""
-    sources = ready.recipe.data.tasks
+    sources = ready.recipe.data.datasets
     named = {source.title: kind_of(source).languages(source)[1] for source in sources}
     wanted = set(named.values())
     told = {"forced_bos_token_id", "decoder_start_token_id", "language"} & set(changed)

@@ -30,7 +30,7 @@ from distill_engine.setup.prepare import Prepared, encoder_of
 class Written:
     """What became of one dataset.
 
-    entry     of data.tasks, which reads the file; None where no example was kept
+    entry     of data.datasets, which reads the file; None where no example was kept
     left_out  filter -> examples
     """
 
@@ -48,7 +48,7 @@ class Written:
 
 def check_kinds(ready: Prepared) -> None:
     """Raises ValueError for a dataset whose kind cannot write examples, before anything is generated."""
-    for source in ready.recipe.data.tasks:
+    for source in ready.recipe.data.datasets:
         kind_of(source).writer(source, Path())
 
 
@@ -58,7 +58,7 @@ def write(ready: Prepared, answers: Sequence[Sequence[Reply]], filters: Filters,
     Raises DataError where the data is no longer what was answered, OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sources = ready.recipe.data.tasks
+    sources = ready.recipe.data.datasets
     return [
         _write(ready, source, tokens, said, filters, folder / f"{number}-{_plain(source.title)}.jsonl")
         for number, (source, tokens, said) in enumerate(zip(sources, ready.train_datasets, answers, strict=True), 1)

@@ -31,7 +31,7 @@ def longest_example(recipe: Recipe, context: int, skipped: int) -> int:
 def token_budget_holds_an_example(recipe: Recipe) -> Iterator[Problem]:
     """batch.max_tokens has room for the longest text that there may be; the teacher's rules know windows of sound, and
     what the decoder of its family reads before a text."""
-    if any(kind_of(source).inputs != "audio" for source in recipe.data.tasks):
+    if any(kind_of(source).inputs != "audio" for source in recipe.data.datasets):
         yield from budget_problems(recipe, recipe.data.context_tokens, skipped_positions(recipe), "data.context_tokens")
 
 
@@ -95,10 +95,10 @@ def sorting_saves_and_changes_nothing(recipe: Recipe) -> Iterator[Problem]:
 
 def temperature_has_datasets(recipe: Recipe) -> Iterator[Problem]:
     """A single dataset has no shares to flatten."""
-    if recipe.data.temperature != 1.0 and len(recipe.data.tasks) == 1:
+    if recipe.data.temperature != 1.0 and len(recipe.data.datasets) == 1:
         yield Problem(
             "data.temperature",
-            f"is {recipe.data.temperature:g}, but data.tasks has one entry",
+            f"is {recipe.data.temperature:g}, but data.datasets has one entry",
             "It flattens the shares of several datasets",
             "Remove it, or name more datasets",
         )

@@ -39,7 +39,7 @@ RECIPE_FIX = "Start from one of the files in recipes/"
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `a.b=value` overrides.
 
-    The value of an override is YAML; list entries go by number: `data.tasks.0.weight=2`.
+    The value of an override is YAML; list entries go by number: `data.datasets.0.weight=2`.
     A relative path in the file means the recipe's own folder where something of that name exists there;
     otherwise it stays as written (a Hugging Face name, or relative to the working directory). Paths given
     by an override stay as written.
@@ -158,9 +158,9 @@ def _with_paths(recipe: Recipe, kept: set[str], change: Callable[[str], str]) ->
         paths = {key: getattr(section, key) for key in keys if f"{prefix}.{key}" not in kept}
         return section.model_copy(update={key: change(path) for key, path in paths.items() if path is not None})
 
-    sources = enumerate(recipe.data.tasks)
-    datasets = [changed(dataset, f"data.tasks.{index}", "train", "valid", "test") for index, dataset in sources]
-    data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"tasks": datasets})
+    sources = enumerate(recipe.data.datasets)
+    datasets = [changed(dataset, f"data.datasets.{index}", "train", "valid", "test") for index, dataset in sources]
+    data = changed(recipe.data, "data", "root", "tokenizer").model_copy(update={"datasets": datasets})
     student = changed(recipe.student, "student", "vocabulary_list")
     teacher, several = changed(recipe.teacher, "teacher", "path", "cache"), enumerate(recipe.teachers)
     teachers = [changed(one, f"teachers.{index}", "path") for index, one in several]

@@ -175,7 +175,7 @@ def positions_are_enough(recipe: Recipe) -> Iterator[Problem]:
     positions = recipe.student.positions
     if positions is None:
         return
-    reads = any(kind_of(source).inputs == "tokens" for source in recipe.data.tasks)
+    reads = any(kind_of(source).inputs == "tokens" for source in recipe.data.datasets)
     for key in ("context_tokens", "label_tokens") if reads else ("label_tokens",):
         tokens = getattr(recipe.data, key)
         needed = tokens + (skipped_positions(recipe) if key == "label_tokens" else 0)

@@ -52,7 +52,7 @@ def metric_is_known(recipe: Recipe) -> Iterator[Problem]:
     if lacking:
         yield Problem("validation.metric", f"is {metric!r}, which {lacking}")
         return
-    labels = [source.title for source in recipe.data.tasks]
+    labels = [source.title for source in recipe.data.datasets]
     of_dataset = [f"{label}/{name}" for label in labels for name in measured]
     if metric not in of_dataset:
         rule = f"Metrics are: {', '.join(overall)}; and of one dataset, such as {of_dataset[0]}"

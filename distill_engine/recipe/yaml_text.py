@@ -159,5 +159,5 @@ def _syntax_problem(error: Exception) -> Problem:
 
 
 def dotted(path: Path) -> str:
-    """`data.tasks.0.weight` for ("data", "tasks", 0, "weight")."""
+    """`data.datasets.0.weight` for ("data", "datasets", 0, "weight")."""
     return ".".join(str(part) for part in path)

@@ -97,7 +97,7 @@ def _split(
     frontend: Frontend | None,
 ) -> dict[str, TokenisedDataset]:
     loaded = {}
-    for source in data.tasks:
+    for source in data.datasets:
         if split != "train" and not kind_of(source).has(source, split):
             continue
         own = encoder.keeping(kind_of(source).keep or "last")

@@ -102,7 +102,7 @@ class Languages:
 def languages_of(data: DataSection, tokenizer: Any) -> Languages:
     """Of a recipe without `language_problems`. Of several target languages the first is the run's."""
     known = language_codes(tokenizer)
-    named = {source.title: kind_of(source).languages(source) for source in data.tasks}
+    named = {source.title: kind_of(source).languages(source) for source in data.datasets}
     reads = {title: read for title, (read, _) in named.items() if read is not None}
     writes = next((written for _, written in named.values() if written is not None), None)
     one = next(iter(reads.values())) if len(set(reads.values())) == 1 and len(reads) == len(named) else None
@@ -114,7 +114,7 @@ def languages_of(data: DataSection, tokenizer: Any) -> Languages:
 
 def row_languages(data: DataSection) -> dict[int, str]:
     """Number of the dataset -> column of its rows' own languages."""
-    columns = {index: kind_of(source).language_column(source) for index, source in enumerate(data.tasks)}
+    columns = {index: kind_of(source).language_column(source) for index, source in enumerate(data.datasets)}
     return {index: column for index, column in columns.items() if column is not None}
 
 
@@ -123,11 +123,11 @@ def language_problems(data: DataSection, family: Family, tokenizer: Any) -> Iter
     known = language_codes(tokenizer)
     speaks = family.towards(SpecialTokens(pad=0, end=0), 0) is not None
     targets: dict[str, int] = {}
-    for index, source in enumerate(data.tasks):
+    for index, source in enumerate(data.datasets):
         for key, code in zip((_SOURCE, _TARGET), kind_of(source).languages(source), strict=True):
             if code is None:
                 continue
-            path = f"data.tasks.{index}.{key}"
+            path = f"data.datasets.{index}.{key}"
             if not speaks:
                 what = f"is {code!r}, but models of the family {family.name} know no languages"
                 fix = "Remove it; `prefix` puts a text before sources"
@@ -140,11 +140,11 @@ def language_problems(data: DataSection, family: Family, tokenizer: Any) -> Iter
     for index, column in row_languages(data).items():
         if not speaks or not known:
             what = f"is {column!r}, but this teacher's texts begin with no language"
-            yield Problem(f"data.tasks.{index}.language", what, _codes_of(known), "Remove it")
+            yield Problem(f"data.datasets.{index}.language", what, _codes_of(known), "Remove it")
     if len(targets) > 1 and not family.prompts:
         (first, where), (second, there) = list(targets.items())[:2]
         yield Problem(
-            f"data.tasks.{there}.{_TARGET}", f"is {second!r}, but data.tasks.{where}.{_TARGET} is {first!r}",
+            f"data.datasets.{there}.{_TARGET}", f"is {second!r}, but data.datasets.{where}.{_TARGET} is {first!r}",
             "A run has one target language: it begins every reply", "Distil a student for each",
         )  # fmt: skip
 

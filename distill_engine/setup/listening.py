@@ -44,11 +44,11 @@ def frontend_of(
 
 def input_problems(data: DataSection, family: Family) -> Iterator[Problem]:
     """Data that models of the family cannot read, or hear."""
-    for index, source in enumerate(data.tasks):
+    for index, source in enumerate(data.datasets):
         if kind_of(source).inputs != family.inputs:
             what = f"is {source.kind!r}, whose inputs are {kind_of(source).inputs}"
             rule = f"Models of the family {family.name} take {family.inputs}"
-            yield Problem(f"data.tasks.{index}.kind", what, rule, "Name data of another kind, or another teacher")
+            yield Problem(f"data.datasets.{index}.kind", what, rule, "Name data of another kind, or another teacher")
 
 
 def with_whole_texts(dataset: SpeechDataset, data: DataSection, say: Callable[[str], None]) -> SpeechDataset:

@@ -223,7 +223,7 @@ def _languages(
     reason = languages.refused_rows(family, special)
     if reason:
         rule = f"The teacher is {recipe.teacher.path!r}, {reason}"
-        raise_if_any(source, [Problem(f"data.tasks.{index}.language", f"is {column!r}", rule, "Remove it")
+        raise_if_any(source, [Problem(f"data.datasets.{index}.language", f"is {column!r}", rule, "Remove it")
                               for index, column in row_languages(recipe.data).items()])  # fmt: skip
     return languages, special
 

@@ -199,7 +199,7 @@ losses:
   balance: gradient_alignment
 
 data:
-  tasks:
+  datasets:
     - {f"{chr(10)}      ".join(entry)}
 {context}  label_tokens: {limits[1]}
 

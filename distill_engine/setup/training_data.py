@@ -62,7 +62,7 @@ def mixture_of(ready: Prepared) -> Mixture:
     """The order of the training examples: what the recipe's weights mean, at its temperature."""
     data, datasets = ready.recipe.data, ready.train_datasets
     sizes = [len(dataset) for dataset in datasets]
-    given = [dataset.weight for dataset in data.tasks]
+    given = [dataset.weight for dataset in data.datasets]
     episodes = [dataset.episodes for dataset in datasets]
     return Mixture(
         sizes, example_weights(given, sizes, episodes, data.weights_mean, data.temperature), ready.recipe.seed

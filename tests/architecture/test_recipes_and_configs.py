@@ -46,10 +46,10 @@ def test_there_is_something_to_check():
 def test_every_recipe_is_sound(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    downloaded = any(task.name in PARLAI_TASKS for task in recipe.data.tasks)
+    downloaded = any(task.name in PARLAI_TASKS for task in recipe.data.datasets)
     problems = check_recipe(recipe)
     # where the downloads or the user's files lie is the one thing that a shipped recipe cannot know
-    missing = ["data.tasks.0.train", "data.tasks"] if path.stem in FOR_FILES else ["data.root"] * downloaded
+    missing = ["data.datasets.0.train", "data.datasets"] if path.stem in FOR_FILES else ["data.root"] * downloaded
     assert [problem.path for problem in problems] == missing, "\n".join(map(str, problems))
     assert path.stem in FOR_FILES or all("is null" in str(problem) for problem in problems)
 
@@ -60,7 +60,7 @@ def test_every_recipe_is_sound_with_the_tasks_at_hand(path, tmp_path):
     file.write_text("{}")  # checks without reading
     overrides = [] if path.stem == "demo" else [f"data.root={root}"]
     if path.stem in FOR_FILES:
-        overrides = [f"data.tasks.0.{split}={file}" for split in ("train", "valid")]
+        overrides = [f"data.datasets.0.{split}={file}" for split in ("train", "valid")]
     assert check_recipe(load_recipe(path, overrides)) == []
 
 
@@ -99,7 +99,7 @@ def test_the_sample_command_is_what_the_recipe_says():
         "cross_attention": 64,
         "prediction": 64,
     }
-    assert [task.name for task in recipe.data.tasks] == PARLAI_TASKS
+    assert [task.name for task in recipe.data.datasets] == PARLAI_TASKS
     assert (recipe.batch.per_rank, recipe.optimizer.learning_rate) == (16, 1e-4)
     assert recipe.schedule.name == "reduce_on_plateau"
     validation = recipe.validation
@@ -112,8 +112,8 @@ def test_the_sample_command_is_what_the_recipe_says():
 @pytest.mark.parametrize("path", PARLAI_RECIPES, ids=names(PARLAI_RECIPES))
 def test_task_weights_are_parlais_of_episodes(path):
     data = load_recipe(path).data
-    assert [task.name for task in data.tasks] == PARLAI_TASKS
-    assert [task.weight for task in data.tasks] == [1, 3, 3, 3]
+    assert [task.name for task in data.datasets] == PARLAI_TASKS
+    assert [task.weight for task in data.datasets] == [1, 3, 3, 3]
     assert (data.weights_mean, data.temperature) == ("episodes", 1.0)
 
 

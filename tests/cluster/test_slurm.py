@@ -150,7 +150,7 @@ def test_a_sweep_tries_each_line_and_ends_with_one_table(slurm, tools, tmp_path)
 def test_the_ranks_of_two_nodes_share_a_cache(slurm, tmp_path):
     folder = tmp_path / "cache"
     command = ("cache", "recipes/demo.yaml", "--out", str(folder), "--shard-mib", "0.05")
-    few = ("--set", "data.tasks.0.train_examples=40", "--set", "data.tasks.0.valid_examples=8")
+    few = ("--set", "data.datasets.0.train_examples=40", "--set", "data.datasets.0.valid_examples=8")
     job = slurm.sbatch(folder, "share.sh", settings=(), options=(*command, *few))
     assert slurm.ended(job)["ExitCode"] == "0:0", slurm.said(job)
     assert "is complete: teacher.source: cache" in slurm.said(job)

@@ -265,7 +265,7 @@ def base_recipe(teachers, data) -> Callable[..., dict]:
             "student": {**sizes, **(own if teacher is None else {"init": "teacher_layers"})},
             "losses": {"weights": {"task": 1.0} | ({} if teacher is None else {"hidden": 2.0, "prediction": 3.0})},
             "data": {
-                "tasks": [
+                "datasets": [
                     {
                         "name": "parlai_text",
                         "label": "talk",

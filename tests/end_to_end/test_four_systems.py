@@ -79,9 +79,9 @@ def recipe_of(style: str, family: str, base: dict, data: Path) -> dict:
     recipe["student"] = STUDENTS[style] | {f"{stack}_layers": layers for stack, layers in LAYERS.items()}
     recipe["losses"] = {"weights": WEIGHTS[style], "temperature": 2.0}
     files = {split: str(data / f"{split}.jsonl") for split in ("train", "valid")}
-    recipe["data"]["tasks"].append({"name": "conversations", "label": "talks", "weight": 2.0, **files})
+    recipe["data"]["datasets"].append({"name": "conversations", "label": "talks", "weight": 2.0, **files})
     if family == "bart":
-        recipe["data"]["tasks"].append({"name": "demo", "train_examples": 60, "valid_examples": 7})
+        recipe["data"]["datasets"].append({"name": "demo", "train_examples": 60, "valid_examples": 7})
     if style == "distilbert":
         recipe["losses"]["definition"] = "parlai"
         recipe["batch"] = {"per_rank": 2, "accumulation_steps": 2, "pad_to_multiple_of": 8}
@@ -187,7 +187,7 @@ def test_the_total_is_the_weighted_sum(system):
 
 
 def test_validation_is_per_task_and_decides_the_best(system):
-    labels = [task.get("label", task["name"]) for task in system.recipe["data"]["tasks"]]
+    labels = [task.get("label", task["name"]) for task in system.recipe["data"]["datasets"]]
     valid = system.history("valid")
     assert [record.step for record in valid] == [3, 6]
     for record in valid:

@@ -102,7 +102,7 @@ def make_arguments(base_recipe, write_recipe, fp32):
         recipe["checkpoint"] = {"every_steps": 2, "keep_last": 2}
         recipe["stop"] = {"max_steps": steps}
         if data is not None:
-            recipe["data"]["tasks"][0]["train"] = str(data)
+            recipe["data"]["datasets"][0]["train"] = str(data)
         return ["--recipe", write_recipe(recipe), "--ds_config", fp32]
 
     return make

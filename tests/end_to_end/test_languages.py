@@ -24,7 +24,7 @@ def test_the_target_language_holds_in_training_validation_and_the_export(program
         "teacher": {"path": str(teacher), "allow_noise": True},
         "student": {"decoder_layers": 1, "vocabulary": "trimmed"},
         "losses": {"weights": {"task": 1, "prediction": 1, "hidden": 1}},
-        "data": {"tasks": [entry], "context_tokens": 16, "label_tokens": 16},
+        "data": {"datasets": [entry], "context_tokens": 16, "label_tokens": 16},
         "batch": {"per_rank": 4},
         "optimizer": {"name": "adamw", "learning_rate": 1e-3},
         "validation": {"every_steps": 2, "metric": "chrf", "generate_examples": 4, "samples": 2, "patience": None},

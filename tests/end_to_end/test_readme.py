@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SHORT = ("--set stop.max_steps=4 --set schedule.warmup_steps=1 --set validation.every_steps=2 "
-         "--set data.tasks.0.train_examples=300 --set data.tasks.0.valid_examples=40")  # fmt: skip
+         "--set data.datasets.0.train_examples=300 --set data.datasets.0.valid_examples=40")  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

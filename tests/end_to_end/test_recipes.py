@@ -50,7 +50,7 @@ OWN_SIZES: dict[str, dict[str, object]] = {
 
 
 def kind_of(recipe: Path) -> str:
-    kind: str = yaml.safe_load(recipe.read_text())["data"]["tasks"][0].get("kind", "dialogue")
+    kind: str = yaml.safe_load(recipe.read_text())["data"]["datasets"][0].get("kind", "dialogue")
     return kind
 
 
@@ -86,7 +86,7 @@ def test_it_trains_is_judged_by_its_own_metric_and_exported(program, rows, sound
     recipe, run = ROOT / "recipes" / f"{name}.yaml", tmp_path / "run"
     hears = kind_of(recipe) == "speech"
     values = SIZES | OWN_SIZES.get(name, {}) | {"teacher.path": TEACHERS[name](tmp_path / "teacher")}
-    values |= {f"data.tasks.0.{split}": file for split, file in (sounds if hears else rows).items()}
+    values |= {f"data.datasets.0.{split}": file for split, file in (sounds if hears else rows).items()}
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     given = "--recipe", recipe, "--ds_config", ROOT / "ds_configs" / "zero2_bf16.json", "--run-dir", run
     program.run(*given, *words, ranks=2).well()

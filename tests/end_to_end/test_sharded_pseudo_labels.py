@@ -13,7 +13,7 @@ def test_two_ranks_with_shards_of_one_model_write_what_one_process_writes(
     made = base_recipe(make_teacher(tmp_path / "teacher", "blenderbot", d_model=16, decoder_layers=2))
     rows = [json.dumps({"source": "do you " * (1 + n % 4), "target": "yes"}) for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    made["data"]["tasks"] = [{"kind": "pairs", "label": "asked", "train": str(tmp_path / "rows.jsonl")}]
+    made["data"]["datasets"] = [{"kind": "pairs", "label": "asked", "train": str(tmp_path / "rows.jsonl")}]
     made["validation"] = {"patience": None}
     recipe = write_recipe(made)
 

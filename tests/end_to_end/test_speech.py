@@ -30,7 +30,7 @@ def recipe(folder, **data):
         "teacher": {"path": str(teacher), "allow_noise": True},  # its weights are random
         "student": {"decoder_layers": 1},
         "losses": {"weights": {"task": 1, "prediction": 1, "hidden": 1, "cross_attention": 1}},
-        "data": {"tasks": [entry], "label_tokens": 24, "cache_dir": str(folder / "cache")},
+        "data": {"datasets": [entry], "label_tokens": 24, "cache_dir": str(folder / "cache")},
         "batch": {"per_rank": 2},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
         "validation": {"every_steps": 2, "metric": "wer", "generate_examples": 5, "samples": 2, "patience": None},

@@ -17,8 +17,8 @@ SOURCES = ("distill_engine", "launcher", "recipes", "ds_configs", "slurm", "setu
 FEW = (
     "stop.max_steps=2",
     "schedule.warmup_steps=1",
-    "data.tasks.0.train_examples=128",
-    "data.tasks.0.valid_examples=8",
+    "data.datasets.0.train_examples=128",
+    "data.datasets.0.valid_examples=8",
     "batch.per_rank=4",
 )
 

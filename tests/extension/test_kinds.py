@@ -10,7 +10,7 @@ BY_FILE = ("--plugin", HERE / "toy_kind.py")
 
 def recipe_of(base_recipe, write_recipe, **source) -> Path:
     made = base_recipe()
-    made["data"]["tasks"] = [{"kind": "reversal", "words": ["soup", "dog", "rain"], "valid_examples": 6, **source}]
+    made["data"]["datasets"] = [{"kind": "reversal", "words": ["soup", "dog", "rain"], "valid_examples": 6, **source}]
     made["validation"] |= {"every_steps": 2, "samples": 0}
     return write_recipe(made)
 
@@ -39,9 +39,9 @@ def test_a_plugins_kind_is_checked_shown_trained_on_resumed_and_evaluated(
 def test_its_keys_and_rules_are_the_recipes(program, base_recipe, write_recipe, distill):
     wrong = recipe_of(base_recipe, write_recipe, rows=0)
     done = distill(program, *BY_FILE, "check", "--recipe", wrong)
-    assert done.returncode == 78 and "data.tasks.0.rows is 0. There is at least one." in done.stderr
+    assert done.returncode == 78 and "data.datasets.0.rows is 0. There is at least one." in done.stderr
     wrong = recipe_of(base_recipe, write_recipe, row=3)
     done = distill(program, *BY_FILE, "check", "--recipe", wrong)
     assert done.returncode == 78 and "Did you mean rows?" in done.stderr
     done = distill(program, "check", "--recipe", wrong)
-    assert done.returncode == 78 and "data.tasks.0.kind is 'reversal'" in done.stderr
+    assert done.returncode == 78 and "data.datasets.0.kind is 'reversal'" in done.stderr

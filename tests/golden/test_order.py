@@ -50,7 +50,7 @@ def recipe(batch: str, folder: Path) -> Recipe:
         {"name": "demo", "train_examples": 90, "valid_examples": 20, "weight": 2.5},
         {"name": "empathetic_dialogues"},
     ]  # fmt: skip
-    data = {"tasks": sources, "root": str(FIXTURES / "taskdata/raw"), "cache_dir": str(folder),
+    data = {"datasets": sources, "root": str(FIXTURES / "taskdata/raw"), "cache_dir": str(folder),
             "context_tokens": 40, "label_tokens": 12}  # fmt: skip
     sections = {"name": "order", "seed": 7, "data": data, "batch": BATCHES[batch], "optimizer": {"learning_rate": 1}}
     return Recipe.model_validate(sections)

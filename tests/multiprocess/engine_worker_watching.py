@@ -97,7 +97,7 @@ def samples(bench: Bench) -> dict:
 
 def teacher_samples(bench: Bench) -> dict:
     """The sharded teacher's replies with its own beams: against the plain model's, and what they leave behind."""
-    small = ["data.tasks.0.train_examples=8", "data.tasks.0.valid_examples=12", "validation.samples=4"]
+    small = ["data.datasets.0.train_examples=8", "data.datasets.0.valid_examples=12", "validation.samples=4"]
     ready = prepare(load_recipe(DEMO, [*small, f"data.cache_dir={bench.folder / 'cache'}"]), DEMO)
     prompts = recipe_prompts(ready)
     plain, teacher = PlainTeacher(ready.teacher_folder), bench.load_teacher(ready.teacher_folder)

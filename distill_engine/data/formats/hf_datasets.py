@@ -86,9 +86,9 @@ def opened(path: str, split: Split) -> Source:
         return _folder(place, split)
     if place.suffix not in readers:
         what = "is neither a folder nor a file that can be read as a dataset" if place.exists() else "does not exist"
-        raise DataError(f"{path} {what}. {_FORMS}. Correct the path in data.tasks.")
+        raise DataError(f"{path} {what}. {_FORMS}. Correct the path in data.datasets.")
     if not place.exists():
-        raise DataError(f"There is no file {path} (working folder: {Path.cwd()}). Correct the path in data.tasks.")
+        raise DataError(f"There is no file {path} (working folder: {Path.cwd()}). Correct the path in data.datasets.")
     return readers[place.suffix](place)
 
 

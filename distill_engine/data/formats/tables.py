@@ -37,7 +37,7 @@ class Table:
             known = sorted(self.columns)
             raise DataError(
                 f"{self.title} has no column {column!r} ({key} of {title!r}). Its columns are: "
-                f"{', '.join(known) or '(none)'}. {did_you_mean(column, known)} Correct `{key}` in data.tasks."
+                f"{', '.join(known) or '(none)'}. {did_you_mean(column, known)} Correct `{key}` in data.datasets."
             )
 
 

@@ -43,10 +43,10 @@ def open_for_reading(path: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise DataError(
             f"There is no file {path} (working folder: {Path.cwd()}). Relative paths start at the working folder. "
-            "Correct the path in data.tasks."
+            "Correct the path in data.datasets."
         ) from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, not a file. Name the file of one split in data.tasks.") from error
+        raise DataError(f"{path} is a folder, not a file. Name the file of one split in data.datasets.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Check the path and its permissions.") from error
 

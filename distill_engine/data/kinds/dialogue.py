@@ -92,7 +92,7 @@ class Dialogue(Kind):
         rule = "Dialogue datasets are read from data.root, a folder laid out as ParlAI's `data`"
         if named and root is None:
             fix = f"Name that folder; `distill data fetch {' '.join(fetched)} --root FOLDER` fills one"
-            yield Problem("data.root", f"is null, but data.tasks has {', '.join(named)}", rule, fix)
+            yield Problem("data.root", f"is null, but data.datasets has {', '.join(named)}", rule, fix)
         elif named and root is not None and not Path(root).expanduser().is_dir():
             fix = neighbour(Path(root)) or f"Correct it, or `distill data fetch {' '.join(fetched)} --root {root}`"
             yield Problem("data.root", f"is {root!r}, which is no folder", rule, fix)

@@ -105,7 +105,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Guess:
-    """How a recipe would name data that a kind recognises: the entry of data.tasks, and why it is that.
+    """How a recipe would name data that a kind recognises: the entry of data.datasets, and why it is that.
 
     metrics    what such data is judged by, where that is not the kind's first metric
     languages  a column that seems to say each row's language, and what stands there in the first rows
@@ -203,7 +203,7 @@ class Kind(Protocol):
         raise ValueError(f"{source.title} is of kind {self.name}, which does not say how examples are written")
 
     def entry(self, source: Source) -> Mapping[str, object]:
-        """Keys of the entry of data.tasks, beside its file, label and weight, that reads what `writer` gives of a
+        """Keys of the entry of data.datasets, beside its file, label and weight, that reads what `writer` gives of a
         source."""
         return {"kind": self.name}
 

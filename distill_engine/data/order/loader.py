@@ -274,7 +274,7 @@ def _valid_position(state: Mapping[str, int | str], plan: BatchPlan) -> int:
         raise DataError(
             f"The checkpoint's data order is {state.get('mixture')!r}, this run's is {plan.fingerprint!r}: dataset "
             "sizes, weights, seed or batch.max_tokens have changed. A resumed run needs the same data. Restore the "
-            "files and data.tasks as they were, or start a new run folder."
+            "files and data.datasets as they were, or start a new run folder."
         )
     position = state.get("position")
     if not isinstance(position, int) or isinstance(position, bool) or position < 0:

@@ -51,7 +51,7 @@ class Mixture:
         for dataset, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
             if size < 1 or not (math.isfinite(weight) and weight > 0):
                 raise DataError(
-                    f"Dataset number {dataset + 1} has {size} training examples and weight {weight} (data.tasks). A "
+                    f"Dataset number {dataset + 1} has {size} training examples and weight {weight} (data.datasets). A "
                     "mixture needs at least one example and a weight above 0 for each. Remove it, or correct it."
                 )
         self.sizes = tuple(int(size) for size in sizes)

@@ -30,11 +30,11 @@ class Parlai(Target):
 
 
 def recipe_options(recipe: Recipe, bart: bool) -> dict[str, Any]:
-    """The ParlAI options that a recipe's student was trained with: how texts are joined and cut, and its tasks."""
+    """The ParlAI options that a recipe's student was trained with: how texts are joined and cut, and its datasets."""
     data = recipe.data
     return {
-        "task": ",".join(task.name for task in data.tasks),
-        "multitask_weights": [task.weight for task in data.tasks],
+        "task": ",".join(task.name for task in data.datasets),
+        "multitask_weights": [task.weight for task in data.datasets],
         "delimiter": data.delimiter,
         # BART's contexts end with END by themselves; with this option ParlAI would put a second one there
         "history_add_global_end_token": "end" if data.history_end_token and not bart else None,

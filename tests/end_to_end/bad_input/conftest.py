@@ -55,8 +55,8 @@ class Case:
         save_file(tensors, file, metadata={"format": "pt"})
 
     def lines(self, content: str, *, kind: str = "parlai_text") -> None:
-        self.set("data.tasks.0.name", kind)
-        self.set("data.tasks.0.train", self.file("own.txt", content))
+        self.set("data.datasets.0.name", kind)
+        self.set("data.datasets.0.train", self.file("own.txt", content))
 
 
 @pytest.fixture

@@ -22,12 +22,12 @@ RECIPE = {
     "unknown section": (setting("losess.weights.task", 1), ["losess", "Did you mean losses?"]),
     "wrong type": (setting("batch.per_rank", "many"), ["batch.per_rank", "'many'", "whole number"]),
     "number out of range": (setting("optimizer.learning_rate", -1), ["optimizer.learning_rate", "-1"]),
-    "unknown task": (setting("data.tasks.0.name", "parlai_txt"), ["parlai_txt", "Did you mean parlai_text?"]),
+    "unknown task": (setting("data.datasets.0.name", "parlai_txt"), ["parlai_txt", "Did you mean parlai_text?"]),
     "ParlAI task": (
-        setting("data.tasks.0", {"name": "blended_skill_talk"}),
+        setting("data.datasets.0", {"name": "blended_skill_talk"}),
         ["data.root", "is null", "blended_skill_talk", "distill data fetch"],
     ),
-    "missing data file": (setting("data.tasks.0.train", "nowhere/train.txt"), ["nowhere/train.txt", "not exist"]),
+    "missing data file": (setting("data.datasets.0.train", "nowhere/train.txt"), ["nowhere/train.txt", "not exist"]),
     "empty data file": (lambda case: case.lines(""), ["own.txt", "empty"]),
     "width not divisible by heads": (
         lambda case: (case.set("student.width", 30), case.set("student.heads", 4)),
@@ -39,7 +39,7 @@ RECIPE = {
     ),
     "all weights 0": (setting("losses.weights", {"task": 0}), ["losses.weights", "all 0", "nothing is learnt"]),
     "no validation split but a metric": (
-        setting("data.tasks.0.valid", None),
+        setting("data.datasets.0.valid", None),
         ["no `valid` file", "ppl", "validation.metric"],
     ),
     "no validation but a plateau": (
@@ -89,19 +89,19 @@ DATA = {
     ),
     "file of blank lines": (lambda case: case.lines("\n\n"), ["own.txt", "no example"]),
     "data file that is a folder": (
-        lambda case: case.set("data.tasks.0.valid", str(case.folder)),
-        ["data.tasks.0.valid", "is a folder"],
+        lambda case: case.set("data.datasets.0.valid", str(case.folder)),
+        ["data.datasets.0.valid", "is a folder"],
     ),
 }
 
 DATA |= {
     "data file that is a pipe": (
-        lambda case: (os.mkfifo(case.folder / "pipe"), case.set("data.tasks.0.train", str(case.folder / "pipe"))),
-        ["data.tasks.0.train", "is a pipe or a device"],
+        lambda case: (os.mkfifo(case.folder / "pipe"), case.set("data.datasets.0.train", str(case.folder / "pipe"))),
+        ["data.datasets.0.train", "is a pipe or a device"],
     ),
     "empty validation file": (
-        lambda case: case.set("data.tasks.0.valid", case.file("empty.txt", "")),
-        ["data.tasks.0.valid", "is empty"],
+        lambda case: case.set("data.datasets.0.valid", case.file("empty.txt", "")),
+        ["data.datasets.0.valid", "is empty"],
     ),
 }
 

@@ -73,7 +73,7 @@ def recipe_of(place: Path, tasks=("train",), **changed) -> Recipe:
         {"name": "parlai_text", "label": task, "train": f"{place / task}.txt", "valid": str(place / "valid.txt")}
         for task in tasks
     ]
-    data = {"tasks": sources, "tokenizer": str(TOKENIZER), "context_tokens": 32, "label_tokens": 16}
+    data = {"datasets": sources, "tokenizer": str(TOKENIZER), "context_tokens": 32, "label_tokens": 16}
     data["cache_dir"] = str(place / "tokens")
     return Recipe.model_validate(
         {

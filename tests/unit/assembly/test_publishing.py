@@ -105,7 +105,7 @@ def test_the_switch_to_int8_is_told_at_each_start_and_recorded_once():
     told, records = [], []
     sinks = SimpleNamespace(message=told.append, record=lambda *values: records.append(values))
     recipe = {
-        "name": "int8", "data": {"tasks": [{"name": "demo"}]}, "optimizer": {"learning_rate": 1.0},
+        "name": "int8", "data": {"datasets": [{"name": "demo"}]}, "optimizer": {"learning_rate": 1.0},
         "student": {"quantize": "int8", "quantize_steps": 2}, "stop": {"max_steps": 5},
     }  # fmt: skip
     (turn,) = turns(Recipe.model_validate(recipe), sinks)

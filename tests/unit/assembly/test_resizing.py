@@ -29,7 +29,7 @@ class Nothing:
 
 def recipe(**sections) -> Recipe:
     return Recipe.model_validate(
-        {"name": "x", "data": {"tasks": [{"name": "demo"}]}, "optimizer": {"learning_rate": 1e-3}, **sections}
+        {"name": "x", "data": {"datasets": [{"name": "demo"}]}, "optimizer": {"learning_rate": 1e-3}, **sections}
     )
 
 

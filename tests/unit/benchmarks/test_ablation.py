@@ -34,7 +34,7 @@ def test_rows_of_another_recipe_are_sound(tmp_path, root):
     recipe = tmp_path / "other.yaml"
     recipe.write_text(
         f"name: other\nteacher: {{path: {root}/recipes/demo/teacher}}\nstudent: {{decoder_layers: 2}}\n"
-        "losses: {weights: {task: 1, prediction: 1, hidden: 1}}\ndata: {tasks: [{name: demo}]}\n"
+        "losses: {weights: {task: 1, prediction: 1, hidden: 1}}\ndata: {datasets: [{name: demo}]}\n"
         "optimizer: {learning_rate: 0.001}\nstop: {max_steps: 9}\nvalidation: {every_steps: 9}\n"
     )
     arms = bench.arms_of(recipe)

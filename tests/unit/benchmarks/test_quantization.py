@@ -21,7 +21,9 @@ def test_programs_say_the_same_of_the_same_tokens(root, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("ctranslate2")
     teacher = root / "recipes" / "demo" / "teacher"
-    ready = prepared([str(teacher)], DEMO_RECIPE, ["data.tasks.0.valid_examples=8", "data.tasks.0.train_examples=8"])
+    ready = prepared(
+        [str(teacher)], DEMO_RECIPE, ["data.datasets.0.valid_examples=8", "data.datasets.0.train_examples=8"]
+    )
     datasets = tuple(split_datasets(ready, "valid").values())
     batch = EvaluationSet(datasets, ready.layout, ready.tokenizer, 4).batch(0)
     with torch.no_grad():

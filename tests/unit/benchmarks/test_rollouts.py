@@ -24,7 +24,7 @@ def test_rows_are_sound_recipes_that_differ_in_text_alone(tmp_path):
         assert check_recipe(made) == [], text
         assert (made.rollout.source == "student") == ("student" in text)
         assert (made.rollout.share == 1.0) == (text == "student")
-        weights = {source.title: source.weight for source in made.data.tasks}
+        weights = {source.title: source.weight for source in made.data.datasets}
         assert ("demo_pseudo" in weights) == ("teacher" in text)
         assert (weights["demo"] == 1.0) == (data != "teacher")
         assert made.losses.weights == plain.losses.weights and made.losses.divergence == "reverse_kl"

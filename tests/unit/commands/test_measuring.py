@@ -96,13 +96,13 @@ def with_files(tmp_path_factory, recipe) -> Path:
     for split, count in (("train", 3), ("valid", 2), ("test", 1)):
         lines = [f"text:do you like {split} {n}?\tlabels:yes, {split}.\tepisode_done:True\n" for n in range(count)]
         (folder / f"{split}.txt").write_text("".join(lines))
-    head = recipe.read_text("utf-8").partition("  tasks:\n")[0]
+    head = recipe.read_text("utf-8").partition("  datasets:\n")[0]
     tail = recipe.read_text("utf-8").rpartition("valid_examples: 20}\n")[2]
     files = {split: f"{split}: {folder / split}.txt" for split in ("train", "valid", "test")}
     datasets = f"    - {{name: parlai_text, label: talk, {', '.join(files.values())}}}\n"
     datasets += f"    - {{name: parlai_text, label: few, {files['train']}, {files['valid']}}}\n"
     file = folder / "files.yaml"
-    file.write_text(f"{head}  tasks:\n{datasets}{tail}", "utf-8")
+    file.write_text(f"{head}  datasets:\n{datasets}{tail}", "utf-8")
     return file
 
 
@@ -120,7 +120,7 @@ def test_any_split_is_evaluated_and_tasks_without_it_are_named(run, with_files, 
 
 
 def test_a_split_that_no_task_has_is_refused(run, with_files):
-    drop = ["--set", "data.tasks.0.test=null"]
+    drop = ["--set", "data.datasets.0.test=null"]
     said = run("evaluate", TEACHER, "--recipe", with_files, "--split", "test", *drop, code=78).stderr
     for words in ("none of its datasets (talk, few) has a test split", "`test: FILE`", "--split train or valid"):
         assert words in said

@@ -46,7 +46,7 @@ class Kept:
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    small = ["data.tasks.0.train_examples=8", "data.tasks.0.valid_examples=12", "validation.samples=5"]
+    small = ["data.datasets.0.train_examples=8", "data.datasets.0.valid_examples=12", "validation.samples=5"]
     return prepare(load_recipe(RECIPE, [*small, f"data.cache_dir={cache}"]), RECIPE)
 
 

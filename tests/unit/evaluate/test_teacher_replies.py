@@ -40,7 +40,7 @@ class Second(Alone):
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    small = ["data.tasks.0.train_examples=8", "data.tasks.0.valid_examples=12", "validation.samples=3"]
+    small = ["data.datasets.0.train_examples=8", "data.datasets.0.valid_examples=12", "validation.samples=3"]
     return prepare(load_recipe(RECIPE, [*small, f"data.cache_dir={cache}"]), RECIPE)
 
 

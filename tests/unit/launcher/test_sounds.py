@@ -32,7 +32,7 @@ def recipe(tmp_path):
         "name": "speech",
         "teacher": {"path": str(tiny_speaker.save(tmp_path / "teacher"))},
         "student": {"decoder_layers": 1},
-        "data": {"tasks": [{"kind": "speech", **data}], "label_tokens": LABELS},
+        "data": {"datasets": [{"kind": "speech", **data}], "label_tokens": LABELS},
         "batch": {"per_rank": 2, "pad_to_multiple_of": MULTIPLE},
         "optimizer": {"name": "adamw", "learning_rate": 1e-3},
         "validation": {"patience": None},
@@ -71,7 +71,7 @@ def test_a_budget_counts_windows_of_sound_and_its_remedy_is_a_recipe(job):
 
 def test_kept_features_are_counted_by_plan_and_preflight(recipe, root, tmp_path, monkeypatch):
     cache, out, run = tmp_path / "cache" / "none yet", tmp_path / "plan.json", tmp_path / "run"
-    keeps = ["--set", "data.tasks.0.cache_features=true", "--set", f"data.cache_dir={cache}"]
+    keeps = ["--set", "data.datasets.0.cache_features=true", "--set", f"data.cache_dir={cache}"]
     one = 2 * CHANNELS * FRAMES
 
     def plan(*words: str) -> tuple[str, dict[str, object]]:

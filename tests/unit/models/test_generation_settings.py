@@ -121,7 +121,7 @@ def recipe_file(tmp_path, teacher, **student):
         "student": {"encoder_layers": 1, "decoder_layers": 1, "init": "teacher_layers", **student},
         "losses": {"weights": {"task": 1.0}},
         "data": {
-            "tasks": [{"name": "parlai_text", "label": "talk", "train": str(data), "valid": str(data)}],
+            "datasets": [{"name": "parlai_text", "label": "talk", "train": str(data), "valid": str(data)}],
             "context_tokens": 24, "label_tokens": LABEL_TOKENS, "cache_dir": str(tmp_path / "cache"),
         },
         "batch": {"per_rank": 1},

@@ -36,7 +36,7 @@ def recipe(tmp_path_factory) -> Path:
     (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
     content = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
     content["teacher"]["path"] = str(TEACHER)
-    content["data"]["tasks"] = [
+    content["data"]["datasets"] = [
         {"name": "demo", "seed": 3, "train_examples": 21, "valid_examples": 4},
         {"kind": "pairs", "label": "asked", "train": str(folder / "rows.jsonl"), "source": "question",
          "target": "reply", "prefix": "please: ", "weight": 0.5},
@@ -68,7 +68,7 @@ def whole(recipe, tmp_path_factory):
 def test_a_recipe_mixes_the_result_with_gold(recipe, whole, tmp_path):
     out, entries = whole
     mixed = yaml.safe_load(recipe.read_text())
-    mixed["data"]["tasks"] += entries
+    mixed["data"]["datasets"] += entries
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(mixed))
     checked = CliRunner().invoke(app, ["check", "--recipe", str(tmp_path / "mixed.yaml")])
     assert checked.exit_code == 0, checked.output
@@ -181,7 +181,7 @@ def test_datasets_of_other_target_languages_are_refused():
             {**pairs, "label": str(number), **({} if target is None else {"target_language": target})}
             for number, target in enumerate(targets)
         ]
-        section = {"tasks": tasks}
+        section = {"datasets": tasks}
         recipe = Recipe.model_validate({"name": "x", "data": section, "optimizer": {"learning_rate": 1.0}})
         check_language(SimpleNamespace(recipe=recipe, family=family_named(family)), changed)
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
         "name": "speech",
         "teacher": {"path": str(teacher)},
         "student": {"decoder_layers": 1},
-        "data": {"tasks": [{"kind": "speech", "target_language": "de", "language": "language", "train": str(file)}],
+        "data": {"datasets": [{"kind": "speech", "target_language": "de", "language": "language", "train": str(file)}],
                  "label_tokens": 24,
                  "max_bad_rows": 1, "cache_dir": str(folder / "cache")},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2},
@@ -87,7 +87,7 @@ def test_the_teachers_transcripts_are_a_list_that_a_recipe_mixes_with_gold(folde
     assert summary(folder)["left_out"] == {"wer above 0.5": SOUNDS}
     pseudo_label(folder)
     mixed = yaml.safe_load((folder / "recipe.yaml").read_text())
-    mixed["data"]["tasks"].append(entry)
+    mixed["data"]["datasets"].append(entry)
     (folder / "mixed.yaml").write_text(yaml.safe_dump(mixed))
     gold, pseudo = prepare(read_recipe(folder / "mixed.yaml"), "mixed").train_datasets
     assert (len(gold), len(pseudo)) == (SOUNDS, len(whole))
@@ -113,7 +113,7 @@ def test_sounds_that_rows_hold_are_written_beside_the_transcripts(folder):
             for name, content in zip(names[:3], held, strict=False)]  # fmt: skip
     rows.append({"audio": {"bytes": None, "path": names[3]}, "text": "high tone"})
     datasets.Dataset.from_list(rows).to_parquet(str(folder / "sounds.parquet"))
-    data = f"data.tasks=[{{kind: speech, name: held, train: {folder / 'sounds.parquet'}, target_language: de}}]"
+    data = f"data.datasets=[{{kind: speech, name: held, train: {folder / 'sounds.parquet'}, target_language: de}}]"
     (entry,) = yaml.safe_load(pseudo_label(folder, "--set", data, "--set", "data.label_tokens=28").stdout)
     own, list_file = folder / "out" / "1-held", Path(entry["train"])
     assert list_file == own.with_suffix(".jsonl")
@@ -122,7 +122,7 @@ def test_sounds_that_rows_hold_are_written_beside_the_transcripts(folder):
     assert written == [*files, str(folder / names[3])]
     assert [(list_file.parent / name).read_bytes() for name in files] == held[:3]
     mixed = yaml.safe_load((folder / "recipe.yaml").read_text())
-    mixed["data"] |= {"tasks": [entry], "label_tokens": 28}
+    mixed["data"] |= {"datasets": [entry], "label_tokens": 28}
     (folder / "mixed.yaml").write_text(yaml.safe_dump(mixed))
     (pseudo,) = prepare(read_recipe(folder / "mixed.yaml"), "mixed").train_datasets
     first, rate = soundfile.read(folder / names[0], dtype="float32")

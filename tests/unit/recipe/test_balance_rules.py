@@ -19,7 +19,7 @@ def recipe(stop: dict[str, Any] | None = None, metric: str = "ppl", **losses: An
             "name": "distilled",
             "teacher": {"path": "a/teacher"},
             "losses": {"weights": WEIGHTS} | losses,
-            "data": {"tasks": [{"name": "demo"}]},
+            "data": {"datasets": [{"name": "demo"}]},
             "optimizer": {"learning_rate": 1e-3},
             "validation": {"every_steps": 100, "metric": metric},
             "stop": stop or {},

@@ -11,7 +11,7 @@ SHARED = {
     "teacher": {"path": "a/teacher"},
     "student": {"share_encoder": True, "decoder_layers": 2},
     "losses": {"weights": {"task": 0.8, "prediction": 1.0, "hidden": 2.0, "self_attention": 1.0}},
-    "data": {"tasks": [{"name": "demo"}]},
+    "data": {"datasets": [{"name": "demo"}]},
     "optimizer": {"learning_rate": 1e-3},
     "stop": {"max_steps": 10},
     "validation": {"patience": None, "every_steps": 5},

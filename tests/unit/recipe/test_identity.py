@@ -11,7 +11,7 @@ def distilled(**teacher) -> Recipe:
         {
             "name": "distilled",
             "teacher": {"path": "a/teacher", **teacher},
-            "data": {"tasks": [{"name": "demo"}]},
+            "data": {"datasets": [{"name": "demo"}]},
             "optimizer": {"learning_rate": 1e-3},
         }
     )

@@ -25,7 +25,7 @@ from distill_engine.recipe.yaml_text import dump_yaml, parse_yaml
 MINIMAL = """\
 name: tiny
 data:
-  tasks:
+  datasets:
     - name: demo
 optimizer:
   learning_rate: 1e-4
@@ -71,7 +71,7 @@ def test_a_whole_number_may_be_written_with_an_exponent(tmp_path):
 def test_words_that_yaml_1_1_would_convert_stay_words(tmp_path, word):
     text = MINIMAL.replace("name: demo", f"{{name: demo, label: {word}}}")
     recipe = load_recipe(write(tmp_path, text))
-    assert recipe.data.tasks[0].label == word
+    assert recipe.data.datasets[0].label == word
 
 
 # --- all problems at once --------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_all_problems_are_reported_at_once_with_lines(tmp_path):
           weights: {hiden: 64, task: -1}
           definition: invarient
         data:
-          tasks:
+          datasets:
             - {name: demo, wieght: 2}
         optimizer:
           learning_rate: "1e-4"
@@ -100,7 +100,7 @@ def test_all_problems_are_reported_at_once_with_lines(tmp_path):
         "losses.weights.hiden",
         "losses.weights.task",
         "losses.definition",
-        "data.tasks.0.wieght",
+        "data.datasets.0.wieght",
         "optimizer.learning_rate",
     ]
     assert [problem.line for problem in error.problems] == [2, 4, 4, 5, 8, 10]
@@ -202,14 +202,14 @@ def test_a_folder_is_no_recipe(tmp_path):
 def test_overrides_replace_and_add(tmp_path):
     overrides = [
         "seed=7",
-        "data.tasks.0.weight=2",
+        "data.datasets.0.weight=2",
         "stop.max_steps=1e2",
         "student.encoder_init_map=[0, 2]",
         "teacher.path=null",
     ]
     recipe = load_recipe(write(tmp_path, MINIMAL), overrides)
     assert recipe.seed == 7
-    assert recipe.data.tasks[0].weight == 2
+    assert recipe.data.datasets[0].weight == 2
     assert recipe.stop.max_steps == 100
     assert recipe.student.encoder_init_map == [0, 2]
 
@@ -226,8 +226,11 @@ def test_an_override_value_may_hold_an_equals_sign_and_spaces(tmp_path):
         ("a..b=1", "cannot be read"),
         ("=1", "cannot be read"),
         ("seed.x=1", "seed.x is set by --set, but seed is 3"),
-        ("data.tasks.4.weight=1", "data.tasks.4 is set by --set, but there is no such entry. data.tasks has 1 entries"),
-        ("data.tasks.first.weight=1", "no such entry"),
+        (
+            "data.datasets.4.weight=1",
+            "data.datasets.4 is set by --set, but there is no such entry. data.datasets has 1 entries",
+        ),
+        ("data.datasets.first.weight=1", "no such entry"),
         ("lossess.weights.task=1", "lossess is not a key that a recipe has (from --set)"),
         ("losses.weights.taks=1", "losses.weights.taks is not a key that a recipe has (from --set)"),
         ("seed=-1", "seed is -1 (from --set)"),
@@ -253,7 +256,7 @@ data:
   tokenizer: facebook/blenderbot-3B
   root: /data/of/somebody
   cache_dir: /scratch/somebody
-  tasks:
+  datasets:
     - {name: parlai_text, train: train.txt, valid: other/valid.txt}
 optimizer: {learning_rate: 1e-4}
 """
@@ -264,8 +267,8 @@ def test_paths_that_exist_beside_the_recipe_become_absolute(tmp_path):
     (tmp_path / "train.txt").write_text("text:a\tlabels:b\n")
     recipe = load_recipe(write(tmp_path, WITH_PATHS))
     assert recipe.teacher.path == str(tmp_path.resolve() / "teacher")
-    assert recipe.data.tasks[0].train == str(tmp_path.resolve() / "train.txt")
-    assert recipe.data.tasks[0].valid == "other/valid.txt"
+    assert recipe.data.datasets[0].train == str(tmp_path.resolve() / "train.txt")
+    assert recipe.data.datasets[0].valid == "other/valid.txt"
     assert recipe.data.tokenizer == "facebook/blenderbot-3B"
     assert recipe.data.root == "/data/of/somebody"
 
@@ -276,7 +279,7 @@ def test_a_published_recipe_names_no_folders_of_this_machine(tmp_path):
     published = without_folders(load_recipe(write(tmp_path, WITH_PATHS)))
     assert (published.teacher.path, published.data.tokenizer) == ("teacher", "facebook/blenderbot-3B")
     assert (published.data.root, published.data.cache_dir) == ("somebody", None)
-    assert (published.data.tasks[0].train, published.data.tasks[0].valid) == ("train.txt", "other/valid.txt")
+    assert (published.data.datasets[0].train, published.data.datasets[0].valid) == ("train.txt", "other/valid.txt")
     assert str(tmp_path) not in resolved_yaml(published)
 
 
@@ -348,7 +351,7 @@ def test_restarts_may_change_limits_and_logging(tmp_path, override):
         ("optimizer.learning_rate=1e-3", "optimizer.learning_rate: 0.0001 -> 0.001"),
         ("losses.weights.hidden=64", "losses.weights.hidden: 0.0 -> 64.0"),
         ("validation.metric=loss", "validation.metric: 'ppl' -> 'loss'"),
-        ("data.tasks.0.seed=4", "data.tasks.0.seed: 0 -> 4"),
+        ("data.datasets.0.seed=4", "data.datasets.0.seed: 0 -> 4"),
         ("student.encoder_init_map=[1]", "student.encoder_init_map: 'parlai' -> [1]"),
         ("losses.clamp=null", "losses.clamp: 65504.0 -> null"),
     ],
@@ -374,7 +377,7 @@ def test_an_added_task_is_told_leaf_by_leaf(tmp_path):
     two = "name: demo\n    - {name: demo, label: other}"
     new = load_recipe(write(tmp_path, MINIMAL.replace("name: demo", two)))
     lines = recipe_difference(load_with(tmp_path), new).mathematics
-    assert "data.tasks.1.label: (absent) -> 'other'" in lines
+    assert "data.datasets.1.label: (absent) -> 'other'" in lines
 
 
 def test_equal_recipes_do_not_differ(tmp_path):

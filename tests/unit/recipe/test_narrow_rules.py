@@ -12,7 +12,7 @@ NARROW = {
     "teacher": {"path": "a/teacher"},
     "student": {"init": "teacher_width", "decoder_layers": 2, "width": 32, "heads": 2, "ffn_width": 64},
     "losses": {"weights": {"task": 1.0, "hidden": 2.0}},
-    "data": {"tasks": [{"name": "demo"}]},
+    "data": {"datasets": [{"name": "demo"}]},
     "optimizer": {"learning_rate": 1e-3},
     "stop": {"max_steps": 10},
     "validation": {"patience": None, "every_steps": 5},

@@ -14,7 +14,7 @@ BASE = {
     "teacher": {"path": "a/teacher"},
     "student": {"quantize": "int8"},
     "losses": {"weights": {"prediction": 1.0}},
-    "data": {"tasks": [{"name": "demo"}]},
+    "data": {"datasets": [{"name": "demo"}]},
     "optimizer": {"learning_rate": 1e-3},
     "stop": {"max_steps": 400},
     "validation": {"every_steps": 5},
@@ -60,7 +60,7 @@ def test_all_problems_at_once():
 def test_other_arithmetic_is_refused(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(
-        "name: int4\nstudent: {quantize: int4}\ndata: {tasks: [{name: demo}]}\noptimizer: {learning_rate: 1}\n"
+        "name: int4\nstudent: {quantize: int4}\ndata: {datasets: [{name: demo}]}\noptimizer: {learning_rate: 1}\n"
     )
     with pytest.raises(RecipeError, match=r"student\.quantize .*int8"):
         load_recipe(file)

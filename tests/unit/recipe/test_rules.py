@@ -26,7 +26,7 @@ ALONE: dict[str, Any] = {
         "heads": 4,
         "positions": 128,
     },
-    "data": {"tasks": [{"name": "demo"}], "tokenizer": "a/tokenizer"},
+    "data": {"datasets": [{"name": "demo"}], "tokenizer": "a/tokenizer"},
     "optimizer": {"learning_rate": 1e-3},
     "validation": {"every_steps": 100},
 }
@@ -37,7 +37,7 @@ DISTILLED: dict[str, Any] = {
     "teacher": {"path": "a/teacher"},
     "student": {"init": "teacher_layers", "encoder_layers": 2, "decoder_layers": 3},
     "losses": {"weights": {"hidden": 64, "self_attention": 4, "cross_attention": 64, "prediction": 64}},
-    "data": {"tasks": [{"name": "demo"}]},
+    "data": {"datasets": [{"name": "demo"}]},
     "optimizer": {"learning_rate": 1e-3},
     "validation": {"every_steps": 100},
 }
@@ -179,17 +179,22 @@ BROKEN = [
     (ALONE, {"validation": {"patience": None}}, "stop", "Such a run never stops"),
     (ALONE, {"optimizer": {"momentum": 0.9}}, "optimizer.momentum", "is 0.9, but optimizer.name is adamw. Only sgd"),
     (ALONE, {"optimizer": {"name": "sgd", "amsgrad": True}}, "optimizer.amsgrad", "Only adam and adamw"),
-    (ALONE, {"data": {"tasks": [{"name": "dmeo"}]}}, "data.tasks.0.name", r"unknown dataset.*Did you mean demo\?"),
     (
         ALONE,
-        {"data": {"tasks": [{"name": "demo"}, {"name": "demo"}]}},
-        "data.tasks",
+        {"data": {"datasets": [{"name": "dmeo"}]}},
+        "data.datasets.0.name",
+        r"unknown dataset.*Did you mean demo\?",
+    ),
+    (
+        ALONE,
+        {"data": {"datasets": [{"name": "demo"}, {"name": "demo"}]}},
+        "data.datasets",
         r"has 2 entries \(0, 1\) that are called 'demo'",
     ),
     (
         ALONE,
-        {"data": {"tasks": [{"name": "demo", "valid": "x.txt"}]}},
-        "data.tasks.0.valid",
+        {"data": {"datasets": [{"name": "demo", "valid": "x.txt"}]}},
+        "data.datasets.0.valid",
         "the demo makes its own dialogues. Remove valid",
     ),
     (
@@ -214,7 +219,7 @@ BROKEN = [
         "is true, but losses.definition is parlai",
     ),
     (ALONE, {"batch": {"length_window": 64}}, "batch.length_window", "is 64, but batch.max_tokens is null"),
-    (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.tasks has one entry"),
+    (ALONE, {"data": {"temperature": 2.0}}, "data.temperature", "is 2, but data.datasets has one entry"),
     (DISTILLED, {"teacher": {"source": "cache"}}, "teacher.source", "is cache, but teacher.cache is null"),
     (DISTILLED, {"teacher": {"cache": "d"}}, "teacher.cache", "is 'd', but teacher.source is live"),
     (
@@ -299,42 +304,42 @@ def test_a_pruned_student_may_be_fine_tuned_with_all_distillation_weights_0():
 )
 def test_dialogue_tasks_need_their_folder_in_the_root(dataset, tmp_path):
     def problem(root: str | None) -> str:
-        (problem,) = check_recipe(changed(ALONE, data={"tasks": [{"name": dataset}], "root": root}))
+        (problem,) = check_recipe(changed(ALONE, data={"datasets": [{"name": dataset}], "root": root}))
         assert problem.path == "data.root"
         return str(problem)
 
     fetched = f"distill data fetch {dataset.partition(':')[0]} --root"
-    assert f"is null, but data.tasks has {dataset}" in problem(None) and fetched in problem(None)
+    assert f"is null, but data.datasets has {dataset}" in problem(None) and fetched in problem(None)
     assert "which is no folder" in problem(str(tmp_path / "absent"))
     assert "there is no folder" in problem(str(tmp_path)) and fetched in problem(str(tmp_path))
     (tmp_path / DIALOGUE_DATASETS[dataset]).mkdir()
-    assert lines(check_recipe(changed(ALONE, data={"tasks": [{"name": dataset}], "root": str(tmp_path)}))) == []
+    assert lines(check_recipe(changed(ALONE, data={"datasets": [{"name": dataset}], "root": str(tmp_path)}))) == []
 
 
 def test_every_dialogue_task_that_misses_is_told_at_once(tmp_path):
     datasets = [{"name": "convai2"}, {"name": "convai2:normalized"}, {"name": "wizard_of_wikipedia"}]
-    said = lines(check_recipe(changed(ALONE, data={"tasks": datasets, "root": str(tmp_path)})))
+    said = lines(check_recipe(changed(ALONE, data={"datasets": datasets, "root": str(tmp_path)})))
     assert ["ConvAI2" in said[0], "wizard_of_wikipedia" in said[1], len(said)] == [True, True, 2]
 
 
 def test_options_of_one_reader_are_refused_elsewhere(tmp_path):
     (tmp_path / "ConvAI2").mkdir()
     datasets = [{"name": "convai2", "topic_split": True, "normalized": False, "valid": "x.txt"}]
-    problems = check_recipe(changed(ALONE, data={"tasks": datasets, "root": str(tmp_path)}))
+    problems = check_recipe(changed(ALONE, data={"datasets": datasets, "root": str(tmp_path)}))
     assert [problem.path.rsplit(".")[-1] for problem in problems] == ["valid", "topic_split", "normalized"]
 
 
 def test_a_saved_dataset_may_be_a_folder(tmp_path):
     datasets = [{"name": "hf_dataset", "train": str(tmp_path), "valid": str(tmp_path)}]
-    assert lines(check_recipe(changed(ALONE, data={"tasks": datasets}))) == []
+    assert lines(check_recipe(changed(ALONE, data={"datasets": datasets}))) == []
 
 
 def test_all_problems_come_at_once():
-    recipe = changed(ALONE, optimizer={"momentum": 0.9}, student={"width": 65}, data={"tasks": [{"name": "x"}]})
+    recipe = changed(ALONE, optimizer={"momentum": 0.9}, student={"width": 65}, data={"datasets": [{"name": "x"}]})
     assert {problem.path for problem in check_recipe(recipe)} == {
         "optimizer.momentum",
         "student.width",
-        "data.tasks.0.name",
+        "data.datasets.0.name",
     }
 
 
@@ -342,7 +347,7 @@ def test_all_problems_come_at_once():
 
 
 def file_recipe(**files: str | None) -> Recipe:
-    return changed(ALONE, data={"tasks": [{"name": "parlai_text", **files}]})
+    return changed(ALONE, data={"datasets": [{"name": "parlai_text", **files}]})
 
 
 def full(path: Path) -> str:
@@ -357,7 +362,7 @@ def test_file_tasks_with_their_files_are_sound(tmp_path):
 
 def test_a_file_task_needs_a_training_file(tmp_path):
     (problem,) = check_recipe(file_recipe(valid=full(tmp_path / "valid.txt")))
-    assert str(problem).startswith("data.tasks.0.train is missing. A parlai_text dataset reads files.")
+    assert str(problem).startswith("data.datasets.0.train is missing. A parlai_text dataset reads files.")
 
 
 def test_files_that_cannot_be_read_are_told_together(tmp_path):
@@ -372,13 +377,13 @@ def test_files_that_cannot_be_read_are_told_together(tmp_path):
 
 def test_a_metric_without_a_validation_split_is_an_error(tmp_path):
     (problem,) = check_recipe(file_recipe(train=full(tmp_path / "train.txt")))
-    assert problem.path == "data.tasks"
+    assert problem.path == "data.datasets"
     assert "(validation.every_steps) and decide by ppl (validation.metric)" in str(problem)
 
 
 def test_one_task_with_a_validation_split_is_enough(tmp_path):
     datasets = [{"name": "conversations", "train": full(tmp_path / "train.jsonl")}, {"name": "demo"}]
-    assert lines(check_recipe(changed(ALONE, data={"tasks": datasets}))) == []
+    assert lines(check_recipe(changed(ALONE, data={"datasets": datasets}))) == []
 
 
 # --- against the teacher ---------------------------------------------------------------------------------------

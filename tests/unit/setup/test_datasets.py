@@ -39,7 +39,7 @@ def data(tmp_path) -> DataSection:
         {"name": "parlai_text", "label": "few", "train": files["train"], "train_examples": 7},
         {"name": "demo", "train_examples": 5, "valid_examples": 3},
     ]
-    return DataSection.model_validate({"tasks": datasets, "cache_dir": str(tmp_path / "cache")})
+    return DataSection.model_validate({"datasets": datasets, "cache_dir": str(tmp_path / "cache")})
 
 
 def entries(data: DataSection) -> list[Path]:
@@ -61,14 +61,14 @@ def test_splits_of_all_tasks_once_tokenised_are_kept(data, encoder, capfd):
 
 def test_labels_weights_and_places_are_not_content_limits_of_the_split_are(data, encoder):
     load_datasets(data, encoder)
-    chat = data.tasks[0]
+    chat = data.datasets[0]
     for change, new in (
         ({"label": "other", "weight": 3.0, "valid_examples": 4}, 1),  # a limit is content even if it cuts nothing
         ({"train_examples": 3}, 1),
         ({"test": "absent.txt"}, 0),
     ):
         before = len(entries(data))
-        changed = data.model_copy(update={"tasks": [chat.model_copy(update=change)]})
+        changed = data.model_copy(update={"datasets": [chat.model_copy(update=change)]})
         load_datasets(changed, encoder)
         assert len(entries(data)) == before + new, change
 

@@ -33,7 +33,7 @@ def prepared(folder: Path, teacher: Path, *languages: dict, label_tokens: int = 
     tasks = [{"kind": "pairs", "name": f"set{n}", "train": str(data), "test": str(data), **keys}
              for n, keys in enumerate(languages)]  # fmt: skip
     recipe = {"name": "languages", "teacher": {"path": str(teacher)}, "student": {"decoder_layers": 1},
-              "data": {"tasks": tasks, "context_tokens": 16, "label_tokens": label_tokens,
+              "data": {"datasets": tasks, "context_tokens": 16, "label_tokens": label_tokens,
                        "cache_dir": str(folder / "cache")},
               "optimizer": {"name": "adamw", "learning_rate": 1e-3}, "validation": {"patience": None},
               "stop": {"max_steps": 1}}  # fmt: skip
@@ -85,11 +85,11 @@ def test_wrong_languages_are_refused_together(tmp_path):
     with pytest.raises(RecipeError) as found:
         prepared(tmp_path, teacher, *wrong)
     assert [problem.path for problem in found.value.problems] == [
-        "data.tasks.0.source_language", "data.tasks.1.target_language",
+        "data.datasets.0.source_language", "data.datasets.1.target_language",
     ]  # fmt: skip
     said = str(found.value)
     assert "'eng_latn', which the tokenizer has no token for" in said and "Did you mean eng_Latn?" in said
-    assert "knows 3 languages: deu_Latn, eng_Latn, fra_Latn" in said and "'deu_Latn', but data.tasks.0" in said
+    assert "knows 3 languages: deu_Latn, eng_Latn, fra_Latn" in said and "'deu_Latn', but data.datasets.0" in said
     with pytest.raises(RecipeError, match="the data's `target_language`"):
         prepared(tmp_path, teacher, {"source_language": "eng_Latn"})
 

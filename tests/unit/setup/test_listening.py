@@ -46,7 +46,7 @@ def frontend(tmp_path):
 def section(folder: Path, file: Path, **keys) -> DataSection:
     more = {key: keys.pop(key) for key in ("max_bad_rows", "label_tokens") if key in keys}
     entry = {"kind": "speech", "train": str(file), "valid": str(file), **keys}
-    return DataSection.model_validate({"tasks": [entry], "cache_dir": str(folder / "cache"), **more})
+    return DataSection.model_validate({"datasets": [entry], "cache_dir": str(folder / "cache"), **more})
 
 
 def loaded(data: DataSection, frontend):

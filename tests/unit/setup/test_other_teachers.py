@@ -45,7 +45,7 @@ def read(folder, *paths, weights="{prediction: 1}", **more):
     file = folder / "recipe.yaml"
     file.write_text(
         "\n".join(["name: several", "teachers:", *entries, *lines, f"losses: {{weights: {weights}}}",
-                   "data: {tasks: [{name: demo}]}", "optimizer: {learning_rate: 0.001}",
+                   "data: {datasets: [{name: demo}]}", "optimizer: {learning_rate: 0.001}",
                    "validation: {every_steps: 5}"])
     )  # fmt: skip
     return load_recipe(file)

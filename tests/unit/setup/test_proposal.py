@@ -103,6 +103,6 @@ def test_tones_and_texts_become_a_recipe_for_a_student_that_hears(tmp_path):
     assert "tokens of sound" not in told and "source_language" not in told and "tokens of text" in told
     assert "context_tokens" not in out.read_text()
     recipe = read_recipe(out, [f"data.cache_dir={tmp_path / 'cache'}"])
-    assert recipe.data.tasks[0].kind == "speech" and recipe.validation.metric == "wer"
+    assert recipe.data.datasets[0].kind == "speech" and recipe.validation.metric == "wer"
     ready = prepare(recipe, out)
     assert [len(dataset) for dataset in (*ready.train_datasets, *ready.valid_datasets)] == [12, 4]

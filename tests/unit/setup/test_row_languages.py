@@ -38,7 +38,7 @@ def prepared(folder, *entries: dict) -> Prepared:
              for n, entry in enumerate(entries)]  # fmt: skip
     content = {
         "name": "rows", "teacher": {"path": str(folder / "teacher")}, "student": {"decoder_layers": 1},
-        "data": {"tasks": tasks, "label_tokens": 24, "cache_dir": str(folder / "cache")},
+        "data": {"datasets": tasks, "label_tokens": 24, "cache_dir": str(folder / "cache")},
         "optimizer": {"name": "adamw", "learning_rate": 1e-2}, "validation": {"patience": None},
         "stop": {"max_steps": 1},
     }  # fmt: skip
@@ -128,5 +128,5 @@ def test_what_cannot_be_asked_for_is_refused(folder):
     assert AutoTokenizer.from_pretrained(english).convert_tokens_to_ids("<|de|>") is not None
     (folder / "teacher").rename(folder / "many")
     english.rename(folder / "teacher")
-    with pytest.raises(RecipeError, match=r"data.tasks.0.language(.|\n)*knows English alone"):
+    with pytest.raises(RecipeError, match=r"data.datasets.0.language(.|\n)*knows English alone"):
         prepared(folder, {"language": "language"})

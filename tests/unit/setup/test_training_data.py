@@ -30,7 +30,7 @@ def ready(**sections):
     recipe = Recipe.model_validate(
         {
             "name": "x",
-            "data": {"tasks": [{"name": "long"}, {"name": "short"}], **sections.pop("data", {})},
+            "data": {"datasets": [{"name": "long"}, {"name": "short"}], **sections.pop("data", {})},
             "optimizer": {"learning_rate": 1e-3},
             **sections,
         }

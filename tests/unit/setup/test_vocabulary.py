@@ -41,7 +41,7 @@ def recipe_file(folder: Path, teacher: Path | None, valid: tuple[str, str] = ("a
     for split, rows in (("train", TRAIN), ("valid", [valid])):
         task[split] = str(folder / f"{split}.jsonl")
         Path(task[split]).write_text("\n".join(json.dumps({"source": s, "target": t}) for s, t in rows))
-    data = {"tasks": [task], "context_tokens": 16, "label_tokens": 16, "cache_dir": str(folder / "cache")}
+    data = {"datasets": [task], "context_tokens": 16, "label_tokens": 16, "cache_dir": str(folder / "cache")}
     content = {"name": "trimmed", "teacher": {"path": teacher and str(teacher)},
                "student": {"decoder_layers": 1, "vocabulary": "trimmed", **student}, "data": data,
                "optimizer": {"name": "adamw", "learning_rate": 1e-3}, "validation": {"patience": None},

@@ -14,13 +14,13 @@ _HISTORY = "history is always the whole episode's texts and gold replies, oldest
 MAIN: tuple[Flag, ...] = (
     has_none("init-opt", "text", None, "nothing is inherited from a file: its values are in the recipe", "-o"),
     has_none("allow-missing-init-opts", "bool", False, "unknown keys are errors in a recipe"),
-    becomes("task", "text", None, "data.tasks", "-t"),
+    becomes("task", "text", None, "data.datasets", "-t"),
     has_none("download-path", "text", None, "`distill data fetch` has its own --root"),
     has_none("loglevel", "text", "info", "there are no log levels"),
     has_none("datatype", "text", "train", "training examples are always shuffled anew in each pass", "-dt"),
     has_none("image-mode", "text", "raw", _IMAGES),
     has_none("hide-labels", "bool", False, "validation needs labels"),
-    becomes("multitask-weights", "weights", [1.0], "data.tasks.N.weight data.weights_mean", "-mtw"),
+    becomes("multitask-weights", "weights", [1.0], "data.datasets.N.weight data.weights_mean", "-mtw"),
     becomes("batchsize", "int", 1, "batch.per_rank", "-bs"),
     becomes("dynamic-batching", "text or none", None, "batch.max_tokens", "-dynb"),
     has_none("verbose", "switch", False, "there are no log levels", "-v"),
@@ -108,9 +108,13 @@ TASKS: tuple[Flag, ...] = (
     has_none("train-experiencer-only", "bool", False, "both speakers are learnt in training, as by default"),
     has_none("teacher-seed", "float", None, "the order of examples follows from seed"),
     has_none("mutators", "text", None, "texts are not changed after reading; write the changed task as a file", "-mut"),
-    becomes("fromfile-datapath", "text", None, "data.tasks.N.train data.tasks.N.valid data.tasks.N.test", "-ffdp"),
-    becomes("fromfile-datatype-extension", "bool", False, "data.tasks.N.train data.tasks.N.valid", "-ffdt"),
-    becomes("jsonfile-datapath", "text", None, "data.tasks.N.train data.tasks.N.valid data.tasks.N.test", "-jfdp"),
-    becomes("jsonfile-datatype-extension", "bool", False, "data.tasks.N.train data.tasks.N.valid", "-jfdt"),
-    becomes("label-turns", "text", "secondspeaker", "data.tasks.N.label_turns"),
+    becomes(
+        "fromfile-datapath", "text", None, "data.datasets.N.train data.datasets.N.valid data.datasets.N.test", "-ffdp"
+    ),
+    becomes("fromfile-datatype-extension", "bool", False, "data.datasets.N.train data.datasets.N.valid", "-ffdt"),
+    becomes(
+        "jsonfile-datapath", "text", None, "data.datasets.N.train data.datasets.N.valid data.datasets.N.test", "-jfdp"
+    ),
+    becomes("jsonfile-datatype-extension", "bool", False, "data.datasets.N.train data.datasets.N.valid", "-jfdt"),
+    becomes("label-turns", "text", "secondspeaker", "data.datasets.N.label_turns"),
 )

@@ -96,7 +96,7 @@ def _unknown_source(task: str, say: Say) -> dict[str, Any]:
     say(
         f"--task {task}",
         "has no reader here; write it with `parlai convert_data_to_parlai_format` for train and valid, and name the "
-        "files in data.tasks",
+        "files in data.datasets",
     )
     return {"name": "parlai_text", "label": stem, "train": f"{stem}_train.txt", "valid": f"{stem}_valid.txt"}
 

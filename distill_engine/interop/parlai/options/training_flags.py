@@ -38,7 +38,7 @@ LOOP: tuple[Flag, ...] = (
     becomes("save-every-n-secs", "float", -1.0, "checkpoint.every_seconds", "-stim"),
     becomes("save-after-valid", "bool", False, "validation.save_after_validation", "-sval"),
     becomes("validation-every-n-epochs", "float", -1.0, "validation.every_epochs", "-veps"),
-    becomes("validation-max-exs", "int", -1, "data.tasks.N.valid_examples", "-vme"),
+    becomes("validation-max-exs", "int", -1, "data.datasets.N.valid_examples", "-vme"),
     has_none("short-final-eval", "bool", False, "there is no final evaluation; use `distill evaluate`"),
     becomes("validation-patience", "int", 10, "validation.patience", "-vp"),
     becomes("validation-metric", "text", "accuracy", "validation.metric", "-vmt"),

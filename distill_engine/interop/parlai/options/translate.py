@@ -148,7 +148,7 @@ def _data(options: Options, kind: TrainingKind, positions: int, say: Callable[[s
         if asked <= 0:
             say(f"--{option.replace('_', '-')} {asked}", f"nothing is longer than the position tables: {limits[key]}")
     stochastic = options["multitask_weights"] == "stochastic"
-    section: dict[str, Any] = {"tasks": task_sources(options, say)}
+    section: dict[str, Any] = {"datasets": task_sources(options, say)}
     section["weights_mean"] = "passes" if stochastic else "episodes"
     if options["datapath"]:
         section["root"] = options["datapath"]

@@ -131,14 +131,14 @@ def test_a_missing_column_is_no_bad_row(tmp_path):
 
 def test_an_entry_is_checked_by_its_kind():
     entry = {"kind": "pairs", "train": "x.csv", "source": "en", "max_ratio": 2}
-    section = DataSection.model_validate({"tasks": [entry, {"name": "demo"}]})
-    assert isinstance(section.tasks[0], PairsSource) and section.tasks[0].max_ratio == 2.0
-    assert kind_of(section.tasks[0]) is KIND and kind_of(section.tasks[1]).keep == "last"
+    section = DataSection.model_validate({"datasets": [entry, {"name": "demo"}]})
+    assert isinstance(section.datasets[0], PairsSource) and section.datasets[0].max_ratio == 2.0
+    assert kind_of(section.datasets[0]) is KIND and kind_of(section.datasets[1]).keep == "last"
     assert DataSection.model_validate(section.model_dump(mode="json")) == section
-    with pytest.raises(ValidationError, match=r"tasks.0.seed"):
-        DataSection.model_validate({"tasks": [entry | {"seed": 1}]})
-    with pytest.raises(ValidationError, match=r"tasks.0.kind(.|\n)*Did you mean pairs"):
-        DataSection.model_validate({"tasks": [entry | {"kind": "pair"}]})
+    with pytest.raises(ValidationError, match=r"datasets.0.seed"):
+        DataSection.model_validate({"datasets": [entry | {"seed": 1}]})
+    with pytest.raises(ValidationError, match=r"datasets.0.kind(.|\n)*Did you mean pairs"):
+        DataSection.model_validate({"datasets": [entry | {"kind": "pair"}]})
 
 
 def test_problems_that_need_no_reading(tmp_path):

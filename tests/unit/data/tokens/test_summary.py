@@ -85,7 +85,7 @@ def test_the_command_counts_the_markers_of_a_tokenizer(shown, tmp_path):
     file.write_text("text:<you> hello <you>\tlabels:hi\ntext:a\tlabels:<you> b\tepisode_done:True\n" * 2)
     dataset = {"name": "parlai_text", "label": "talk", "train": str(file), "valid": str(file)}
     done = shown(
-        "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.tasks={json.dumps([dataset])}",
+        "--recipe", "recipes/demo/teacher.yaml", "--set", f"data.datasets={json.dumps([dataset])}",
         "--set", f"data.tokenizer={tmp_path / 'tokenizer'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

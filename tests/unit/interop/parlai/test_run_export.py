@@ -12,7 +12,7 @@ RECIPE = """
 name: small
 student: {train_position_tables: false}
 data:
-  tasks: [{name: demo, weight: 2}]
+  datasets: [{name: demo, weight: 2}]
   delimiter: "  "
   history_end_token: true
   context_tokens: 100

@@ -38,7 +38,7 @@ def test_a_flag_has_a_recipe_key_or_a_reason(flag):
 
 def test_spellings_and_names_are_unique():
     assert len(BY_OPTION) == len(FLAGS) and len(BY_SPELLING) == sum(1 + len(flag.short) for flag in FLAGS)
-    assert get_origin(list[int]) is list and exists("data.tasks.N.weight") and not exists("data.tasks.N.wieght")
+    assert get_origin(list[int]) is list and exists("data.datasets.N.weight") and not exists("data.datasets.N.wieght")
 
 
 def test_values_are_of_their_kind():

@@ -66,7 +66,7 @@ def test_a_models_own_opt_is_inherited_when_it_is_at_hand(tmp_path):
 def test_an_opt_file_alone_is_a_command():
     found = checked(translate(read_command([], OPT)).recipe)
     assert (found.name, found.student.decoder_layers, found.stop.max_steps) == ("tiny_blender", 3, 20)
-    assert [task.weight for task in found.data.tasks] == [1, 3, 3, 3] and found.data.delimiter == "  "
+    assert [task.weight for task in found.data.datasets] == [1, 3, 3, 3] and found.data.delimiter == "  "
     assert (found.optimizer.name, found.optimizer.amsgrad, found.schedule.warmup_steps) == ("adam", True, 3)
     assert found.teacher.path is None and found.losses.weights["task"] == 1
 
@@ -168,7 +168,7 @@ def test_tasks_and_their_files():
             "dailydialog --jsonfile-datapath /d/c --label-turns both -mtw 2,3"
         )
     )
-    tasks = recipe(words).data.tasks
+    tasks = recipe(words).data.datasets
     assert [task.name for task in tasks] == [
         "parlai_text",
         "conversations",
