@@ -15,15 +15,17 @@ from types import FrameType
 from typing import Any
 
 import torch
+import transformers
 
 from distill_engine.assembly import cache_files, caching
 from distill_engine.cli import app
 from distill_engine.cluster import other_ranks
-from distill_engine.evaluate import partial_results
+from distill_engine.evaluate import compare, partial_results
 from distill_engine.evaluate import run as evaluation
 from distill_engine.pseudo_labels import generate, write
 from distill_engine.teachers import store
 
+assert transformers.BlenderbotForConditionalGeneration and compare  # what every start would import for itself
 RESULTS = (cache_files, caching, store, partial_results, evaluation, generate, write)
 TRACED = {module.__file__ for module in RESULTS}
 torch.set_num_threads(1)  # no pool of threads that a fork would lose
