@@ -33,8 +33,9 @@ from step import FIRST_WORD, START, write_teacher  # noqa: E402
 from step_presets import PRESETS, Preset  # noqa: E402
 
 from distill_engine.engine import distributed  # noqa: E402
+from distill_engine.engine.config import Placement  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
-from distill_engine.engine.ds_config import Placement, load_ds_config, teacher_config  # noqa: E402
+from distill_engine.engine.ds_config import load_ds_config, teacher_config  # noqa: E402
 from distill_engine.engine.teacher import TeacherEngine  # noqa: E402
 from distill_engine.models.adapter import adapt  # noqa: E402
 from distill_engine.telemetry.machine import machine_record  # noqa: E402

@@ -37,8 +37,9 @@ from step import FIRST_WORD, START, write_teacher  # noqa: E402
 from step_presets import PRESETS  # noqa: E402
 
 from distill_engine.engine import distributed  # noqa: E402
+from distill_engine.engine.config import Placement  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
-from distill_engine.engine.ds_config import Placement, load_ds_config, teacher_config  # noqa: E402
+from distill_engine.engine.ds_config import load_ds_config, teacher_config  # noqa: E402
 from distill_engine.engine.node_group import nodes_of  # noqa: E402
 from distill_engine.engine.teacher import TeacherEngine  # noqa: E402
 from distill_engine.engine.traffic import Traffic  # noqa: E402

@@ -20,8 +20,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from scaling_ranks import measure  # noqa: E402
 from step_presets import PRESETS, Preset  # noqa: E402
 
-from distill_engine.families.lookup import fresh_shape  # noqa: E402
-from distill_engine.families.shape import Shape, Sizes  # noqa: E402
 from distill_engine.recipe.load import load_recipe  # noqa: E402
 from launcher.hardware import GPUS  # noqa: E402
 from launcher.job import Job  # noqa: E402
@@ -76,13 +74,8 @@ def job_of(preset: Preset) -> Job:
     """The benchmark's run on two ranks, for the plan."""
     from step import recipe_of
 
-    def shape(size: Any) -> Shape:
-        layers = size.encoder_layers, size.decoder_layers
-        sizes = Sizes(*layers, size.width, size.ffn_width, preset.heads, preset.context_tokens)
-        return fresh_shape("blenderbot", preset.vocabulary, sizes)
-
     configs = [json.loads((ROOT / "ds_configs" / name).read_text()) for name in ("zero2_fp32.json", CONFIGS[1].name)]
-    models = shape(preset.student), shape(preset.teacher)
+    models = preset.shape(preset.student), preset.shape(preset.teacher)
     return Job(recipe_of("scaling", preset), *models, *configs, 2, 2, preset.batch, 1, triton=False)
 
 

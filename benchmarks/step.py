@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ from distill_engine.engine import distributed  # noqa: E402
 from distill_engine.engine.distributed import Ranks  # noqa: E402
 from distill_engine.engine.ds_config import load_ds_config, precision_of, student_config, teacher_config  # noqa: E402
 from distill_engine.families.lookup import family_named  # noqa: E402
-from distill_engine.families.shape import Sizes  # noqa: E402
 from distill_engine.models.generation_settings import Decoder, settle_student  # noqa: E402
 from distill_engine.models.own_settings import read_settings  # noqa: E402
 from distill_engine.recipe.placement import placement_of  # noqa: E402
@@ -94,11 +93,7 @@ def write_teacher(preset: Preset, folder: Path, device: torch.device | None = No
     """A teacher with random weights, as a folder that the teacher's engine loads. A GPU makes them in no time, and
     then they are stored in 16 bits."""
     family = family_named("blenderbot")
-    size = preset.teacher
-    sizes = Sizes(
-        size.encoder_layers, size.decoder_layers, size.width, size.ffn_width, preset.heads, preset.context_tokens,
-        dropout=0.0, attention_dropout=0.0,
-    )  # fmt: skip
+    sizes = replace(preset.sizes(preset.teacher), dropout=0.0, attention_dropout=0.0)
     config = fresh_config(family, sizes, preset.vocabulary, SPECIAL)
     with device or torch.device("cpu"):
         model = build_student(family, config, None, seed=2)

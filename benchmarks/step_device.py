@@ -12,12 +12,10 @@ from typing import Any
 
 import torch
 from hot_path_waits import HostWaits
-from step_presets import GIGA, Preset, Size
+from step_presets import GIGA, Preset
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from distill_engine.families.lookup import fresh_shape
-from distill_engine.families.shape import Shape, Sizes
 from distill_engine.recipe.schema import Recipe
 from launcher.job import Job
 from launcher.memory_model import memory
@@ -64,13 +62,7 @@ def planned_memory_mib(
     recipe: Recipe, preset: Preset, configs: tuple[Mapping[str, Any], Mapping[str, Any]], ranks: int, per_node: int
 ) -> float:
     """What the launcher's plan says of the same run, without what CUDA and its libraries hold outside the allocator."""
-
-    def shape(size: Size) -> Shape:
-        layers = size.encoder_layers, size.decoder_layers
-        sizes = Sizes(*layers, size.width, size.ffn_width, preset.heads, preset.context_tokens)
-        return fresh_shape("blenderbot", preset.vocabulary, sizes)
-
-    student, teacher = shape(preset.student), shape(preset.teacher)
+    student, teacher = preset.shape(preset.student), preset.shape(preset.teacher)
     job = Job(recipe, student, teacher, *configs, ranks, per_node, preset.batch, recipe.batch.accumulation_steps)
     job = replace(job, triton=torch.cuda.is_available())
     return sum(size for item, size in memory(job).items() if item != "runtime") / 2**20

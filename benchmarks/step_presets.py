@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distill_engine.families.lookup import fresh_shape
+from distill_engine.families.shape import Shape, Sizes
+
 GIGA = 1e9
 
 
@@ -35,6 +38,15 @@ class Preset:
     threads: int | None = None
     warm_up: int = 3
     steps: int = 15
+
+    def sizes(self, model: Size) -> Sizes:
+        """As the engine's families take them."""
+        layers = model.encoder_layers, model.decoder_layers
+        return Sizes(*layers, model.width, model.ffn_width, self.heads, self.context_tokens)
+
+    def shape(self, model: Size) -> Shape:
+        """As the plan counts it."""
+        return fresh_shape("blenderbot", self.vocabulary, self.sizes(model))
 
 
 PRESETS = {

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distill_engine.assembly.options import TrainOptions
 from distill_engine.commands import parlai
 from distill_engine.commands.cache import cache
 from distill_engine.commands.chat import chat
@@ -29,7 +30,6 @@ from distill_engine.commands.wandb_sync import wandb_sync
 from distill_engine.commands.watch import watch
 from distill_engine.recipe.shipped import DEFAULT_DS_CONFIG, DEFAULT_RECIPE, DEFAULT_TEACHER_DS_CONFIG
 from distill_engine.registry import plugins_first
-from distill_engine.run import TrainOptions
 from distill_engine.telemetry.quiet import quiet_libraries
 
 app = typer.Typer(

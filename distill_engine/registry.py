@@ -73,7 +73,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "interdistinct-2": f"{_TEXT}.interdistinct:SECOND",
         "repetition": f"{_TEXT}.repetition:METRIC",
         "reply_words": f"{_TEXT}.length:REPLY",
-        "gold_words": f"{_TEXT}.length:GOLD",
+        "reference_words": f"{_TEXT}.length:REFERENCE",
         "empty": f"{_TEXT}.degenerate:EMPTY",
         "unique": f"{_TEXT}.degenerate:UNIQUE",
     },

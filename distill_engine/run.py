@@ -1,4 +1,4 @@
-"""Composition root: the only file that sees the whole recipe and builds every part of a training run.
+"""The program that a launcher starts on every rank; everything behind a good recipe is assembly/launch.py.
 
     deepspeed distill_engine/run.py --ds_config ds_configs/zero2.json [--recipe FILE] [--set a.b=value] [--run-dir DIR]
 
@@ -19,16 +19,15 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _H
 if str(_HERE.parent) not in sys.path:
     sys.path.insert(0, str(_HERE.parent))
 
-import argparse  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
 import threading  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from contextlib import suppress  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
 from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
+from distill_engine.assembly.options import TrainOptions, parse_arguments  # noqa: E402
 from distill_engine.cluster.exit_codes import (  # noqa: E402
     BAD_INPUT,
     DONE,
@@ -36,7 +35,6 @@ from distill_engine.cluster.exit_codes import (  # noqa: E402
     NOT_BEGUN,
     RETRY,
     STOPPED_AND_SAVED,
-    USAGE,
     await_verdict,
     forget_verdict,
     leave_verdict,
@@ -46,65 +44,11 @@ from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluste
 from distill_engine.cluster.lifeline import watch_launcher  # noqa: E402
 from distill_engine.recipe.problem import RecipeError  # noqa: E402
 from distill_engine.recipe.rules import read_recipe  # noqa: E402
-from distill_engine.recipe.shipped import (  # noqa: E402
-    DEFAULT_DS_CONFIG,
-    DEFAULT_RECIPE,
-    DEFAULT_TEACHER_DS_CONFIG,
-)
 from distill_engine.registry import RegistryError, load_plugins  # noqa: E402
 from distill_engine.telemetry.quiet import quiet_libraries  # noqa: E402
 from distill_engine.train.stop_request import STOP_SIGNALS, StopRequest  # noqa: E402
 
 HEAD_START_SECONDS = 3.0  # of rank 0, when a start fails
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a user says on the command line."""
-
-    ds_config: Path = DEFAULT_DS_CONFIG
-    teacher_ds_config: Path = DEFAULT_TEACHER_DS_CONFIG
-    recipe: Path = DEFAULT_RECIPE
-    overrides: tuple[str, ...] = ()
-    run_dir: Path | None = None
-    resize: bool = False
-    plugins: tuple[str, ...] = ()
-
-
-def parse_arguments(arguments: Sequence[str]) -> TrainOptions:
-    """Command line of a rank, as the launchers call it."""
-    parser = argparse.ArgumentParser(
-        prog="run.py", description="Distil a teacher into a student under DeepSpeed.", allow_abbrev=False
-    )
-    parser.add_argument("--ds_config", "--ds-config", type=Path, default=DEFAULT_DS_CONFIG, metavar="FILE",
-                        help="DeepSpeed JSON of the student: ZeRO stage, precision, communication")  # fmt: skip
-    parser.add_argument("--teacher_ds_config", "--teacher-ds-config", type=Path, default=DEFAULT_TEACHER_DS_CONFIG,
-                        metavar="FILE", help="DeepSpeed JSON of the teacher (ZeRO-3)")  # fmt: skip
-    parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, metavar="FILE", help="what is learnt")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=value",
-                        help="change one value of the recipe; may be repeated")  # fmt: skip
-    parser.add_argument("--plugin", dest="plugins", action="append", default=[], metavar="MODULE",
-                        help="module or .py file that registers loss terms and the like; may be repeated")  # fmt: skip
-    parser.add_argument("--run-dir", "--run_dir", type=Path, default=None, metavar="DIR",
-                        help="run folder (default runs/<recipe name>); the same one again resumes")  # fmt: skip
-    parser.add_argument("--resize", action="store_true",
-                        help="go on although the checkpoint was written by another number of ranks")  # fmt: skip
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    try:
-        given = parser.parse_args(arguments)
-    except SystemExit as ended:  # a launcher would tell of the signal with which it ended the other ranks
-        if ended.code == USAGE:
-            leave_verdict(USAGE)
-        raise
-    return TrainOptions(
-        given.ds_config,
-        given.teacher_ds_config,
-        given.recipe,
-        tuple(given.overrides),
-        given.run_dir,
-        given.resize,
-        tuple(given.plugins),
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

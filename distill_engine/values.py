@@ -269,7 +269,7 @@ class OutputHead:
 
 @dataclass(frozen=True)
 class Features:
-    """What a model showed for one batch, keyed by the model's own layer numbers.
+    """What a model gives for one batch, keyed by the model's own layer numbers.
 
     logits         [B, T, V], or None when not asked
     kept           [B, T, k] int64: the tokens whose logits are the model's own, where only some are known; the others

@@ -10,7 +10,7 @@ from typing import Any
 
 from distill_engine.cluster.files import folder_of_cache
 from distill_engine.families.lookup import family_named, family_of, fresh_shape
-from distill_engine.families.shape import SIZES, Shape, Sizes
+from distill_engine.families.shape import SIZES, Shape
 from distill_engine.recipe.identity import vocabulary_digest
 from distill_engine.recipe.problem import Problem, RecipeError
 from distill_engine.recipe.schema import Recipe
@@ -55,19 +55,18 @@ def trimmed_rows(recipe: Recipe) -> int | None:
 def student_shape(recipe: Recipe, teacher: Shape | None) -> Shape:
     """The recipe's sizes; those left out are the teacher's. Raises RecipeError when one is given by neither."""
     given = recipe.student
-    sizes = Sizes(**{name: getattr(given, name) for name in SIZES})
     if teacher is not None:
-        return teacher.resized(sizes)
+        return teacher.resized(given.sizes)
     unneeded = "" if given.family is None or family_named(given.family).takes_positions else "positions"
     wanted = {"family": given.family, "vocab": _vocabulary(recipe)}
-    wanted |= {name: getattr(sizes, name) for name in SIZES if "dropout" not in name and name != unneeded}
+    wanted |= {name: getattr(given, name) for name in SIZES if "dropout" not in name and name != unneeded}
     missing = [name for name, value in wanted.items() if value is None]
     if missing:
         problems = [
             Problem(f"student.{name}", "is not given, and there is no teacher to take it from") for name in missing
         ]
         raise RecipeError("student", problems)
-    return fresh_shape(str(given.family), int(wanted["vocab"] or 0), sizes)
+    return fresh_shape(str(given.family), int(wanted["vocab"] or 0), given.sizes)
 
 
 def _config_of(path: str, revision: str | None) -> Mapping[str, Any] | None:

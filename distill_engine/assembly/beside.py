@@ -25,7 +25,6 @@ from distill_engine.train.learning_rate import LearningRate, Plateau, Warmup
 from distill_engine.train.meter import Meter
 from distill_engine.train.nonfinite import Layered, LayerSearch
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import Limits
 from distill_engine.train.roles import Batches
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.train.term_gradients import TermGradients
@@ -115,7 +114,7 @@ def policies_of(recipe: Recipe, *, validates: bool) -> Policies:
         log_when=Every(steps=recipe.logging.every_steps),
         validate_when=Every(when.every_steps, when.every_epochs, when.every_seconds),
         save_when=Every(steps=save.every_steps, seconds=save.every_seconds),
-        limits=Limits(stop.max_steps, stop.max_epochs, stop.max_seconds, stop.max_skipped_steps),
+        limits=stop,
         metric=when.metric,
         background_saves=save.background,
         validates=validates,

@@ -101,7 +101,7 @@ class _Dataset:
 
     title: str
     key: str
-    task: TokenisedDataset
+    examples: TokenisedDataset
     first_shard: int
     shards: list[tuple[int, int]]
     sizes: NDArray[np.int64]  # [examples], bytes
@@ -128,8 +128,8 @@ class CacheMaker:
         self._folder, self._settings, self._device, self._share = folder, settings, device, share
         self._columns, attention, self._constants = self._asked()
         self._datasets: list[_Dataset] = []
-        for title, task in datasets(ready).items():
-            self._datasets.append(self._dataset(title, known_by.datasets[title], task))
+        for title, dataset in datasets(ready).items():
+            self._datasets.append(self._dataset(title, known_by.datasets[title], dataset))
         self._manifest = {
             "format": FORMAT,
             "teacher": known_by.teacher,
@@ -177,7 +177,7 @@ class CacheMaker:
                 write_arrays(self._folder / CONSTANTS, self._constants, 0)
             for one, number, first, end in self._todo():
                 if self._share.holder(one.first_shard + number) == self._share.rank:
-                    arrays = self._shard(one.task, first, end, advance)
+                    arrays = self._shard(one.examples, first, end, advance)
                     write_arrays(self._folder / one.key / _name(number), arrays, self._share.rank)
             if self._share.rank == 0:
                 self._finish(others)
@@ -190,7 +190,7 @@ class CacheMaker:
             time.sleep(_POLL_SECONDS)
         for one in self._datasets:
             if read_json(self._folder / one.key / DATASET) is None:
-                facts = {"title": one.title, "examples": len(one.task)}
+                facts = {"title": one.title, "examples": len(one.examples)}
                 write_json(self._folder / one.key / DATASET, facts)
 
     def _require_same(self) -> None:
@@ -222,14 +222,14 @@ class CacheMaker:
         limits = self._ready.train_datasets[0].limits
         return max(limits.context, limits.label)
 
-    def _dataset(self, title: str, key: str, task: TokenisedDataset) -> _Dataset:
+    def _dataset(self, title: str, key: str, dataset: TokenisedDataset) -> _Dataset:
         row = {stack: sum(one.row_bytes for one in self._columns if one.stack == stack.value) for stack in Stack}
-        labels = task.label_lengths + self._ready.layout.label_pad_prefix
-        sizes = task.context_lengths * row[Stack.ENCODER] + labels * row[Stack.DECODER] + _KEY_BYTES
+        labels = dataset.label_lengths + self._ready.layout.label_pad_prefix
+        sizes = dataset.context_lengths * row[Stack.ENCODER] + labels * row[Stack.DECODER] + _KEY_BYTES
         numbers = (np.cumsum(sizes) - sizes) // self._settings.shard_bytes
-        firsts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(task)]
+        firsts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(dataset)]
         before = sum(len(one.shards) for one in self._datasets)
-        return _Dataset(title, key, task, before, list(pairwise(firsts)), sizes)
+        return _Dataset(title, key, dataset, before, list(pairwise(firsts)), sizes)
 
     def _todo(self) -> Iterator[tuple[_Dataset, int, int, int]]:
         """Dataset, number and bounds of each shard that is not there; datasets of equal examples come once."""
@@ -242,10 +242,10 @@ class CacheMaker:
                     yield one, number, first, end
 
     def _shard(
-        self, task: TokenisedDataset, first: int, end: int, advance: Callable[[int], None]
+        self, dataset: TokenisedDataset, first: int, end: int, advance: Callable[[int], None]
     ) -> Mapping[str, NDArray[Any]]:
         """The arrays of some examples; the passes are over examples of about one length, the same in every start."""
-        contexts, labels = task.lengths(np.arange(first, end))
+        contexts, labels = dataset.lengths(np.arange(first, end))
         lengths = np.stack([contexts, labels + self._ready.layout.label_pad_prefix], axis=1)
         begins = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(lengths, axis=0)])
         sides = {one.name: 0 if one.stack == Stack.ENCODER.value else 1 for one in self._columns}
@@ -253,7 +253,7 @@ class CacheMaker:
         arrays |= {"keys": np.empty((end - first, 2), np.uint64), "lengths": lengths}
         order = np.lexsort((np.arange(end - first), -labels, -contexts))
         for part in np.split(order, range(self._settings.per_batch, len(order), self._settings.per_batch)):
-            batch = self._batch(task, first + part)
+            batch = self._batch(dataset, first + part)
             host = batch.to("cpu")
             assert (lengths_of(host) == lengths[part]).all(), "the data tell other lengths than their batches"
             arrays["keys"][part] = keys_of(host, lengths[part])
@@ -267,10 +267,10 @@ class CacheMaker:
             advance(len(part))
         return arrays
 
-    def _batch(self, task: TokenisedDataset, examples: NDArray[np.int64], multiple: int | None = None) -> Batch:
+    def _batch(self, dataset: TokenisedDataset, examples: NDArray[np.int64], multiple: int | None = None) -> Batch:
         picks = Picks(np.zeros_like(examples), examples)
         multiple = multiple or self._ready.recipe.batch.pad_to_multiple_of
-        return picked_batch([task], picks, self._ready.layout, multiple).to(self._device)
+        return picked_batch([dataset], picks, self._ready.layout, multiple).to(self._device)
 
 
 def _name(number: int) -> str:

@@ -11,12 +11,13 @@ import os
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from distill_engine.assembly.builder import Builder
 from distill_engine.assembly.ending import Scene, ends_anyway, fail
+from distill_engine.assembly.options import TrainOptions
 from distill_engine.assembly.resizing import batch_split, newest_step, split_of
 from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank
 from distill_engine.checkpoint.files import write_failure
@@ -51,9 +52,6 @@ from distill_engine.telemetry.wandb_sink import StoredRunId, WandbSink
 from distill_engine.train.progress import EndReason
 from distill_engine.train.stop_request import StopRequest
 from distill_engine.train.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from distill_engine.run import TrainOptions
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from distill_engine.checkpoint.agreement import plain_reason
-from distill_engine.checkpoint.background import ABANDON_SECONDS, Task
+from distill_engine.checkpoint.background import ABANDON_SECONDS, BackgroundCall
 from distill_engine.engine.distributed import Ranks
 from distill_engine.engine.student import StudentEngine
 from distill_engine.export.hf import host_model, probe_of, publish, write_student, write_student_files
@@ -45,7 +45,7 @@ class BestPublisher(Hook):
         self._first = ranks.rank == 0
         self._recipe = without_folders(ready.recipe)
         self._tokenizer = copy.deepcopy(ready.tokenizer)  # a thread of its own must not share its state
-        self._task: Task[None] | None = None
+        self._pending: BackgroundCall[None] | None = None
         self._step = 0
         if self._first:
             self._describe()
@@ -72,21 +72,21 @@ class BestPublisher(Hook):
                 lambda folder: write_student(model, self._tokenizer, folder, card, probe),
             )
 
-        self._task = Task(THREAD_NAME, write)
+        self._pending = BackgroundCall(THREAD_NAME, write)
 
     def settle(self, seconds: float | None = None) -> None:
         """Wait until nothing is being exported, or no longer than that. For any thread."""
-        task = self._task
-        if task is not None:
-            task.wait(seconds)
+        pending = self._pending
+        if pending is not None:
+            pending.wait(seconds)
 
     def wait(self) -> None:
         """As `settle`, and tell what went wrong. For the main thread."""
-        task, self._task = self._task, None
-        if task is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
         try:
-            task.result()
+            pending.result()
             self.unexported = None
         except Exception as error:
             self._tell(error)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoConfig
-
 from distill_engine.families.lookup import shape_of
 from distill_engine.families.shape import Sizes
 from distill_engine.losses.objective import Objective
 from distill_engine.models.adapter import adapt
+from distill_engine.models.classes import config_of
 from distill_engine.models.fake_int8 import Switch, with_fake_int8
 from distill_engine.models.loading import Checkpoint
 from distill_engine.recipe.problem import Problem, RecipeError
@@ -64,19 +63,9 @@ def by_stack(encoder: Any, decoder: Any) -> dict[Stack, Any]:
 
 
 def _config(ready: Prepared) -> Any:
-    part = ready.recipe.student
-    sizes = Sizes(
-        part.encoder_layers,
-        part.decoder_layers,
-        part.width,
-        part.ffn_width,
-        part.heads,
-        part.positions,
-        part.dropout,
-        part.attention_dropout,
-    )
+    sizes = ready.recipe.student.sizes
     if ready.teacher_folder is not None:
-        return student_config(AutoConfig.from_pretrained(ready.teacher_folder, trust_remote_code=False), sizes)
+        return student_config(config_of(ready.teacher_folder), sizes)
     return fresh_config(ready.family, sizes, len(ready.tokenizer), ready.special)
 
 

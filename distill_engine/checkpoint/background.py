@@ -15,7 +15,7 @@ THREAD_NAME = "checkpoint-writer"
 ABANDON_SECONDS = 30.0
 
 
-class Task(Generic[T]):
+class BackgroundCall(Generic[T]):
     """One call in a thread of its own, from construction on."""
 
     def __init__(self, name: str, call: Callable[[], T]) -> None:
@@ -54,7 +54,7 @@ class _Abandoned(Exception):
     """Nobody wants the checkpoint any more."""
 
 
-class Writing(Task[dict[str, FileFacts]]):
+class Writing(BackgroundCall[dict[str, FileFacts]]):
     """One checkpoint on its way to the disk, from construction until `result` or `abandon`."""
 
     def __init__(

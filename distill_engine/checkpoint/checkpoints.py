@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_engine.checkpoint.agreement import RankFailures, everywhere, on_first_rank, plain_reason
-from distill_engine.checkpoint.background import ABANDON_SECONDS, Task, Writing
+from distill_engine.checkpoint.background import ABANDON_SECONDS, BackgroundCall, Writing
 from distill_engine.checkpoint.faults import fault_point
 from distill_engine.checkpoint.files import LATE_SECONDS, remove_tree, write_failure
 from distill_engine.checkpoint.folder import TEMPORARY, CheckpointFolder, CheckpointInfo
@@ -87,7 +87,7 @@ class Checkpoints:
         self._warn = warn
         self._failed_saves = 0
         self._writing: Writing | None = None
-        self._tidying: Task[str | None] | None = None
+        self._tidying: BackgroundCall[str | None] | None = None
         self._first = first
         self._disk = CheckpointFolder(folder, keep=keep, patience=patience)
 
@@ -152,7 +152,7 @@ class Checkpoints:
             return False
         self._failed_saves = 0
         if self._ranks.rank == 0:
-            self._tidying = Task(TIDY_THREAD_NAME, partial(self._disk.tidy, name))
+            self._tidying = BackgroundCall(TIDY_THREAD_NAME, partial(self._disk.tidy, name))
         return True
 
     def abandon(self) -> None:

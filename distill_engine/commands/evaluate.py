@@ -18,6 +18,7 @@ from rich.text import Text
 from distill_engine.cluster.facts import ClusterError, ClusterFacts, read_cluster
 from distill_engine.cluster.other_ranks import OtherRanks, ranks_of_step
 from distill_engine.commands.terminal import SetOption, end, refuse, tell
+from distill_engine.metrics.named import by_shown_name, is_share
 from distill_engine.metrics.replies import length_groups
 
 if TYPE_CHECKING:
@@ -46,17 +47,6 @@ PartialOption = Annotated[
 ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="Go on from partial results, or begin afresh.")]
 DEFAULT_PARTIAL = Path("runs") / ".evaluations"
 _STEPS = ".steps"  # beside partial results
-
-# shown in this order, those that there are
-_COLUMNS = (
-    "parameters", "ppl", "token_acc", "token_em", "teacher_acc", "teacher_kl", "f1", "bleu", "rouge_1",
-    "rouge_2", "rouge_l", "chrf", "spbleu", "wer", "wer_english", "cer", "token_error_rate", "interdistinct-1",
-    "interdistinct-2", "repetition", "reply_words", "gold_words", "reply_tokens", "empty", "ms_per_reply",
-)  # fmt: skip
-_SHARES = (
-    "token_acc", "token_em", "teacher_acc", "f1", "rouge_1", "rouge_2", "rouge_l", "wer", "wer_english", "cer",
-    "token_error_rate", "interdistinct-1", "interdistinct-2", "repetition", "empty",
-)  # fmt: skip
 
 
 def evaluate(
@@ -215,9 +205,10 @@ def progress_bars(show: bool) -> Iterator[Callable[[str, int, int], None]]:
 def print_rows(rows: Mapping[str, Mapping[str, float]], labels: list[str]) -> None:
     """A table with a column per model, then one per dataset if there are several."""
     console = Console()
+    known = ("parameters", *by_shown_name(), "reply_tokens", "ms_per_reply")
     for dataset in ["", *labels, *length_groups(next(iter(rows.values()), {}))]:
         prefix = f"{dataset}/" if dataset else ""
-        names = [name for name in _COLUMNS if any(prefix + name in row for row in rows.values())]
+        names = [name for name in known if any(prefix + name in row for row in rows.values())]
         table = Table(title=dataset or ("all datasets" if labels else None), title_justify="left")
         table.add_column("", no_wrap=True)
         for short in short_names(rows).values():
@@ -243,6 +234,6 @@ def shown(name: str, value: float | None) -> str:
     """A value as people read it: shares in per cent."""
     if value is None:
         return "-"
-    if name in _SHARES:
+    if is_share(name):
         return f"{100 * value:.1f} %"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"

@@ -173,7 +173,7 @@ def _card(
         quality={short[name]: row for name, row in values.items()},
         latency={short[name]: [row for row in rows if row.model == name] for name in loaded.models},
         samples=[
-            Sample(one.dataset, one.context, one.gold, {short[name]: text for name, text in one.replies.items()})
+            Sample(one.dataset, one.context, one.reference, {short[name]: text for name, text in one.replies.items()})
             for one in samples
         ],
         how=how,

@@ -1,4 +1,4 @@
-"""The recipe's section on data. No torch: recipes and the launcher read it."""
+"""The recipe's sections on data and batches. No torch: recipes and the launcher read it."""
 
 from __future__ import annotations
 
@@ -39,4 +39,24 @@ class DataSection(Section):
     delimiter: str = Field("\n", description="Text between history entries, tokenised on its own.")
     history_end_token: bool = Field(
         False, description="Append the end token to contexts, where the family does not always."
+    )
+
+
+class BatchSection(Section):
+    """How many examples make a step."""
+
+    per_rank: PositiveInt = Field(16, description="Examples of one micro-batch on one rank.")
+    accumulation_steps: PositiveInt = Field(1, description="Micro-batches per optimizer step.")
+    pad_to_multiple_of: PositiveInt = Field(1, description="Round padded lengths up to this (8 for fp16 in ParlAI).")
+    max_tokens: PositiveInt | None = Field(
+        None,
+        description="Instead of per_rank: micro-batches of examples of about one length, as many as fit into this many "
+        "positions, context and label, padding counted.",
+    )
+    sort_step: bool = Field(
+        False,
+        description="Cut a step's examples into micro-batches by length: less padding, the same step.",
+    )
+    length_window: PositiveInt = Field(
+        8192, description="max_tokens: so many consecutive examples of the mixture are sorted by length at a time."
     )

@@ -14,24 +14,16 @@ from pathlib import Path
 from distill_engine.data.corpora import convai2, wizard_of_wikipedia
 from distill_engine.data.corpora.blended_skill_talk import read_blended_skill_talk
 from distill_engine.data.corpora.empathetic_dialogues import read_empathetic_dialogues
-from distill_engine.data.episodes import Episode, LabelTurns, Split, Turn
+from distill_engine.data.episodes import Episode, Split
 from distill_engine.data.errors import DataError
 from distill_engine.data.formats.conversations import read_conversations
 from distill_engine.data.formats.fbdialog import read_fbdialog
 from distill_engine.data.formats.hf_datasets import opened, read_hf_dataset, split_files
 from distill_engine.data.formats.parlai_text import read_parlai_text
-from distill_engine.data.kinds.dialogue import DialogueSource
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
 from distill_engine.recipe.problem import did_you_mean
 
-__all__ = ["READERS", "DataError", "DialogueSpec", "Episode", "LabelTurns", "Reader", "Split", "Turn"]
-
 Episodes = Iterable[Episode]
-
-
-class DialogueSpec(DialogueSource):
-    """A recipe's source of dialogues, and the folder of downloaded datasets for readers that look there."""
-
-    root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,11 +133,6 @@ def stream_dataset(spec: DialogueSpec, split: Split) -> Iterator[Episode]:
             "answer. Check the file, label_turns and the limits in data.tasks."
         )
     yield from chain([first], with_turns)
-
-
-def read_dataset(spec: DialogueSpec, split: Split) -> list[Episode]:
-    """All of `stream_dataset`. Raises DataError as it does."""
-    return list(stream_dataset(spec, split))
 
 
 def first_examples(episodes: Episodes, limit: int | None) -> Iterator[Episode]:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from distill_engine.recipe.section import Fraction, NonNegative, Positive, Section
 
+Placement = Literal["zero3", "node", "replica", "offload"]  # of the teacher's weights
+
 
 class OptimizerSection(Section):
     """How gradients become updates."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from distill_engine.engine.config import Placement
 from distill_engine.engine.ds_checks import (
     at,
     checkpoint_problems,
@@ -28,7 +29,6 @@ from distill_engine.engine.ds_checks import (
 from distill_engine.engine.ds_keys import REFUSED, REFUSED_FOR_STUDENT, REFUSED_FOR_TEACHER
 
 Precision = Literal["fp16", "bf16", "fp32"]
-Placement = Literal["zero3", "node", "replica", "offload"]
 
 STUDENT_STAGE = 2
 TEACHER_STAGE = 3

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill_engine.engine.config import Placement
 from distill_engine.engine.distributed import Ranks
-from distill_engine.engine.ds_config import Placement
 from distill_engine.engine.overflow import searched
 from distill_engine.engine.teacher_weights import TeacherError, load_teacher
 from distill_engine.values import Batch, FeatureRequest, Features

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from distill_engine.cluster.exit_codes import may_pass
+from distill_engine.engine.config import Placement
 from distill_engine.engine.distributed import Ranks
-from distill_engine.engine.ds_config import Placement
 from distill_engine.engine.node_group import node_group
 from distill_engine.models.loading import Checkpoint, problem_of_teacher
 

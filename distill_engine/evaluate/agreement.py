@@ -24,12 +24,12 @@ class Prompts:
     """What both answer.
 
     contexts  [1, S] int64 each, on the CPU
-    golds     the right answers; empty where there are none
+    references     the right answers; empty where there are none
     source    where they are from, as people read it
     """
 
     contexts: Sequence[Tensor]
-    golds: Sequence[str]
+    references: Sequence[str]
     source: str
 
 
@@ -72,7 +72,7 @@ class Agreement:
 
 def agreement(student: Any, other: Any, tokenizer: Any, prompts: Prompts, new_tokens: int) -> Agreement:
     """Both answer every context (at least one) greedily or as the student's settings say, without sampling."""
-    contexts, golds = prompts.contexts, prompts.golds
+    contexts, references = prompts.contexts, prompts.references
     one, two = (said_ids(model, contexts, new_tokens) for model in (student, other))
     texts = [[decoded(tokenizer, ids) for ids in said] for said in (one, two)]
     different = [number for number, pair in enumerate(zip(one, two, strict=True)) if pair[0] != pair[1]]
@@ -80,8 +80,8 @@ def agreement(student: Any, other: Any, tokenizer: Any, prompts: Prompts, new_to
     if different:
         at = different[0]
         first = Difference(decoded(tokenizer, contexts[at][0].tolist()), texts[0][at], texts[1][at])
-    right = [[gold] for gold in golds]
-    judged = [metric for metric in computable() if golds and metric.better != "neither"]
+    right = [[reference] for reference in references]
+    judged = [metric for metric in computable() if references and metric.better != "neither"]
     metrics = {one.name: (one.value(texts[0], right), one.value(texts[1], right)) for one in judged}
     return Agreement(1.0 - len(different) / len(contexts), len(contexts), first, metrics)
 

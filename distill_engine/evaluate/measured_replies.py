@@ -76,7 +76,7 @@ class MeasuredReplies:
         self._beat(f"answering validation examples, batch {number + 1} of {len(self._batches)}")
         settings = own_settings(self._model, self._ready.recipe.data.label_tokens)
         said = answers(self._ready, self._model, [batch], settings, seed=number)
-        return [Answered(one.text, one.tokens, [prompt.gold]) for one, prompt in zip(said, batch, strict=True)]
+        return [Answered(one.text, one.tokens, [prompt.reference]) for one, prompt in zip(said, batch, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ from distill_engine.evaluate.measure import ModelError, adapters_of, labels_alon
 from distill_engine.evaluate.partial_results import BatchResult, PartialResults, model_identity, question_key
 from distill_engine.evaluate.set import EvaluationSet
 from distill_engine.families.lookup import shape_of
-from distill_engine.metrics.named import token_metrics
+from distill_engine.metrics.named import by_shown_name
 from distill_engine.metrics.replies import Answered, reply_values, values_by_length
 from distill_engine.metrics.tally import Tally
 
 _FORMAT = 3  # of the partial results; another number makes older files unused
 _LEAST_POLL_SECONDS = 0.2
+_SAMPLES = 12  # with their replies, at most
 _POLL_SHARE = 0.1  # of the time that is spent reading what others have made
 
 
@@ -81,7 +82,7 @@ class Sample:
 
     dataset: str
     context: str
-    gold: str
+    reference: str
     replies: Mapping[str, str]
 
 
@@ -240,7 +241,7 @@ def _values(
 
 def parlai_names(values: Mapping[str, float]) -> dict[str, float]:
     """The same under ParlAI's names, where ParlAI has the metric under another one."""
-    other = {metric.name: metric.parlai for metric in token_metrics() if metric.parlai}
+    other = {metric.name: shown for shown, metric in by_shown_name().items()}
     paths = {name: name.rpartition("/") for name in values}
     return {f"{dataset}{slash}{other.get(last, last)}": values[name] for name, (dataset, slash, last) in paths.items()}
 
@@ -250,22 +251,22 @@ def _reply_values(results: Sequence[BatchResult], examples: EvaluationSet, label
     by_length: list[tuple[int, Answered]] = []
     for result in results:
         for reply, text in zip(result.replies or [], examples.texts(result.number), strict=True):
-            answered = Answered(reply.text, reply.tokens, [text.gold])
+            answered = Answered(reply.text, reply.tokens, [text.reference])
             per_dataset[labels[text.dataset]].append(answered)
             by_length.append((text.length, answered))
     return reply_values(per_dataset) | values_by_length(by_length, examples.unit)
 
 
 def _samples(
-    results: Mapping[str, Sequence[BatchResult]], examples: EvaluationSet, labels: Sequence[str], most: int = 12
+    results: Mapping[str, Sequence[BatchResult]], examples: EvaluationSet, labels: Sequence[str]
 ) -> list[Sample]:
     """Some examples, evenly spread over the batches, each with every model's reply; the same for the same data."""
-    chosen = sorted({round(step * (len(examples) - 1) / max(1, most - 1)) for step in range(most)})
+    chosen = sorted({round(step * (len(examples) - 1) / (_SAMPLES - 1)) for step in range(_SAMPLES)})
     samples = []
     for position, number in enumerate(chosen):
         texts = examples.texts(number)
         row = position * 7 % len(texts)  # not always the longest of its batch
         said = {name: (of_model[number].replies or [])[row].text for name, of_model in results.items()}
         text = texts[row]
-        samples.append(Sample(labels[text.dataset], text.context, text.gold, said))
+        samples.append(Sample(labels[text.dataset], text.context, text.reference, said))
     return samples

@@ -2,7 +2,7 @@
 
 A falling loss proves little about free generation: a student may repeat itself, say nothing, or never stop, at the
 best perplexity so far. So it answers the first validation examples of each dataset with the model's own generation
-settings; the replies stand beside the gold ones in a table, and replies that degenerate raise an alarm.
+settings; the replies stand beside the references in a table, and replies that degenerate raise an alarm.
 
 Rank 0 alone generates, since the student is whole on every rank under ZeRO-2; the others wait. The teacher's replies
 to the same prompts stand beside them (see teacher_replies.py).
@@ -34,12 +34,12 @@ from distill_engine.train.roles import Sinks
 
 # Where an alarm begins. People rarely repeat three tokens in a row within a reply, and a sound model's replies are
 # seldom longer than twice what it was trained on.
-_REPEATS = 0.3  # repetition of one reply above its gold reply's
+_REPEATS = 0.3  # repetition of one reply above its reference's
 _MANY = 0.25  # of the replies
 _LENGTH_FACTOR = 3.0
 
 
-class Says(Sinks, Protocol):
+class SampleSinks(Sinks, Protocol):
     """The sinks of rank 0 (telemetry.sinks)."""
 
     def samples(self, step: int, seconds: float, rows: Sequence[Mapping[str, str]]) -> None:
@@ -52,13 +52,13 @@ class Prompt:
     """One fixed example: its dataset's label, its ids, and both sides as text, cut as the model reads them; of a sound
     its title.
 
-    repetition  the gold reply's share of token 3-grams that it has said before
+    repetition  the reference's share of token 3-grams that it has said before
     """
 
     dataset: str
     example: Example
     context: str
-    gold: str
+    reference: str
     repetition: float
 
 
@@ -87,9 +87,9 @@ def fixed_prompts(
 
 
 def _prompt(label: str, example: Example, tokenizer: Any) -> Prompt:
-    gold = decoded(tokenizer, example.label_ids.tolist())
+    reference = decoded(tokenizer, example.label_ids.tolist())
     context = decoded(tokenizer, example.context_ids.tolist()) if example.clip is None else example.clip.title
-    return Prompt(label, example, context, gold, token_repetition(tokenizer, gold))
+    return Prompt(label, example, context, reference, token_repetition(tokenizer, reference))
 
 
 def token_repetition(tokenizer: Any, text: str) -> float:
@@ -135,7 +135,7 @@ class SampleReplies:
         ready: Prepared,
         prompts: Sequence[Sequence[Prompt]],
         model: PreTrainedModel,
-        sinks: Says,
+        sinks: SampleSinks,
         teacher_replies: Sequence[str] | None = None,
     ) -> None:
         """`model` is the student itself, without its engine; `teacher_replies` the teacher's reply to each prompt."""
@@ -174,7 +174,7 @@ class SampleReplies:
         return [Said(one.text, one.tokens, token_repetition(self._ready.tokenizer, one.text)) for one in said]
 
     def _least_tokens(self) -> int:
-        """What the generation settings force replies to, however short the gold ones are."""
+        """What the generation settings force replies to, however short the references are."""
         config = self._model.generation_config
         least = [getattr(config, name, None) for name in ("min_length", "min_new_tokens")]
         return max(int(value or 0) for value in least)
@@ -213,15 +213,21 @@ def degenerations(prompts: Sequence[Prompt], said: Sequence[Said], least_tokens:
     if stuck >= _MANY * len(said):
         found.append(f"{stuck} of {len(said)} sample replies repeat themselves")
     texts = {one.text for one in said}
-    if len(said) > 1 and len(texts) == 1 and empty == 0 and len({prompt.gold for prompt in prompts}) > 1:
+    if len(said) > 1 and len(texts) == 1 and empty == 0 and len({prompt.reference for prompt in prompts}) > 1:
         found.append(f"all {len(said)} sample replies are the same")
     length = sum(one.tokens for one in said) / len(said)
-    gold = sum(len(prompt.example.label_ids) for prompt in prompts) / len(prompts)
-    if length > _LENGTH_FACTOR * max(gold, least_tokens) or length * _LENGTH_FACTOR < gold:
-        found.append(f"sample replies are {length:.3g} tokens long on average, the gold replies {gold:.3g}")
+    reference = sum(len(prompt.example.label_ids) for prompt in prompts) / len(prompts)
+    if length > _LENGTH_FACTOR * max(reference, least_tokens) or length * _LENGTH_FACTOR < reference:
+        found.append(f"sample replies are {length:.3g} tokens long on average, the references {reference:.3g}")
     return found
 
 
 def _row(prompt: Prompt, teacher_replies: str | None, said: Said) -> dict[str, str]:
     teacher = {} if teacher_replies is None else {"teacher": teacher_replies}
-    return {"task": prompt.dataset, "context": prompt.context, "gold": prompt.gold, **teacher, "student": said.text}
+    return {
+        "dataset": prompt.dataset,
+        "context": prompt.context,
+        "reference": prompt.reference,
+        **teacher,
+        "student": said.text,
+    }

@@ -31,7 +31,7 @@ class Example:
 
     dataset: int
     context: str
-    gold: str
+    reference: str
     length: int
 
 
@@ -105,11 +105,11 @@ class EvaluationSet:
     def _texts_of(self, dataset: int, index: int) -> Example:
         source = self.datasets[dataset]
         episode_start, context_end, label_start, label_end = (int(bound) for bound in source.bounds[index])
-        gold, clip = self._decode(source.tokens[label_start:label_end]), source.example(index).clip
+        reference, clip = self._decode(source.tokens[label_start:label_end]), source.example(index).clip
         if clip is not None:
-            return Example(dataset, clip.title, gold, round(clip.seconds))
+            return Example(dataset, clip.title, reference, round(clip.seconds))
         context = self._decode(source.tokens[episode_start:context_end])
-        return Example(dataset, context, gold, len(context.split()))
+        return Example(dataset, context, reference, len(context.split()))
 
     def _decode(self, ids: NDArray[np.int32]) -> str:
         # special tokens that somebody typed are ordinary text in the data, so nothing is skipped

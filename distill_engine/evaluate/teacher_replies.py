@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from distill_engine.cluster.files import digest_of, replace_text
 from distill_engine.cluster.ranks import Ranks
 from distill_engine.evaluate.generate import GenerationError, own_settings
-from distill_engine.evaluate.samples import Prompt, SampleReplies, Says, answers, recipe_prompts
+from distill_engine.evaluate.samples import Prompt, SampleReplies, SampleSinks, answers, recipe_prompts
 from distill_engine.setup.prepare import Prepared, fingerprints
 from distill_engine.teachers.protocol import Engine
 
@@ -32,7 +32,7 @@ class TeacherRepliesError(RuntimeError):
 
 
 def sample_guard(
-    ready: Prepared, student: PreTrainedModel, teacher: Engine | None, folder: Path, ranks: Ranks, sinks: Says
+    ready: Prepared, student: PreTrainedModel, teacher: Engine | None, folder: Path, ranks: Ranks, sinks: SampleSinks
 ) -> SampleReplies | None:
     """The degeneration guard that the recipe asks for; None without prompts, and on ranks other than 0.
 
@@ -122,7 +122,7 @@ def _write(
     """In one step; a file that cannot be written costs the next start some time, and nothing else."""
     flat = [prompt for batch in prompts for prompt in batch]
     rows = [
-        {"task": prompt.dataset, "context": prompt.context, "gold": prompt.gold, "teacher": text}
+        {"dataset": prompt.dataset, "context": prompt.context, "reference": prompt.reference, "teacher": text}
         for prompt, text in zip(flat, said, strict=True)
     ]
     try:

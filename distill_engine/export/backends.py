@@ -31,7 +31,7 @@ TORCH, TORCH_INT8 = "torch", "torch-int8"
 class Running:
     """A student in one program.
 
-    model        what generates (a transformers model, or a target's `Generates`)
+    model        what generates (a transformers model, or a target's `ExportedModel`)
     mib_on_disk  of its weights, as that program stores them
     memory_mib   that opening it and one reply added to this process's resident memory, as the operating system counts;
                  None on a GPU, whose memory is measured while it replies
@@ -66,7 +66,6 @@ def running(
     folder: Path,
     device: torch.device,
     first_reply: Callable[[Any], object],
-    dtype: torch.dtype = torch.float32,
 ) -> list[Running]:
     """The student in each of them, PyTorch always first, asked for or not: it is what the others are compared with.
 
@@ -86,11 +85,11 @@ def running(
         memory = max(0.0, after - before) if model.device.type == "cpu" else None
         found.append(Running(backend, model, mib(model), memory))
 
-    opened(TORCH, lambda: _in_torch(student, device, dtype), lambda _: files_mib(student, "*.safetensors"))
+    opened(TORCH, lambda: _in_torch(student, device), lambda _: files_mib(student, "*.safetensors"))
     for backend in backends:
         try:
             if backend == TORCH_INT8:
-                opened(backend, lambda: int8_twin(_in_torch(student, torch.device("cpu"), torch.float32)), _saved_mib)
+                opened(backend, lambda: int8_twin(_in_torch(student, torch.device("cpu"))), _saved_mib)
             elif backend != TORCH:
                 written = _written(student, backend, folder / backend)
                 opened(backend, written, lambda model: float(model.mib_on_disk))
@@ -120,8 +119,8 @@ def int8_twin(model: Any) -> Any:
         return quantization.quantize_dynamic(copy.deepcopy(model).eval(), each)
 
 
-def _in_torch(student: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    model: Any = Checkpoint(student).load(dtype)
+def _in_torch(student: Path, device: torch.device) -> Any:
+    model: Any = Checkpoint(student).load(torch.float32)
     return model.to(device).eval()
 
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from distill_engine.cluster.files import rename_synced, sync_tree
 from distill_engine.export.hf import verify_folder
-from distill_engine.export.protocol import RECORD, Generates, Target, TargetError
+from distill_engine.export.protocol import RECORD, ExportedModel, Target, TargetError
 from distill_engine.export.run import export_run
 from distill_engine.families.lookup import family_of
 from distill_engine.registry import load
 
 Which = Literal["best", "last"]
-Judge = Callable[[Path, Generates], Mapping[str, Any]]
+Judge = Callable[[Path, ExportedModel], Mapping[str, Any]]
 
 
 class HuggingFace(Target):
@@ -85,7 +85,7 @@ def export_student(
     return step
 
 
-def converted(student: Path, name: str, quantize: str | None, folder: Path) -> Generates:
+def converted(student: Path, name: str, quantize: str | None, folder: Path) -> ExportedModel:
     """The same for measurements: written into a folder of the caller's, not compared, not recorded."""
     chosen: Target = load("exports", name)
     chosen.write(student, folder, quantize, None)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
+from distill_engine.models.classes import config_of
 from distill_engine.models.loading import Checkpoint
 from distill_engine.models.own_settings import read_settings
 
@@ -35,7 +35,7 @@ class CTranslate2(Target):
         library = _library()
         if quantize is not None:
             _require_arithmetic(library, quantize)
-        config: Any = AutoConfig.from_pretrained(student, trust_remote_code=False)
+        config: Any = config_of(student)
         _know(config)
         try:
             _converter(library, student).convert(str(target), quantization=quantize)
@@ -129,7 +129,7 @@ class CTranslate2Student:
         library = _library()
         if not (folder / "model.bin").is_file() or not (folder / _SETTINGS / "config.json").is_file():
             raise TargetError(f"{folder} is no CTranslate2 export of this program: it lacks model.bin or {_SETTINGS}/.")
-        self.config: Any = AutoConfig.from_pretrained(folder / _SETTINGS, trust_remote_code=False)
+        self.config: Any = config_of(folder / _SETTINGS)
         self.generation_config = read_settings(folder / _SETTINGS).config
         self.device = torch.device("cuda" if library.get_cuda_device_count() else "cpu")
         self.dtype = torch.float32
@@ -147,7 +147,7 @@ class CTranslate2Student:
         self.ignored = [name for name in _UNKNOWN if getattr(self.generation_config, name, None)]
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **changed: Any) -> Tensor:
-        """See Generates."""
+        """See ExportedModel."""
         lengths = attention_mask.sum(dim=1).tolist()
         source = [self._said(row[:length]) for row, length in zip(input_ids.tolist(), lengths, strict=True)]
         settings = {**self.generation_config.to_dict(), **changed}

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.protocol import Target, TargetError, files_mib, missing_extra
+from distill_engine.models.classes import config_of
 from distill_engine.models.loading import Checkpoint
 from distill_engine.models.own_settings import read_settings
 
@@ -189,12 +190,11 @@ class OnnxStudent(PreTrainedModel, GenerationMixin):
     def __init__(self, folder: Path) -> None:
         """Raises TargetError without the extra or without the graphs."""
         runtime = _require("onnxruntime")
-        from transformers import AutoConfig
 
         missing = [name for name in GRAPHS if not (folder / f"{name}.onnx").is_file()]
         if missing:
             raise TargetError(f"{folder} is no ONNX export: it lacks {', '.join(f'{name}.onnx' for name in missing)}.")
-        super().__init__(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        super().__init__(config_of(folder))
         self.generation_config = read_settings(folder).config
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()

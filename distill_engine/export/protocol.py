@@ -14,7 +14,7 @@ class TargetError(ValueError):
     """A student that a target cannot represent, a quantisation that it does not have, or a library that is missing."""
 
 
-class Generates(Protocol):
+class ExportedModel(Protocol):
     """A student as another program runs it. It has what `evaluate` uses of a transformers model, so that both are
     timed and compared by the same code."""
 
@@ -55,7 +55,7 @@ class Target(Protocol):
         """
         ...
 
-    def open(self, folder: Path) -> Generates | None:
+    def open(self, folder: Path) -> ExportedModel | None:
         """What generates from such a folder on this machine; None where this program cannot run it."""
         ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from distill_engine.checkpoint.checkpoints import Checkpoints
 from distill_engine.checkpoint.manifest import CheckpointError
@@ -18,7 +18,7 @@ from distill_engine.cluster.ranks import Alone
 from distill_engine.data.tokens.tokenize import load_tokenizer
 from distill_engine.export.hf import not_finite, probe_of, verify_folder, write_student
 from distill_engine.families.lookup import family_of
-from distill_engine.models.classes import auto_class, untie
+from distill_engine.models.classes import auto_class, config_of, untie
 from distill_engine.models.own_settings import read_settings
 
 _STUDENT_PREFIX = "adapter.model."
@@ -84,7 +84,7 @@ def _rebuild_last(run: Path, files: Path, target: Path, say: Callable[[str], Non
     own = [name for name in stored if name.startswith(_STUDENT_PREFIX)]  # the rest are projections
     state = {name.removeprefix(_STUDENT_PREFIX): stored[name] for name in own}
     dtype = next(iter(state.values())).dtype
-    config = AutoConfig.from_pretrained(files, trust_remote_code=False)
+    config = config_of(files)
     model = auto_class(config).from_config(config, dtype=dtype)
     apart = [name for name in family_of(config).separable if _is_apart(name, state, model)]
     untie(model, apart)

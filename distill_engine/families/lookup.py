@@ -25,6 +25,12 @@ def family_of(config: Mapping[str, Any] | Any) -> Family:
     return family_named(str(model_type))
 
 
+def introduce(config: Mapping[str, Any]) -> None:
+    """Import the module of a config.json's family: one from outside tells transformers of its classes there."""
+    if config.get("model_type") in names("families"):
+        family_of(config)
+
+
 def shape_of(config: Any) -> Shape:
     """The shape of a Hugging Face configuration object."""
     return family_of(config).shape(config.to_dict())

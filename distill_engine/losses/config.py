@@ -59,10 +59,6 @@ class LossWeights(RootModel[dict[str, float]]):
         """The weight of this name."""
         return self.root[name]
 
-    def but(self, **changed: float) -> LossWeights:
-        """The same with some weights changed."""
-        return type(self)(self.root | changed)
-
     @property
     def terms(self) -> list[Term]:
         """Those with a weight, in the registry's order."""

@@ -34,6 +34,7 @@ class TokenMetric(Protocol):
              what it needs a metric is left out
     columns  how many sums there are
     parlai   ParlAI's name, which `distill evaluate` shows, where it is another one
+    short    what one line of a terminal and a crowded table call it; empty: it is not in them
     """
 
     name: str
@@ -43,6 +44,7 @@ class TokenMetric(Protocol):
     needs: Given = "student"
     columns: int = 2
     parlai: str = ""
+    short: str = ""
     measures: Literal["tokens"] = "tokens"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
@@ -60,7 +62,7 @@ class TextMetric(Protocol):
     Called once for the texts of each dataset. It is this small because generating, sharing the work, averaging over
     datasets, records, charts, `best` and patience are the same for all metrics. Made once, shared, without state.
 
-    name, unit, better, meaning  as a TokenMetric's
+    name, unit, better, meaning, short  as a TokenMetric's
     pooled   of many texts together (BLEU): over several datasets it is the value of all texts, not the mean of values
     libraries  modules that it needs beside the engine's own (extra `metrics`)
     """
@@ -71,6 +73,7 @@ class TextMetric(Protocol):
     meaning: str
     pooled: bool = False
     libraries: tuple[str, ...] = ()
+    short: str = ""
     measures: Literal["texts"] = "texts"
 
     def missing(self) -> str:

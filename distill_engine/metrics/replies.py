@@ -18,15 +18,15 @@ class Answered:
 
     text: str
     tokens: int
-    golds: Sequence[str]
+    references: Sequence[str]
 
 
 def reply_metrics(answered: Sequence[Answered]) -> dict[str, float]:
     """Named values of one dataset's replies; no reply gives no value."""
     if not answered:
         return {}
-    texts, golds = [one.text for one in answered], [one.golds for one in answered]
-    values = {metric.name: metric.value(texts, golds) for metric in computable()}
+    texts, references = [one.text for one in answered], [one.references for one in answered]
+    values = {metric.name: metric.value(texts, references) for metric in computable()}
     return values | {TOKENS: sum(one.tokens for one in answered) / len(answered)}
 
 
@@ -39,8 +39,8 @@ def reply_values(per_dataset: Mapping[str, Sequence[Answered]]) -> dict[str, flo
         return {}
     values = {name: sum(row[name] for row in spoken) / len(spoken) for name in spoken[0]}
     together = list(_all(per_dataset.values()))
-    texts, golds = [one.text for one in together], [one.golds for one in together]
-    values |= {metric.name: metric.value(texts, golds) for metric in computable() if metric.pooled}
+    texts, references = [one.text for one in together], [one.references for one in together]
+    values |= {metric.name: metric.value(texts, references) for metric in computable() if metric.pooled}
     return values | {f"{label}/{name}": value for label, row in rows.items() for name, value in row.items()}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from distill_engine.families.lookup import family_of
+from distill_engine.families.lookup import family_of, introduce
 
 
 def untie(model: PreTrainedModel, names: Iterable[str]) -> None:
@@ -20,6 +21,13 @@ def untie(model: PreTrainedModel, names: Iterable[str]) -> None:
             own = torch.empty_like(module.weight)
             torch.nn.init.normal_(own, std=own.shape[1] ** -0.5)
             module.weight = torch.nn.Parameter(own)
+
+
+def config_of(folder: Path) -> PretrainedConfig:
+    """The configuration object of a model's folder. Raises OSError or ValueError for one that cannot be read."""
+    introduce(PretrainedConfig.get_config_dict(folder)[0])
+    found: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return found
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -16,10 +16,10 @@ import torch
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from distill_engine.families.lookup import family_of, shape_of
-from distill_engine.models.classes import auto_class, model_class
+from distill_engine.models.classes import auto_class, config_of, model_class
 from distill_engine.models.weight_files import WeightFiles, WeightsError
 from distill_engine.values import Stack
 
@@ -53,7 +53,7 @@ class Checkpoint:
         for a config.json that is not there or of no family we know.
         """
         self.folder = folder
-        self.config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.config = config_of(folder)
         self._files = WeightFiles(folder, getattr(self.config, "transformers_weights", None))
         with torch.device("meta"):
             model: Any = model_class(self.config)(self.config)

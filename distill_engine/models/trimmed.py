@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 
 from distill_engine.families.lookup import shape_of
-from distill_engine.models.classes import model_class
+from distill_engine.models.classes import config_of, model_class
 from distill_engine.models.loading import parameter_name
 from distill_engine.models.weight_files import WeightFiles, WeightsError
 
@@ -45,7 +45,7 @@ def write_trimmed(source: Path, target: Path, kept: Sequence[int]) -> None:
 
     Raises WeightsError for a model whose two sides have vocabularies of different sizes.
     """
-    config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config: Any = config_of(source)
     before = _shapes(config)
     rows, new = shape_of(config).vocab, {old: number for number, old in enumerate(kept)}
     held = [old for old in kept if old < rows]  # a token may have no row, as `<mask>` often has none
@@ -78,7 +78,7 @@ def write_trimmed(source: Path, target: Path, kept: Sequence[int]) -> None:
 
 
 def _settings(folder: Path) -> list[Any]:
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config: Any = config_of(folder)
     there = (folder / "generation_config.json").is_file()
     return [config, *([GenerationConfig.from_pretrained(folder)] if there else [])]
 

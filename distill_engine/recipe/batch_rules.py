@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from distill_engine.data.config import BatchSection
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.families.lookup import family_named
 from distill_engine.recipe.problem import Problem
-from distill_engine.recipe.schema import BatchSection, Recipe
+from distill_engine.recipe.schema import Recipe
 from distill_engine.registry import names
 
 

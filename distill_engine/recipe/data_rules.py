@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from distill_engine.data.kinds.dialogue import root_problems
 from distill_engine.data.kinds.named import kind_of
 from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.schema import Recipe
@@ -17,11 +16,8 @@ def sources_are_of_their_kind(recipe: Recipe) -> Iterator[Problem]:
     for index, source in enumerate(recipe.data.tasks):
         for problem in kind_of(source).problems(source, recipe.data.root):
             yield replace(problem, path=f"data.tasks.{index}.{problem.path}")
-
-
-def dialogue_datasets_are_in_the_root(recipe: Recipe) -> Iterator[Problem]:
-    """Downloaded datasets have a folder under data.root."""
-    yield from root_problems([source.name for source in recipe.data.tasks], recipe.data.root)
+    for kind in dict.fromkeys(map(kind_of, recipe.data.tasks)):
+        yield from kind.problems_of_all([one for one in recipe.data.tasks if kind_of(one) is kind], recipe.data.root)
 
 
 def labels_differ(recipe: Recipe) -> Iterator[Problem]:
@@ -54,7 +50,6 @@ def validation_has_data(recipe: Recipe) -> Iterator[Problem]:
 
 DATA_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     sources_are_of_their_kind,
-    dialogue_datasets_are_in_the_root,
     labels_differ,
     validation_has_data,
 )

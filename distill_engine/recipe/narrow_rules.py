@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from distill_engine.families.lookup import family_named
 from distill_engine.families.shape import Shape, Sizes
 from distill_engine.recipe.problem import Problem
-from distill_engine.recipe.schema import Recipe, StudentSection
+from distill_engine.recipe.schema import Recipe
+from distill_engine.student.config import StudentSection
 from distill_engine.values import Stack
 
 NARROW = "teacher_width"

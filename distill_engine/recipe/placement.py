@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distill_engine.recipe.schema import Placed, Recipe
+from distill_engine.engine.config import Placement
+from distill_engine.recipe.schema import Recipe
 
 
-def placement_of(recipe: Recipe, world_size: int, teacher_ds: Mapping[str, Any]) -> tuple[Placed, str]:
+def placement_of(recipe: Recipe, world_size: int, teacher_ds: Mapping[str, Any]) -> tuple[Placement, str]:
     """The placement, and a line that says why where it was chosen (empty where the recipe says it).
 
     teacher_ds  the teacher's DeepSpeed JSON as given

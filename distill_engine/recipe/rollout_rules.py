@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from distill_engine.recipe.problem import Problem, shown
-from distill_engine.recipe.schema import Recipe, RolloutSection
+from distill_engine.recipe.schema import Recipe
+from distill_engine.rollouts.config import RolloutSection
 
 GOLD, STUDENT = "gold", "student"
 

@@ -24,10 +24,11 @@ from distill_engine.recipe.overlap_rules import OVERLAP_RULES
 from distill_engine.recipe.problem import Problem, RecipeError, raise_if_any, shown
 from distill_engine.recipe.quantize_rules import QUANTIZE_RULES
 from distill_engine.recipe.rollout_rules import ROLLOUT_RULES
-from distill_engine.recipe.schema import Recipe, TeacherSection
+from distill_engine.recipe.schema import Recipe
 from distill_engine.recipe.several_rules import SEVERAL_RULES
 from distill_engine.recipe.teacher_rules import check_against_teacher, check_tokenizer
 from distill_engine.recipe.validation_rules import VALIDATION_RULES
+from distill_engine.teachers.config import TeacherSection
 
 __all__ = ["Problem", "RecipeError", "check_against_teacher", "check_recipe", "check_tokenizer", "raise_if_any"]
 

@@ -13,21 +13,11 @@ from typing import Any
 from distill_engine.evaluate.backend_rows import BackendRow, backend_table
 from distill_engine.evaluate.latency_rows import LatencyRow
 from distill_engine.evaluate.run import Sample
+from distill_engine.metrics.named import by_shown_name, is_share
 from distill_engine.reports import page, plots
 
 BEGIN, END = "<!-- report card: begin -->", "<!-- report card: end -->"
 
-_QUALITY = {  # value -> (header, is a share)
-    "ppl": ("ppl", False),
-    "token_acc": ("token accuracy", True),
-    "teacher_acc": ("agrees with teacher", True),
-    "teacher_kl": ("KL to teacher", False),
-    "f1": ("F1", True),
-    "bleu": ("BLEU", False),
-    "interdistinct-2": ("distinct-2", True),
-    "repetition": ("repetition", True),
-    "reply_tokens": ("tokens/reply", False),
-}
 _HOW_TO_READ = "Left is faster, down is better. Bars are the 20th to the 80th percentile over the rounds."
 _SAMPLES = 8
 
@@ -41,7 +31,7 @@ class ReportCard:
     latency  rows per short name; the first of each is the headline: fixed tokens, greedy, one at a time
     how      facts about how it was measured, as label -> text
     backends the first student in several programs; empty: not asked for
-    judged   text metrics of those rows that are shown
+    judged   text metrics by which such data is judged
     """
 
     names: Sequence[str]
@@ -61,6 +51,14 @@ class ReportCard:
     def milliseconds(self, name: str) -> float:
         """Headline latency: median milliseconds per reply."""
         return self.latency[name][0].wait_ms_p50
+
+    def shown(self, dataset: str = "") -> dict[str, str]:
+        """Values of the models, of one dataset (`NAME/`) or of all, to their headers."""
+        metrics = by_shown_name().items()
+        headers = {name: one.short or name for name, one in metrics if one.short or name in self.judged}
+        headers["reply_tokens"] = "tokens/reply"
+        there = {value for values in self.quality.values() for value in values}
+        return {name: header for name, header in headers.items() if dataset + name in there}
 
     def faster(self, name: str) -> float:
         """How many times the teacher's speed."""
@@ -152,8 +150,8 @@ def frontier_svg(card: ReportCard) -> str:
 
 def overview(card: ReportCard) -> tuple[list[str], list[list[str]]]:
     """Header and rows: size, speed and quality of each model."""
-    shown = [name for name in _QUALITY if any(name in values for values in card.quality.values())]
-    header = ["model", "parameters", "ms/reply", "p20 to p80", "times faster", *(_QUALITY[name][0] for name in shown)]
+    shown = card.shown()
+    header = ["model", "parameters", "ms/reply", "p20 to p80", "times faster", *shown.values()]
     rows = []
     for name in card.names:
         values = card.quality[name]
@@ -187,16 +185,16 @@ def backends(card: ReportCard) -> tuple[list[str], list[list[str]]]:
 
 def sample_rows(card: ReportCard) -> list[list[str]]:
     """What was said, the right answer, and each model's reply."""
-    return [[s.context, s.gold, *(s.replies[name] for name in card.names)] for s in card.samples[:_SAMPLES]]
+    return [[s.context, s.reference, *(s.replies[name] for name in card.names)] for s in card.samples[:_SAMPLES]]
 
 
 def _dataset_tables(card: ReportCard) -> list[str]:
     datasets = dict.fromkeys(name.rsplit("/", 1)[0] for name in card.quality[card.teacher] if "/" in name)
     made = []
     for dataset in datasets:
-        shown = [m for m in _QUALITY if any(f"{dataset}/{m}" in values for values in card.quality.values())]
+        shown = card.shown(f"{dataset}/")
         rows = [[name, *(_cell(m, card.quality[name].get(f"{dataset}/{m}")) for m in shown)] for name in card.names]
-        made.append(page.table([dataset, *(_QUALITY[metric][0] for metric in shown)], rows))
+        made.append(page.table([dataset, *shown.values()], rows))
     return made
 
 
@@ -207,7 +205,7 @@ def _beams(beams: int) -> str:
 def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f} %" if _QUALITY[metric][1] else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.4g}"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

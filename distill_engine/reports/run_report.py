@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from distill_engine.metrics.named import in_one_line
 from distill_engine.reports import page, plots
 from distill_engine.reports.history import RunHistory, RunHistoryError
 from distill_engine.telemetry.metrics import describe, of_teacher, sections, terms
@@ -49,13 +50,8 @@ def _tiles(history: RunHistory) -> list[tuple[str, str]]:
     best = history.best()
     if best is not None:
         shown.append((f"best {history.metric}", quantity(decisive, best)))
-    facts = [
-        ("valid/teacher_ppl", "teacher's ppl"),
-        ("valid/teacher_agreement", "agrees with the teacher"),
-        ("valid/token_accuracy", "token accuracy"),
-        ("valid/teacher_token_accuracy", "teacher's accuracy"),
-    ]
-    shown += [(label, quantity(name, valid[name])) for name, label in facts if name in valid]
+    others = ((label, name) for label, name in in_one_line().items() if name != decisive)
+    shown += [(label, quantity(name, valid[name])) for label, name in others if name in valid]
     if "train/tokens_per_second" in train:
         shown.append(("tokens/s", number(train["train/tokens_per_second"])))
     return shown

@@ -11,21 +11,19 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from distill_engine.metrics.named import better, in_one_line
 from distill_engine.reports.history import RunHistory
 from distill_engine.telemetry.metrics import describe, terms
 from distill_engine.telemetry.progress_view import ProgressState, picture, quantity
 from distill_engine.telemetry.sinks import Record
 
+_SPEED = "train/tokens_per_second"
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 32
 _MESSAGES = 3
 _SAMPLES, _SAMPLES_FRAME = 4, 4  # most lines of sample replies; borders, header, and a line of distance
 _FRAME_LINES = 6  # of a panel of trends: borders, header, and room for the prompt
 _PICTURE_LINES = 8
-_TRENDS = (
-    "train/total", "train/ppl", "valid/ppl", "valid/teacher_agreement", "valid/token_accuracy", "train/grad_norm",
-    "train/tokens_per_second",
-)  # fmt: skip
 
 
 def watch_view(history: RunHistory, spinner: Spinner, height: int) -> RenderableType:
@@ -71,8 +69,9 @@ def progress_state(history: RunHistory) -> ProgressState:
 def trend_names(history: RunHistory) -> list[str]:
     """Recorded metrics worth a line, the deciding one first."""
     recorded = set(history.names())
-    wanted = dict.fromkeys([f"valid/{history.metric}", *_TRENDS])
-    return [name for name in wanted if name in recorded]
+    judging = (name for name in in_one_line().values() if better(name) != "neither")
+    wanted = (f"valid/{history.metric}", "train/total", "train/ppl", *judging, "train/grad_norm", _SPEED)
+    return [name for name in dict.fromkeys(wanted) if name in recorded]
 
 
 def sparkline(values: Sequence[float], width: int, log: bool) -> str:

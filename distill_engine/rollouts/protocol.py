@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from distill_engine.data.tokens.layout import SequenceLayout
+from distill_engine.rollouts.config import RolloutSection
 from distill_engine.teachers.protocol import Teacher
 from distill_engine.values import Batch
 
@@ -33,7 +34,8 @@ class Rollout(Protocol):
 class RolloutParts:
     """What a run has for a rollout to be made of.
 
-    share, temperature, top_p, new_tokens  of the recipe's section
+    section                                the recipe's
+    new_tokens                             of a sample, at most
     layout                                 what stands around words
     end_ids                                tokens that end a text
     suppressed                             tokens that are never said
@@ -44,9 +46,7 @@ class RolloutParts:
     seed: int
     rank: int
     world_size: int
-    share: float
-    temperature: float
-    top_p: float
+    section: RolloutSection
     new_tokens: int
     layout: SequenceLayout
     end_ids: tuple[int, ...]

@@ -59,7 +59,7 @@ class StudentSamples:
 
     def _is_sampled(self, step: int, number: int) -> bool:
         """The same on all ranks."""
-        return int(key_of(self._parts.seed, "sampled", step, number)) < self._parts.share * 2**64
+        return int(key_of(self._parts.seed, "sampled", step, number)) < self._parts.section.share * 2**64
 
     def _sampled(self, batch: Batch, model: Any, step: int, number: int) -> Batch:
         parts, place = self._parts, number * self._parts.world_size + self._parts.rank
@@ -87,8 +87,8 @@ class StudentSamples:
         parts = self._parts
         return GenerationConfig(
             do_sample=True,
-            temperature=parts.temperature,
-            top_p=parts.top_p,
+            temperature=parts.section.temperature,
+            top_p=parts.section.top_p,
             top_k=0,
             max_new_tokens=limit,
             pad_token_id=parts.layout.pad_id,

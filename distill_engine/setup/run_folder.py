@@ -45,6 +45,11 @@ class OwnLockError(RunFolderError):
     may_pass = True
 
 
+def reason_of(error: Exception, folder: Path) -> str:
+    """Why a run cannot live in a folder, for everybody to tell."""
+    return str(error) if isinstance(error, RunFolderError) else write_failure(error, folder)
+
+
 def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0, *, patience: float = LATE_SECONDS) -> None:
     """Make sure, before any work, that a run can live in `folder`. Collective; RunFolderError on all ranks if not.
 
@@ -54,7 +59,7 @@ def check_run_folder(folder: Path, ranks: Ranks, needed_bytes: int = 0, *, patie
     """
 
     def explain(error: Exception) -> str:
-        return str(error) if isinstance(error, RunFolderError) else write_failure(error, folder)
+        return reason_of(error, folder)
 
     try:
         token = on_first_rank(ranks, lambda: _make(folder), explain)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill_engine.checkpoint.agreement import RankFailures, on_first_rank
-from distill_engine.checkpoint.files import free_bytes, readable_bytes, write_failure
+from distill_engine.checkpoint.files import free_bytes, readable_bytes
 from distill_engine.checkpoint.space import Space
 from distill_engine.cluster.ranks import Ranks
-from distill_engine.setup.run_folder import RunFolderError
+from distill_engine.setup.run_folder import RunFolderError, reason_of
 
 
 def check_space(folder: Path, ranks: Ranks, space: Space, say: Callable[[str], None]) -> None:
@@ -33,10 +33,6 @@ def check_space(folder: Path, ranks: Ranks, space: Space, say: Callable[[str], N
             say(line)
 
     try:
-        on_first_rank(ranks, look, lambda error: _reason(error, folder))
+        on_first_rank(ranks, look, lambda error: reason_of(error, folder))
     except RankFailures as failures:
         raise RunFolderError(failures.reasons[0]) from failures
-
-
-def _reason(error: Exception, folder: Path) -> str:
-    return str(error) if isinstance(error, RunFolderError) else write_failure(error, folder)

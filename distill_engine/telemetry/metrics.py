@@ -205,7 +205,7 @@ _GUARD: tuple[Metric, ...] = (
         ("valid/sample/repetition", "share", "lower", "Token 3-grams that a sample reply has said before."),
         ("valid/sample/unique_share", "share", "neither", "Different texts among the sample replies."),
         ("valid/sample/length", "tokens", "neither", "Length of a sample reply, end token included."),
-        ("valid/sample/length_ratio", "", "neither", "Length of the sample replies / length of the gold replies."),
+        ("valid/sample/length_ratio", "", "neither", "Length of the sample replies / length of the references."),
         ("valid/sample/seconds", "s", "lower", "Time to make the sample replies, on rank 0 while the others wait."),
     ),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import NoReturn
 
 from rich.console import Console, RenderableType
@@ -31,13 +30,10 @@ class ProgressSink:
         title: str,
         total_steps: int | None = None,
         metric: str = "ppl",
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or TerminalConsole()
+        self._console = TerminalConsole()
         self._state = ProgressState(title=title, metric=metric, total_steps=total_steps)
-        self._clock = clock
-        self._started = clock()
+        self._started = time.monotonic()
         self._spinner = Spinner("dots", style="cyan")
         self._announced: set[str] = set()
         self._live: Live | None = None
@@ -95,7 +91,7 @@ class ProgressSink:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def _picture(self) -> RenderableType:
-        return picture(self._state, self._clock() - self._started, self._spinner, self._console.height)
+        return picture(self._state, time.monotonic() - self._started, self._spinner, self._console.height)
 
 
 class TerminalConsole(Console):

@@ -16,17 +16,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from distill_engine.metrics.named import in_one_line
 from distill_engine.telemetry.metrics import describe, of_teacher, terms
 
 _FRAME_LINES = 10
 _RATES = {"lr": "train/lr", "tokens/s": "train/tokens_per_second"}
-_VALID_LABELS = {
-    "ppl": "valid/ppl",
-    "accuracy": "valid/token_accuracy",
-    "agreement": "valid/teacher_agreement",
-    "teacher's ppl": "valid/teacher_ppl",
-    "teacher's accuracy": "valid/teacher_token_accuracy",
-}
 _FINAL_PHASES = ("finished", "stopped", "failed")
 _PHASE_STYLE = {"finished": "bold green", "stopped": "bold yellow", "failed": "bold red"}
 
@@ -109,7 +103,7 @@ def valid_line(state: ProgressState) -> str:
     if state.best is not None:
         new = state.valid.get(decisive) == state.best
         parts.append("new best" if new else f"best {quantity(decisive, state.best)}")
-    others = {label: name for label, name in _VALID_LABELS.items() if name != decisive}
+    others = {label: name for label, name in in_one_line().items() if name != decisive}
     parts += _named(state.valid, others)
     if "valid/seconds" in state.valid:
         parts.append(about(state.valid["valid/seconds"]))
@@ -156,7 +150,7 @@ def _numbers(state: ProgressState) -> Table:
     shown = {"loss": "train/total", "train ppl": "train/ppl", f"valid {_label(state.metric)}": decisive}
     cells = [(label, quantity(name, values[name]) if name in values else "-") for label, name in shown.items()]
     cells.append(("best", "-" if state.best is None else quantity(decisive, state.best)))
-    teachers = of_teacher(decisive) if of_teacher(decisive) in values else "valid/teacher_ppl"
+    teachers = of_teacher(decisive) if of_teacher(decisive) in values else of_teacher("valid/ppl")
     if teachers in values:
         cells.append(("teacher's", quantity(teachers, values[teachers])))
     cells += [(label, number(values[name])) for label, name in _RATES.items() if name in values]

@@ -24,7 +24,7 @@ from distill_engine.train.term_gradients import TermGradients, Weights
 from distill_engine.values import Batch, Features
 
 
-class SumsAndTells(Protocol):
+class RankGroup(Protocol):
     """The part of the process group that balancing needs."""
 
     device: torch.device
@@ -45,7 +45,7 @@ class LossTerms(Hook):
         self,
         balancer: Balancer | None,
         gradients: TermGradients | None,
-        ranks: SumsAndTells,
+        ranks: RankGroup,
         fade: Fade | None = None,
     ) -> None:
         self.balancer, self.gradients = balancer, gradients
@@ -109,7 +109,7 @@ class Balancer:
         self,
         policy: Balance,
         measure: Measure,
-        ranks: SumsAndTells,
+        ranks: RankGroup,
         changed: Callable[[Mapping[str, float], Mapping[str, float]], None] = lambda _before, _after: None,
     ) -> None:
         """`changed(before, after)` hears of new factors."""
@@ -150,7 +150,7 @@ class Balancer:
         self._factors = self._policy.factors
 
 
-def by_value(policy: Balance, objective: Objective, module: Weights, ranks: SumsAndTells) -> Balancer:
+def by_value(policy: Balance, objective: Objective, module: Weights, ranks: RankGroup) -> Balancer:
     """Sizes are the terms' raw values, by one more forward pass at each step that is due."""
     devices = [ranks.device] if ranks.device.type == "cuda" else []
 
@@ -173,7 +173,7 @@ def by_gradient(
     policy: Balance,
     objective: Objective,
     gradients: TermGradients,
-    ranks: SumsAndTells,
+    ranks: RankGroup,
     reference: str | None = None,
 ) -> Balancer:
     """Sizes are the raw terms' gradients beside the anchor's, in the typical weight matrix that both reach.

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill_engine.train.balance import CurrentFactors, no_factors
+from distill_engine.train.config import StopSection
 from distill_engine.train.learning_rate import LearningRate
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import EndReason, Limits, Progress
+from distill_engine.train.progress import EndReason, Progress
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on, and starting again would not help."""
 
 
-class Quantizes(Protocol):
+class Quantizable(Protocol):
     """The part of the student that is told."""
 
     def quantize(self, on: bool) -> None:
@@ -40,7 +41,7 @@ class Policies:
     log_when: Every
     validate_when: Every
     save_when: Every
-    limits: Limits = field(default_factory=Limits)
+    limits: StopSection = field(default_factory=lambda: StopSection())
     metric: str = "ppl"
     save_after_validation: bool = True
     factors: CurrentFactors = no_factors
@@ -87,7 +88,7 @@ class Policies:
         """Whether the passes of a step, counted from 0, are int8's: a function of the step alone."""
         return self.quantized_from is not None and step >= self.quantized_from
 
-    def quantize(self, student: Quantizes, step: int) -> None:
+    def quantize(self, student: Quantizable, step: int) -> None:
         """Let the passes of a student be those of a step."""
         if self.quantized_from is not None:
             student.quantize(self.quantizes(step))

@@ -61,11 +61,6 @@ class Meter:
         self._slots: _Slots | None = None
         self.nonfinite = NonFinite()
 
-    @property
-    def pending(self) -> bool:
-        """Whether steps were added since the last reading."""
-        return self._steps > 0
-
     def add_micro_batch(
         self,
         batch: Batch,

@@ -55,34 +55,3 @@ class Progress:
         """Go on from `state_dict()`."""
         for name in asdict(self):
             setattr(self, name, state[name])
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop; None means never. max_skipped_steps counts skipped steps in a row."""
-
-    max_steps: int | None = None
-    max_epochs: float | None = None
-    max_seconds: float | None = None
-    max_skipped_steps: int = 100
-
-    def reached(self, progress: Progress, epoch: float) -> EndReason | None:
-        """The first limit that is reached."""
-        if self.max_steps is not None and progress.steps >= self.max_steps:
-            return EndReason.MAX_STEPS
-        if self.max_epochs is not None and epoch >= self.max_epochs:
-            return EndReason.MAX_EPOCHS
-        if self.max_seconds is not None and progress.seconds >= self.max_seconds:
-            return EndReason.MAX_SECONDS
-        return None
-
-    def last(self, step: int, epoch: float) -> bool:
-        """Whether this step, if it is applied, is known to be the last when `epoch` epochs are handed out with it."""
-        by_steps = self.max_steps is not None and step >= self.max_steps
-        return by_steps or (self.max_epochs is not None and epoch >= self.max_epochs)
-
-    def seconds_left(self, progress: Progress) -> float | None:
-        """Until max_steps, at the pace so far; None without such a limit or a pace."""
-        if self.max_steps is None or not progress.steps:
-            return None
-        return (self.max_steps - progress.steps) * progress.seconds / progress.steps

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill_engine.checkpoint.parts import Part
 from distill_engine.cluster import ranks
-from distill_engine.train.decisions import Quantizes
+from distill_engine.train.decisions import Quantizable
 from distill_engine.values import Batch, FeatureRequest, Features
 
 
@@ -36,7 +36,7 @@ class Evaluates(Protocol):
         ...
 
 
-class Student(Evaluates, Quantizes, Part, Protocol):
+class Student(Evaluates, Quantizable, Part, Protocol):
     """The engine that trains (engine.student)."""
 
     def train(self) -> None:

@@ -12,7 +12,9 @@ BANNED = re.compile(r"(?<![a-z])(taught|lessons?|teaches|unshown)(?![a-z])", re.
 OF_FEATURES = tuple(f"distill_engine/{room}/" for room in ("losses", "models", "student", "teachers", "train"))
 SHOWN = re.compile(r"^_?(shown|shows)$", re.IGNORECASE)
 # Rooms where a task would be a source of examples.
-OF_DATASETS = tuple(f"distill_engine/{room}/" for room in ("data", "evaluate", "metrics", "setup", "recipe", "reports"))
+OF_DATASETS = tuple(
+    f"distill_engine/{room}/" for room in ("assembly", "data", "evaluate", "metrics", "setup", "recipe", "reports")
+)
 TASK = re.compile(r"(?<![A-Za-z])tasks?(?![a-z])|Tasks?(?![a-z])|TASKS?(?![A-Z])")
 # What git leaves of a merge that conflicts; it was landed more than once.
 UNMERGED = re.compile(r"^(<{7}|>{7})( |$)")

@@ -141,7 +141,7 @@ def test_the_teachers_sample_replies_stand_beside_the_students(system):
     tables = system.history("samples")
     assert [record.step for record in tables] == [record.step for record in system.history("valid")]
     for record in tables:
-        kept = [{name: row[name] for name in ("task", "context", "gold", "teacher")} for row in record.rows]
+        kept = [{name: row[name] for name in ("dataset", "context", "reference", "teacher")} for row in record.rows]
         assert kept == asked and all("student" in row for row in record.rows)
 
 

@@ -73,6 +73,6 @@ def test_a_student_hears_as_plain_transformers_does(program, tmp_path, fp32):
     ids = student.generate(extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features, language=languages)
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     (values,) = json.loads(out.read_text()).values()
-    golds = [[f"{word} tone"] for word in (*WORDS.values(), *WORDS.values())][:5]
-    assert values["wer"] == pytest.approx(error_rate.WORDS.value(texts, golds))
+    references = [[f"{word} tone"] for word in (*WORDS.values(), *WORDS.values())][:5]
+    assert values["wer"] == pytest.approx(error_rate.WORDS.value(texts, references))
     assert values["ms_per_reply"] > 0

@@ -26,6 +26,28 @@ def distill() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Callable[..., dict[str, str]]:
+    """What a process sees of a package that brings these entry points (seam -> lines); its metadata is all of that."""
+
+    def site(**seams: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("site")
+        metadata = folder / "toy-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+        groups = (f"[distill_engine.{seam}]\n{lines}\n" for seam, lines in seams.items())
+        (metadata / "entry_points.txt").write_text("".join(groups))
+        return {"PYTHONPATH": f"{folder}:{HERE}"}
+
+    return site
+
+
+@pytest.fixture(scope="session")
+def by_name() -> dict[str, str]:
+    """Where `--plugin MODULE` finds the toys by their names."""
+    return {"PYTHONPATH": str(HERE)}
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:

@@ -20,10 +20,10 @@ def test_a_plugins_target_is_written_and_refuses_other_quantisations(program, di
     assert done.returncode != 0 and "It knows dozens." in done.stderr and not (tmp_path / "less").exists()
 
 
-def test_an_installed_package_needs_no_flag(program, distill, tmp_path):
-    metadata = tmp_path / "toy-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[distill_engine.exports]\ncounts = toy_export:COUNTS\n")
-    done = distill(program, "list", "exports", "--markdown", env={"PYTHONPATH": f"{tmp_path}:{HERE}"})
-    assert "| `counts` | elements of each tensor, as JSON |" in done.stdout, done.stderr
+def test_an_installed_package_needs_no_flag(program, distill, installed, by_name, tmp_path):
+    env = installed(exports="counts = toy_export:COUNTS")
+    listed = distill(program, "list", "exports", "--markdown", env=env)
+    assert "| `counts` | elements of each tensor, as JSON |" in listed.stdout, listed.stderr
+    for name, plugged, seen in (("entry", (), env), ("module", ("--plugin", "toy_export"), by_name)):
+        done = distill(program, *plugged, "export", TEACHER, tmp_path / name, "--format", "counts", env=seen)
+        assert done.returncode == 0 and (tmp_path / name / "counts.json").is_file(), done.stderr

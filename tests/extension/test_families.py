@@ -1,4 +1,5 @@
-"""A model family from outside the package: checked, trained on two ranks, resumed, exported; told by an entry point."""
+"""A model family from outside the package: checked, trained on two ranks, resumed, evaluated, exported; by file, by
+entry point and by module."""
 
 import json
 import shutil
@@ -8,7 +9,6 @@ import pytest
 
 HERE = Path(__file__).parent
 BY_FILE = ("--plugin", HERE / "toy_family.py")
-ENTRY_POINTS = "[distill_engine.families]\ntoy_model = toy_family:TOY\n"
 
 
 @pytest.fixture(scope="module")
@@ -25,25 +25,24 @@ def recipe(base_recipe, write_recipe, teachers, tmp_path_factory) -> Path:
     return write_recipe(made)
 
 
-def test_a_plugins_family_is_checked_trained_resumed_and_exported(program, recipe, fp32, tmp_path, distill):
+def test_a_plugins_family_is_checked_trained_resumed_evaluated_and_exported(
+    program, recipe, fp32, tmp_path, distill, installed, by_name
+):
     refused = distill(program, "check", "--recipe", recipe)
     assert refused.returncode == 78 and "model_type 'toy_model'" in refused.stderr
     checked = distill(program, *BY_FILE, "check", "--recipe", recipe)
     assert checked.returncode == 0, checked.stderr
+    by_entry = installed(families="toy_model = toy_family:TOY")
+    listed = distill(program, "list", "families", "--markdown", env=by_entry)
+    assert "| `toy_model` | BART's network, decoding from PAD |" in listed.stdout, listed.stderr
+
     run, export = tmp_path / "run", tmp_path / "export"
-    start = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", run, *BY_FILE)
-    program.run(*start, "--set", "stop.max_steps=2", ranks=2).well()
-    program.run(*start, "--set", "stop.max_steps=3", ranks=2).well()
-    done = distill(program, *BY_FILE, "export", run, export, "--which", "last")
+    start = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", run)
+    program.run(*start, *BY_FILE, "--set", "stop.max_steps=2", ranks=2).well()
+    program.run(*start, "--set", "stop.max_steps=3", ranks=2, env=by_entry).well()
+    evaluated = distill(program, "--plugin", "toy_family", "evaluate", run, env=by_name)
+    assert evaluated.returncode == 0 and "teacher acc" in evaluated.stdout, evaluated.stderr
+    done = distill(program, "export", run, export, "--which", "last", env=by_entry)
     assert done.returncode == 0, done.stderr
     assert json.loads((export / "config.json").read_text())["model_type"] == "toy_model"
     assert json.loads((export / "generation_config.json").read_text())["decoder_start_token_id"] == 0
-
-
-def test_an_installed_package_needs_no_flag(program, distill, tmp_path):
-    metadata = tmp_path / "toy-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    done = distill(program, "list", "families", "--markdown", env={"PYTHONPATH": f"{tmp_path}:{HERE}"})
-    assert "| `toy_model` | BART's network, decoding from PAD |" in done.stdout, done.stderr

@@ -12,13 +12,6 @@ import yaml
 HERE = Path(__file__).parent
 BY_FILE = ("--plugin", HERE / "toy_term.py", "--plugin", HERE / "toy_divergence.py")
 MACHINE = ("time/", "memory/", "train/tokens_per_second")
-ENTRY_POINTS = """
-[distill_engine.terms]
-encoder_cosine = toy_term:COSINE
-
-[distill_engine.divergences]
-k_divergence = toy_divergence:K_DIVERGENCE
-"""
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +21,6 @@ def recipe(base_recipe, write_recipe) -> Path:
     made["losses"]["weights"]["cosine"] = 0.5
     made["validation"]["every_steps"] = 2
     return write_recipe(made)
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> dict[str, str]:
-    """What a process sees of a package that brings both."""
-    folder = tmp_path_factory.mktemp("site")
-    metadata = folder / "toy-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    return {"PYTHONPATH": f"{folder}:{HERE}"}
 
 
 def records(folder: Path, kind: str) -> list[dict[str, float]]:
@@ -51,7 +33,7 @@ def lasting(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not name.startswith(MACHINE)}
 
 
-def test_a_plugin_is_checked_trained_and_resumed(program, recipe, fp32, tmp_path, distill):
+def test_a_plugin_is_checked_trained_resumed_and_exported(program, recipe, fp32, tmp_path, distill, by_name):
     done = distill(program, "check", "--recipe", recipe, *BY_FILE)
     assert done.returncode == 0 and "talk" in done.stdout, done.stdout + done.stderr
     start = ("--recipe", recipe, "--ds_config", fp32, *BY_FILE)
@@ -72,6 +54,11 @@ def test_a_plugin_is_checked_trained_and_resumed(program, recipe, fp32, tmp_path
     report = distill(program, *BY_FILE, "report", whole)
     assert report.returncode == 0, report.stderr
     assert "1 - cosine of the encoder" in (whole / "report.html").read_text()
+    by_module = ("--plugin", "toy_term", "--plugin", "toy_divergence")
+    for command in (("evaluate", whole), ("export", whole, tmp_path / "student", "--which", "last")):
+        done = distill(program, *by_module, *command, env=by_name)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "student" / "model.safetensors").is_file()
 
 
 def test_without_the_plugin_its_names_are_unknown(program, recipe, distill):
@@ -88,9 +75,10 @@ def test_without_the_plugin_its_names_are_unknown(program, recipe, distill):
 
 
 def test_an_installed_package_needs_no_flag(program, recipe, fp32, installed, tmp_path, distill):
-    listed = distill(program, "list", "terms", "--markdown", env=installed)
+    env = installed(terms="encoder_cosine = toy_term:COSINE", divergences="k_divergence = toy_divergence:K_DIVERGENCE")
+    listed = distill(program, "list", "terms", "--markdown", env=env)
     assert "| `encoder_cosine` | 1 - cosine of the encoder's output |" in listed.stdout, listed.stderr
-    assert "k_divergence" in distill(program, "list", "divergences", env=installed).stdout
+    assert "k_divergence" in distill(program, "list", "divergences", env=env).stdout
     run = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", tmp_path / "run", "--set", "stop.max_steps=2")
-    program.run(*run, env=installed).well()
+    program.run(*run, env=env).well()
     assert records(tmp_path / "run", "train")[-1]["train/term/encoder_cosine/raw"] > 0

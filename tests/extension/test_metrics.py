@@ -1,6 +1,7 @@
 """A token metric and a text metric from outside the package: each decides which student is the best, on two ranks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 HERE = Path(__file__).parent
 BY_FILE = ("--plugin", HERE / "toy_metrics.py")
-ENTRY_POINTS = "[distill_engine.metrics]\nsureness = toy_metrics:SURENESS\nvowels = toy_metrics:VOWELS\n"
+ENTRY_POINTS = "sureness = toy_metrics:SURENESS\nvowels = toy_metrics:VOWELS"
 
 
 def recipe_of(base_recipe, write_recipe, **validation) -> Path:
@@ -24,12 +25,18 @@ def validations(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("metric, best", [("sureness", max), ("vowels", min)])
-def test_a_plugins_metric_decides_the_best(program, base_recipe, write_recipe, fp32, tmp_path, distill, metric, best):
+def test_a_plugins_metric_decides_the_best(
+    program, base_recipe, write_recipe, fp32, tmp_path, distill, installed, by_name, metric, best
+):
     recipe = recipe_of(base_recipe, write_recipe, metric=metric, generate_examples=3 if metric == "vowels" else 0)
     folder = tmp_path / "run"
-    start = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", folder, *BY_FILE)
-    for steps in (2, 4) if metric == "sureness" else (4,):  # what is kept as the best outlives a restart
-        program.run(*start, "--set", f"stop.max_steps={steps}", ranks=2).well()
+    by_entry = installed(metrics=ENTRY_POINTS)
+    listed = distill(program, "list", "metrics", "--markdown", env=by_entry)
+    assert "| `sureness` | tokens | share | max | mean probability of a label token |" in listed.stdout, listed.stderr
+    start = ("--recipe", recipe, "--ds_config", fp32, "--run-dir", folder)
+    if metric == "sureness":  # what is kept as the best outlives a restart
+        program.run(*start, *BY_FILE, "--set", "stop.max_steps=2", ranks=2).well()
+    program.run(*start, "--set", "stop.max_steps=4", ranks=2, env=by_entry).well()
     values = validations(folder)
     assert len(values) == 4
     seen = [row[f"valid/{metric}"] for row in values]
@@ -41,6 +48,9 @@ def test_a_plugins_metric_decides_the_best(program, base_recipe, write_recipe, f
     assert f"| {metric} |" in (folder / "best" / "README.md").read_text()
     report = distill(program, *BY_FILE, "report", folder)
     assert report.returncode == 0, report.stderr
+    plugged = ("--plugin", "toy_metrics", "evaluate", folder, *(["--generate"] if metric == "vowels" else []))
+    evaluated = distill(program, *plugged, env=by_name)
+    assert re.search(rf"^│ {metric} .* %", evaluated.stdout, re.M), evaluated.stdout + evaluated.stderr
 
 
 def test_without_the_plugin_the_name_is_unknown(program, base_recipe, write_recipe, distill):
@@ -49,12 +59,3 @@ def test_without_the_plugin_the_name_is_unknown(program, base_recipe, write_reci
     assert done.returncode == 78 and "is 'surenes', which validation does not measure" in done.stderr
     done = distill(program, "check", "--recipe", recipe, *BY_FILE)
     assert done.returncode == 78 and "Did you mean sureness?" in done.stderr
-
-
-def test_an_installed_package_needs_no_flag(program, distill, tmp_path):
-    metadata = tmp_path / "toy-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    done = distill(program, "list", "metrics", "--markdown", env={"PYTHONPATH": f"{tmp_path}:{HERE}"})
-    assert "| `sureness` | tokens | share | max | mean probability of a label token |" in done.stdout, done.stderr

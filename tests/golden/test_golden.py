@@ -152,8 +152,8 @@ def close(actual: float, expected: float, relative: float, what: str) -> None:
 def everything(case: Case, kernels: Kernels) -> Objective:
     """All terms that the two models have in common, weighted 1."""
     shared_heads = float(case.shared_heads)
-    ones = LossWeights(**dict.fromkeys(LossWeights.fields(), 1))
-    return case.objective(ones.but(self_attention=shared_heads, cross_attention=shared_heads), kernels)
+    heads = {"self_attention": shared_heads, "cross_attention": shared_heads}
+    return case.objective(LossWeights(dict.fromkeys(LossWeights.fields(), 1) | heads), kernels)
 
 
 def check_terms(case: Case, number: int, terms: dict[str, TermValue]) -> None:

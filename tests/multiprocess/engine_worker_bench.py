@@ -10,9 +10,9 @@ import tiny_models as tiny
 import torch
 from torch import Tensor, nn
 
-from distill_engine.engine.config import OptimizerSection
+from distill_engine.engine.config import OptimizerSection, Placement
 from distill_engine.engine.distributed import Ranks
-from distill_engine.engine.ds_config import Placement, load_ds_config, student_config, teacher_config
+from distill_engine.engine.ds_config import load_ds_config, student_config, teacher_config
 from distill_engine.engine.student import StepOutcome, StudentEngine
 from distill_engine.engine.teacher import TeacherEngine
 from distill_engine.losses.objective import Objective

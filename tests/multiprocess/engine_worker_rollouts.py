@@ -6,6 +6,7 @@ import tiny_models as tiny
 import torch
 from engine_worker_bench import ADAM, Bench, PlainTeacher, digest
 
+from distill_engine.rollouts.config import RolloutSection
 from distill_engine.rollouts.protocol import RolloutParts
 from distill_engine.rollouts.student import STUDENT
 from distill_engine.teachers.live import LiveTeacher
@@ -28,7 +29,7 @@ def _unequal(bench: Bench, window: bool) -> dict:
     ends = rank == 0
     never = [one for one in range(tiny.VOCABULARY) if (one != tiny.END) == ends]
     parts = RolloutParts(
-        seed=1, rank=rank, world_size=bench.ranks.world_size, share=0.6, temperature=1.0, top_p=1.0, new_tokens=LIMIT,
+        seed=1, rank=rank, world_size=bench.ranks.world_size, section=RolloutSection(share=0.6), new_tokens=LIMIT,
         layout=tiny.layout("blenderbot"), end_ids=(tiny.END,), suppressed=tuple(never), forced=None,
         pad_to_multiple_of=1, max_tokens=None,
     )  # fmt: skip

@@ -22,13 +22,14 @@ from distill_engine.teachers.ahead import AheadTeacher
 from distill_engine.teachers.live import LiveTeacher
 from distill_engine.telemetry.averages import Averages
 from distill_engine.telemetry.sinks import SinkGroup
+from distill_engine.train.config import StopSection
 from distill_engine.train.decisions import Policies, TrainingError
 from distill_engine.train.hooks import Hooks, Supervision
 from distill_engine.train.learning_rate import LearningRate, Warmup
 from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import EndReason, Limits
+from distill_engine.train.progress import EndReason
 from distill_engine.train.step_metrics import StepMetrics
 
 NAN, OVERFLOW = float("nan"), 1e30
@@ -106,7 +107,7 @@ def make_trainer(
             Every(1),
             Every(4),
             Every(),
-            Limits(max_steps, max_skipped_steps=max_skipped_steps),
+            StopSection(max_steps=max_steps, max_skipped_steps=max_skipped_steps),
             quantized_from=quantized_from,
         ),
         checkpoints=Checkpoints(

@@ -12,7 +12,6 @@ from typing import Any
 from distill_engine.cluster.files import replace_bytes
 from distill_engine.data.audio.sound import At, Sound, SoundError, ending, file_stamp, read_sound
 from distill_engine.data.episodes import Split
-from distill_engine.data.errors import DataError
 from distill_engine.data.formats.hf_datasets import held_dataset, opened, split_files
 from distill_engine.data.formats.tables import Table, hub_dataset, hub_files, open_table
 
@@ -175,15 +174,3 @@ def placed_rows(listed: Listed) -> Iterator[tuple[int, str, object]]:
     """Number from 1, place and content of each row."""
     for number, (where, row) in enumerate(listed.table().rows, 1):
         yield number, where, row
-
-
-def require_column(table: Table, column: str, key: str, title: str) -> None:
-    """Raises DataError where a list has no such column."""
-    from distill_engine.recipe.problem import did_you_mean
-
-    if column not in table.columns:
-        raise DataError(
-            f"{table.title} has no column {column!r} ({key} of {title!r}). Its columns are: "
-            f"{', '.join(sorted(table.columns)) or '(none)'}. {did_you_mean(column, sorted(table.columns))} "
-            f"Correct `{key}` in data.tasks."
-        )

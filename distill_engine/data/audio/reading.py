@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from distill_engine.data.audio.clips import Place
-from distill_engine.data.audio.lists import Listed, placed_rows, require_column
+from distill_engine.data.audio.lists import Listed, placed_rows
 from distill_engine.data.audio.sound import (
     Sound,
     SoundError,
@@ -60,7 +60,7 @@ def read_examples(options: Options, listed: Listed, split: Split, reading: Readi
     require_libraries()
     table = listed.table()
     for key, column in (("audio", options.audio), ("text", options.text)):
-        require_column(table, column, key, options.title)
+        table.require(column, key, options.title)
     look, count, limit = _Look(options, listed, reading), 0, options.limit(split)
     for found in _ahead(look, placed_rows(listed)):
         if limit is not None and count >= limit:
@@ -73,7 +73,7 @@ def read_examples(options: Options, listed: Listed, split: Split, reading: Readi
             count += 1
             yield Episode((found,))
     if options.language is not None and not look.saw_language:  # which a row may leave out, JSON lines' first one too
-        require_column(table, options.language, "language", options.title)
+        table.require(options.language, "language", options.title)
     if not count:
         raise DataError(
             f"{table.title} holds no example for the {split} split of {options.title!r}"

@@ -174,7 +174,7 @@ def _put_into_place(archive: Archive, origin: Origin, file: Path, work: Path, fo
 
 def _write_markers(archive: Archive, origin: Origin, stage: Path, files: list[str]) -> None:
     sizes = {name: (stage / name).stat().st_size for name in files if name not in (MARKER, _PARLAI_MARKER)}
-    facts = {"task": archive.dataset, "from": origin.url, "sha256": origin.sha256, "files": sizes}
+    facts = {"dataset": archive.dataset, "from": origin.url, "sha256": origin.sha256, "files": sizes}
     (stage / MARKER).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if archive.marks_built:
         built = f"{datetime.datetime.now()}\n{archive.version}"

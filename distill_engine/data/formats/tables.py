@@ -18,6 +18,7 @@ from distill_engine.data.episodes import Split
 from distill_engine.data.errors import DataError, shown
 from distill_engine.data.formats.hf_datasets import SPLIT_NAMES, json_lines, opened, streamed
 from distill_engine.data.formats.text_files import LONGEST_LINE_BYTES, numbered_lines
+from distill_engine.recipe.problem import did_you_mean
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -29,6 +30,15 @@ class Table:
     title: str
     columns: frozenset[str]
     rows: Iterator[tuple[str, object]]
+
+    def require(self, column: str, key: str, title: str) -> None:
+        """Raises DataError where there is no such column, which `key` of the dataset `title` names."""
+        if column not in self.columns:
+            known = sorted(self.columns)
+            raise DataError(
+                f"{self.title} has no column {column!r} ({key} of {title!r}). Its columns are: "
+                f"{', '.join(known) or '(none)'}. {did_you_mean(column, known)} Correct `{key}` in data.tasks."
+            )
 
 
 def open_table(path: str, split: Split) -> Table:

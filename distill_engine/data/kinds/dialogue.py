@@ -5,59 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from distill_engine.data.kinds.dialogue_source import (
+    DIALOGUE_DATASETS,
+    FILE_DATASETS,
+    FOLDER_DATASETS,
+    READABLE_DATASETS,
+    DialogueSource,
+)
 from distill_engine.data.kinds.files import file_problems, neighbour
 from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source, Writer
 from distill_engine.recipe.problem import Problem, did_you_mean
 
 if TYPE_CHECKING:
     from distill_engine.data.episodes import Episode, Split
-    from distill_engine.data.readers import DialogueSpec
 
-FOLDER_DATASETS = ("hf_dataset",)
-FILE_DATASETS = ("parlai_text", "conversations", "fbdialog", *FOLDER_DATASETS)
-# ParlAI's folder of each dialogue dataset below data.root.
-DIALOGUE_DATASETS = {
-    "blended_skill_talk": "blended_skill_talk",
-    "wizard_of_wikipedia": "wizard_of_wikipedia",
-    "convai2": "ConvAI2",
-    "convai2:normalized": "ConvAI2",
-    "empathetic_dialogues": "empatheticdialogues",
-}
-READABLE_DATASETS = ("demo", *FILE_DATASETS, *DIALOGUE_DATASETS)
 SPLITS = ("train", "valid", "test")
-
-
-class DialogueSource(Source):
-    """One source of dialogues."""
-
-    kind: Literal["dialogue"] = "dialogue"
-    name: str = Field(
-        description="`demo`; a file format: `parlai_text`, `conversations`, `fbdialog`, `hf_dataset`; or a dialogue "
-        "dataset's ParlAI name (data.root): `blended_skill_talk`, `wizard_of_wikipedia`, `convai2`, "
-        "`convai2:normalized`, `empathetic_dialogues`."
-    )
-    label_turns: Literal["second_speaker", "first_speaker", "both", "last"] = Field(
-        "second_speaker", description="conversations: whose turns are learnt; last: nothing but the last turn."
-    )
-    seed: int = Field(0, description="demo: seed of the generator.")
-    topic_split: bool = Field(
-        False, description="wizard_of_wikipedia: validate and test on topics that training never saw."
-    )
-    normalized: bool = Field(
-        True, description="hf_dataset with ConvAI2's columns: spelling as in convai2:normalized; false: as in convai2."
-    )
-
-    def spec(self, root: str | None) -> DialogueSpec:
-        """As the readers take it."""
-        from distill_engine.data.readers import DialogueSpec
-
-        return DialogueSpec(**self.model_dump(), root=root)
 
 
 class Dialogue(Kind):
@@ -119,24 +85,23 @@ class Dialogue(Kind):
             rule = "It says how hf_dataset spells ConvAI2's dialogues; convai2 and convai2:normalized say so by name"
             yield Problem("normalized", f"is false, but the dataset is {own.name!r}", rule, "Remove it")
 
-
-def root_problems(named: list[str], root: str | None) -> Iterator[Problem]:
-    """Downloaded datasets have a folder under data.root, laid out as ParlAI does; `named` are names of all sources."""
-    named = [name for name in dict.fromkeys(named) if name in DIALOGUE_DATASETS]
-    fetched = list(dict.fromkeys(name.partition(":")[0] for name in named))
-    rule = "Dialogue datasets are read from data.root, a folder laid out as ParlAI's `data`"
-    if named and root is None:
-        fix = f"Name that folder; `distill data fetch {' '.join(fetched)} --root FOLDER` fills one"
-        yield Problem("data.root", f"is null, but data.tasks has {', '.join(named)}", rule, fix)
-    elif named and root is not None and not Path(root).expanduser().is_dir():
-        fix = neighbour(Path(root)) or f"Correct it, or `distill data fetch {' '.join(fetched)} --root {root}`"
-        yield Problem("data.root", f"is {root!r}, which is no folder", rule, fix)
-    elif root is not None:
-        for name in fetched:
-            folder = Path(root).expanduser() / DIALOGUE_DATASETS[name]
-            if not folder.is_dir():
-                fix = f"Correct data.root, or `distill data fetch {name} --root {root}`"
-                yield Problem("data.root", f"is {root!r}, but there is no folder {folder} in it", rule, fix)
+    def problems_of_all(self, sources: Sequence[Source], root: str | None) -> Iterator[Problem]:
+        """See Kind: downloaded datasets have a folder under data.root, laid out as ParlAI does."""
+        named = [name for name in dict.fromkeys(one.name for one in sources) if name in DIALOGUE_DATASETS]
+        fetched = list(dict.fromkeys(name.partition(":")[0] for name in named))
+        rule = "Dialogue datasets are read from data.root, a folder laid out as ParlAI's `data`"
+        if named and root is None:
+            fix = f"Name that folder; `distill data fetch {' '.join(fetched)} --root FOLDER` fills one"
+            yield Problem("data.root", f"is null, but data.tasks has {', '.join(named)}", rule, fix)
+        elif named and root is not None and not Path(root).expanduser().is_dir():
+            fix = neighbour(Path(root)) or f"Correct it, or `distill data fetch {' '.join(fetched)} --root {root}`"
+            yield Problem("data.root", f"is {root!r}, which is no folder", rule, fix)
+        elif root is not None:
+            for name in fetched:
+                folder = Path(root).expanduser() / DIALOGUE_DATASETS[name]
+                if not folder.is_dir():
+                    fix = f"Correct data.root, or `distill data fetch {name} --root {root}`"
+                    yield Problem("data.root", f"is {root!r}, but there is no folder {folder} in it", rule, fix)
 
 
 def _format_of(path: str) -> tuple[str, str] | None:

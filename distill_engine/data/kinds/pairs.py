@@ -15,7 +15,7 @@ from pydantic import Field
 
 from distill_engine.data.kinds.files import HubSource, file_problems, origin_problems
 from distill_engine.data.kinds.protocol import Guess, Kind, Reading, Source, Writer
-from distill_engine.recipe.problem import Problem, did_you_mean
+from distill_engine.recipe.problem import Problem
 from distill_engine.recipe.section import PositiveInt
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ class Pairs(Kind):
 
         own, count = _own(source), 0
         table = opened_table(own, split)
-        _check_columns(own, table)
+        for key, column in (("source", own.source), ("target", own.target)):
+            if column.partition(".")[0] not in table.columns:  # of a column that is an object
+                table.require(column, key, own.title)
         for where, row in table.rows:
             if own.limit(split) is not None and count >= own.limit(split):  # type: ignore[operator]
                 return
@@ -188,19 +190,6 @@ def opened_table(source: PairsSource, split: Split) -> Table:
     if source.dataset is not None:
         return hub_table(source.dataset, source.config, source.revision, split)
     return open_table(str(source.file(split)), split)
-
-
-def _check_columns(source: PairsSource, table: Table) -> None:
-    from distill_engine.data.errors import DataError
-
-    for key in ("source", "target"):
-        column = getattr(source, key)
-        if column not in table.columns and column.partition(".")[0] not in table.columns:
-            raise DataError(
-                f"{table.title} has no column {column!r} ({key} of {source.title!r}). Its columns are: "
-                f"{', '.join(sorted(table.columns)) or '(none)'}. {did_you_mean(column, sorted(table.columns))} "
-                f"Correct `{key}` in data.tasks."
-            )
 
 
 def column_of(row: Mapping[str, Any], name: str) -> object:

@@ -148,6 +148,10 @@ class Kind(Protocol):
         """What is wrong with a source before anything is read; `path` of a problem is the key within the source."""
         yield from ()
 
+    def problems_of_all(self, sources: Sequence[Source], root: str | None) -> Iterator[Problem]:
+        """What is wrong with all sources of the kind together; `path` of a problem is the recipe's key."""
+        yield from ()
+
     def has(self, source: Source, split: Split) -> bool:
         """Whether the source has the split."""
         return source.file(split) is not None

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _CHUNK_EPISODES = 2048
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, or of a Hugging Face name. A folder is read without any network access.
 
     Raises DataError: not there, or not a tokenizer.
@@ -56,9 +56,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
             # one of its tokenizers recommends it for a method that nothing calls
             warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
             # False, not left out: left out means that transformers asks at the terminal
-            return AutoTokenizer.from_pretrained(
-                source, revision=revision, local_files_only=local, trust_remote_code=False
-            )
+            return AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # a broken file makes transformers and tokenizers raise nearly anything
         raise DataError(
             f"No tokenizer could be loaded from {name!r} ({'a folder' if local else 'not a folder here'}): "

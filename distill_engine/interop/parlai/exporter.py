@@ -56,7 +56,6 @@ class ExportedToParlai:
     model: str
     vocabulary: int
     parameters: int
-    rows_moved: int
 
 
 def export_parlai(student: Path, target: Path, options: Mapping[str, Any] | None = None) -> ExportedToParlai:
@@ -87,7 +86,6 @@ def export_parlai(student: Path, target: Path, options: Mapping[str, Any] | None
         model=opt["model"],
         vocabulary=len(dictionary.tokens),
         parameters=sum(value.numel() for name, value in state.items() if name not in (START_TENSOR, *TIED_EMBEDDINGS)),
-        rows_moved=sum(row != number for number, row in enumerate(dictionary.order)),
     )
 
 

@@ -40,32 +40,12 @@ from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels import prediction_tokens as tokenwise
 from distill_engine.losses.kernels.half_products import add_product_
 from distill_engine.losses.kernels.prediction_divergence import share
+from distill_engine.losses.kernels.prediction_tokens import LogitBlock
 from distill_engine.losses.quality import TokenScores
 from distill_engine.values import IGNORED_LABEL
 
 BLOCK_BYTES = 48 * 2**20  # logits of both models that exist at once
 WIDTH_STEP = 64  # columns: rows of a block stay aligned for wide loads even where the vocabulary is odd
-
-
-@dataclass(frozen=True)
-class LogitBlock:
-    """Logits of all N tokens for the vocabulary ids first ... first + W - 1, as the matrix product left them.
-
-    student, teacher            [N, W] without bias, the left part of equally wide rows (the rest of a row is free,
-                                a row is a multiple of WIDTH_STEP); teacher None: task alone
-    student_bias, teacher_bias  [W] or None
-    masked                      column that is never predicted (prediction_tokens.masked_value), or None
-    labels                      [N] vocabulary ids, -100 ignored
-    """
-
-    student: Tensor
-    teacher: Tensor | None
-    student_bias: Tensor | None
-    teacher_bias: Tensor | None
-    first: int
-    masked: int | None
-    labels: Tensor
-    temperature: float
 
 
 class Pointwise(Protocol):

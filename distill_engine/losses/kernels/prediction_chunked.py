@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from distill_engine.losses.kernels.masked_mse import zero_unless_
-from distill_engine.losses.kernels.prediction_blocks import LogitBlock
 from distill_engine.losses.kernels.prediction_divergence import InTorch
-from distill_engine.losses.kernels.prediction_tokens import SUMS, finished, row_tiles
+from distill_engine.losses.kernels.prediction_tokens import SUMS, LogitBlock, finished, row_tiles
 from distill_engine.values import IGNORED_LABEL
 
 _GROUP = 64

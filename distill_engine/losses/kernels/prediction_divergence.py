@@ -15,18 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels.masked_mse import zero_unless_
-from distill_engine.losses.kernels.prediction_tokens import MOMENTS, finished, row_tiles
+from distill_engine.losses.kernels.prediction_tokens import MOMENTS, LogitBlock, finished, row_tiles
 from distill_engine.values import IGNORED_LABEL
-
-if TYPE_CHECKING:
-    from distill_engine.losses.kernels.prediction_blocks import LogitBlock
 
 
 class InTorch:

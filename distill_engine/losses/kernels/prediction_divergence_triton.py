@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill_engine.losses.divergences.protocol import Divergence
 from distill_engine.losses.kernels.occupancy import register_limit_on
-from distill_engine.losses.kernels.prediction_blocks import LogitBlock
+from distill_engine.losses.kernels.prediction_tokens import LogitBlock
 from distill_engine.losses.kernels.prediction_triton import (
     SIZES,
     TritonPointwise,

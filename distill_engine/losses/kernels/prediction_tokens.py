@@ -21,6 +21,27 @@ MOMENTS = ("student_max", "teacher_max", "student", "student_tempered", "teacher
 
 
 @dataclass(frozen=True)
+class LogitBlock:
+    """Logits of all N tokens for the vocabulary ids first ... first + W - 1, as the matrix product left them.
+
+    student, teacher            [N, W] without bias, the left part of equally wide rows (the rest of a row is free,
+                                a row is a multiple of prediction_blocks.WIDTH_STEP); teacher None: task alone
+    student_bias, teacher_bias  [W] or None
+    masked                      column that is never predicted (`masked_value`), or None
+    labels                      [N] vocabulary ids, -100 ignored
+    """
+
+    student: Tensor
+    teacher: Tensor | None
+    student_bias: Tensor | None
+    teacher_bias: Tensor | None
+    first: int
+    masked: int | None
+    labels: Tensor
+    temperature: float
+
+
+@dataclass(frozen=True)
 class TokenValues:
     """What is known of N tokens, [N] each; those without a label have 0 and False everywhere.
 

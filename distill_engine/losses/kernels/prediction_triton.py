@@ -19,9 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill_engine.losses.kernels.prediction_blocks import LogitBlock
 from distill_engine.losses.kernels.prediction_divergence import InTorch
-from distill_engine.losses.kernels.prediction_tokens import SUMS, masked_value
+from distill_engine.losses.kernels.prediction_tokens import SUMS, LogitBlock, masked_value
 
 _MOST_COLUMNS = 4096
 _COLUMNS_PER_WARP = 512

@@ -1,4 +1,4 @@
-"""Cross-entropy with the gold reply: -log p(label), summed over label tokens."""
+"""Cross-entropy with the reference: -log p(label), summed over label tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Task(Term):
     """The one term that compares with the data, not with a teacher."""
 
-    name, weight, meaning = "task", "task", "cross-entropy with the gold reply"
+    name, weight, meaning = "task", "task", "cross-entropy with the reference"
     operand: Operand = "logits"
     default, distils = 1.0, False
 

@@ -13,6 +13,7 @@ class Bleu(TextMetric):
 
     name, unit, better, pooled = "bleu", "", "max", True
     meaning = "corpus BLEU-4 of sacrebleu, 0 to 100"
+    short = "BLEU"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""

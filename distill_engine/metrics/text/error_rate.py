@@ -29,13 +29,13 @@ class ErrorRate(TextMetric):
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""
-        nearest = [self._errors(text, golds) for text, golds in zip(hypotheses, references, strict=True)]
+        nearest = [self._errors(text, right) for text, right in zip(hypotheses, references, strict=True)]
         return sum(errors for errors, _ in nearest) / max(1, sum(length for _, length in nearest))
 
-    def _errors(self, text: str, golds: Sequence[str]) -> tuple[int, int]:
+    def _errors(self, text: str, references: Sequence[str]) -> tuple[int, int]:
         """Errors and length of the reference with the lowest rate."""
         said = self._parts(text)
-        found = [(_edits(self._parts(gold), said), len(self._parts(gold))) for gold in golds]
+        found = [(_edits(self._parts(reference), said), len(self._parts(reference))) for reference in references]
         return min(found, key=lambda one: one[0] / max(1, one[1]))
 
 
@@ -47,8 +47,8 @@ def _edits(reference: Sequence[str], said: Sequence[str]) -> int:
 
     # each part as one word without spaces, which jiwer cannot take apart
     numbers = {part: f"w{number}" for number, part in enumerate(dict.fromkeys([*reference, *said]))}
-    gold, text = (" ".join(numbers[part] for part in parts) for parts in (reference, said))
-    counted = jiwer.process_words(gold, text)
+    right, text = (" ".join(numbers[part] for part in parts) for parts in (reference, said))
+    counted = jiwer.process_words(right, text)
     return int(counted.insertions + counted.deletions + counted.substitutions)
 
 

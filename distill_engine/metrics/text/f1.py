@@ -9,15 +9,15 @@ from distill_engine.metrics.protocol import TextMetric
 from distill_engine.metrics.text.words import mean, normalised
 
 
-def f1(reply: str, golds: Sequence[str]) -> float:
-    """Harmonic mean of word precision and recall (as multisets) with the best of `golds`; 0 without common words."""
+def f1(reply: str, references: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall (as multisets) with the best reference; 0 without common words."""
     said = normalised(reply)
-    return max((_overlap(said, normalised(gold)) for gold in golds), default=0.0)
+    return max((_overlap(said, normalised(reference)) for reference in references), default=0.0)
 
 
-def _overlap(said: list[str], gold: list[str]) -> float:
-    common = sum((Counter(said) & Counter(gold)).values())
-    return 2.0 * common / (len(said) + len(gold)) if common else 0.0
+def _overlap(said: list[str], reference: list[str]) -> float:
+    common = sum((Counter(said) & Counter(reference)).values())
+    return 2.0 * common / (len(said) + len(reference)) if common else 0.0
 
 
 class F1(TextMetric):
@@ -25,10 +25,11 @@ class F1(TextMetric):
 
     name, unit, better = "f1", "share", "max"
     meaning = "harmonic mean of word precision and recall"
+    short = "F1"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""
-        return mean([f1(reply, gold) for reply, gold in zip(hypotheses, references, strict=True)])
+        return mean([f1(reply, right) for reply, right in zip(hypotheses, references, strict=True)])
 
 
 METRIC = F1()

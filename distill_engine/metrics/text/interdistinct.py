@@ -14,8 +14,8 @@ class InterDistinct(TextMetric):
 
     unit, better, pooled = "share", "max", True
 
-    def __init__(self, order: int) -> None:
-        self.name = f"interdistinct-{order}"
+    def __init__(self, order: int, short: str = "") -> None:
+        self.name, self.short = f"interdistinct-{order}", short
         self.meaning = f"different word {order}-grams among all of the replies'"
         self._order = order
 
@@ -26,4 +26,4 @@ class InterDistinct(TextMetric):
 
 
 FIRST = InterDistinct(1)
-SECOND = InterDistinct(2)
+SECOND = InterDistinct(2, "distinct-2")

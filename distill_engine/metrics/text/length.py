@@ -19,16 +19,16 @@ class ReplyWords(TextMetric):
         return mean([len(reply.split()) for reply in hypotheses])
 
 
-class GoldWords(TextMetric):
+class ReferenceWords(TextMetric):
     """Mean over the first right answers."""
 
-    name, unit, better = "gold_words", "words", "neither"
-    meaning = "length of a gold reply"
+    name, unit, better = "reference_words", "words", "neither"
+    meaning = "length of a reference"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""
-        return mean([len(gold[0].split()) for gold in references])
+        return mean([len(reference[0].split()) for reference in references])
 
 
 REPLY = ReplyWords()
-GOLD = GoldWords()
+REFERENCE = ReferenceWords()

@@ -21,6 +21,7 @@ class Repetition(TextMetric):
 
     name, unit, better = "repetition", "share", "min"
     meaning = "word 3-grams that a reply has said before"
+    short = "repetition"
 
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""

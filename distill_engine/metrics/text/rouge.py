@@ -22,7 +22,7 @@ class Rouge(TextMetric):
     def value(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """See TextMetric."""
         pairs = zip(hypotheses, references, strict=True)
-        return mean([self._scorer.score_multi(list(golds), text)[self._kind].fmeasure for text, golds in pairs])
+        return mean([self._scorer.score_multi(list(right), text)[self._kind].fmeasure for text, right in pairs])
 
     @cached_property
     def _scorer(self) -> Any:

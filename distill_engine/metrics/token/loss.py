@@ -1,4 +1,4 @@
-"""Cross-entropy with the gold reply."""
+"""Cross-entropy with the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Loss(TokenMetric):
     """Nats per label token."""
 
     name, unit, better = "loss", "nats/token", "min"
-    meaning = "cross-entropy with the gold reply"
+    meaning = "cross-entropy with the reference"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""

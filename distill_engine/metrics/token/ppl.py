@@ -23,6 +23,7 @@ class Perplexity(TokenMetric):
     name, unit = "ppl", ""
     better: Better = "min"
     meaning = "perplexity per label token, as ParlAI reports it"
+    short = "ppl"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""
@@ -40,6 +41,7 @@ class TeacherPerplexity(Perplexity):
     name, needs = "teacher_ppl", "teacher"
     better: Better = "neither"
     meaning = "perplexity of the teacher itself"
+    short = "teacher's ppl"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""

@@ -18,6 +18,7 @@ class TeacherAgreement(TokenMetric):
 
     name, unit, better, needs, parlai = "teacher_agreement", "share", "max", "agreement", "teacher_acc"
     meaning = "label tokens where student and teacher rank the same token first"
+    short = "agrees with teacher"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""

@@ -18,6 +18,7 @@ class TeacherKL(TokenMetric):
 
     name, unit, better, needs = "teacher_kl", "nats/token", "min", "divergence"
     meaning = "KL divergence from the teacher's next-token distribution, at temperature 1 (`distill evaluate`)"
+    short = "KL to teacher"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""

@@ -19,6 +19,7 @@ class TokenAccuracy(TokenMetric):
     name, unit, parlai = "token_accuracy", "share", "token_acc"
     better: Better = "max"
     meaning = "label tokens that the student ranks first"
+    short = "token accuracy"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""
@@ -31,6 +32,7 @@ class TeacherAccuracy(TokenAccuracy):
     name, needs, parlai = "teacher_token_accuracy", "teacher", ""
     better: Better = "neither"
     meaning = "label tokens that the teacher itself ranks first"
+    short = "teacher's accuracy"
 
     def sums(self, scores: Scores) -> Sequence[Tensor]:
         """See TokenMetric."""

@@ -12,7 +12,8 @@ from distill_engine.data.order.loader import TrainLoader
 from distill_engine.data.order.mixture import Mixture
 from distill_engine.teachers.ahead import AheadTeacher
 from distill_engine.teachers.protocol import Teacher
-from distill_engine.train.progress import Limits, Progress
+from distill_engine.train.config import StopSection
+from distill_engine.train.progress import Progress
 from distill_engine.values import FeatureRequest, Features
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def test_where_there_are_streams_teacher_and_data_go_together(loader, monkeypatc
         assert (batches.examples, loader.examples) == (taken, taken + 4)
 
 
-@pytest.mark.parametrize(("limits", "passes"), [(Limits(), 7), (Limits(max_steps=3), 6), (Limits(max_epochs=1.0), 6)])
+@pytest.mark.parametrize(("limits", "passes"), [({}, 7), ({"max_steps": 3}, 6), ({"max_epochs": 1.0}, 6)])
 def test_the_last_step_begins_no_pass_for_another(loader, monkeypatch, limits, passes):
     """Two micro-batches of two examples a step, of twelve; three steps are an epoch."""
     monkeypatch.setattr(overlap, "has_streams", lambda device: True)
@@ -66,7 +67,9 @@ def test_the_last_step_begins_no_pass_for_another(loader, monkeypatch, limits, p
     plain = asked.features
     asked.features = lambda group, request: made.append(len(group)) or plain(group, request)
     teacher, batches = overlap.overlapped(recipe(True), asked, loader, CPU, print)
-    trainer = SimpleNamespace(batches=batches, policies=SimpleNamespace(limits=limits), progress=Progress())
+    trainer = SimpleNamespace(
+        batches=batches, policies=SimpleNamespace(limits=StopSection(**limits)), progress=Progress()
+    )
     assert overlap.ending_on_time(trainer) is trainer
     for _ in range(3):
         assert len(list(teacher.features(batches.next_group(), FeatureRequest()))) == 2

@@ -43,7 +43,7 @@ def publisher(tiny, tmp_path, said, go, monkeypatch):
 
 def test_training_goes_on_meanwhile_and_the_export_is_of_the_weights_then(publisher, tmp_path, go, said):
     publisher.new_best(Progress(3), {})
-    assert not (tmp_path / "best").exists() and not publisher._task.done
+    assert not (tmp_path / "best").exists() and not publisher._pending.done
     go.set()
     text, exported = publisher.ending("ppl", 4.25)
     assert exported and text == f", best ppl 4.25; {tmp_path / 'best'} has the student of step 3" and said == []

@@ -57,7 +57,7 @@ def write(folder: Path, steps: int) -> None:
         values = {"train/total": 100.0 / step, "train/ppl": 3.0, "train/term/task/raw": 1.0}
         sink.write(Record("train", step, float(step), values | {"train/term/task/weighted": 1.0}))
     said = [(f"long ago\n{n} cats?", f"teacher {n}", f"[b]s{n}") for n in range(6)]
-    rows = [{"context": asked, "gold": "g", "teacher": right, "student": own} for asked, right, own in said]
+    rows = [{"context": asked, "reference": "g", "teacher": right, "student": own} for asked, right, own in said]
     sink.write(Record("samples", steps, float(steps), rows=tuple(rows)))
     sink.close("finished")
 

@@ -10,15 +10,11 @@ from typing import Any
 import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_lines
+from distill_engine.data.episodes import Episode, Turn
+from distill_engine.data.errors import DataError
 from distill_engine.data.kinds.dialogue import KIND
-from distill_engine.data.readers import (
-    DataError,
-    DialogueSpec,
-    Episode,
-    Turn,
-    read_dataset,
-    source_files,
-)
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
+from distill_engine.data.readers import source_files, stream_dataset
 
 RAW = Path(__file__).parents[2] / "fixtures" / "taskdata" / "raw"
 DATASETS = ["blended_skill_talk", "wizard_of_wikipedia", "convai2", "convai2:normalized", "empathetic_dialogues"]
@@ -37,7 +33,7 @@ def spec(dataset: str, root: Path, **values) -> DialogueSpec:
 
 def refusal(dataset: str, root: Path | None, split: str = "train", **values) -> str:
     with pytest.raises(DataError) as caught:
-        read_dataset(DialogueSpec(name=dataset, root=None if root is None else str(root), **values), split)
+        list(stream_dataset(DialogueSpec(name=dataset, root=None if root is None else str(root), **values), split))
     return str(caught.value)
 
 
@@ -74,7 +70,7 @@ def test_a_missing_split(dataset, tmp_path):
     shutil.copytree(RAW, tmp_path / "data")
     for file in (tmp_path / "data").rglob("*valid*"):
         file.unlink()
-    assert len(read_dataset(spec(dataset, tmp_path / "data"), "train")) > 1
+    assert len(list(stream_dataset(spec(dataset, tmp_path / "data"), "train"))) > 1
     message = refusal(dataset, tmp_path / "data", "valid")
     assert f"Dataset {dataset!r} has no valid split: there is no {tmp_path}" in message and "valid" in message
 
@@ -83,7 +79,7 @@ def test_limits_stop_reading(tmp_path):
     """The file is damaged behind the limit; what was asked for comes all the same."""
     episodes = (RAW / TRAIN["blended_skill_talk"]).read_text()
     root = root_with(tmp_path, "blended_skill_talk", episodes[: len(episodes) // 2])
-    found = read_dataset(spec("blended_skill_talk", root, train_examples=2), "train")
+    found = list(stream_dataset(spec("blended_skill_talk", root, train_examples=2), "train"))
     assert [len(episode.turns) for episode in found] == [2]
     assert "not JSON" in refusal("blended_skill_talk", root)
 
@@ -94,7 +90,9 @@ def test_limits_stop_reading(tmp_path):
 def test_convai2_falls_back_to_the_file_without_candidates(tmp_path):
     (tmp_path / "ConvAI2").mkdir()
     shutil.copy(RAW / "ConvAI2" / "train_self_original_no_cands.txt", tmp_path / "ConvAI2")
-    assert read_dataset(spec("convai2", tmp_path), "train") == read_dataset(spec("convai2", RAW), "train")
+    assert list(stream_dataset(spec("convai2", tmp_path), "train")) == list(
+        stream_dataset(spec("convai2", RAW), "train")
+    )
 
 
 def test_own_persona_comes_before_the_partners_and_both_before_the_rest():
@@ -119,7 +117,7 @@ def test_a_damaged_convai2_file(tmp_path, dataset, line, said):
 
 def fbdialog(tmp_path: Path, text: str) -> list[Episode]:
     (tmp_path / "file.txt").write_text(text)
-    return read_dataset(DialogueSpec(name="fbdialog", train=str(tmp_path / "file.txt")), "train")
+    return list(stream_dataset(DialogueSpec(name="fbdialog", train=str(tmp_path / "file.txt")), "train"))
 
 
 def test_fbdialog_episodes_context_and_labels(tmp_path):
@@ -143,7 +141,9 @@ def row(number: int | str, text: str, conversation: str = "a", tail: str = ",5|5
 
 
 def empathetic(tmp_path: Path, text: str) -> list[Episode]:
-    return read_dataset(spec("empathetic_dialogues", root_with(tmp_path, "empathetic_dialogues", text)), "train")
+    return list(
+        stream_dataset(spec("empathetic_dialogues", root_with(tmp_path, "empathetic_dialogues", text)), "train")
+    )
 
 
 def test_empathetic_dialogues_halves_and_spaces(tmp_path):
@@ -155,7 +155,7 @@ def test_empathetic_dialogues_without_its_header_or_doubled_folder(tmp_path):
     file = tmp_path / "empatheticdialogues" / "train.csv"
     file.parent.mkdir()
     file.write_text(row(1, "a") + row(2, "b"))
-    assert read_dataset(spec("empathetic_dialogues", tmp_path), "train") == [Episode((Turn("a", "b"),))]
+    assert list(stream_dataset(spec("empathetic_dialogues", tmp_path), "train")) == [Episode((Turn("a", "b"),))]
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,11 @@ def test_a_json_file_that_is_cut_off_or_in_another_encoding(tmp_path, dataset):
 
 def test_unseen_topics_are_another_file(tmp_path):
     for split in ("valid", "test"):
-        unseen = read_dataset(spec("wizard_of_wikipedia", RAW, topic_split=True), split)
+        unseen = list(stream_dataset(spec("wizard_of_wikipedia", RAW, topic_split=True), split))
         raw = json.loads((RAW / "wizard_of_wikipedia" / f"{split}_topic_split.json").read_text())
         assert unseen[0].turns[0].text.split("\n")[0] == raw[0]["chosen_topic"]
-        assert unseen != read_dataset(spec("wizard_of_wikipedia", RAW), split)
-    train = [read_dataset(spec("wizard_of_wikipedia", RAW, topic_split=unseen), "train") for unseen in (True, False)]
+        assert unseen != list(stream_dataset(spec("wizard_of_wikipedia", RAW), split))
+    train = [
+        list(stream_dataset(spec("wizard_of_wikipedia", RAW, topic_split=unseen), "train")) for unseen in (True, False)
+    ]
     assert train[0] == train[1]

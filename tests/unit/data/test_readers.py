@@ -9,20 +9,14 @@ from pathlib import Path
 import pytest
 
 from distill_engine.data import readers
+from distill_engine.data.episodes import Episode, Turn
+from distill_engine.data.errors import DataError
 from distill_engine.data.formats import text_files
 from distill_engine.data.formats.conversations import as_line, sides, spoken
 from distill_engine.data.formats.parlai_text import chosen_label, parse_line
-from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS, KIND, READABLE_DATASETS
-from distill_engine.data.readers import (
-    DataError,
-    DialogueSpec,
-    Episode,
-    Turn,
-    first_examples,
-    read_dataset,
-    source_files,
-    stream_dataset,
-)
+from distill_engine.data.kinds.dialogue import KIND
+from distill_engine.data.kinds.dialogue_source import DIALOGUE_DATASETS, READABLE_DATASETS, DialogueSpec
+from distill_engine.data.readers import first_examples, source_files, stream_dataset
 
 FILES = Path(__file__).parents[2] / "fixtures" / "data"
 
@@ -43,7 +37,7 @@ def conversations(path: str | Path, **values) -> DialogueSpec:
 
 def refusal(spec: DialogueSpec) -> str:
     with pytest.raises(DataError) as caught:
-        read_dataset(spec, "train")
+        list(stream_dataset(spec, "train"))
     return str(caught.value)
 
 
@@ -51,7 +45,7 @@ def refusal(spec: DialogueSpec) -> str:
 
 
 def test_parlai_text_escapes_bars_and_episode_ends():
-    episodes = read_dataset(parlai_text(FILES / "chat_train.txt"), "train")
+    episodes = list(stream_dataset(parlai_text(FILES / "chat_train.txt"), "train"))
     assert [len(episode.turns) for episode in episodes] == [2, 1, 1]
     assert episodes[0].turns[0] == Turn(
         "your persona: i mend clocks.\ngood morning !", "morning ! shall i look at your watch ?"
@@ -74,12 +68,12 @@ def test_the_drawn_label_depends_on_the_line_number_alone():
 
 def test_an_empty_value_of_episode_done_goes_on(tmp_path):
     path = written(tmp_path, "text:a\tlabels:b\tepisode_done:\ntext:c\tlabels:d\n")
-    assert [len(episode.turns) for episode in read_dataset(parlai_text(path), "train")] == [2]
+    assert [len(episode.turns) for episode in list(stream_dataset(parlai_text(path), "train"))] == [2]
 
 
 def test_trailing_space_windows_line_ends_and_byte_order_mark(tmp_path):
     path = written(tmp_path, b"\xef\xbb\xbftext:a\tlabels:b\t \r\n\r\ntext:c\tlabels:\tepisode_done:True\r\n")
-    assert read_dataset(parlai_text(path), "train") == [Episode((Turn("a", "b"), Turn("c", "")))]
+    assert list(stream_dataset(parlai_text(path), "train")) == [Episode((Turn("a", "b"), Turn("c", "")))]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +94,7 @@ def test_a_malformed_line_is_named(tmp_path, line, words):
 
 def test_a_file_without_episode_ends_is_warned_about(tmp_path, caplog):
     path = written(tmp_path, "text:a\tlabels:b\n" * 101)
-    assert len(read_dataset(parlai_text(path), "train")) == 1
+    assert len(list(stream_dataset(parlai_text(path), "train"))) == 1
     assert "episode_done" in caplog.text
 
 
@@ -108,7 +102,7 @@ def test_a_file_without_episode_ends_is_warned_about(tmp_path, caplog):
 
 
 def test_conversations_second_speaker():
-    episodes = read_dataset(conversations(FILES / "talks_train.jsonl"), "train")
+    episodes = list(stream_dataset(conversations(FILES / "talks_train.jsonl"), "train"))
     assert episodes == [
         Episode((Turn("hello", "good day"), Turn("is it late ?", "a little"))),
         Episode((Turn("tick", "tock"),)),
@@ -116,7 +110,7 @@ def test_conversations_second_speaker():
 
 
 def test_conversations_first_speaker_answers_silence():
-    episodes = read_dataset(conversations(FILES / "talks_train.jsonl", label_turns="first_speaker"), "train")
+    episodes = list(stream_dataset(conversations(FILES / "talks_train.jsonl", label_turns="first_speaker"), "train"))
     assert episodes[0] == Episode((Turn("__SILENCE__", "hello"), Turn("good day", "is it late ?")))
     assert episodes[2] == Episode((Turn("__SILENCE__", "nobody answers"),))
 
@@ -211,14 +205,14 @@ def test_a_split_without_file():
     assert KIND.has(spec, "train") and not KIND.has(spec, "valid")
     assert KIND.has(DialogueSpec(name="demo"), "valid")
     with pytest.raises(DataError, match="names no valid file"):
-        read_dataset(spec, "valid")
+        list(stream_dataset(spec, "valid"))
 
 
 def test_limits_count_examples_and_cut_the_last_episode():
     spec = parlai_text(FILES / "chat_train.txt", train_examples=1)
-    assert [len(episode.turns) for episode in read_dataset(spec, "train")] == [1]
+    assert [len(episode.turns) for episode in list(stream_dataset(spec, "train"))] == [1]
     spec = parlai_text(FILES / "chat_train.txt", train_examples=3)
-    assert [len(e.turns) for e in read_dataset(spec, "train")] == [2, 1]
+    assert [len(e.turns) for e in list(stream_dataset(spec, "train"))] == [2, 1]
 
 
 def test_files_of_a_split_and_its_episodes_one_at_a_time(tmp_path):
@@ -227,7 +221,7 @@ def test_files_of_a_split_and_its_episodes_one_at_a_time(tmp_path):
     assert source_files(DialogueSpec(name="demo"), "train") == []
     stream = stream_dataset(parlai_text(path), "train")
     assert next(stream) == Episode((Turn("a", "b"),))  # what is broken further on is not read yet
-    assert len(read_dataset(parlai_text(path, train_examples=2), "train")) == 2
+    assert len(list(stream_dataset(parlai_text(path, train_examples=2), "train"))) == 2
 
 
 def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
@@ -241,7 +235,7 @@ def test_the_demo_reader_gets_split_limit_and_seed(monkeypatch):
 
     monkeypatch.setattr(demo, "demo_episodes", demo_episodes)
     spec = DialogueSpec(name="demo", valid_examples=7, seed=5)
-    assert len(read_dataset(spec, "valid")) == 1
+    assert len(list(stream_dataset(spec, "valid"))) == 1
     assert asked == [("valid", 7, 5)]
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from distill_engine.data.corpora.convai2 import normalize_reply
-from distill_engine.data.readers import READERS, DialogueSpec, Episode, read_dataset
+from distill_engine.data.episodes import Episode
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
+from distill_engine.data.readers import READERS, stream_dataset
 from distill_engine.data.tokens.layout import SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.families.lookup import family_named
@@ -62,7 +64,7 @@ def spec_of(name: str) -> tuple[DialogueSpec, str]:
 
 
 def read(name: str) -> list[Episode]:
-    return read_dataset(*spec_of(name))
+    return list(stream_dataset(*spec_of(name)))
 
 
 def file_name(file: Path) -> str:

@@ -20,7 +20,8 @@ from transformers import (
 
 from distill_engine.cluster.other_ranks import OthersFailedError
 from distill_engine.data.corpora.demo import demo_episodes
-from distill_engine.data.readers import DialogueSpec, read_dataset
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
+from distill_engine.data.readers import stream_dataset
 from distill_engine.data.tokens.layout import SequenceLayout, SpecialTokens
 from distill_engine.data.tokens.tokenize import DialogueTokenizer, load_tokenizer
 from distill_engine.evaluate import run as evaluation
@@ -92,7 +93,7 @@ def test_each_example_comes_once_and_its_text_is_the_data(datasets, tokenizer):
     texts = [text for number in range(len(all_of_it)) for text in all_of_it.texts(number)]
     assert len(texts) == all_of_it.examples == sum(map(len, datasets))
     said = [turn.label for episode in demo_episodes("valid", 36, 3) for turn in episode.turns]
-    assert sorted(text.gold for text in texts) == sorted(said)
+    assert sorted(text.reference for text in texts) == sorted(said)
     rows = sum(len(all_of_it.batch(number)) for number in range(len(all_of_it)))
     assert rows == len(texts)
 
@@ -105,23 +106,23 @@ def test_values_against_a_plain_computation(whole, datasets, tokenizer, student)
         loss = kl = right = tokens = agree = exact = 0.0
         for index in range(len(dataset)):
             example = dataset.example(index)
-            gold = torch.tensor(example.label_ids).long()
+            reference = torch.tensor(example.label_ids).long()
             inputs = {
                 "input_ids": torch.tensor(example.context_ids)[None].long(),
-                "decoder_input_ids": torch.cat([torch.tensor([1]), gold[:-1]])[None],
+                "decoder_input_ids": torch.cat([torch.tensor([1]), reference[:-1]])[None],
             }
             with torch.no_grad():
                 logits = {name: model(**inputs).logits[0] for name, model in models.items()}
             for one in logits.values():
                 one[:, 1] = -1e20  # Blenderbot never predicts its start token
-            loss += functional.cross_entropy(logits["s"], gold, reduction="sum").item()
+            loss += functional.cross_entropy(logits["s"], reference, reduction="sum").item()
             log = {name: one.log_softmax(-1) for name, one in logits.items()}
             kl += functional.kl_div(log["s"], log["t"], log_target=True, reduction="sum").item()
             said = logits["s"].argmax(-1)
-            right += (said == gold).sum().item()
+            right += (said == reference).sum().item()
             agree += (said == logits["t"].argmax(-1)).sum().item()
-            exact += float((said == gold).all())
-            tokens += len(gold)
+            exact += float((said == reference).all())
+            tokens += len(reference)
         found[label] = {
             "ppl": math.exp(loss / tokens), "loss": loss / tokens, "teacher_kl": kl / tokens,
             "token_acc": right / tokens, "teacher_acc": agree / tokens, "token_em": exact / len(dataset),
@@ -145,7 +146,7 @@ def test_the_teacher_is_its_own_equal(whole):
 def test_replies_in_batches_are_replies_alone(whole, datasets, tokenizer):
     """One context after the other, through plain generate, gives the same metrics."""
     model = AutoModelForSeq2SeqLM.from_pretrained(TEACHER).eval()
-    said, golds, lengths = [], [], []
+    said, references, lengths = [], [], []
     for dataset in datasets:
         for index in range(len(dataset)):
             ids = model.generate(
@@ -153,9 +154,9 @@ def test_replies_in_batches_are_replies_alone(whole, datasets, tokenizer):
             )[0, 1:].tolist()
             said.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
             lengths.append(len(ids))
-            gold = dataset.tokens[dataset.bounds[index, 2] : dataset.bounds[index, 3]]
-            golds.append([tokenizer.decode(gold.tolist())])
-    expected = reply_metrics([Answered(*one) for one in zip(said, lengths, golds, strict=True)])
+            reference = dataset.tokens[dataset.bounds[index, 2] : dataset.bounds[index, 3]]
+            references.append([tokenizer.decode(reference.tolist())])
+    expected = reply_metrics([Answered(*one) for one in zip(said, lengths, references, strict=True)])
     values = whole.values["teacher"]
     pooled = ("bleu", "interdistinct-1", "interdistinct-2")
     assert {name: values[name] for name in pooled} == pytest.approx({name: expected[name] for name in pooled})
@@ -268,7 +269,7 @@ def test_samples_hold_every_models_reply(whole):
     assert 3 <= len(whole.samples) <= 12
     for sample in whole.samples:
         assert set(sample.replies) == {"teacher", "student"} and sample.dataset in LABELS
-        assert sample.context and sample.gold
+        assert sample.context and sample.reference
     assert len({sample.context for sample in whole.samples}) > 2
 
 
@@ -357,7 +358,9 @@ def test_the_report_of_a_parlai_run(tmp_path, split):
     names = ("blended_skill_talk", "convai2:normalized", "empathetic_dialogues", "wizard_of_wikipedia")
     tokenizer = load_tokenizer(str(root / "toy_dict" / "hf"))
     encoder = DialogueTokenizer(tokenizer, blenderbot_layout(), "  ", 128, 128)
-    data = [encoder.tokenise(read_dataset(DialogueSpec(name=name, root=str(root / "raw")), split)) for name in names]
+    data = [
+        encoder.tokenise(list(stream_dataset(DialogueSpec(name=name, root=str(root / "raw")), split))) for name in names
+    ]
     model = from_parlai(root / "tiny_parlai" / "blender")
     batches = EvaluationSet(data, blenderbot_layout(), tokenizer, 4)
     values = run_evaluation({"m": model}, None, batches, names, tokenizer, Work(tmp_path), None).values["m"]

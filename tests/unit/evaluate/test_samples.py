@@ -73,7 +73,7 @@ def test_a_model_that_speaks_well_raises_no_alarm(ready, model):
     assert kept.of("event") == []
     (record,) = kept.of("samples")
     assert (record.step, record.seconds, len(record.rows)) == (7, 3.5, 5)
-    assert list(record.rows[0]) == ["task", "context", "gold", "student"]
+    assert list(record.rows[0]) == ["dataset", "context", "reference", "student"]
     assert values["sample/empty_share"] == 0 and values["sample/unique_share"] > 0.2
     assert 0.5 < values["sample/length_ratio"] < 2
     for name in values:
@@ -88,7 +88,7 @@ def test_the_table_is_the_first_examples_and_the_models_own_replies(ready, model
         context = torch.tensor([example.context_ids.tolist()])
         (alone,) = replies(model, ready.tokenizer, Tokens(context, torch.ones_like(context)), own_settings(model, 32))
         assert row["student"] == alone.text
-        assert row["gold"] == ready.tokenizer.decode(example.label_ids, skip_special_tokens=True).strip()
+        assert row["reference"] == ready.tokenizer.decode(example.label_ids, skip_special_tokens=True).strip()
         assert row["context"] in ready.tokenizer.decode(example.context_ids)
 
 
@@ -96,7 +96,7 @@ def test_the_teachers_replies_stand_beside_the_students(ready, model):
     replies = [f"teacher {number}" for number in range(5)]
     values, kept = ask(ready, model, replies)
     (record,) = kept.of("samples")
-    assert list(record.rows[0]) == ["task", "context", "gold", "teacher", "student"]
+    assert list(record.rows[0]) == ["dataset", "context", "reference", "teacher", "student"]
     assert [row["teacher"] for row in record.rows] == replies
     plain, other = ask(ready, model)
     assert [row["student"] for row in record.rows] == [row["student"] for row in other.of("samples")[0].rows]
@@ -171,7 +171,7 @@ def test_a_model_that_answers_several_times_answers_once(ready, model):
 
 
 def prompt(ready, number, repeated=0.0):
-    return Prompt("demo", ready.valid_datasets[0].example(number), "context", f"gold {number}", repeated)
+    return Prompt("demo", ready.valid_datasets[0].example(number), "context", f"reference {number}", repeated)
 
 
 @pytest.mark.parametrize(

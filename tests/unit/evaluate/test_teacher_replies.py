@@ -70,8 +70,8 @@ def test_replies_are_the_models_own_and_are_made_once(ready, model, ask, tmp_pat
     ]
     assert "answers 3 sample prompts" in said[0] and "validation.samples: 0" in said[0] and FILE in said[1]
     rows = json.loads((tmp_path / FILE).read_text())["rows"]
-    assert [(row["gold"], row["teacher"]) for row in rows] == [
-        (prompt.gold, text) for prompt, text in zip(prompts[0], first, strict=True)
+    assert [(row["reference"], row["teacher"]) for row in rows] == [
+        (prompt.reference, text) for prompt, text in zip(prompts[0], first, strict=True)
     ]
     assert ask() == (first, False, [])
 

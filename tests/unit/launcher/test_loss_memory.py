@@ -14,7 +14,7 @@ from distill_engine.losses.divergences.reverse_kl import REVERSE_KL, ReverseKL
 from distill_engine.losses.kernels.prediction import divergence_sum, task_sum
 from distill_engine.losses.kernels.projection_ways import faster_way
 from distill_engine.losses.top_tokens import beside_student
-from distill_engine.recipe.schema import TeacherShare
+from distill_engine.teachers.config import TeacherShare
 from launcher.hardware import GPUS
 from launcher.job import Job
 from launcher.job_files import read_job

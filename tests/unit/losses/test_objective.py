@@ -183,7 +183,7 @@ def test_attention_of_other_head_counts_is_refused_only_when_weighted(tiny, two)
     _, teacher = two.features(batch, heads=3)
     with pytest.raises(ValueError, match="the student has 2 heads, the teacher 3"):
         two.objective().terms(student, teacher, batch)
-    without = two.objective(weights=two.WEIGHTS.but(self_attention=0, cross_attention=0))
+    without = two.objective(weights=LossWeights(two.WEIGHTS.root | {"self_attention": 0, "cross_attention": 0}))
     assert torch.isfinite(two.total(without, [(batch, student, teacher)]))
 
 
@@ -233,7 +233,8 @@ def test_a_batch_without_labels_adds_nothing_and_no_nan(tiny, two, definition, n
     batch = tiny.batch(name)
     batch = replace(batch, labels=torch.full_like(batch.labels, -100))
     student, teacher = two.features(batch)
-    decoder_only = two.WEIGHTS.but(encoder=0, embedding=0, hidden=0, self_attention=0)
+    encoders = dict.fromkeys(("encoder", "embedding", "hidden", "self_attention"), 0)
+    decoder_only = LossWeights(two.WEIGHTS.root | encoders)
     total = two.total(two.objective(definition, decoder_only), [(batch, student, teacher)])
     total.backward()
     assert total.item() == 0

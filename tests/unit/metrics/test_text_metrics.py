@@ -36,7 +36,7 @@ def test_words_are_compared_as_parlai_does(text, words):
 
 
 @pytest.mark.parametrize(
-    "reply, golds, value",
+    "reply, references, value",
     [
         ("i like cats", ["i like cats"], 1.0),
         ("i like cats", ["I like the cats!"], 1.0),
@@ -49,16 +49,16 @@ def test_words_are_compared_as_parlai_does(text, words):
         ("hello", [], 0.0),
     ],
 )
-def test_f1_worked_by_hand(reply, golds, value):
-    assert f1(reply, golds) == pytest.approx(value)
+def test_f1_worked_by_hand(reply, references, value):
+    assert f1(reply, references) == pytest.approx(value)
 
 
 words = st.text(alphabet="abt he.,'", max_size=20)
 
 
 @given(words, words)
-def test_f1_is_precision_and_recall(reply, gold):
-    said, right = normalised(reply), normalised(gold)
+def test_f1_is_precision_and_recall(reply, reference):
+    said, right = normalised(reply), normalised(reference)
     common = 0
     for word in set(said):
         common += min(said.count(word), right.count(word))
@@ -66,8 +66,8 @@ def test_f1_is_precision_and_recall(reply, gold):
     if common:
         precision, recall = common / len(said), common / len(right)
         expected = 2 * precision * recall / (precision + recall)
-    assert f1(reply, [gold]) == pytest.approx(expected)
-    assert f1(reply, [gold]) == pytest.approx(f1(gold, [reply]))
+    assert f1(reply, [reference]) == pytest.approx(expected)
+    assert f1(reply, [reference]) == pytest.approx(f1(reference, [reply]))
 
 
 def test_exact_match_forgives_case_punctuation_and_articles():
@@ -77,12 +77,12 @@ def test_exact_match_forgives_case_punctuation_and_articles():
 
 def test_bleu_is_sacrebleus():
     said = ["the cat sat on the mat .", "there is a dog in here", "yes"]
-    gold = ["the cat sat on a mat .", "there is a big dog in here", "no"]
-    assert bleu(said, [[one] for one in gold]) == sacrebleu.corpus_bleu(said, [gold]).score
-    assert 20 < bleu(said, [[one] for one in gold]) < 90
-    two = [["a cat sat on the mat .", gold[0]], [gold[1]], ["yes"]]
-    expected = sacrebleu.corpus_bleu(said, [[row[0] for row in two], [gold[0], None, None]]).score
-    assert bleu(said, two) == expected > bleu(said, [[one] for one in gold])
+    reference = ["the cat sat on a mat .", "there is a big dog in here", "no"]
+    assert bleu(said, [[one] for one in reference]) == sacrebleu.corpus_bleu(said, [reference]).score
+    assert 20 < bleu(said, [[one] for one in reference]) < 90
+    two = [["a cat sat on the mat .", reference[0]], [reference[1]], ["yes"]]
+    expected = sacrebleu.corpus_bleu(said, [[row[0] for row in two], [reference[0], None, None]]).score
+    assert bleu(said, two) == expected > bleu(said, [[one] for one in reference])
 
 
 def test_bleu_worked_by_hand():
@@ -114,7 +114,7 @@ def test_all_together():
     said = [Answered("i like cats", 4, ["i like cats"]), Answered("", 1, ["hello there"])]
     values = reply_metrics(said)
     assert values["f1"] == values["accuracy"] == values["empty"] == 0.5
-    assert values["reply_tokens"] == 2.5 and values["gold_words"] == 2.5 and values["unique"] == 1.0
+    assert values["reply_tokens"] == 2.5 and values["reference_words"] == 2.5 and values["unique"] == 1.0
     assert values["interdistinct-1"] == 1.0 and values["repetition"] == 0.0
     assert reply_metrics([]) == {}
 
@@ -131,13 +131,13 @@ def test_over_tasks_values_are_means_and_pooled_ones_of_all_replies():
 # -- summaries, translations, transcripts --------------------------------------------------------------------------
 
 
-def value_of(name, texts, golds):
+def value_of(name, texts, references):
     metric = load("metrics", name)
-    return math.nan if metric.missing() else metric.value(texts, golds)
+    return math.nan if metric.missing() else metric.value(texts, references)
 
 
 @pytest.mark.parametrize(
-    "name, text, golds, value",
+    "name, text, references, value",
     [
         ("rouge_1", "the cat sat", ["the cat ran off"], 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4)),
         ("rouge_2", "the cat sat", ["the cat ran off"], 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)),
@@ -155,15 +155,15 @@ def value_of(name, texts, golds):
         ("wer", "x", ["a b c", "x y"], 1 / 2),  # the nearer reference
     ],
 )
-def test_worked_by_hand(name, text, golds, value):
-    assert value_of(name, [text], [golds]) == pytest.approx(value)
+def test_worked_by_hand(name, text, references, value):
+    assert value_of(name, [text], [references]) == pytest.approx(value)
 
 
 def test_errors_are_pooled_and_characters_are_sacrebleus():
     assert value_of("wer", ["a", "x x x"], [["b"], ["x x x"]]) == pytest.approx(1 / 4)
-    texts, golds = ["der hund bellt", "ja"], [["der hund hat gebellt"], ["ja doch"]]
-    expected = sacrebleu.CHRF(word_order=2).corpus_score(texts, [[one[0] for one in golds]]).score
-    assert value_of("chrf", texts, golds) == pytest.approx(expected)
+    texts, references = ["der hund bellt", "ja"], [["der hund hat gebellt"], ["ja doch"]]
+    expected = sacrebleu.CHRF(word_order=2).corpus_score(texts, [[one[0] for one in references]]).score
+    assert value_of("chrf", texts, references) == pytest.approx(expected)
 
 
 def test_without_its_library_a_metric_is_left_out_and_says_so(monkeypatch):

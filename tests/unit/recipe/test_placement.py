@@ -4,7 +4,7 @@ import pytest
 
 from distill_engine.recipe.placement import placement_of
 from distill_engine.recipe.schema import Recipe
-from distill_engine.recipe.schema import TeacherSection as Teacher
+from distill_engine.teachers.config import TeacherSection as Teacher
 
 OFFLOADED = {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.kinds.dialogue import DIALOGUE_DATASETS
+from distill_engine.data.kinds.dialogue_source import DIALOGUE_DATASETS
 from distill_engine.recipe.rules import check_against_teacher, check_recipe, check_tokenizer
 from distill_engine.recipe.schema import Recipe
 

@@ -70,7 +70,13 @@ def write_run(folder: Path, steps: int = 400) -> Path:
             best = min(best, valid["valid/ppl"])
             sink.write(Record("valid", step, step / 5, {**valid, "best/ppl": best}))
             rows = [
-                {"task": "chat", "context": f"c{n}", "gold": f"<g{n}>", "teacher": f"t{n}", "student": f"s{n} {step}"}
+                {
+                    "dataset": "chat",
+                    "context": f"c{n}",
+                    "reference": f"<g{n}>",
+                    "teacher": f"t{n}",
+                    "student": f"s{n} {step}",
+                }
                 for n in (0, 1)
             ]
             sink.write(Record("samples", step, step / 5, rows=tuple(rows)))

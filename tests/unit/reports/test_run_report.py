@@ -101,7 +101,7 @@ def test_the_last_sample_replies_stand_beside_gold_teacher_and_the_first_ones(te
     table = next(found for found in re.findall(r"<table>.*?</table>", text, flags=re.DOTALL) if "&lt;g1&gt;" in found)
     cells = [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table)]
     assert cells == [
-        *("task", "context", "gold", "teacher", "student, step 50", "student, step 400"),
+        *("dataset", "context", "reference", "teacher", "student, step 50", "student, step 400"),
         *("chat", "c0", "<g0>", "t0", "s0 50", "s0 400"),
         *("chat", "c1", "<g1>", "t1", "s1 50", "s1 400"),
     ]
@@ -109,7 +109,7 @@ def test_the_last_sample_replies_stand_beside_gold_teacher_and_the_first_ones(te
 
 def test_one_round_of_samples_is_shown_once(tmp_path):
     sink = JsonlSink(tmp_path / "metrics.jsonl")
-    sink.write(Record("samples", 9, 1.0, rows=({"gold": "g", "student": "only"},)))
+    sink.write(Record("samples", 9, 1.0, rows=({"reference": "g", "student": "only"},)))
     sink.close("finished")
     assert run_report(read_run(tmp_path)).count("only") == 1
 

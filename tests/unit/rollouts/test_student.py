@@ -8,6 +8,7 @@ import tiny_families
 import torch
 
 from distill_engine.models.adapter import adapt
+from distill_engine.rollouts.config import RolloutSection
 from distill_engine.rollouts.protocol import RolloutParts
 from distill_engine.rollouts.student import STUDENT, relabelled
 from distill_engine.values import IGNORED_LABEL, FeatureRequest
@@ -19,12 +20,12 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def parts_of(name: str, **changed) -> RolloutParts:
+def parts_of(name: str, *, share: float = 1.0, top_p: float = 1.0, **changed) -> RolloutParts:
     layout, family = tiny_families.layout(name), tiny_families.family_named(tiny_families.PUBLISHED[name][0])
     masked = family.masked_id(layout.start_id)
     never = {layout.pad_id, *([] if masked is None else [masked])} - {layout.end_id}
     parts = RolloutParts(
-        seed=3, rank=0, world_size=2, share=1.0, temperature=1.0, top_p=1.0, new_tokens=LIMIT, layout=layout,
+        seed=3, rank=0, world_size=2, section=RolloutSection(share=share, top_p=top_p), new_tokens=LIMIT, layout=layout,
         end_ids=(layout.end_id,), suppressed=tuple(sorted(never)), forced=None, pad_to_multiple_of=1, max_tokens=None,
     )  # fmt: skip
     return replace(parts, **changed)

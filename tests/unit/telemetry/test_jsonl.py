@@ -30,7 +30,7 @@ def test_round_trip_is_exact(tmp_path):
         Record("train", 1, 0.1, {"train/total": 0.1 + 0.2, "train/lr": 1e-45}),
         Record("valid", 1, 0.2, {"valid/ppl": 3.0}),
         Record("event", 2, 0.3, text="Größeres Ereignis\nin zwei Zeilen"),
-        Record("samples", 2, 0.4, rows=({"gold": "Grüße", "student": ""}, {"gold": "b\n", "student": "c"})),
+        Record("samples", 2, 0.4, rows=({"reference": "Grüße", "student": ""}, {"reference": "b\n", "student": "c"})),
     ]
     sink = JsonlSink(tmp_path / "deep" / "metrics.jsonl")
     for record in records:

@@ -100,7 +100,9 @@ def test_lines():
     assert train_line(state, 3725.0) == (
         "1:02:05  step 130/500  loss 4.812  task 2  prediction 0.2  ppl 3.21  lr 1.0e-04  tokens/s 12.3k  left 3 min"
     )
-    assert valid_line(state) == ("step 130/500  valid ppl 3.4  best 3.39  accuracy 61.2 %  agreement 55.0 %  12 s")
+    assert valid_line(state) == (
+        "step 130/500  valid ppl 3.4  best 3.39  token accuracy 61.2 %  agrees with teacher 55.0 %  12 s"
+    )
     assert "new best" in valid_line(state_of([], best=3.4))
 
 
@@ -121,7 +123,10 @@ def test_the_teachers_own_numbers_stand_beside_the_students(metric, own):
 
 def test_the_deciding_metric_may_be_another_one():
     state = state_of([], metric="token_accuracy", best=0.612)
-    assert valid_line(state) == "step 130/500  valid token accuracy 61.2 %  new best  ppl 3.4  agreement 55.0 %  12 s"
+    assert (
+        valid_line(state)
+        == "step 130/500  valid token accuracy 61.2 %  new best  ppl 3.4  agrees with teacher 55.0 %  12 s"
+    )
     assert "61.2 %" in "\n".join(lines_of(state, 80))
 
 

@@ -186,7 +186,7 @@ said = []
 sink = WandbSink(sys.argv[1], "name", WandbSection(project="project", mode="offline"), {}, said.append)
 random.seed(3)
 before = random.getstate()
-rows = ({"task": "chat", "gold": "yes", "student": "no"}, {"task": "chat", "gold": "a", "student": "b"})
+rows = ({"dataset": "chat", "reference": "yes", "student": "no"}, {"dataset": "chat", "reference": "a", "student": "b"})
 for step in (5, 10):
     sink.write(Record("samples", step, 1.0, rows=rows))
 same = random.getstate() == before
@@ -210,7 +210,7 @@ def test_rows_are_a_table_at_their_step_and_draw_no_random_numbers(tmp_path):
     tables = sorted((tmp_path / "run").glob("wandb/offline-run-*/files/media/table/valid/*.table.json"))
     assert len(tables) == 2
     content = json.loads(tables[0].read_text())
-    assert content["columns"] == ["task", "gold", "student"]
+    assert content["columns"] == ["dataset", "reference", "student"]
     assert content["data"] == [["chat", "yes", "no"], ["chat", "a", "b"]]
     assert [json.loads(row["step"]) for row in history(tmp_path / "run")] == [5, 10]
 

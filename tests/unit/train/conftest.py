@@ -20,13 +20,13 @@ from distill_engine.losses.objective import Objective
 from distill_engine.models.fake_int8 import fake_int8
 from distill_engine.rollouts.gold import GOLD
 from distill_engine.telemetry.averages import Averages
+from distill_engine.train.config import StopSection
 from distill_engine.train.decisions import Policies
 from distill_engine.train.hooks import Hook, Hooks, Supervision
 from distill_engine.train.learning_rate import LearningRate, Warmup
 from distill_engine.train.loop import Trainer
 from distill_engine.train.meter import Meter
 from distill_engine.train.policies import EarlyStopping, Every, KeepBest
-from distill_engine.train.progress import Limits
 from distill_engine.train.step_metrics import StepMetrics
 from distill_engine.values import Features, Stack
 
@@ -208,9 +208,9 @@ class Run:
     """One start of a program. Options: limits, triggers and faults; the rest is fixed."""
 
     def __init__(
-        self, folder: Path, tiny, *, limits: Limits, log=None, validate=None, save=None, patience=None, stop_at=None,
-        metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0, teacher=True,
-        validations=None, warmup=0, validation_seconds=0.0, keep_best=0, quantized_from=None,
+        self, folder: Path, tiny, *, limits: StopSection, log=None, validate=None, save=None, patience=None,
+        stop_at=None, metric="ppl", save_after_validation=True, skipped=(), stop_at_attempt=None, failing_saves=0,
+        teacher=True, validations=None, warmup=0, validation_seconds=0.0, keep_best=0, quantized_from=None,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self.events: list[str] = []
@@ -320,7 +320,9 @@ def toy_in(tiny):
     """Makes starts of runs: `toy_in(folder, max_steps=..., ...)`."""
 
     def start(folder, *, max_steps=None, max_epochs=None, max_seconds=None, max_skipped_steps=100, **options) -> Run:
-        limits = Limits(max_steps, max_epochs, max_seconds, max_skipped_steps)
+        limits = StopSection(
+            max_steps=max_steps, max_epochs=max_epochs, max_seconds=max_seconds, max_skipped_steps=max_skipped_steps
+        )
         return Run(folder / "checkpoints", tiny, limits=limits, **options)
 
     return start

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from distill_engine.train.progress import EndReason, Limits, Progress
+from distill_engine.train.config import StopSection
+from distill_engine.train.progress import EndReason, Progress
 
 
 def test_counts_of_applied_and_skipped_steps():
@@ -26,16 +27,15 @@ def test_state_goes_through_json():
 @pytest.mark.parametrize(
     ("limits", "steps", "epoch", "seconds", "expected"),
     [
-        (Limits(), 10**9, 1e9, 1e9, None),
-        (Limits(max_steps=5), 4, 9, 9, None),
-        (Limits(max_steps=5), 5, 0, 0, EndReason.MAX_STEPS),
-        (Limits(max_epochs=1.5), 9, 1.49, 9, None),
-        (Limits(max_epochs=1.5), 9, 1.5, 9, EndReason.MAX_EPOCHS),
-        (Limits(max_seconds=60), 9, 9, 59.9, None),
-        (Limits(max_seconds=60), 9, 9, 60.0, EndReason.MAX_SECONDS),
-        (Limits(5, 1.0, 60), 5, 1.0, 60, EndReason.MAX_STEPS),
-        (Limits(max_steps=0), 0, 0, 0, EndReason.MAX_STEPS),
+        ({}, 10**9, 1e9, 1e9, None),
+        ({"max_steps": 5}, 4, 9, 9, None),
+        ({"max_steps": 5}, 5, 0, 0, EndReason.MAX_STEPS),
+        ({"max_epochs": 1.5}, 9, 1.49, 9, None),
+        ({"max_epochs": 1.5}, 9, 1.5, 9, EndReason.MAX_EPOCHS),
+        ({"max_seconds": 60}, 9, 9, 59.9, None),
+        ({"max_seconds": 60}, 9, 9, 60.0, EndReason.MAX_SECONDS),
+        ({"max_steps": 5, "max_epochs": 1.0, "max_seconds": 60}, 5, 1.0, 60, EndReason.MAX_STEPS),
     ],
 )
 def test_limits(limits, steps, epoch, seconds, expected):
-    assert limits.reached(Progress(steps=steps, seconds=seconds), epoch) is expected
+    assert StopSection(**limits).reached(Progress(steps=steps, seconds=seconds), epoch) is expected

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from distill_engine.data.readers import DataError, DialogueSpec, Episode, Turn, read_dataset, source_files
+from distill_engine.data.episodes import Episode, Turn
+from distill_engine.data.errors import DataError
+from distill_engine.data.kinds.dialogue_source import DialogueSpec
+from distill_engine.data.readers import source_files, stream_dataset
 
 RAW = Path(__file__).parents[3] / "fixtures" / "taskdata" / "raw"
 PARLAI_SPLIT = {"train": "train", "validation": "valid", "test": "test"}
@@ -48,7 +51,7 @@ def empathetic_dialogues(split: str) -> list[dict[str, Any]]:
 
 def persona_chat(split: str) -> list[dict[str, Any]]:
     """As the one-row-per-dialogue copy: personas apart, the silent opener spelt with spaces, the reply last."""
-    episodes = read_dataset(DialogueSpec(name="convai2", root=str(RAW)), split)
+    episodes = list(stream_dataset(DialogueSpec(name="convai2", root=str(RAW)), split))
     rows = []
     for episode in episodes:
         *personas, opener = episode.turns[0].text.split("\n")
@@ -96,7 +99,7 @@ def saved(rows: list[dict[str, Any]], place: Path) -> str:
 
 
 def episodes(path: str | Path, split: str = "train", **values) -> list[Episode]:
-    return read_dataset(DialogueSpec(name="hf_dataset", **{split: str(path)}, **values), split)
+    return list(stream_dataset(DialogueSpec(name="hf_dataset", **{split: str(path)}, **values), split))
 
 
 def refusal(path: str | Path, split: str = "train") -> str:
@@ -110,7 +113,7 @@ def test_a_saved_dataset_gives_parlais_episodes(dataset, tmp_path):
     splits = {name: datasets.Dataset.from_list(COPIES[dataset](split)) for name, split in PARLAI_SPLIT.items()}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "copy")
     for split in PARLAI_SPLIT.values():
-        expected = read_dataset(DialogueSpec(name=dataset, root=str(RAW)), split)
+        expected = list(stream_dataset(DialogueSpec(name=dataset, root=str(RAW)), split))
         assert episodes(tmp_path / "copy", split, normalized=dataset != "convai2") == expected
     train = source_files(DialogueSpec(name="hf_dataset", train=str(tmp_path / "copy")), "train")
     assert train and all("train" in str(file.relative_to(tmp_path)) for file in train)
@@ -137,7 +140,7 @@ def test_every_form_gives_the_same(form, tmp_path):
         place.write_text(json.dumps(rows))
     else:
         place.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert episodes(place) == read_dataset(DialogueSpec(name="convai2:normalized", root=str(RAW)), "train")
+    assert episodes(place) == list(stream_dataset(DialogueSpec(name="convai2:normalized", root=str(RAW)), "train"))
 
 
 def test_an_object_of_lists_is_a_list_of_objects(tmp_path):
