@@ -18,15 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_engine.teachers.columns import (
-    LOG_PROBABILITIES,
-    CacheError,
-    Column,
-    Form,
-    from_json,
-    names_of,
-    unpacked,
-)
+from distill_engine.teachers.columns import AS_KEPT, CacheError, Column, Form, from_json, names_of, unpacked
 from distill_engine.teachers.protocol import MadeOf, Teacher, TeacherParts
 from distill_engine.teachers.store import DATASET, FORMAT, MANIFEST, Shards, keys_of, lengths_of, read_json
 from distill_engine.values import Batch, FeatureRequest, Features, Stack
@@ -88,9 +80,10 @@ class CachedTeacher(Teacher):
         )
 
     def _moved(self, rows: Tensor, name: str) -> Tensor:
-        """To the device; features in the type that the models compute in, which is too coarse for log-probabilities."""
+        """To the device; features in the type that the models compute in. For log-probabilities, which those of several
+        teachers are, half precision may be too coarse."""
         moved = rows.to(self._device, non_blocking=True)
-        return moved if rows.dtype == torch.int32 or name in LOG_PROBABILITIES else moved.to(self._dtype)
+        return moved if rows.dtype == torch.int32 or name in AS_KEPT else moved.to(self._dtype)
 
 
 class Cache:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from distill_engine.values import AttentionKind, FeatureRequest, Features, OutputHead, Projected, QueryKey, Stack
 
-LOG_PROBABILITIES = ("top_logprobs", "rest_logprob")  # columns that are read as they are kept
+AS_KEPT = ("logits", "top_logprobs", "rest_logprob")  # whose type may be finer than the models' of a run
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MASKED = -1e20
 _NO_REST = -60.0  # log-probability of the others where rounding leaves them none; representable in fp16

@@ -252,6 +252,22 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def starts(program):
+    """Plays starts of commands as ranks that are killed (killed_ranks_worker.py)."""
+    command = [sys.executable, str(Path(__file__).with_name("killed_ranks_worker.py"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, bufsize=1, env=program.environment(), **pipes) as worker:
+
+        def play(arguments: list[str], kill_at: list[int], launcher: bool = True) -> dict[str, list[int]]:
+            asked = {"arguments": arguments, "ranks": len(kill_at), "kill_at": kill_at, "launcher": launcher}
+            worker.stdin.write(json.dumps(asked) + "\n")
+            return json.loads(worker.stdout.readline())
+
+        yield play
+        worker.stdin.close()
+
+
+@pytest.fixture(scope="session")
 def base_recipe(teachers, data) -> Callable[..., dict]:
     """A small sound recipe as a dictionary of its own; `teacher` None: a student alone."""
 

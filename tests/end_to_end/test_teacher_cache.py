@@ -64,22 +64,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.fixture(scope="module")
-def starts(program):
-    """Plays starts of `distill cache` (cache_worker.py)."""
-    command = [sys.executable, str(Path(__file__).with_name("cache_worker.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, bufsize=1, env=program.environment(), **pipes) as worker:
-
-        def play(arguments: list[str], kill_at: list[int], launcher: bool = True) -> dict[str, list[int]]:
-            asked = {"arguments": arguments, "ranks": len(kill_at), "kill_at": kill_at, "launcher": launcher}
-            worker.stdin.write(json.dumps(asked) + "\n")
-            return json.loads(worker.stdout.readline())
-
-        yield play
-        worker.stdin.close()
-
-
 def test_one_two_and_three_ranks_and_ten_kills_leave_the_same_bytes(
     starts, program, base_recipe, write_recipe, tmp_path
 ):
@@ -88,7 +72,7 @@ def test_one_two_and_three_ranks_and_ten_kills_leave_the_same_bytes(
     recipe = str(write_recipe(made))
 
     def arguments(name: str) -> list[str]:
-        return [recipe, "--out", str(tmp_path / name), "--k", "8", "--shard-mib", "0.01", "--dtype", "bf16"]
+        return ["cache", recipe, "--out", str(tmp_path / name), "--k", "8", "--shard-mib", "0.01", "--dtype", "bf16"]
 
     whole = starts(arguments("one"), [0])
     assert whole["codes"] == [0], whole
@@ -116,7 +100,7 @@ def test_one_two_and_three_ranks_and_ten_kills_leave_the_same_bytes(
     assert "shards will not come: rank 1 of 2 gave no sign of life" in said
     # a real launcher, from nothing, makes the rest
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "distill_engine.cli"]
-    command = [sys.executable, *torchrun, "cache", *arguments("alone")]
+    command = [sys.executable, *torchrun, *arguments("alone")]
     done = subprocess.run(command, capture_output=True, text=True, env=program.environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert tree(tmp_path / "alone") == wanted

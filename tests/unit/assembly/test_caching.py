@@ -184,6 +184,8 @@ def test_several_teachers_are_cached_as_their_mean_with_the_features_of_one(plac
     (kept,) = cached.features([batch], goal.teacher_request())
     for one, other in zip(losses(goal, live, batch), losses(goal, kept, batch), strict=True):
         assert torch.equal(one, other)
+    (half,) = opened(ready, tmp_path / "mean", torch.bfloat16).features([batch], goal.teacher_request())
+    assert torch.equal(half.logits, kept.logits) and half.encoder_output.dtype == torch.bfloat16
     for other in (read(1.0), read(2.0, features=False)):
         with pytest.raises(CacheError, match=r"made by another teacher: .* shares and losses\.temperature"):
             opened(other, tmp_path / "mean")

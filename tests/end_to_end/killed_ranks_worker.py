@@ -1,9 +1,10 @@
-"""Starts of `distill cache` as a launcher's ranks, forked from one process that has imported everything.
+"""Starts of commands that share work and go on (`distill cache`, `distill pseudo-label`) as a launcher's ranks, forked
+from one process that has imported everything.
 
 Reads lines of JSON: {"arguments": [...], "ranks": N, "kill_at": [line or 0 of each rank], "launcher": true}. A rank
-dies by SIGKILL when it has run so many lines of what writes caches, and its launcher then kills the others; with
-"launcher": false it does not, and ranks wait only a moment for one that says nothing. Answers with the exit codes and
-the lines that each rank ran (0 where it was killed).
+dies by SIGKILL when it has run so many lines of what makes and writes results, and its launcher then kills the others;
+with "launcher": false it does not, and ranks wait only a moment for one that says nothing. Answers with the exit codes
+and the lines that each rank ran (0 where it was killed).
 """
 
 import json
@@ -14,13 +15,19 @@ from types import FrameType
 from typing import Any
 
 import torch
+import transformers
 
 from distill_engine.assembly import cache_files, caching
 from distill_engine.cli import app
 from distill_engine.cluster import other_ranks
+from distill_engine.evaluate import compare, partial_results
+from distill_engine.evaluate import run as evaluation
+from distill_engine.pseudo_labels import generate, write
 from distill_engine.teachers import store
 
-TRACED = {module.__file__ for module in (cache_files, caching, store)}
+assert transformers.BlenderbotForConditionalGeneration and compare  # what every start would import for itself
+RESULTS = (cache_files, caching, store, partial_results, evaluation, generate, write)
+TRACED = {module.__file__ for module in RESULTS}
 torch.set_num_threads(1)  # no pool of threads that a fork would lose
 
 
@@ -45,7 +52,7 @@ def start(rank: int, ranks: int, arguments: list[str], kill_at: int, count_to: i
 
     sys.settrace(lambda frame, _event, _value: line if frame.f_code.co_filename in TRACED else None)
     try:
-        app(["cache", *arguments])
+        app(arguments)
     except SystemExit as ended:
         code = int(ended.code or 0)
     finally:
