@@ -43,7 +43,7 @@ def test_ten_kills_of_one_two_or_three_ranks_leave_the_bytes_of_one(
     made = base_recipe(make_teacher(tmp_path / "teacher", "blenderbot", d_model=16, decoder_layers=2))
     rows = [json.dumps({"source": "do you " * (1 + n % 5) + str(n), "target": "yes"}) for n in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    made["data"]["tasks"] = [{"kind": "pairs", "label": "asked", "train": str(tmp_path / "rows.jsonl")}]
+    made["data"]["datasets"] = [{"kind": "pairs", "label": "asked", "train": str(tmp_path / "rows.jsonl")}]
     made["validation"] = {"patience": None}
     recipe = str(write_recipe(made))
     sampled = ["--generation", "do_sample=true", "--generation", "max_new_tokens=6", "--batch-size", "2"]
