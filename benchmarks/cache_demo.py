@@ -26,7 +26,7 @@ COMMON = ("batch.per_rank=64", "validation.samples=0")
 
 
 def main() -> int:
-    """Returns 0 when what is lost is no more than what the live runs' own seeds differ by, 1 otherwise (0 with one seed)."""
+    """Returns 0 when no more is lost than the live runs' own seeds differ by, 1 otherwise (0 with one seed)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, default=64, help="tokens kept of each position")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each, with seeds 1 to N")
