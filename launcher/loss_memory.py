@@ -84,15 +84,16 @@ def captured(job: Job) -> float:
     logits = job.labels * (job.compared.vocab if _whole_logits(job) else width)
     held = (width * tokens + job.compared.attention_width * rows + logits) * job.word * job.held_batches
     held += position_biases(job, job.compared, asked) * job.word
-    if _of_some_tokens(job):  # rebuilt in 32 bits, and once more beside the student's (losses/top_tokens.py)
-        held += job.labels * job.compared.vocab * (2 * FULL - job.word)
+    if job.cached and not holds_head(job.recipe):  # as they are kept, in 32 bits at most, or rebuilt in 32 bits
+        copies = 2 if _of_some_tokens(job) else 1  # then once more, beside the student's (losses/top_tokens.py)
+        held += job.labels * job.compared.vocab * (copies * FULL - job.word)
     # of several: the mean in 32 bits, made of two further such tables and one teacher's logits (teachers/mixture.py)
     return float(held + (job.labels * job.compared.vocab * (3 * FULL - job.word) if len(job.all_loaded) > 1 else 0))
 
 
 def _of_some_tokens(job: Job) -> bool:
     """Whether a cache keeps some logits; one that is not there yet will, unless it is asked for all."""
-    return job.cached and (holds_head(job.recipe) is None or kept_tokens(job.recipe) is not None)
+    return holds_head(job.recipe) is None or kept_tokens(job.recipe) is not None
 
 
 def different_layers(job: Job) -> dict[Stack, tuple[int, ...]]:

@@ -108,6 +108,21 @@ def test_whole_logits_take_what_is_planned(root, some):
     assert small.student.vocab == vocabulary and most == pytest.approx(planned, rel=0.15)
 
 
+@pytest.mark.parametrize(("form", "copies"), [(None, 2), ({"k": 8, "head": False}, 2), ({"k": None, "head": False}, 1)])
+def test_logits_of_a_cache_are_whole_and_may_have_32_bits(root, tmp_path, form, copies):
+    if form is not None:
+        (tmp_path / "manifest.json").write_text(json.dumps({"form": form}))
+    files = root / "ds_configs" / "zero2_bf16.json", root / "ds_configs" / "teacher_zero3.json"
+    live, cached = (
+        read_job(root / "recipes" / "bb3b_tinybert.yaml", overrides, 1, 1, *files, GPUS["h100"])
+        for overrides in (
+            ["losses.kernels.prediction=reference"],
+            ["teacher.source=cache", f"teacher.cache={tmp_path}"],
+        )
+    )
+    assert captured(cached) - captured(live) == cached.labels * 8008 * (4 * copies - 2)
+
+
 def test_a_plugins_term_is_priced_without_torch(root):
     """As the launcher runs: in a process that never loads torch."""
     code = f"""
