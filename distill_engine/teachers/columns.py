@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from distill_engine.arithmetic.products import linear
 from distill_engine.values import AttentionKind, FeatureRequest, Features, OutputHead, Projected, QueryKey, Stack
 
 AS_KEPT = ("logits", "top_logprobs", "rest_logprob")  # whose type may be finer than the models' of a run
@@ -194,7 +195,7 @@ def _packed_logits(logits: Tensor, form: Form) -> dict[str, tuple[str, Tensor]]:
 def _unpacked_logits(tables: Mapping[str, Tensor], form: Form, head: OutputHead | None) -> Tensor:
     """[B, T, V]; log-probabilities in float32 where only k were kept."""
     if head is not None:
-        logits = functional.linear(head.hidden, head.embedding)
+        logits = linear(head.hidden, head.embedding, None)  # by the library that the model's own layer takes
         if head.bias is not None:
             logits.add_(head.bias)
         if head.masked_id is not None:

@@ -60,7 +60,7 @@ LAWS: dict[str, Law] = {
     "engine": law("values cluster models.loading recipe.problem recipe.section", frozenset({"wandb"})),
     "telemetry": law("values arithmetic registry metrics recipe.problem recipe.section cluster.files"),
     "checkpoint": law("metrics cluster recipe.section"),
-    "teachers": law("values engine.config recipe.section"),
+    "teachers": law("values arithmetic engine.config recipe.section"),
     "rollouts": law("values teachers.protocol data.tokens.layout data.order recipe.section"),
     "train": law(
         "teachers.protocol rollouts.protocol cluster.files cluster.ranks values registry metrics checkpoint "

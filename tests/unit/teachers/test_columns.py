@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
+from distill_engine.arithmetic.products import use_quicker_products
 from distill_engine.models.adapter import adapt
 from distill_engine.teachers.columns import CacheError, Form, attention_facts, constants, names_of, packed, unpacked
 from distill_engine.values import AttentionKind, Batch, FeatureRequest, Stack, Tokens
@@ -75,6 +76,19 @@ def test_logits_come_back_from_their_factors_to_the_bit(tiny, family):
     back = unpacked({"head": row[1][2]}, form, {}, asked, constants(shown))
     assert torch.equal(back.logits, shown.logits) and torch.equal(back.head.hidden, shown.head.hidden)
     assert back.head.masked_id == shown.head.masked_id
+
+
+def test_factors_are_multiplied_by_the_library_that_the_models_layer_takes():
+    """Sizes of real models: below them both libraries are one."""
+    model = torch.nn.Sequential(torch.nn.Linear(512, 2048, bias=False))
+    use_quicker_products(model)
+    draw = torch.Generator().manual_seed(8)
+    hidden = torch.randn(4, 32, 512, generator=draw)
+    with torch.no_grad():
+        logits = model(hidden)
+        once = {"head.embedding": model[0].weight.detach()}
+        back = unpacked({"head": hidden}, Form(None, "fp32", 2048, None, head=True), {}, FeatureRequest(), once)
+    assert torch.equal(back.logits, logits)
 
 
 def test_position_biases_are_one_number_for_each_head_and_distance():
