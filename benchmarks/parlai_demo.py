@@ -41,6 +41,8 @@ _COMMON = ("batch.per_rank=64", "schedule.final_share=0", "teacher.placement=rep
 _PARLAIS = (
     "losses.definition=parlai",
     "student.copy_final_norms=false",
+    "student.encoder_init_map=parlai",
+    "student.decoder_init_map=parlai",
     "optimizer.weight_decay=0.01",
     *(f"losses.weights.{term}=0" for term in ("embedding", "self_attention", "cross_attention")),
 )

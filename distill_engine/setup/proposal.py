@@ -193,6 +193,7 @@ student:
   init: teacher_layers        # embeddings, final norms and every mapped layer start as the teacher's
   encoder_layers: {shape.encoder_layers}
   decoder_layers: {depth}           # of {shape.decoder_layers}; for a smaller student see docs/narrow.md
+  decoder_init_map: first_last   # the teacher's first layer is kept, and its last (docs/losses.md)
 
 losses:
   weights:                    # importances; balancing makes them comparable{weights}
