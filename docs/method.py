@@ -31,7 +31,8 @@ from distill_engine.setup.training_data import train_loader  # noqa: E402
 from distill_engine.values import Batch  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "demo.yaml"  # from which the numbers below are
-LAYERS = {"encoder": [1], "decoder": [2, 5]}  # student layer i is initialised and supervised by this teacher layer
+START = {"encoder": [0], "decoder": [0, 5]}  # student layer i begins as this teacher layer
+LAYERS = {"encoder": [1], "decoder": [2, 5]}  # and is supervised by this one
 WEIGHTS = {"task": 1, "prediction": 4, "encoder": 0.1, "embedding": 0.1, "hidden": 0.1, "self_attention": 0.01,
            "cross_attention": 0.01}  # fmt: skip
 PEAK, WARMUP, STEPS, FINAL, CLAMP = 0.005, 20, 400, 0.02, 65504.0  # CLAMP: largest squared error of one element
@@ -41,13 +42,13 @@ ATTENTIONS = (("encoder_self_attention", "encoder", "encoder"),  # name, who ask
 
 
 def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
-    """The teacher with fewer layers: each a copy of the teacher layer it stands for, all the rest copied too."""
+    """The teacher with fewer layers: each a copy of the teacher layer it begins as, all the rest copied too."""
     config = copy.deepcopy(teacher.config)
-    config.encoder_layers, config.decoder_layers = len(LAYERS["encoder"]), len(LAYERS["decoder"])
+    config.encoder_layers, config.decoder_layers = len(START["encoder"]), len(START["decoder"])
     config.dropout = config.attention_dropout = 0.0
     student = type(teacher)(config)
     weights = {name: w for name, w in teacher.state_dict().items() if ".layers." not in name}
-    for stack, taken in LAYERS.items():
+    for stack, taken in START.items():
         for layer, source in enumerate(getattr(teacher.model, stack).layers[number] for number in taken):
             weights |= {f"model.{stack}.layers.{layer}.{name}": w for name, w in source.state_dict().items()}
     student.load_state_dict(weights)

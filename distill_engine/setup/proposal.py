@@ -193,7 +193,7 @@ student:
   init: teacher_layers        # embeddings, final norms and every mapped layer start as the teacher's
   encoder_layers: {shape.encoder_layers}
   decoder_layers: {depth}           # of {shape.decoder_layers}; for a smaller student see docs/narrow.md
-  decoder_init_map: first_last   # the teacher's first layer is kept, and its last (docs/losses.md)
+  decoder_init_map: first_last   # first and last kept, the rest between; one alone is the last
 
 losses:
   weights:                    # importances; balancing makes them comparable{weights}
